@@ -1,0 +1,40 @@
+"""What can go wrong, as one tree; the exit code of the command follows from the class.
+
+ParetuneError
+├── UserError               what the user wrote or gave; exit 2
+│   ├── SpecError           the study file
+│   ├── DataError           a data file, or what stands in it
+│   ├── NeedsError          a missing package, device, file or network
+│   └── StoreError          a store that cannot be read or written
+└── StageError              a stage failed at run time; exit 1
+
+A message says what, where (`study.yaml: variants.reduced[0].prune.blocks.count`), the value, and the way out.
+"""
+
+
+class ParetuneError(Exception):
+    exit_code = 1
+
+
+class UserError(ParetuneError):
+    exit_code = 2
+
+
+class SpecError(UserError, ValueError):
+    pass
+
+
+class DataError(UserError, ValueError):
+    pass
+
+
+class NeedsError(UserError):
+    pass
+
+
+class StoreError(UserError):
+    pass
+
+
+class StageError(ParetuneError):
+    pass
