@@ -1,0 +1,104 @@
+"""What a stage leaves behind, and a study's results as cells of records: all that the analysis reads.
+
+`record.json` is written last, so an artifact with a record is whole. Scores of single examples stand beside it in `scores.parquet`
+(columns `split, document, example, metric, value, weight` and one `slice.<field>` for each slice): every estimate is the weighted
+mean of `value` by `weight`, which makes loss a mean over tokens, bits per byte one over bytes and accuracy one over examples.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from paretune.errors import StoreError
+from paretune.spec.study import Study
+
+SCHEMA = 1
+SCORE_COLUMNS = ("split", "document", "example", "metric", "value", "weight")
+SLICE_PREFIX = "slice."
+
+
+@dataclass(frozen=True)
+class Record:
+    """`record.json` of one artifact. Times in seconds, memory and sizes in bytes."""
+
+    key: str
+    kind: str
+    revision: int
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Role to key of the parent."""
+    started: str
+    """ISO 8601, UTC."""
+    seconds: float
+    device: str
+    """`cpu`, or the name of the CUDA device."""
+    machine: Mapping[str, Any]
+    """Fingerprint: processor, cores, memory, device; times of different fingerprints are not compared."""
+    peak_memory_bytes: int
+    """Largest resident set of the stage's process."""
+    versions: Mapping[str, str]
+    git_commit: str | None
+    argv: tuple[str, ...]
+    options: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    """Small numbers and words that the stage's body returned."""
+    files: Mapping[str, Mapping[str, Any]]
+    """Relative path to `bytes` and `sha256`."""
+    schema: int = SCHEMA
+    path: Path = field(default=Path(), compare=False)
+    """The artifact's directory; not stored."""
+
+
+def write_record(record: Record, directory: Path) -> None:
+    content = {name: value for name, value in asdict(record).items() if name != "path"}
+    (directory / "record.json").write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+
+
+def read_record(directory: Path) -> Record:
+    """The record of the artifact at `directory`; StoreError if it is damaged or of a newer version."""
+    file = directory / "record.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        schema = content["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{file}: not a record ({error}); remove the directory, and the stage runs again") from None
+    if schema > SCHEMA:
+        raise StoreError(f"{file}: written by a newer Paretune (schema {schema}, this one reads {SCHEMA}); update Paretune")
+    content["argv"] = tuple(content["argv"])
+    return replace(Record(**content), path=directory)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant of one base on one dataset with one seed, and the records of its stages."""
+
+    base: str
+    dataset: str
+    variant: str
+    seed: int | None
+    """None where nothing in the variant depends on a seed."""
+    methods: tuple[Record, ...]
+    """In order; a train method's record carries `train_seconds`, `trainable_parameters` ... and `curves.jsonl`."""
+    evaluations: Mapping[str, Record]
+    """By the name that the study gives them, and `size` (parameters and bytes), which every variant gets."""
+    missing: tuple[str, ...] = ()
+    """Names of stages that failed or did not run."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a report is written from."""
+
+    study: Study
+    study_file: Path
+    lock: Mapping[str, Any]
+    """The content of the study's lock: precision, device kind, digests, hub commits."""
+    data: Mapping[str, Record]
+    """By dataset: the data stage (split sizes, what was left out)."""
+    leakage: Mapping[str, Record]
+    """By dataset: the leakage stage."""
+    tokens: Mapping[tuple[str, str], Record]
+    """By (base, dataset): the tokenize stage."""
+    cells: tuple[Cell, ...]

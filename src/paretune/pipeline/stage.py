@@ -1,0 +1,115 @@
+"""A stage: one cached unit of work, and the key that identifies its answer.
+
+The key is the SHA-256 of canonical JSON of kind, revision, the whole config and the parents' keys. What lies outside (files, hub
+repositories) enters the config as a digest and is found at run time through `resources`, which are not hashed; neither are
+RunOptions, which say how to run and never what.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from paretune.pipeline.records import Record
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run; recorded, never part of a key."""
+
+    device: str = "auto"
+    workers: int = 1
+    accumulate: int = 1
+    """Micro-batches that an optimizer step is cut into; moves float rounding only."""
+    row_tokens: int = 2048
+    """Tokens of a packed row at most (never less than the longest example); moves float rounding only."""
+    checkpoint_seconds: float = 60.0
+    """Between training checkpoints."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One cached unit of work. Equal keys are the same stage, whoever asks for it."""
+
+    kind: str
+    config: Mapping[str, Any]
+    body: str
+    """`module:function`, called with a StageContext."""
+    inputs: Mapping[str, "Stage"] = field(default_factory=dict)
+    """Parents by role; their keys are part of this stage's key."""
+    after: tuple["Stage", ...] = ()
+    """Gates that must have succeeded before this stage runs; not part of the key."""
+    resources: Mapping[str, str] = field(default_factory=dict)
+    """Where to find what the config pins by digest: a path, or `hub:NAME@COMMIT`."""
+    revision: int = 1
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 in hexadecimal."""
+        identity = {
+            "kind": self.kind,
+            "revision": self.revision,
+            "config": self.config,
+            "inputs": {role: parent.key for role, parent in self.inputs.items()},
+        }
+        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Directory in the store, like `train.lora-3f2a91c0`."""
+        return f"{self.kind}-{self.key[:8]}"
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stage) and self.key == other.key
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage: its directory, record and parents."""
+
+    path: Path
+    record: Record
+    inputs: Mapping[str, "Artifact"]
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """All that a stage's body sees."""
+
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Artifact]
+    resources: Mapping[str, str]
+    options: RunOptions
+    draft: Path
+    """Directory to write files into; it becomes the artifact. What a killed run left in it is still there."""
+    emit: Callable[..., None]
+    """`emit(done=..., total=..., **numbers)` reports progress; cheap."""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces; ValueError for NaN and infinity, TypeError for a type that JSON does not have."""
+    _check(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _check(value: Any) -> None:
+    # json.dumps turns the keys 1 and "1" into the same text and a tuple into a list; a key must tell them apart or refuse.
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"a key of canonical JSON is a string, not {type(key).__name__}: {key!r}")
+            _check(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check(item)
+    elif not (value is None or isinstance(value, str | bool | int | float)):
+        raise TypeError(f"canonical JSON has no {type(value).__name__}: {value!r}")
+
+
+Status = Literal["new", "reused", "blocked"]

@@ -1,0 +1,80 @@
+"""The evaluations that a study can ask for: one config class each, and the table of their rows."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from paretune.spec.base import Spec
+from paretune.spec.registry import Evaluation
+
+
+class Perplexity(Spec):
+    """Loss, perplexity, bits per byte and token accuracy on held-out documents."""
+
+    splits: tuple[Literal["train", "validation", "test"], ...] = Field(("validation", "test"), min_length=1)
+    stride: int | None = Field(None, ge=1)
+    """Tokens between windows of a long document; half of `max_length` unless given. Every token is scored once."""
+
+
+class Qa(Spec):
+    """Questions with known answers: multiple choice by likelihood, factual by likelihood and by generation."""
+
+    path: str | None = None
+    """JSON or JSONL: own format (`questions`), OpenBookQA or ARC; relative to the study file."""
+    builtin: str | None = None
+    """A question set that ships with the package."""
+    slice_by: tuple[str, ...] = ()
+    """Fields of a question that the scores are broken down by."""
+    prompt: str = "Question: {{ question }}\nAnswer:"
+    """Template over the fields of a question."""
+    answer: str = " {{ answer }}"
+    """Template of an option, and of the gold answer."""
+    max_new_tokens: int = Field(32, ge=1)
+    """Longest generated answer to a factual question; it ends at the first line break."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.builtin is None):
+            raise ValueError("name exactly one of `path` and `builtin`")
+        return self
+
+
+class Generate(Spec):
+    """Continuations of prompts, side by side for all variants."""
+
+    prompts: tuple[str, ...] = Field(min_length=1)
+    max_new_tokens: int = Field(100, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    """0 keeps the whole vocabulary."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """1 leaves the logits as they are."""
+    seed: int = 0
+    """Of the sampling."""
+
+    @model_validator(mode="after")
+    def _sampling_needs_temperature(self) -> Self:
+        if self.temperature == 0 and (self.top_p < 1 or self.top_k > 0):
+            raise ValueError("`top_p` and `top_k` do nothing at `temperature: 0`, which is greedy; set a temperature")
+        if any(not prompt for prompt in self.prompts):
+            raise ValueError("a prompt is empty")
+        return self
+
+
+class Latency(Spec):
+    """Time to the first token and for each further token, one sequence at a time."""
+
+    prompt_tokens: int = Field(64, ge=1)
+    new_tokens: int = Field(64, ge=2)
+    repeats: int = Field(20, ge=1)
+    warmup: int = Field(3, ge=0)
+
+
+EVALUATIONS = (
+    Evaluation("generate", Generate, "paretune.evaluate.generate:evaluate_generate"),
+    Evaluation("latency", Latency, "paretune.evaluate.cost:evaluate_latency", uses_tokens=True, measures_time=True),
+    Evaluation("perplexity", Perplexity, "paretune.evaluate.likelihood:evaluate_perplexity", uses_tokens=True),
+    Evaluation("qa", Qa, "paretune.evaluate.qa:evaluate_qa", items="paretune.data.questions:question_texts"),
+)

@@ -1,0 +1,92 @@
+"""The tables of what a study can name: one row a method, one row an evaluation.
+
+A row is (name, config class, "module:function", needs); the function is imported on first use, so that reading a study stays
+light. Third parties ship the same rows through the entry-point groups `paretune.methods` and `paretune.evaluations`.
+"""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from paretune.errors import SpecError
+from paretune.spec.base import Spec, suggestion
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to prune, train, distil or quantize a model."""
+
+    name: str
+    config: type[Spec]
+    body: str
+    """`module:function`, called with a StageContext; returns the metrics of the record."""
+    trains: bool = False
+    """Takes the tokens, the study's `train` section and the seed."""
+    revision: int = 1
+    """Raised whenever the body's answer changes; part of the key."""
+    needs: tuple[str, ...] = ()
+    """What must be there before the first stage: `cuda`, or a module's name."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One way to measure a model."""
+
+    name: str
+    config: type[Spec]
+    body: str
+    items: str | None = None
+    """`module:function` that reads the evaluation's item file (the config's `path`) as texts, for the leakage check."""
+    uses_tokens: bool = False
+    """Takes the tokenized dataset."""
+    measures_time: bool = False
+    """The answer depends on the machine, whose fingerprint is then part of the key."""
+    revision: int = 1
+    needs: tuple[str, ...] = field(default=())
+
+
+def find_method(name: str, where: str) -> Method:
+    """The row called `name`; SpecError with a suggestion if there is none."""
+    rows = methods()
+    if name not in rows:
+        raise SpecError(f"{where}: unknown method `{name}`{suggestion(name, rows)}")
+    return rows[name]
+
+
+def find_evaluation(name: str, where: str) -> Evaluation:
+    """The row called `name`; SpecError with a suggestion if there is none."""
+    rows = evaluations()
+    if name not in rows:
+        raise SpecError(f"{where}: unknown evaluation `{name}`{suggestion(name, rows)}; `kind:` names it if the key is a name")
+    return rows[name]
+
+
+def methods() -> dict[str, Method]:
+    from paretune.spec.methods import METHODS
+
+    return _with_plugins(METHODS, "paretune.methods", Method)
+
+
+def evaluations() -> dict[str, Evaluation]:
+    from paretune.spec.evaluations import EVALUATIONS
+
+    return _with_plugins(EVALUATIONS, "paretune.evaluations", Evaluation)
+
+
+def load_function(address: str) -> Any:
+    """The object at `module:function`."""
+    module, _, name = address.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _with_plugins(builtin: tuple[Any, ...], group: str, row_type: type) -> dict[str, Any]:
+    rows = {row.name: row for row in builtin}
+    for entry in entry_points(group=group):
+        row = entry.load()
+        if not isinstance(row, row_type):
+            raise SpecError(f"entry point `{entry.name}` of `{group}` is no {row_type.__name__} row, but {type(row).__name__}")
+        if row.name in rows:
+            raise SpecError(f"entry point `{entry.name}` of `{group}` names `{row.name}`, which exists already")
+        rows[row.name] = row
+    return rows

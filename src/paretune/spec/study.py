@@ -1,0 +1,281 @@
+"""The study: the user's file and question, parsed once into frozen types.
+
+`load_study` is the only way in. Nothing later changes a study, and no flag overrides anything in it.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from paretune.errors import SpecError
+from paretune.spec.base import Spec, check_name, shown, suggestion, validate
+from paretune.spec.data import Dataset
+from paretune.spec.registry import Evaluation, Method, find_evaluation, find_method, methods
+from paretune.spec.yaml_file import Path_, read_yaml
+
+
+class Base(Spec):
+    """A pretrained causal LM and its tokenizer: exactly one of `path`, `hub` and `builtin`."""
+
+    path: str | None = None
+    """A directory in Hugging Face format; relative to the study file."""
+    hub: str | None = None
+    """A repository of the Hugging Face hub, `owner/name`."""
+    builtin: str | None = None
+    """A model that ships with the package."""
+    revision: str | None = None
+    """Commit, tag or branch of `hub`; the commit is pinned in the lock."""
+    trust_remote_code: bool = False
+    """Run the Python code that the repository brings. Off unless you have read it."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if sum(place is not None for place in (self.path, self.hub, self.builtin)) != 1:
+            raise ValueError("name exactly one of `path`, `hub` and `builtin`")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("`revision` goes with `hub`")
+        return self
+
+
+class EarlyStopping(Spec):
+    """Stop when validation has not improved for `patience` evaluations."""
+
+    patience: int = Field(ge=1)
+    metric: Literal["loss", "token_accuracy"] = "loss"
+
+
+class Train(Spec):
+    """What all training methods of a study share, so that they differ in nothing else."""
+
+    epochs: int | None = Field(None, ge=1)
+    """Passes over the training split; 3 unless `max_steps` is given."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps instead of epochs."""
+    batch_size: int = Field(8, ge=1)
+    """Examples (documents, or windows of long ones) in one optimizer step."""
+    max_length: int = Field(512, ge=8)
+    """Tokens of an example at most."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    evaluate_every: Literal["epoch"] | int = "epoch"
+    """Validation loss every epoch, or every so many steps."""
+    early_stopping: EarlyStopping | None = None
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the artifact: of the evaluation with the lowest validation loss, or of the last step."""
+    base_dropout: Literal["keep"] | float = "keep"
+    """The dropout inside the base model: as its config says, or this rate in every dropout layer."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("`epochs` and `max_steps` exclude each other")
+        if isinstance(self.evaluate_every, int) and self.evaluate_every < 1:
+            raise ValueError("`evaluate_every` is `epoch` or a number of steps from 1")
+        if isinstance(self.base_dropout, float) and not 0 <= self.base_dropout < 1:
+            raise ValueError("`base_dropout` is `keep` or a rate from 0 to below 1")
+        return self
+
+    @property
+    def num_epochs(self) -> int | None:
+        """None where `max_steps` decides."""
+        return None if self.max_steps else self.epochs or 3
+
+
+class Precision(Spec):
+    """Number formats. `auto` is resolved once for the machine and written into the lock."""
+
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products in training: bfloat16 where this machine multiplies it faster, float32 otherwise."""
+    evaluate: Literal["float32", "bfloat16"] = "float32"
+    """Of everything that is measured."""
+
+
+class Compare(Spec):
+    baseline: str | None = None
+    """The variant that the others are compared with; the first trained one of the file unless given."""
+    interval: float = Field(0.95, gt=0, lt=1)
+    """Coverage of the intervals."""
+
+
+class MethodUse(Spec):
+    """A method with its configuration, as a variant uses it."""
+
+    name: str
+    config: Spec
+
+    @property
+    def row(self) -> Method:
+        return methods()[self.name]
+
+
+class Variant(Spec):
+    """A base plus an ordered list of methods."""
+
+    methods: tuple[MethodUse, ...]
+    bases: tuple[str, ...] | None = None
+    """All bases of the study unless given."""
+
+
+class EvaluationUse(Spec):
+    """An evaluation with its configuration; the study names it."""
+
+    kind: str
+    config: Spec
+
+    @property
+    def row(self) -> Evaluation:
+        return find_evaluation(self.kind, "")
+
+
+class Study(Spec):
+    """The whole file. `bases` x `data` x `variants` x `seeds` is the matrix that runs."""
+
+    study: str
+    """Its name; the outputs go to `results/<study>/`."""
+    bases: dict[str, Base] = Field(min_length=1)
+    data: dict[str, Dataset] = Field(min_length=1)
+    train: Train = Train()
+    precision: Precision = Precision()
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Of training; the split has its own."""
+    variants: dict[str, Variant] = Field(min_length=1)
+    evaluate: dict[str, EvaluationUse] = Field(min_length=1)
+    compare: Compare = Compare()
+
+    @property
+    def baseline(self) -> str:
+        """The variant that comparisons are taken against."""
+        trained = (name for name, variant in self.variants.items() if any(use.row.trains for use in variant.methods))
+        return self.compare.baseline or next(trained, next(iter(self.variants)))
+
+
+def load_study(file: str | Path) -> Study:
+    """The study in `file`; SpecError naming line, field, value and way out for whatever is wrong with it."""
+    file = Path(file)
+    value, lines = read_yaml(file)
+    if value is None:
+        raise SpecError(f"{file}: is empty; `paretune init DATA` writes a first study file")
+    if not isinstance(value, Mapping):
+        raise SpecError(f"{file}: a study is a mapping that begins with `study: NAME`, not {shown(value)}")
+    try:
+        return _parse(value)
+    except SpecError as error:
+        raise SpecError("\n".join(_located(line, file, lines) for line in str(error).splitlines())) from None
+
+
+def _parse(value: Mapping[str, Any]) -> Study:
+    for key in value:
+        if key not in Study.model_fields:
+            raise SpecError(f"{key}: unknown key{suggestion(key, Study.model_fields)}")
+    for key, field in Study.model_fields.items():
+        if field.is_required() and key not in value:
+            raise SpecError(f"{key}: missing; a study needs `study`, `bases`, `data`, `variants` and `evaluate`")
+    if not isinstance(value["study"], str):
+        raise SpecError(f"study: a name is text, got {shown(value['study'])}")
+    check_name(value["study"], "study")
+    parts: dict[str, Any] = {
+        "study": value["study"],
+        "bases": {name: validate(Base, item, f"bases.{name}") for name, item in _named(value, "bases")},
+        "data": {name: validate(Dataset, item, f"data.{name}") for name, item in _named(value, "data")},
+        "variants": {name: _variant(item, f"variants.{name}") for name, item in _named(value, "variants")},
+        "evaluate": {name: _evaluation(name, item, f"evaluate.{name}") for name, item in _named(value, "evaluate")},
+    }
+    for name, model in (("train", Train), ("precision", Precision), ("compare", Compare)):
+        if name in value:
+            parts[name] = validate(model, value[name], name)
+    if "seeds" in value:
+        parts["seeds"] = _seeds(value["seeds"])
+    study = Study(**parts)
+    _check_references(study)
+    return study
+
+
+def _named(value: Mapping[str, Any], section: str) -> list[tuple[str, Any]]:
+    entries = value[section]
+    if not isinstance(entries, Mapping) or not entries:
+        raise SpecError(f"{section}: expected a mapping of names with at least one entry, got {shown(entries)}")
+    for name in entries:
+        check_name(name, f"{section}.{name}")
+    return list(entries.items())
+
+
+def _variant(value: Any, where: str) -> Variant:
+    if isinstance(value, Mapping):
+        unknown = [key for key in value if key not in Variant.model_fields]
+        if unknown:
+            raise SpecError(f"{where}.{unknown[0]}: unknown key{suggestion(unknown[0], Variant.model_fields)}")
+        bases = value.get("bases")
+        if bases is not None and not (isinstance(bases, list) and bases and all(isinstance(name, str) for name in bases)):
+            raise SpecError(f"{where}.bases: expected a list of names of bases, got {shown(bases)}")
+        chain = _methods(value.get("methods", []), f"{where}.methods")
+        return Variant(methods=chain, bases=None if bases is None else tuple(bases))
+    return Variant(methods=_methods(value, where))
+
+
+def _methods(value: Any, where: str) -> tuple[MethodUse, ...]:
+    if not isinstance(value, list):
+        raise SpecError(f"{where}: expected a list of methods like `[{{train.full: {{}}}}]`, or `[]`, got {shown(value)}")
+    return tuple(_method(item, f"{where}[{index}]") for index, item in enumerate(value))
+
+
+def _method(value: Any, where: str) -> MethodUse:
+    if isinstance(value, str):
+        value = {value: {}}
+    if not isinstance(value, Mapping) or not value:
+        raise SpecError(f"{where}: expected `{{method: {{fields}}}}`, got {shown(value)}")
+    name, config = next(iter(value.items()))
+    row = find_method(name, where)
+    if len(value) > 1:
+        fields = ", ".join(f"`{key}`" for key in list(value)[1:])
+        raise SpecError(f"{where}: {fields} stand beside `{name}`; indent the fields of a method under its name")
+    return MethodUse(name=name, config=validate(row.config, {} if config is None else config, f"{where}.{name}"))
+
+
+def _evaluation(name: str, value: Any, where: str) -> EvaluationUse:
+    fields = dict(value) if isinstance(value, Mapping) else {} if value is None else value
+    if not isinstance(fields, dict):
+        raise SpecError(f"{where}: expected a mapping of fields, got {shown(value)}")
+    kind = fields.pop("kind", name)
+    if not isinstance(kind, str):
+        raise SpecError(f"{where}.kind: expected the name of an evaluation, got {shown(kind)}")
+    return EvaluationUse(kind=kind, config=validate(find_evaluation(kind, where).config, fields, where))
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    whole = isinstance(value, list) and value and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in value)
+    if not whole or len(set(value)) < len(value) or min(value) < 0:
+        raise SpecError(f"seeds: expected a list of distinct whole numbers from 0, got {shown(value)}")
+    return tuple(value)
+
+
+def _check_references(study: Study) -> None:
+    if study.compare.baseline is not None and study.compare.baseline not in study.variants:
+        unknown = study.compare.baseline
+        raise SpecError(f"compare.baseline: no variant `{unknown}`{suggestion(unknown, study.variants)}")
+    for name, variant in study.variants.items():
+        for base in variant.bases or ():
+            if base not in study.bases:
+                raise SpecError(f"variants.{name}.bases: no base `{base}`{suggestion(base, study.bases)}")
+    if "size" in study.evaluate:
+        raise SpecError("evaluate.size: the name `size` is taken (parameters and bytes of every variant); choose another")
+
+
+def _located(message: str, file: Path, lines: dict[Path_, int]) -> str:
+    """`file:line: message`, the line being that of the deepest key of the message's path that stands in the file."""
+    place = message.split(": ", 1)[0]
+    deepest = max((path for path in lines if _stands_in(_dotted(path), place)), key=len, default=None)
+    return f"{file}:{lines[deepest]}: {message}" if deepest else f"{file}: {message}"
+
+
+def _stands_in(prefix: str, place: str) -> bool:
+    return place.startswith(prefix) and re.match(r"$|[.\[]", place[len(prefix) :]) is not None
+
+
+def _dotted(path: Path_) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
