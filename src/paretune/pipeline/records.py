@@ -1,8 +1,9 @@
 """What a stage leaves behind, and a study's results as cells of records: all that the analysis reads.
 
-`record.json` is written last, so an artifact with a record is whole. Scores of single examples stand beside it in `scores.parquet`
-(columns `split, document, example, metric, value, weight` and one `slice.<field>` for each slice): every estimate is the weighted
-mean of `value` by `weight`, which makes loss a mean over tokens, bits per byte one over bytes and accuracy one over examples.
+`record.json` is written last, so an artifact with a record is whole. Scores of single examples stand beside it in
+`scores.parquet` (columns `split, document, example, metric, value, weight` and one `slice.<field>` for each slice): every
+estimate is the weighted mean of `value` by `weight`, which makes loss a mean over tokens, bits per byte one over bytes and
+accuracy one over examples.
 """
 
 import json

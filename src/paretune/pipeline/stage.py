@@ -1,8 +1,8 @@
 """A stage: one cached unit of work, and the key that identifies its answer.
 
-The key is the SHA-256 of canonical JSON of kind, revision, the whole config and the parents' keys. What lies outside (files, hub
-repositories) enters the config as a digest and is found at run time through `resources`, which are not hashed; neither are
-RunOptions, which say how to run and never what.
+The key is the SHA-256 of canonical JSON of kind, revision, the whole config and the parents' keys. What lies outside (files,
+hub repositories) enters the config as a digest and is found at run time through `resources`, which are not hashed; neither
+are RunOptions, which say how to run and never what.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from paretune.pipeline.records import Record
 
@@ -24,8 +24,8 @@ class RunOptions:
     workers: int = 1
     accumulate: int = 1
     """Micro-batches that an optimizer step is cut into; moves float rounding only."""
-    row_tokens: int = 2048
-    """Tokens of a packed row at most (never less than the longest example); moves float rounding only."""
+    forward_tokens: int = 4096
+    """Tokens of one forward pass at most (never less than one row); moves float rounding only."""
     checkpoint_seconds: float = 60.0
     """Between training checkpoints."""
 
@@ -110,6 +110,3 @@ def _check(value: Any) -> None:
             _check(item)
     elif not (value is None or isinstance(value, str | bool | int | float)):
         raise TypeError(f"canonical JSON has no {type(value).__name__}: {value!r}")
-
-
-Status = Literal["new", "reused", "blocked"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from paretune.errors import SpecError
 from paretune.spec.base import Spec, check_name, shown, suggestion, validate
@@ -107,7 +107,7 @@ class MethodUse(Spec):
     """A method with its configuration, as a variant uses it."""
 
     name: str
-    config: Spec
+    config: SerializeAsAny[Spec]
 
     @property
     def row(self) -> Method:
@@ -126,7 +126,7 @@ class EvaluationUse(Spec):
     """An evaluation with its configuration; the study names it."""
 
     kind: str
-    config: Spec
+    config: SerializeAsAny[Spec]
 
     @property
     def row(self) -> Evaluation:

@@ -1,0 +1,150 @@
+"""A base's tokenizer with the few rules that training, scoring and generation share.
+
+The prefix token (BOS, or EOS where there is no BOS) stands before every text and is never scored. Pieces of a text are
+tokenized apart and joined literally (the seam rule), so a piece that continues a text must not get the dummy space that
+SentencePiece-style tokenizers put before what they take for the beginning of a text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from paretune.errors import DataError, NeedsError
+from paretune.pipeline.stage import StageContext
+from paretune.spec.data import SPLITS
+
+SCHEMA = pa.schema(
+    {
+        "split": pa.string(),
+        "document": pa.string(),
+        "example": pa.string(),
+        "ids": pa.list_(pa.int32()),
+        "bytes": pa.int64(),
+        "lossless": pa.bool_(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    hf: PreTrainedTokenizerBase
+    prefix_id: int
+    """BOS, or EOS where the tokenizer has none."""
+    eos_id: int
+    stop_ids: frozenset[int]
+    """All ids that end a generation: EOS, and what the model's generation config adds."""
+    pad_id: int
+    """Only ever under a mask."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text from its beginning, without special tokens."""
+        return list(self.hf(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Ids of a piece that follows other text, without the dummy space of a beginning."""
+        if not text or not self._adds_space():
+            return self.encode(text)
+        if text.startswith(" "):
+            return self.encode(text[1:])  # the dummy space is the space that the piece begins with
+        marked, mark = self.encode("\n" + text), self.encode("\n")
+        return marked[len(mark) :] if marked[: len(mark)] == mark else self.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.hf.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    def _adds_space(self) -> bool:
+        return self.hf.convert_ids_to_tokens(self.encode("a"))[0].startswith("▁")
+
+
+def pretrained_arguments(base: Mapping[str, Any], resource: str) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes for a base: a directory or hub name, and keyword arguments (commit, remote code)."""
+    arguments: dict[str, Any] = {"trust_remote_code": base["trust_remote_code"]}
+    if not resource.startswith("hub:"):
+        return resource, arguments
+    name, _, commit = resource.removeprefix("hub:").partition("@")
+    return name, arguments | {"revision": commit}
+
+
+def load_tokenizer(base: Mapping[str, Any], resource: str) -> TextTokenizer:
+    """The tokenizer of a base; NeedsError if its files are missing or it has no end-of-text token."""
+    name, arguments = pretrained_arguments(base, resource)
+    try:
+        hf = AutoTokenizer.from_pretrained(name, **arguments)
+        config = AutoConfig.from_pretrained(name, **arguments)
+    except (OSError, ValueError) as error:
+        raise NeedsError(f"{name}: tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
+    try:
+        generation = GenerationConfig.from_pretrained(name, **{k: v for k, v in arguments.items() if k == "revision"})
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    eos_id = hf.eos_token_id if hf.eos_token_id is not None else _first(config.eos_token_id)
+    if eos_id is None:
+        raise NeedsError(f"{name}: its tokenizer has no end-of-text token; add `eos_token` to tokenizer_config.json")
+    bos_id = hf.bos_token_id if hf.bos_token_id is not None else _first(config.bos_token_id)
+    return TextTokenizer(
+        hf=hf,
+        prefix_id=eos_id if bos_id is None else bos_id,
+        eos_id=eos_id,
+        stop_ids=frozenset({eos_id, *_all(generation.eos_token_id)}),
+        pad_id=eos_id if hf.pad_token_id is None else hf.pad_token_id,
+    )
+
+
+def tokenize(context: StageContext) -> dict[str, Any]:
+    """Stage body: the documents of a dataset as the ids of one tokenizer, in `tokens.parquet`.
+
+    Raises DataError for a document longer than `max_length` where the study says `too_long: error`.
+    """
+    tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
+    documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
+    rows, skipped = [], 0
+    for number, row in enumerate(documents):
+        ids = tokenizer.encode(row["text"])
+        # The prefix and EOS belong to the example as it is trained.
+        if len(ids) + 2 > context.config["max_length"] and context.config["too_long"] != "windows":
+            _refuse_if_asked(context.config, row, len(ids) + 2)
+            skipped += 1
+            continue
+        text = row.pop("text")
+        rows.append({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
+        if number % 200 == 0:
+            context.emit(done=number, total=len(documents))
+    _check_splits(rows, context.config["max_length"])
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
+    tokens = {f"tokens_{split}": sum(len(row["ids"]) for row in rows if row["split"] == split) for split in SPLITS}
+    return {**tokens, "skipped_examples": skipped, "lossy_examples": sum(not row["lossless"] for row in rows)}
+
+
+def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any]]:
+    """Rows of `tokens.parquet`, of one split or all; `ids` as numpy int32."""
+    table = pq.read_table(directory / "tokens.parquet", filters=None if split is None else [("split", "=", split)])
+    ids = [item.values.to_numpy() for item in table["ids"]]
+    rows = table.drop_columns(["ids"]).to_pylist()
+    return [{**row, "ids": row_ids} for row, row_ids in zip(rows, ids, strict=True)]
+
+
+def _refuse_if_asked(config: Mapping[str, Any], row: Mapping[str, Any], length: int) -> None:
+    if config["too_long"] == "error":
+        raise DataError(
+            f"document `{row['document']}` (record {row['example']}) has {length} tokens and `train.max_length` is "
+            f"{config['max_length']}; raise it, or write `too_long: windows` or `too_long: skip`"
+        )
+
+
+def _check_splits(rows: list[dict[str, Any]], max_length: int) -> None:
+    empty = [split for split in SPLITS if not any(row["split"] == split for row in rows)]
+    if empty:
+        raise DataError(f"no document of the {empty[0]} split fits into {max_length} tokens; write `too_long: windows`")
+
+
+def _first(ids: int | list[int] | None) -> int | None:
+    return next(iter(_all(ids)), None)
+
+
+def _all(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else ids

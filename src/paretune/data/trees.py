@@ -1,0 +1,122 @@
+"""The layout of a batch: examples packed into rows, each isolated from the others, with an explicit list of targets.
+
+Three facts make packing exact: a token's position is its position in its own example; it attends to its own example only; and
+the loss is taken at a list of (hidden state, target) pairs. Shapes: R rows, T positions in a row, N targets.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+PADDING = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One sequence to train on or to score."""
+
+    ids: np.ndarray
+    """int32, the prefix token included."""
+    first_target: int = 1
+    """`ids[first_target:]` are targets, each predicted from the position before it."""
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.ids) - self.first_target
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows for one forward pass."""
+
+    ids_RT: torch.Tensor
+    positions_RT: torch.Tensor
+    segments_RT: torch.Tensor
+    """Which example of its row a token belongs to; PADDING where there is none."""
+    hidden_N: torch.Tensor
+    """Index into the flattened R x T positions: the state that predicts each target."""
+    targets_N: torch.Tensor
+    sizes: tuple[int, ...]
+    """Targets of each example, in the order of the batch."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds more than one example, so that a plain causal mask would not do."""
+        return bool((self.segments_RT > 0).any())
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = (t.to(device) for t in (self.ids_RT, self.positions_RT, self.segments_RT, self.hidden_N, self.targets_N))
+        return Batch(*moved, sizes=self.sizes)
+
+
+def windows(ids: np.ndarray, max_length: int, prefix_id: int, eos_id: int) -> list[Example]:
+    """A text as training examples of at most `max_length` tokens, prefix first and EOS last; each token is a target once.
+
+    Consecutive windows overlap by one token, which is a target in the first and predicts the next target in the second.
+    """
+    whole = np.concatenate([[prefix_id], ids, [eos_id]]).astype(np.int32)
+    step = max_length - 1
+    return [Example(whole[start : start + max_length]) for start in range(0, len(whole) - 1, step)]
+
+
+def forward_batches(
+    examples: Sequence[Example], *, forward_tokens: int, pad_id: int, isolate: bool = True
+) -> Iterator[tuple[list[int], Batch]]:
+    """Batches of at most `forward_tokens` positions (or one row), with the indices of the examples in each.
+
+    Rows are as long as the longest example and filled best-fit; with `isolate` False (the architecture cannot keep packed
+    examples apart) a row holds one example.
+    """
+    if not examples:
+        return
+    rows = _best_fit([len(example.ids) for example in examples], isolate)
+    # Rows of like length stand together, so that padding is small.
+    rows.sort(key=lambda row: -sum(len(examples[i].ids) for i in row))
+    start = 0
+    while start < len(rows):
+        width = sum(len(examples[i].ids) for i in rows[start])
+        count = max(1, forward_tokens // width)
+        chunk = rows[start : start + count]
+        yield [i for row in chunk for i in row], lay_out([[examples[i] for i in row] for row in chunk], pad_id)
+        start += count
+
+
+def lay_out(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
+    """The tensors of some rows, padded on the right to the longest."""
+    width = max(sum(len(example.ids) for example in row) for row in rows)
+    ids, positions, segments = (np.full((len(rows), width), fill, np.int64) for fill in (pad_id, 0, PADDING))
+    hidden, targets, sizes = [], [], []
+    for r, row in enumerate(rows):
+        start = 0
+        for segment, example in enumerate(row):
+            stop = start + len(example.ids)
+            ids[r, start:stop], segments[r, start:stop] = example.ids, segment
+            positions[r, start:stop] = np.arange(stop - start)
+            hidden.append(r * width + start + np.arange(example.first_target, len(example.ids)) - 1)
+            targets.append(example.ids[example.first_target :].astype(np.int64))
+            sizes.append(example.num_targets)
+            start = stop
+    tensors = (ids, positions, segments, np.concatenate(hidden), np.concatenate(targets))
+    return Batch(*(torch.from_numpy(array) for array in tensors), sizes=tuple(sizes))
+
+
+def _best_fit(lengths: Sequence[int], isolate: bool) -> list[list[int]]:
+    """Indices of `lengths` in rows no longer than the longest, by best fit of decreasing lengths."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    if not isolate:
+        return [[i] for i in order]
+    capacity = lengths[order[0]]
+    rows: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}
+    for i in order:
+        room = min((r for r in by_room if r >= lengths[i] and by_room[r]), default=None)
+        if room is None:
+            rows.append([])
+            row, room = len(rows) - 1, capacity
+        else:
+            row = by_room[room].pop()
+        rows[row].append(i)
+        by_room.setdefault(room - lengths[i], []).append(row)
+    return rows

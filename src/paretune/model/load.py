@@ -1,0 +1,66 @@
+"""Load a base or an artifact: weights from safetensors, adapters merged, nothing left at random."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_arguments
+from paretune.errors import NeedsError, StageError
+from paretune.pipeline.stage import Artifact, StageContext
+
+ADAPTER = "adapter"
+"""Directory of a PEFT adapter inside an artifact; an artifact without it is itself a model directory."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    model: PreTrainedModel
+    """In evaluation mode, on `device`."""
+    tokenizer: TextTokenizer
+    device: torch.device
+    max_positions: int | None
+    """Longest sequence that the positions of the model reach; None where nothing limits it."""
+
+
+def load_model(context: StageContext, dtype: torch.dtype | None = None) -> LoadedModel:
+    """The model that a stage is given: its input `model`, or the base; in `dtype`, or the precision of the stage's config."""
+    dtype = dtype or getattr(torch, context.config["precision"])
+    base = (context.config["base"], context.resources["base"])
+    device = torch.device(context.config.get("device", "cpu"))
+    model = _load(context.inputs.get("model"), base, dtype).to(device).eval()
+    return LoadedModel(model, load_tokenizer(*base), device, max_positions(model.config.get_text_config()))
+
+
+def load_pretrained(name: str, dtype: torch.dtype, **arguments: Any) -> PreTrainedModel:
+    """A causal LM from a directory or the hub; StageError if any of its weights would be left at random."""
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **arguments)
+    except (OSError, ValueError) as error:
+        raise NeedsError(f"{name}: model cannot be loaded: {str(error).splitlines()[0]}") from None
+    broken = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    if broken:
+        raise StageError(
+            f"{name}: {len(broken)} weights are missing or of another shape, like `{broken[0]}`; not a whole model"
+        )
+    return model
+
+
+def max_positions(config: Any) -> int | None:
+    """Number of positions by the config; None where it names no limit."""
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    return next((limit for limit in limits if limit), None)
+
+
+def _load(artifact: Artifact | None, base: tuple[Mapping[str, Any], str], dtype: torch.dtype) -> PreTrainedModel:
+    if artifact is None:
+        name, arguments = pretrained_arguments(*base)
+        return load_pretrained(name, dtype, **arguments)
+    adapter = artifact.path / ADAPTER
+    if not adapter.is_dir():
+        return load_pretrained(str(artifact.path), dtype)
+    parent = _load(artifact.inputs.get("model"), base, dtype)
+    return PeftModel.from_pretrained(parent, str(adapter)).merge_and_unload()
