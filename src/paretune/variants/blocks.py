@@ -1,0 +1,230 @@
+"""Find the blocks of a causal language model and remove some, so that what is left is an ordinary model of fewer blocks.
+
+A block that moves to another position must take with it what the model says about it in four places: the list of blocks,
+the cache index inside the block, the per-block fields of the config, and constants that the block's position was folded
+into (GPT-2's inverse-layer scaling). No architecture is named for the first three: a second model is built from the new
+config on the meta device, where it costs nothing, and the live one must agree with it in every module, every shape and
+every plain attribute. What cannot be made to agree is refused. `proof.py` then compares logits.
+"""
+
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+
+from paretune.errors import SpecError, StageError
+from paretune.variants.block_fields import prune_fields
+
+KEPT_BLOCKS = "paretune_kept_blocks"
+"""Config field: for each block of the model its index in the base."""
+BASE_FINGERPRINT = "paretune_base_fingerprint"
+"""Config field: the fingerprint of that base."""
+
+STATE_OF_A_RUN = {"training", "gradient_checkpointing"}
+"""Attributes of a module that no config fixes."""
+
+REFUSALS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ZeroDivisionError, StrictDataclassError)
+"""What the classes of transformers raise on a config or on weights that do not fit them."""
+
+
+def block_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The dotted path and the list of the model's decoder blocks: as long as the config says, called alike, not nested.
+
+    Raises StageError where there is none or more than one such list.
+    """
+    config = _decoder_config(model)
+    where = f"`{type(model).__name__}`"
+    if model.config.is_encoder_decoder:
+        raise StageError(f"cannot remove blocks of {where}: it has an encoder and a decoder; name a decoder-only base")
+    try:
+        num_blocks = config.num_hidden_layers
+    except AttributeError:
+        raise StageError(f"cannot find the blocks of {where}: its config has no `num_hidden_layers`") from None
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    found = [(name, blocks) for name, blocks in lists if len(blocks) == num_blocks and _are_called_alike(blocks)]
+    outer = [(name, blocks) for name, blocks in found if not any(name.startswith(f"{other}.") for other, _ in found)]
+    if len(outer) != 1:
+        names = ", ".join(f"`{name}` ({len(blocks)})" for name, blocks in lists) or "none"
+        raise StageError(
+            f"cannot find the blocks of {where}: {len(outer)} lists of `num_hidden_layers` = {num_blocks} modules that are "
+            f"called alike, where one is needed; its module lists: {names}"
+        )
+    return outer[0]
+
+
+def choose_blocks(num_blocks: int, *, count: int, choose: Literal["first", "last"]) -> tuple[int, ...]:
+    """The indices of `count` blocks at one end of `num_blocks`; SpecError if that leaves none or removes none."""
+    if not 1 <= count < num_blocks:
+        raise SpecError(
+            f"`count: {count}` of {num_blocks} blocks: at least one must be removed and one kept; "
+            f"give a number from 1 to {num_blocks - 1}"
+        )
+    return tuple(range(count)) if choose == "first" else tuple(range(num_blocks - count, num_blocks))
+
+
+def check_blocks(num_blocks: int, drop: Sequence[int]) -> tuple[int, ...]:
+    """`drop` in ascending order; SpecError if it is empty, all blocks, out of range or names a block twice."""
+    allowed = f"the model has {num_blocks} blocks, 0 to {num_blocks - 1}"
+    for index in drop:
+        if type(index) is not int or not 0 <= index < num_blocks:
+            raise SpecError(f"cannot remove block `{index}`: {allowed}")
+        if list(drop).count(index) > 1:
+            raise SpecError(f"block `{index}` is named more than once in `{list(drop)}`; name each block once")
+    if not drop:
+        raise SpecError(f"no block is named; {allowed}")
+    if len(drop) == num_blocks:
+        raise SpecError(f"cannot remove all blocks `{sorted(drop)}`: {allowed}; keep at least one")
+    return tuple(sorted(drop))
+
+
+def remove_blocks(model: PreTrainedModel, drop: Sequence[int], *, base_fingerprint: str) -> None:
+    """Remove the blocks `drop` (indices of this model) in place; cache indices, config and scaling follow.
+
+    The config gets the kept indices of the base, composed if this model was pruned before, and the base's fingerprint
+    (that of the first base, if pruned before). Works on the meta device. Raises SpecError on a wrong `drop`, StageError
+    on a model that it cannot change; the model is not to be used after a StageError.
+    """
+    _refuse_wrapped(model)
+    path, blocks = block_list(model)
+    num_blocks = len(blocks)
+    dropped = check_blocks(num_blocks, drop)
+    keep = [index for index in range(num_blocks) if index not in dropped]
+    for index in reversed(dropped):
+        del blocks[index]
+    prune_fields(_decoder_config(model), keep, num_blocks)
+    kept_before = getattr(model.config, KEPT_BLOCKS, range(num_blocks))
+    setattr(model.config, KEPT_BLOCKS, [kept_before[index] for index in keep])
+    if getattr(model.config, BASE_FINGERPRINT, None) is None:
+        setattr(model.config, BASE_FINGERPRINT, base_fingerprint)
+    _agree_with_config(model, path, keep, num_blocks)
+
+
+@contextmanager
+def skipped_blocks(model: PreTrainedModel, skip: Sequence[int]) -> Iterator[None]:
+    """Let the blocks `skip` return what they were given: the model without them, for use without a cache."""
+    _, blocks = block_list(model)
+    handles = [blocks[index].register_forward_hook(_return_input, with_kwargs=True) for index in skip]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn what transformers raises on a config or weights that it cannot use into a StageError that says `what` failed."""
+    try:
+        yield
+    except REFUSALS as error:
+        raise StageError(f"{what}: {error}") from error
+
+
+def _return_input(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    hidden = args[0] if args else kwargs["hidden_states"]
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _decoder_config(model: PreTrainedModel) -> PreTrainedConfig:
+    return model.config.get_text_config(decoder=True)
+
+
+def _are_called_alike(blocks: nn.ModuleList) -> bool:
+    parameters = [list(inspect.signature(block.forward).parameters) for block in blocks]
+    return parameters[0] != ["input"] and all(names == parameters[0] for names in parameters)
+
+
+def _refuse_wrapped(model: PreTrainedModel) -> None:
+    if not isinstance(model, PreTrainedModel) or any(".base_layer" in name for name, _ in model.named_modules()):
+        raise StageError(
+            f"cannot remove blocks of `{type(model).__name__}` with an adapter attached, whose weights belong to block "
+            "indices; merge the adapter first"
+        )
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise StageError(f"cannot remove blocks of a quantized `{type(model).__name__}`; put `prune.blocks` before `quantize`")
+
+
+def _agree_with_config(model: PreTrainedModel, path: str, keep: Sequence[int], num_blocks: int) -> None:
+    """Make `model` what its config, written and read again, builds; StageError where it differs beyond that."""
+    name = f"`{type(model).__name__}` without blocks {sorted(set(range(num_blocks)) - set(keep))}"
+    with refusing(f"cannot express {name} as a config"), torch.device("meta"):
+        read_again = type(model.config).from_dict(json.loads(model.config.to_json_string(use_diff=True)))
+        read_again._attn_implementation = model.config._attn_implementation
+        rebuilt = type(model)(read_again)
+    _refuse_other_weights(model, rebuilt, name)
+    differences = []
+    for module_name, twin in rebuilt.named_modules():
+        position = _position(module_name, path)
+        module = model.get_submodule(module_name)
+        for attribute, value in _differing(module, twin).items():
+            old = getattr(module, attribute)
+            if position is None or (old == keep[position] and value == position):
+                setattr(module, attribute, value)
+            elif attribute == "scaling" and isinstance(module, GPT2Attention):
+                _fold_scaling(module, value)
+            else:
+                differences.append(f"`{module_name}.{attribute}` is {old!r} and would be {value!r}")
+    if differences:
+        raise StageError(f"cannot express {name} as a config: after a reload {'; '.join(differences[:4])}")
+
+
+def _refuse_other_weights(model: PreTrainedModel, rebuilt: PreTrainedModel, name: str) -> None:
+    """Raise StageError unless both have modules of the same classes and weights of the same shapes under the same names."""
+    live, twin = ({key: type(module) for key, module in each.named_modules()} for each in (model, rebuilt))
+    different = [f"module `{key}`" for key in live.keys() | twin.keys() if live.get(key) is not twin.get(key)]
+    live, twin = ({key: tuple(weight.shape) for key, weight in each.state_dict().items()} for each in (model, rebuilt))
+    different += [
+        f"`{key}` with shape {live.get(key)} instead of {twin.get(key)}"
+        for key in live.keys() | twin.keys()
+        if live.get(key) != twin.get(key)
+    ]
+    if different:
+        raise StageError(f"cannot express {name} as a config: it has another {', another '.join(sorted(different)[:4])}")
+
+
+def _position(module_name: str, path: str) -> int | None:
+    """The index of the block that the module stands in."""
+    inside = module_name.removeprefix(f"{path}.")
+    return int(inside.split(".")[0]) if inside != module_name else None
+
+
+def _differing(module: nn.Module, twin: nn.Module) -> dict[str, Any]:
+    """The plain public attributes of `module` that `twin` has with another value, with that value."""
+    theirs = vars(twin)
+    return {
+        name: theirs[name]
+        for name, value in vars(module).items()
+        if name in theirs
+        and not name.startswith("_")
+        and name not in STATE_OF_A_RUN
+        and _is_plain(value)
+        and _is_plain(theirs[name])
+        and value != theirs[name]
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(entry) for entry in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _fold_scaling(attention: GPT2Attention, scaling: float) -> None:
+    """Give the attention another `scaling` of its scores and take the ratio into its queries, so that they stay the same.
+
+    score = scaling * q @ k with q = x @ W_q + b_q; GPT-2 with `scale_attn_by_inverse_layer_idx` derives the scaling from
+    the position, 1 / (index + 1). The weights of `c_attn` are (input, [q | k | v]).
+    """
+    ratio = attention.scaling / scaling
+    queries = attention.q_attn if attention.is_cross_attention else attention.c_attn
+    with torch.no_grad():
+        queries.weight[:, : attention.split_size] *= ratio
+        queries.bias[: attention.split_size] *= ratio
+    attention.scaling = scaling
