@@ -41,9 +41,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 2} | _GROUPED | _WINDOW,
     "gemma": {"model_type": "gemma"} | _GROUPED,
     "gemma2": {"model_type": "gemma2", "query_pre_attn_scalar": 8} | _GROUPED | _WINDOW,
-    "gemma3": {"model_type": "gemma3_text", "query_pre_attn_scalar": 8, "sliding_window_pattern": 3}
-    | _GROUPED
-    | _WINDOW,
+    "gemma3": {"model_type": "gemma3_text", "query_pre_attn_scalar": 8, "sliding_window_pattern": 3} | _GROUPED | _WINDOW,
     "phi3": {"model_type": "phi3", "num_key_value_heads": 2} | _MODERN | _WINDOW,
     "smollm3": {"model_type": "smollm3", "no_rope_layer_interval": 2, "use_sliding_window": True} | _GROUPED | _WINDOW,
     "opt": {
