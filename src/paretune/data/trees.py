@@ -62,16 +62,16 @@ def windows(ids: np.ndarray, max_length: int, prefix_id: int, eos_id: int) -> li
 
 
 def forward_batches(
-    examples: Sequence[Example], *, forward_tokens: int, pad_id: int, isolate: bool = True
+    examples: Sequence[Example], *, forward_tokens: int, pack: bool = True
 ) -> Iterator[tuple[list[int], Batch]]:
     """Batches of at most `forward_tokens` positions (or one row), with the indices of the examples in each.
 
-    Rows are as long as the longest example and filled best-fit; with `isolate` False (the architecture cannot keep packed
-    examples apart) a row holds one example.
+    Rows are as long as the longest example and filled best-fit; with `pack` False (the architecture cannot keep packed examples
+    apart) a row holds one example.
     """
     if not examples:
         return
-    rows = _best_fit([len(example.ids) for example in examples], isolate)
+    rows = _best_fit([len(example.ids) for example in examples], pack)
     # Rows of like length stand together, so that padding is small.
     rows.sort(key=lambda row: -sum(len(examples[i].ids) for i in row))
     start = 0
@@ -79,14 +79,17 @@ def forward_batches(
         width = sum(len(examples[i].ids) for i in rows[start])
         count = max(1, forward_tokens // width)
         chunk = rows[start : start + count]
-        yield [i for row in chunk for i in row], lay_out([[examples[i] for i in row] for row in chunk], pad_id)
+        yield [i for row in chunk for i in row], lay_out([[examples[i] for i in row] for row in chunk])
         start += count
 
 
-def lay_out(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
-    """The tensors of some rows, padded on the right to the longest."""
+def lay_out(rows: Sequence[Sequence[Example]]) -> Batch:
+    """The tensors of some rows, padded on the right to the longest.
+
+    What stands in the padding never matters: it comes after every example of its row and belongs to none.
+    """
     width = max(sum(len(example.ids) for example in row) for row in rows)
-    ids, positions, segments = (np.full((len(rows), width), fill, np.int64) for fill in (pad_id, 0, PADDING))
+    ids, positions, segments = (np.full((len(rows), width), fill, np.int64) for fill in (0, 0, PADDING))
     hidden, targets, sizes = [], [], []
     for r, row in enumerate(rows):
         start = 0
@@ -102,10 +105,10 @@ def lay_out(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
     return Batch(*(torch.from_numpy(array) for array in tensors), sizes=tuple(sizes))
 
 
-def _best_fit(lengths: Sequence[int], isolate: bool) -> list[list[int]]:
+def _best_fit(lengths: Sequence[int], pack: bool) -> list[list[int]]:
     """Indices of `lengths` in rows no longer than the longest, by best fit of decreasing lengths."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    if not isolate:
+    if not pack:
         return [[i] for i in order]
     capacity = lengths[order[0]]
     rows: list[list[int]] = []

@@ -28,17 +28,30 @@ class TargetScores:
     correct: np.ndarray
 
 
-def score(model: PreTrainedModel, examples: Sequence[Example], *, forward_tokens: int) -> Iterator[TargetScores]:
+@dataclass(frozen=True)
+class PackedModel:
+    """A model with what has been shown about it: how states become logits, and whether packed examples are kept apart."""
+
+    model: PreTrainedModel
+    logits_of: Logits
+    isolates: bool
+
+
+def packed_model(model: PreTrainedModel) -> PackedModel:
+    """`model` ready for packed batches; StageError if its logits cannot be made from its hidden states."""
+    return PackedModel(model, head_of(model), keeps_apart(model))
+
+
+def score(model: PreTrainedModel | PackedModel, examples: Sequence[Example], *, forward_tokens: int) -> Iterator[TargetScores]:
     """Scores of `examples`, in their order. No gradient, no logits of more than a chunk of targets."""
-    logits_of = head_of(model)
-    isolate = keeps_apart(model)
+    packed = model if isinstance(model, PackedModel) else packed_model(model)
     done: dict[int, TargetScores] = {}
     upcoming = 0
     # Packed in blocks of neighbours, so that results stream and memory does not grow with the set.
     for start in range(0, len(examples), 512):
         block = examples[start : start + 512]
-        for indices, batch in forward_batches(block, forward_tokens=forward_tokens, pad_id=0, isolate=isolate):
-            for index, scores in zip(indices, _score_batch(model, logits_of, batch.to(model.device)), strict=True):
+        for indices, batch in forward_batches(block, forward_tokens=forward_tokens, pack=packed.isolates):
+            for index, scores in zip(indices, _score_batch(packed, batch.to(packed.model.device)), strict=True):
                 done[start + index] = scores
         while upcoming in done:
             yield done.pop(upcoming)
@@ -79,17 +92,17 @@ def keeps_apart(model: PreTrainedModel) -> bool:
     vocabulary = model.config.get_text_config().vocab_size
     first, second = (Example(np.arange(a, a + 6, dtype=np.int32) % vocabulary) for a in (3, 11))
     with torch.no_grad(), _evaluating(model):
-        alone = [hidden_states(model, lay_out([[example]], 0).to(model.device)) for example in (first, second)]
+        alone = [hidden_states(model, lay_out([[example]]).to(model.device)) for example in (first, second)]
         try:
-            packed = hidden_states(model, lay_out([[first, second]], 0).to(model.device))
+            packed = hidden_states(model, lay_out([[first, second]]).to(model.device))
         except (TypeError, ValueError, RuntimeError):  # an architecture that takes no mask of this form
             return False
     return _close(torch.cat(alone), packed)
 
 
-def _score_batch(model: PreTrainedModel, logits_of: Logits, batch: Batch) -> list[TargetScores]:
+def _score_batch(packed: PackedModel, batch: Batch) -> list[TargetScores]:
     with torch.no_grad():
-        nats, correct = token_nats(logits_of, hidden_states(model, batch), batch.targets_N)
+        nats, correct = token_nats(packed.logits_of, hidden_states(packed.model, batch), batch.targets_N)
     ends = np.cumsum(batch.sizes)[:-1]
     split_nats = np.split(nats.double().cpu().numpy(), ends)
     return [TargetScores(*pair) for pair in zip(split_nats, np.split(correct.cpu().numpy(), ends), strict=True)]

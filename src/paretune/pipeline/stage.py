@@ -26,6 +26,8 @@ class RunOptions:
     """Micro-batches that an optimizer step is cut into; moves float rounding only."""
     forward_tokens: int = 4096
     """Tokens of one forward pass at most (never less than one row); moves float rounding only."""
+    pack: bool = True
+    """Several examples in a row, kept apart; moves float rounding only."""
     checkpoint_seconds: float = 60.0
     """Between training checkpoints."""
 

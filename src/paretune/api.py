@@ -1,0 +1,70 @@
+"""The verbs of the command line as functions, for notebooks: load_study, plan, run, open_results.
+
+`with open_study(file)` is what they share: the study, its lock, plan and store. Nothing here imports torch.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from paretune.pipeline.lock import Lock, resolve_lock, write_lock
+from paretune.pipeline.plan import Plan, make_plan
+from paretune.pipeline.reasons import PlannedStage, review
+from paretune.pipeline.records import Results
+from paretune.pipeline.results import read_results
+from paretune.pipeline.runner import EventHandler, Outcome, run_plan
+from paretune.pipeline.stage import RunOptions
+from paretune.pipeline.store import Store
+from paretune.spec.study import Study, load_study
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study file with all that is known before anything runs."""
+
+    study: Study
+    file: Path
+    lock: Lock
+    plan: Plan
+    store: Store
+
+    @property
+    def results_directory(self) -> Path:
+        return Path("results") / self.study.study
+
+
+def open_study(file: str | Path, store: str | Path | None = None, device: str = "auto") -> OpenStudy:
+    """Read a study, resolve its lock and plan it; raises the UserErrors of each."""
+    file = Path(file)
+    study = load_study(file)
+    lock = resolve_lock(study, file, device)
+    place = Store(Path(store) if store else file.parent / ".paretune")
+    place.check()
+    return OpenStudy(study, file, lock, make_plan(study, lock, file.parent), place)
+
+
+def plan(file: str | Path, store: str | Path | None = None) -> list[PlannedStage]:
+    """Every stage of a study as reused or new, with the reason."""
+    opened = open_study(file, store)
+    return review(opened.plan, opened.store)
+
+
+def run(
+    file: str | Path,
+    store: str | Path | None = None,
+    options: RunOptions | None = None,
+    on_event: EventHandler = lambda event: None,
+) -> Outcome:
+    """Run what is missing of a study; writes no report (see `paretune.analysis.outputs`)."""
+    options = options or RunOptions()
+    opened = open_study(file, store, options.device)
+    write_lock(opened.lock, opened.file)
+    return run_plan(opened.plan, opened.store, options, on_event)
+
+
+def open_results(file: str | Path, store: str | Path | None = None) -> Results:
+    """The records of a study as far as they are there."""
+    opened = open_study(file, store)
+    return read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store)
+
+
+__all__ = ["OpenStudy", "load_study", "open_results", "open_study", "plan", "run"]

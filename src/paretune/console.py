@@ -1,0 +1,91 @@
+"""What a person sees while a study runs: bars in a terminal, plain lines elsewhere. Reads events, knows nothing else."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_EVERY = 15.0
+"""Seconds between lines about one stage where there is no terminal."""
+
+
+class Display:
+    """Shows the events of a run; use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.tasks: dict[str, TaskID] = {}
+        self.started: dict[str, float] = {}
+        self.last_line: dict[str, float] = {}
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> "Display":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        """Show one event; unknown ones are passed over."""
+        handler = {
+            "run": self._run,
+            "started": self._stage_started,
+            "progress": self._stage_progress,
+            "finished": self._stage_finished,
+            "failed": self._stage_failed,
+        }.get(event["event"])
+        if handler:
+            handler(event)
+
+    def _run(self, event: Mapping[str, Any]) -> None:
+        missing = event["stages"] - event["reused"]
+        self.console.print(f"{event['stages']} stages: {event['reused']} reused, {missing} to run", highlight=False)
+        self.tasks["all"] = self.progress.add_task("all stages", total=missing, numbers="")
+
+    def _stage_started(self, event: Mapping[str, Any]) -> None:
+        stage = event["stage"]
+        self.started[stage] = self.last_line[stage] = time.monotonic()
+        self.tasks[stage] = self.progress.add_task(stage, total=None, numbers="")
+        if not self.console.is_terminal:
+            uses = f" ({', '.join(event['uses'])})" if event["uses"] else ""
+            self._line(f"{stage}: started{uses}")
+
+    def _stage_progress(self, event: Mapping[str, Any]) -> None:
+        stage = event["stage"]
+        numbers = " ".join(f"{name} {value:.4g}" for name, value in event.items() if name not in _STANDARD)
+        self.progress.update(self.tasks[stage], completed=event["done"], total=event["total"], numbers=numbers)
+        if not self.console.is_terminal and time.monotonic() - self.last_line[stage] > _LINE_EVERY:
+            self.last_line[stage] = time.monotonic()
+            left = (time.monotonic() - self.started[stage]) * (event["total"] / max(event["done"], 1) - 1)
+            self._line(f"{stage}: {event['done']} of {event['total']} {numbers}, about {left:.0f} s left")
+
+    def _stage_finished(self, event: Mapping[str, Any]) -> None:
+        self._end(event["stage"])
+        self._line(f"{event['stage']}: done in {time.monotonic() - self.started[event['stage']]:.1f} s")
+
+    def _stage_failed(self, event: Mapping[str, Any]) -> None:
+        self._end(event["stage"])
+        self._line(f"{event['stage']}: failed: {event['message']}")
+
+    def _end(self, stage: str) -> None:
+        self.progress.remove_task(self.tasks.pop(stage))
+        self.progress.advance(self.tasks["all"])
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+_STANDARD = {"time", "run", "event", "stage", "done", "total"}

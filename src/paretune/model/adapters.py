@@ -1,0 +1,95 @@
+"""Low-rank adapters through PEFT, and what of a model is trained."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from paretune.errors import SpecError
+
+
+def add_lora(model: PreTrainedModel, method: Mapping[str, Any], seed: int) -> PeftModel:
+    """Freeze `model` and put trainable float32 adapters beside its target modules, in place.
+
+    The seed is set here, before the adapter draws its weights. Raises SpecError for targets that the model does not have.
+    """
+    torch.manual_seed(seed)
+    targets = method["targets"]
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=method["r"],
+        lora_alpha=method["alpha"],
+        lora_dropout=method["dropout"],
+        bias=method["bias"],
+        target_modules=None if targets == "default" else targets,
+        # GPT-2's Conv1D keeps its weight transposed; PEFT must be told.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    _check_targets(model, targets)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+            return get_peft_model(model, config)
+    except ValueError as error:
+        if targets != "default":
+            raise
+        known = ", ".join(f"`{name}`" for name in _linear_names(model))
+        raise SpecError(
+            f"train.lora.targets: no default is known for `{model.config.model_type}` ({str(error).splitlines()[0]}); "
+            f"write `all-linear` or a list out of {known}"
+        ) from None
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """All parameters and the trainable ones, tied tensors once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def freeze_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Frozen matrices of linear layers in `dtype`; embeddings, norms, biases and whatever is trained stay as they are.
+
+    The residual stream so stays float32 under autocast, in LoRA as in full fine-tuning.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | Conv1D) and not module.weight.requires_grad and id(module.weight) not in embeddings:
+            module.weight.data = module.weight.data.to(dtype)
+
+
+def set_base_dropout(model: nn.Module, rate: float | str) -> list[float]:
+    """Set every dropout of the base to `rate` unless it is `keep`; returns the rates now in force, without zeros."""
+    rates = set()
+    for module in model.modules():
+        for name in _dropout_fields(module):
+            if rate != "keep":
+                setattr(module, name, float(rate))
+            rates.add(float(getattr(module, name)))
+    return sorted(rates - {0.0})
+
+
+def _dropout_fields(module: nn.Module) -> list[str]:
+    """Where a module keeps a dropout rate: `p` of a Dropout, or a plain number such as Llama's `attention_dropout`."""
+    if isinstance(module, nn.Dropout):
+        return ["p"]
+    return [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
+
+
+def _check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
+    if isinstance(targets, str):
+        return
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            known = ", ".join(f"`{name}`" for name in _linear_names(model))
+            raise SpecError(f"train.lora.targets: no module `{target}` in `{model.config.model_type}`; linear modules: {known}")
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return sorted({name.rpartition(".")[2] for name in linear})

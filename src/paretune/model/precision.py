@@ -1,0 +1,39 @@
+"""Which number format this machine multiplies fastest: measured once, written into the lock.
+
+`python -m paretune.model.precision cpu` prints GFLOP/s of a matrix product in each format as JSON.
+"""
+
+import json
+import sys
+import time
+
+import torch
+
+_SIZE = 1024
+_SECONDS = 0.15
+
+
+def matmul_gflops(dtype: torch.dtype, device: torch.device) -> float:
+    """Best rate of a 1024 x 1024 x 1024 product over a short time; 0 where the format is not supported."""
+    try:
+        left, right = (torch.randn(_SIZE, _SIZE, device=device).to(dtype) for _ in range(2))
+        best = float("inf")
+        end = time.perf_counter() + _SECONDS
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            left @ right
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
+    except RuntimeError:
+        return 0.0
+    return round(2 * _SIZE**3 / best / 1e9, 1)
+
+
+def main(device: str) -> None:
+    rates = {name: matmul_gflops(getattr(torch, name), torch.device(device)) for name in ("float32", "bfloat16")}
+    sys.stdout.write(json.dumps(rates))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,234 @@
+"""The plan: study + lock -> the stages to run, each once, in order, and the cells of the matrix that they make up.
+
+Planning is a pure function: it reads no data, loads no model and writes nothing.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paretune.errors import SpecError
+from paretune.pipeline.lock import Lock, LockedBase
+from paretune.pipeline.machine import fingerprint
+from paretune.pipeline.stage import Stage
+from paretune.spec.data import Dataset, Source
+from paretune.spec.registry import Evaluation
+from paretune.spec.study import EvaluationUse, MethodUse, Study
+
+SIZE = "size"
+"""Name of the evaluation that every variant gets: parameters and bytes."""
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One variant of one base on one dataset with one seed, as stages."""
+
+    base: str
+    dataset: str
+    variant: str
+    seed: int | None
+    methods: tuple[Stage, ...]
+    evaluations: Mapping[str, Stage]
+
+
+@dataclass(frozen=True)
+class Plan:
+    data: Mapping[str, Stage]
+    leakage: Mapping[str, Stage]
+    tokens: Mapping[tuple[str, str], Stage]
+    """By (base, dataset)."""
+    cells: tuple[PlannedCell, ...]
+    stages: tuple[Stage, ...] = field(init=False)
+    """Each once, parents before children."""
+
+    def __post_init__(self) -> None:
+        wanted = [*self.data.values(), *self.leakage.values(), *self.tokens.values()]
+        for cell in self.cells:
+            wanted += [*cell.methods, *cell.evaluations.values()]
+        object.__setattr__(self, "stages", tuple(dict.fromkeys(s for stage in wanted for s in _with_parents(stage))))
+
+    def uses(self, stage: Stage) -> list[str]:
+        """The cells that need a stage, like `gpt2/news/reduced seed 0`."""
+        return [cell_name(cell) for cell in self.cells if stage in (*cell.methods, *cell.evaluations.values())]
+
+
+def cell_name(cell: PlannedCell) -> str:
+    seed = "" if cell.seed is None else f" seed {cell.seed}"
+    return f"{cell.base}/{cell.dataset}/{cell.variant}{seed}"
+
+
+def make_plan(study: Study, lock: Lock, folder: Path) -> Plan:
+    """The stages of `study`, whose relative paths start at `folder`; SpecError for what no model of the study can do."""
+    _check_lengths(study, lock)
+    return _Planner(study, lock, folder).plan()
+
+
+class _Planner:
+    """Holds what all stages are made from; every method is one kind of stage."""
+
+    def __init__(self, study: Study, lock: Lock, folder: Path) -> None:
+        self.study, self.lock, self.folder = study, lock, folder
+
+    def plan(self) -> Plan:
+        study = self.study
+        data = {name: self._data(dataset) for name, dataset in study.data.items()}
+        leakage = {name: self._leakage(dataset, data[name]) for name, dataset in study.data.items()}
+        tokens = {
+            (base, name): self._tokens(base, dataset, data[name])
+            for base in study.bases
+            for name, dataset in study.data.items()
+        }
+        cells = []
+        for base, dataset, variant in itertools.product(study.bases, study.data, study.variants):
+            if base not in (study.variants[variant].bases or study.bases):
+                continue
+            chain = study.variants[variant].methods
+            seeds: tuple[int | None, ...] = study.seeds if any(use.row.trains for use in chain) else (None,)
+            for seed in seeds:
+                methods = self._methods(base, chain, seed, tokens[base, dataset], leakage[dataset])
+                model = methods[-1] if methods else None
+                evaluations = self._evaluations(base, model, tokens[base, dataset], leakage[dataset])
+                cells.append(PlannedCell(base, dataset, variant, seed, methods, evaluations))
+        return Plan(data, leakage, tokens, tuple(cells))
+
+    def _data(self, dataset: Dataset) -> Stage:
+        resources: dict[str, str] = {}
+        content = dataset.model_dump(mode="json", exclude={"too_long", "leakage"})
+        if isinstance(dataset.source, Source):
+            content["source"] = self._source(dataset.source, "source", resources)
+        else:
+            content["source"] = {s: self._source(source, f"source.{s}", resources) for s, source in dataset.source}
+            del content["split"]
+        config: dict[str, Any] = {"dataset": content}
+        if dataset.leakage == "remove":
+            config["items"] = self._items(resources)
+        return Stage("data", config, "paretune.data.prepare:prepare_data", resources=resources)
+
+    def _source(self, source: Source, role: str, resources: dict[str, str]) -> dict[str, Any]:
+        content = source.model_dump(mode="json")
+        if source.path:
+            resources[role] = str((self.folder / source.path).resolve())
+            content |= {"path": f"sha256:{self.lock.files[source.path]}", "format": source.resolved_format}
+        elif source.hub:
+            resources[role] = source.hub
+            content["revision"] = self.lock.hub_datasets[f"{source.hub}@{source.revision or 'main'}"]
+        else:
+            resources[role] = f"builtin:{source.builtin}"
+        return content
+
+    def _items(self, resources: dict[str, str]) -> dict[str, Any]:
+        """Evaluation items by evaluation name, for the leakage check."""
+        items = {}
+        for name, use in self.study.evaluate.items():
+            if use.row.items:
+                place, digest = self._place_of_items(use)
+                resources[f"items.{name}"] = place
+                items[name] = {"digest": digest, "reader": use.row.items}
+        return items
+
+    def _place_of_items(self, use: EvaluationUse) -> tuple[str, str]:
+        fields = use.config.model_dump()
+        if fields["path"]:
+            return str((self.folder / fields["path"]).resolve()), f"sha256:{self.lock.files[fields['path']]}"
+        return f"builtin:{fields['builtin']}", f"builtin:{fields['builtin']}"
+
+    def _leakage(self, dataset: Dataset, data: Stage) -> Stage:
+        resources: dict[str, str] = {}
+        config = {"mode": dataset.leakage, "items": self._items(resources)}
+        return Stage("leakage", config, "paretune.data.prepare:check_leakage", {"data": data}, resources=resources)
+
+    def _tokens(self, base: str, dataset: Dataset, data: Stage) -> Stage:
+        locked = self.lock.bases[base]
+        config = {
+            "base": {"digest": locked.tokenizer_digest, "trust_remote_code": self.study.bases[base].trust_remote_code},
+            "max_length": self.study.train.max_length,
+            "too_long": dataset.too_long,
+        }
+        body = "paretune.data.tokenizer:tokenize"
+        return Stage("tokenize", config, body, {"data": data}, resources={"base": locked.resource})
+
+    def _methods(
+        self, base: str, chain: tuple[MethodUse, ...], seed: int | None, tokens: Stage, gate: Stage
+    ) -> tuple[Stage, ...]:
+        stages: list[Stage] = []
+        for use in chain:
+            inputs: dict[str, Stage] = {"model": stages[-1]} if stages else {}
+            config = {"base": self._base(base), "method": use.config.model_dump(mode="json")}
+            after: tuple[Stage, ...] = ()
+            if use.row.trains:
+                inputs["tokens"] = tokens
+                after = (gate,)
+                config |= {
+                    "train": self.study.train.model_dump(mode="json"),
+                    "seed": seed,
+                    "precision": self.lock.compute,
+                    "device": self.lock.device,
+                }
+            resources = {"base": self.lock.bases[base].resource}
+            stages.append(Stage(use.name, config, use.row.body, inputs, after, resources, use.row.revision))
+        return tuple(stages)
+
+    def _evaluations(self, base: str, model: Stage | None, tokens: Stage, gate: Stage) -> dict[str, Stage]:
+        size = Evaluation(SIZE, EvaluationUse, "paretune.evaluate.cost:evaluate_size")
+        stages = {SIZE: self._evaluation(base, size, {}, {}, model, tokens, gate)}
+        for name, use in self.study.evaluate.items():
+            config = use.config.model_dump(mode="json")
+            resources: dict[str, str] = {}
+            if use.row.items:
+                resources["items"], config["path"] = self._place_of_items(use)
+                config.pop("builtin", None)
+            stages[name] = self._evaluation(base, use.row, config, resources, model, tokens, gate)
+        return stages
+
+    def _evaluation(
+        self,
+        base: str,
+        row: Evaluation,
+        evaluation: dict[str, Any],
+        resources: dict[str, str],
+        model: Stage | None,
+        tokens: Stage,
+        gate: Stage,
+    ) -> Stage:
+        config = {
+            "base": self._base(base),
+            "evaluation": evaluation,
+            "precision": self.lock.evaluate,
+            "device": self.lock.device,
+            "max_length": self.study.train.max_length,
+        }
+        if row.measures_time:
+            config["machine"] = fingerprint()
+        inputs = {"model": model} if model else {}
+        if row.uses_tokens:
+            inputs["tokens"] = tokens
+        resources = {"base": self.lock.bases[base].resource, **resources}
+        after = () if row.name == SIZE else (gate,)
+        return Stage(f"evaluate.{row.name}", config, row.body, inputs, after, resources, row.revision)
+
+    def _base(self, base: str) -> dict[str, Any]:
+        return {"digest": self.lock.bases[base].digest, "trust_remote_code": self.study.bases[base].trust_remote_code}
+
+
+def num_positions(base: LockedBase) -> int | None:
+    """Longest sequence a base reaches, by its config; None where it names no limit."""
+    limits = (base.config.get(name) for name in ("max_position_embeddings", "n_positions"))
+    return next((int(limit) for limit in limits if limit), None)
+
+
+def _check_lengths(study: Study, lock: Lock) -> None:
+    for name, base in lock.bases.items():
+        positions = num_positions(base)
+        if positions is not None and study.train.max_length > positions:
+            raise SpecError(
+                f"train.max_length: {study.train.max_length} is longer than base `{name}` reaches ({positions} positions); "
+                f"write at most {positions}"
+            )
+
+
+def _with_parents(stage: Stage) -> Iterator[Stage]:
+    for parent in (*stage.inputs.values(), *stage.after):
+        yield from _with_parents(parent)
+    yield stage

@@ -1,0 +1,40 @@
+"""Read a study's results from the store: every planned cell with the records that are there."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from paretune.pipeline.lock import Lock
+from paretune.pipeline.plan import Plan, PlannedCell
+from paretune.pipeline.records import Cell, Record, Results
+from paretune.pipeline.stage import Stage
+from paretune.pipeline.store import Store
+from paretune.spec.study import Study
+
+
+def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: Store) -> Results:
+    """The records of a plan; what is missing is named in its cell."""
+
+    def present(stages: dict[str, Stage]) -> dict[str, Record]:
+        return {name: record for name, stage in stages.items() if (record := store.find(stage))}
+
+    def cell(planned: PlannedCell) -> Cell:
+        stages = (*planned.methods, *planned.evaluations.values())
+        return Cell(
+            planned.base,
+            planned.dataset,
+            planned.variant,
+            planned.seed,
+            methods=tuple(record for stage in planned.methods if (record := store.find(stage))),
+            evaluations=present(dict(planned.evaluations)),
+            missing=tuple(stage.name for stage in stages if store.find(stage) is None),
+        )
+
+    return Results(
+        study=study,
+        study_file=study_file,
+        lock={name: value for name, value in asdict(lock).items() if name != "seen"},
+        data=present(dict(plan.data)),
+        leakage=present(dict(plan.leakage)),
+        tokens={pair: record for pair, stage in plan.tokens.items() if (record := store.find(stage))},
+        cells=tuple(cell(planned) for planned in plan.cells),
+    )

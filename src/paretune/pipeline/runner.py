@@ -1,0 +1,149 @@
+"""Run what is missing of a plan, each stage in a worker process; a failure blocks only what needs it."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from paretune.pipeline.events import EventLog, EventTail
+from paretune.pipeline.plan import Plan
+from paretune.pipeline.stage import RunOptions, Stage
+from paretune.pipeline.store import Store
+from paretune.pipeline.worker import PRELOAD, Failure, RunContext, work
+
+_POLL_SECONDS = 0.2
+EventHandler = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class Outcome:
+    """What became of each stage of a run."""
+
+    reused: list[Stage] = field(default_factory=list)
+    done: list[Stage] = field(default_factory=list)
+    failed: dict[Stage, Failure] = field(default_factory=dict)
+    blocked: dict[Stage, Stage] = field(default_factory=dict)
+    """Stages that were not run, with the failed one that they need."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing failed; 2 where a failure is a mistake of the user's, else 1."""
+        return max((failure.exit_code for failure in self.failed.values()), default=0)
+
+
+@dataclass
+class _Running:
+    stage: Stage
+    process: ForkServerProcess
+    outcome: multiprocessing.connection.Connection
+
+
+def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandler) -> Outcome:
+    """Run the stages of `plan` that `store` does not hold yet; the events of the run go to `on_event` as they come."""
+    store.prepare()
+    run = RunContext(store.root.resolve(), uuid.uuid4().hex[:12], options, tuple(sys.argv), _git_commit())
+    log = EventLog(store.events_file, run.run)
+    tail = EventTail(log)
+    outcome = Outcome()
+    outcome.reused = [stage for stage in plan.stages if store.find(stage)]
+    log.write("run", stages=len(plan.stages), reused=len(outcome.reused))
+    waiting = [stage for stage in plan.stages if stage not in set(outcome.reused)]
+    running: list[_Running] = []
+    try:
+        while waiting or running:
+            _block(waiting, outcome)
+            for stage in _ready(waiting, outcome)[: options.workers - len(running)]:
+                waiting.remove(stage)
+                running.append(_start(stage, run))
+                log.write("started", stage=stage.name, uses=plan.uses(stage)[:3])
+            multiprocessing.connection.wait([one.process.sentinel for one in running], timeout=_POLL_SECONDS)
+            for one in [one for one in running if not one.process.is_alive()]:
+                running.remove(one)
+                _finish(one, outcome, log)
+            for event in tail.read():
+                on_event(event)
+    finally:
+        for one in running:
+            one.process.terminate()
+    return outcome
+
+
+def _ready(waiting: list[Stage], outcome: Outcome) -> list[Stage]:
+    finished = {*outcome.reused, *outcome.done}
+    return [stage for stage in waiting if all(need in finished for need in _needs(stage))]
+
+
+def _block(waiting: list[Stage], outcome: Outcome) -> None:
+    """Move what needs a failed stage, directly or not, out of `waiting`."""
+    for stage in list(waiting):  # in order, so that a parent is blocked before its children are looked at
+        for need in _needs(stage):
+            culprit = need if need in outcome.failed else outcome.blocked.get(need)
+            if culprit is not None:
+                outcome.blocked[stage] = culprit
+                waiting.remove(stage)
+                break
+
+
+def _needs(stage: Stage) -> tuple[Stage, ...]:
+    return (*stage.inputs.values(), *stage.after)
+
+
+def _start(stage: Stage, run: RunContext) -> _Running:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(stage, run, sender), name=stage.name)
+    with _without_main():
+        process.start()
+    sender.close()
+    return _Running(stage, process, receiver)
+
+
+def _finish(one: _Running, outcome: Outcome, log: EventLog) -> None:
+    one.process.join()
+    try:
+        failure = one.outcome.recv()
+    except EOFError:
+        failure = Failure(f"{one.stage.name}: {_killed(one.process.exitcode)}", 1, "")
+    one.outcome.close()
+    if failure is None:
+        outcome.done.append(one.stage)
+        log.write("finished", stage=one.stage.name)
+    else:
+        outcome.failed[one.stage] = failure
+        log.write("failed", stage=one.stage.name, message=failure.message)
+
+
+def _killed(exit_code: int | None) -> str:
+    if exit_code == -9:
+        return "the process was killed, most likely for using too much memory; run again to go on from its last checkpoint"
+    return f"the process ended without a word (exit code {exit_code}); run again to go on from its last checkpoint"
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep workers from importing the caller's script again, which would run an unguarded one once more in every worker."""
+    main = sys.modules["__main__"]
+    saved = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(saved)
+
+
+def _git_commit() -> str | None:
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path.cwd(), env={**os.environ})
+    except OSError:
+        return None
+    return found.stdout.strip() or None

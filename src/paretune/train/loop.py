@@ -1,0 +1,193 @@
+"""The training loop: read it from top to bottom and you know what a training method does.
+
+One optimizer step holds the next `batch_size` examples of an order that the seed alone fixes. Its loss is the token-weighted
+mean over the whole step, however the examples are packed into rows, cut into micro-batches or spread over forward passes.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import get_scheduler
+
+from paretune.data.trees import Batch, Example, forward_batches
+from paretune.errors import StageError
+from paretune.model.forward import PackedModel, hidden_states, score
+from paretune.model.loss import summed_loss
+from paretune.train import checkpoint as ckpt
+
+_CHECKPOINT_SHARE = 20
+"""A checkpoint may take 1/20 of the time; a slow disk stretches the interval."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop is given besides the model."""
+
+    train: Mapping[str, Any]
+    """The study's `train` section."""
+    learning_rate: float
+    seed: int
+    precision: str
+    device: str
+    options: Mapping[str, Any]
+    """Those that move bits: `forward_tokens`, `accumulate`, `pack`, `threads`."""
+    checkpoint_seconds: float
+    draft: Path
+    emit: Callable[..., None]
+
+
+def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Example], run: Run) -> ckpt.Progress:
+    """Train the parameters of `packed.model` that require a gradient; goes on from a checkpoint in the draft if there is one.
+
+    Writes `curves.jsonl`. Afterwards the model holds the weights to keep. Raises StageError when the loss is no number.
+    """
+    model, settings = packed.model, run.train
+    accelerator = Accelerator(mixed_precision="bf16" if run.precision == "bfloat16" else "no", cpu=run.device == "cpu")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    head_parameters = [p for p in model.get_output_embeddings().parameters() if p.requires_grad]
+    steps_per_epoch = math.ceil(len(train) / settings["batch_size"])
+    num_steps = settings["max_steps"] or steps_per_epoch * (settings["epochs"] or 3)
+    evaluate_every = steps_per_epoch if settings["evaluate_every"] == "epoch" else settings["evaluate_every"]
+
+    optimizer = torch.optim.AdamW(_groups(trained, settings["weight_decay"]), lr=run.learning_rate, fused=True)
+    scheduler = get_scheduler(settings["schedule"], optimizer, round(settings["warmup"] * num_steps), num_steps)
+    torch.manual_seed(run.seed)  # of dropout; the adapter was drawn before
+    progress = _resume(run.draft, trained, optimizer, scheduler)
+    wall_before, opened = progress.wall_seconds, time.perf_counter()
+    last_checkpoint, interval = time.monotonic(), run.checkpoint_seconds
+    curves = (run.draft / "curves.jsonl").open("a", encoding="utf-8")
+
+    for step in range(progress.step + 1, num_steps + 1):
+        started = time.perf_counter()
+        model.train()
+        examples = step_examples(train, step, settings["batch_size"], run.seed)
+        num_targets = sum(example.num_targets for example in examples)
+        loss, correct = 0.0, 0
+        for batch in _micro_batches(examples, run.options, packed.isolates):
+            batch = batch.to(accelerator.device)
+            with accelerator.autocast():
+                hidden = hidden_states(model, batch)
+                nats, hits = summed_loss(packed.logits_of, head_parameters, hidden, batch.targets_N)
+            accelerator.backward(nats / num_targets)
+            loss, correct = loss + nats.item() / num_targets, correct + int(hits)
+        norm = accelerator.clip_grad_norm_(trained.values(), settings["max_grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(float(norm))):
+            raise StageError(f"step {step}: the loss is {loss:g}, its gradient {float(norm):g}; lower the learning rate")
+        learning_rate = scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        progress.step, progress.tokens = step, progress.tokens + num_targets
+        progress.train_seconds += time.perf_counter() - started
+        position = {"step": step, "epoch": step / steps_per_epoch, "seconds": progress.train_seconds, "tokens": progress.tokens}
+        taken = {"train_loss": loss, "train_token_accuracy": correct / num_targets, "learning_rate": learning_rate}
+        _write(curves, position | taken)
+        run.emit(done=step, total=num_steps, loss=loss)
+
+        if step % evaluate_every == 0 or step == num_steps:
+            with accelerator.autocast():
+                measured = _validate(packed, validation, run.options["forward_tokens"])
+            _write(curves, position | measured)
+            if _note_evaluation(progress, settings, measured):
+                ckpt.save_best(run.draft, trained)
+            if progress.stopped_early:
+                break
+        if time.monotonic() - last_checkpoint > interval:
+            begun = time.monotonic()
+            progress.wall_seconds = wall_before + time.perf_counter() - opened
+            ckpt.save_checkpoint(run.draft, trained, optimizer, scheduler, progress, run.options)
+            last_checkpoint = time.monotonic()
+            interval = max(run.checkpoint_seconds, _CHECKPOINT_SHARE * (last_checkpoint - begun))
+    curves.close()
+    progress.wall_seconds = wall_before + time.perf_counter() - opened
+    if settings["keep"] == "best":
+        ckpt.load_best(run.draft, trained)
+    return progress
+
+
+def step_examples(examples: Sequence[Example], step: int, batch_size: int, seed: int) -> list[Example]:
+    """The examples of optimizer step `step` (from 1): each epoch in an order of its own, fixed by `seed` and the epoch."""
+    steps_per_epoch = math.ceil(len(examples) / batch_size)
+    epoch, index = divmod(step - 1, steps_per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(len(examples))
+    return [examples[i] for i in order[index * batch_size : (index + 1) * batch_size]]
+
+
+def _micro_batches(examples: list[Example], options: Mapping[str, Any], isolates: bool) -> Iterator[Batch]:
+    size = math.ceil(len(examples) / options["accumulate"])
+    pack = options["pack"] and isolates
+    for start in range(0, len(examples), size):
+        part = examples[start : start + size]
+        for _, batch in forward_batches(part, forward_tokens=options["forward_tokens"], pack=pack):
+            yield batch
+
+
+def _validate(packed: PackedModel, examples: Sequence[Example], forward_tokens: int) -> dict[str, float]:
+    """The training objective on the validation split: windows without overlap, EOS included."""
+    packed.model.eval()
+    nats, correct, count = 0.0, 0, 0
+    for scores in score(packed, examples, forward_tokens=forward_tokens):
+        nats, correct, count = nats + scores.nats.sum(), correct + int(scores.correct.sum()), count + len(scores.nats)
+    return {"validation_loss": float(nats) / count, "validation_token_accuracy": correct / count}
+
+
+def _note_evaluation(progress: ckpt.Progress, settings: Mapping[str, Any], measured: Mapping[str, float]) -> bool:
+    """Update best and patience; True if this evaluation is the best so far."""
+    stopping = settings["early_stopping"]
+    metric = stopping["metric"] if stopping else "loss"
+    value = measured["validation_loss"] if metric == "loss" else -measured["validation_token_accuracy"]
+    better = progress.best is None or value < progress.best
+    if better:
+        progress.best, progress.best_step, progress.evaluations_since_best = value, progress.step, 0
+    else:
+        progress.evaluations_since_best += 1
+    progress.stopped_early = stopping is not None and progress.evaluations_since_best >= stopping["patience"]
+    return better
+
+
+def _groups(trained: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices only, as is usual: not on biases and norms."""
+    matrices = [p for p in trained.values() if p.ndim >= 2]
+    others = [p for p in trained.values() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _resume(draft: Path, trained: Mapping[str, nn.Parameter], optimizer: Any, scheduler: Any) -> ckpt.Progress:
+    """The progress of a killed run, with its state put back; curves are cut to it and the steps lost are counted."""
+    found = ckpt.find_checkpoint(draft)
+    progress = ckpt.load_checkpoint(found, trained, optimizer, scheduler) if found else ckpt.Progress()
+    curves = draft / "curves.jsonl"
+    if not curves.exists():
+        return progress
+    kept, lost = [], set()
+    for line in curves.read_text(encoding="utf-8").splitlines():
+        step = _step_of(line)
+        if step is not None and step <= progress.step:
+            kept.append(line)
+        elif step is not None:
+            lost.add(step)
+    progress.repeated_steps += len(lost)
+    curves.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return progress
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:  # the line that the kill cut off
+        return None
+
+
+def _write(curves: Any, row: Mapping[str, float]) -> None:
+    curves.write(json.dumps(row) + "\n")
+    curves.flush()

@@ -1,0 +1,126 @@
+"""The stage bodies of the training methods: load, make trainable, fit, save."""
+
+import json
+import resource
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from paretune.data.tokenizer import read_tokens
+from paretune.data.trees import Example, windows
+from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_base_dropout
+from paretune.model.forward import packed_model
+from paretune.model.load import ADAPTER, LoadedModel, load_model
+from paretune.pipeline.stage import StageContext
+from paretune.train.checkpoint import checkpoint_options, find_checkpoint, remove_checkpoints
+from paretune.train.loop import Run, fit
+
+_BIT_OPTIONS = ("forward_tokens", "accumulate", "pack")
+
+
+def train_full(context: StageContext) -> dict[str, Any]:
+    """Stage body: full fine-tuning of float32 weights; the artifact is a model directory."""
+
+    def make_trainable(model: PreTrainedModel) -> None:
+        model.requires_grad_(True)
+
+    def save(loaded: LoadedModel) -> None:
+        loaded.model.save_pretrained(context.draft)
+        loaded.tokenizer.hf.save_pretrained(context.draft)
+
+    return _train(context, make_trainable, save)
+
+
+def train_lora(context: StageContext) -> dict[str, Any]:
+    """Stage body: adapters on frozen weights; the artifact is `adapter/` in PEFT's format."""
+    wrapped = {}
+
+    def make_trainable(model: PreTrainedModel) -> None:
+        wrapped["peft"] = add_lora(model, context.config["method"], context.config["seed"])
+
+    def save(_: LoadedModel) -> None:
+        wrapped["peft"].save_pretrained(str(context.draft / ADAPTER), save_embedding_layers=False)
+
+    return _train(context, make_trainable, save)
+
+
+def _train(
+    context: StageContext, make_trainable: Callable[[PreTrainedModel], None], save: Callable[[LoadedModel], None]
+) -> dict[str, Any]:
+    config, settings = context.config, context.config["train"]
+    # A checkpoint may be there from options that rounded otherwise; the run goes on with those it began with.
+    found = find_checkpoint(context.draft)
+    options = checkpoint_options(found) if found else _bit_options(context)
+    torch.set_num_threads(options["threads"])
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+
+    loaded = load_model(context, torch.float32)
+    model = loaded.model
+    dropout = set_base_dropout(model, settings["base_dropout"])
+    make_trainable(model)
+    packed = packed_model(model)
+    if config["precision"] != "float32":
+        freeze_in(model, getattr(torch, config["precision"]))
+    examples = {split: _examples(context, loaded, split) for split in ("train", "validation")}
+    run = Run(
+        train=settings,
+        learning_rate=config["method"]["learning_rate"],
+        seed=config["seed"],
+        precision=config["precision"],
+        device=config["device"],
+        options=options,
+        checkpoint_seconds=context.options.checkpoint_seconds,
+        draft=context.draft,
+        emit=context.emit,
+    )
+    progress = fit(packed, examples["train"], examples["validation"], run)
+    model.eval()
+    parameters, trainable = count_parameters(model)
+    save(loaded)
+    remove_checkpoints(context.draft)
+    steps_per_epoch = -(-len(examples["train"]) // settings["batch_size"])
+    return {
+        "parameters": parameters,
+        "trainable_parameters": trainable,
+        "train_seconds": progress.train_seconds,
+        "wall_seconds": progress.wall_seconds,
+        "train_tokens": progress.tokens,
+        "train_tokens_per_second": progress.tokens / progress.train_seconds,
+        "peak_memory_bytes": _peak_memory(),
+        "steps": progress.step,
+        "epochs_done": progress.step / steps_per_epoch,
+        "best_step": progress.best_step,
+        "best_validation_loss": _best_loss(context),
+        "stopped_early": progress.stopped_early,
+        "repeated_steps": progress.repeated_steps,
+        "precision": config["precision"],
+        "base_dropout": dropout,
+        "packed": options["pack"] and packed.isolates,
+        "options": options,
+    }
+
+
+def _bit_options(context: StageContext) -> dict[str, Any]:
+    options = asdict(context.options)
+    return {name: options[name] for name in _BIT_OPTIONS} | {"threads": torch.get_num_threads()}
+
+
+def _examples(context: StageContext, loaded: LoadedModel, split: str) -> list[Example]:
+    rows = read_tokens(context.inputs["tokens"].path, split)
+    tokenizer, length = loaded.tokenizer, context.config["train"]["max_length"]
+    return [window for row in rows for window in windows(row["ids"], length, tokenizer.prefix_id, tokenizer.eos_id)]
+
+
+def _best_loss(context: StageContext) -> float:
+    lines = (context.draft / "curves.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = (json.loads(line) for line in lines)
+    return float(min(row["validation_loss"] for row in rows if "validation_loss" in row))
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

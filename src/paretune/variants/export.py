@@ -1,0 +1,124 @@
+"""Export a variant: a directory that transformers or PEFT loads with no Paretune installed.
+
+`hf` writes whole weights, adapters merged, in the precision that the study measured in, so that the directory gives the numbers
+of the report. `adapter` writes the PEFT adapter, and beside it the pruned base that it belongs to where there is one: PEFT would
+load an adapter onto other blocks without a word.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from paretune.errors import SpecError, StoreError
+from paretune.model.load import ADAPTER, LoadedModel, load_model
+from paretune.pipeline.plan import Plan, PlannedCell
+from paretune.pipeline.stage import RunOptions, Stage, StageContext
+from paretune.pipeline.store import Store
+from paretune.spec.base import suggestion
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which cell: a variant, and the rest where there are several."""
+
+    variant: str
+    base: str | None = None
+    data: str | None = None
+    seed: int | None = None
+
+
+def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str) -> str:
+    """Write the wanted cell to `to`; returns a sentence about what was written.
+
+    Raises SpecError for a cell that is not in the study or not the only one, StoreError where it has not been trained yet or
+    `to` is in use.
+    """
+    if form not in ("hf", "adapter"):
+        raise SpecError(f"--format: no `{form}`{suggestion(form, ['hf', 'adapter'])}")
+    cell = find_cell(plan, wanted)
+    if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
+        raise StoreError(f"--to: `{to}` exists and is not empty; name another directory")
+    with _whole(to) as draft:
+        if form == "adapter":
+            _write_adapter(cell, store, draft, to)
+            return f"{to}: PEFT adapter of `{cell.variant}`"
+        loaded = _load(cell, store)
+        loaded.model.save_pretrained(draft)
+        loaded.tokenizer.hf.save_pretrained(draft)
+        return f"{to}: whole model of `{cell.variant}`, {str(loaded.model.dtype).removeprefix('torch.')}"
+
+
+def find_cell(plan: Plan, wanted: Wanted) -> PlannedCell:
+    """The one cell that `wanted` names; SpecError with the choices where there is none or more than one."""
+    variants = sorted({cell.variant for cell in plan.cells})
+    if wanted.variant not in variants:
+        raise SpecError(f"no variant `{wanted.variant}`{suggestion(wanted.variant, variants)}")
+    cells = [cell for cell in plan.cells if cell.variant == wanted.variant]
+    for flag, asked, field in (
+        ("--base", wanted.base, "base"),
+        ("--data", wanted.data, "dataset"),
+        ("--seed", wanted.seed, "seed"),
+    ):
+        values = list(dict.fromkeys(getattr(cell, field) for cell in cells))
+        if asked is None and len(values) > 1:
+            raise SpecError(f"{flag}: `{wanted.variant}` has {', '.join(f'`{value}`' for value in values)}; name one")
+        if asked is not None and values != [None]:
+            cells = [cell for cell in cells if getattr(cell, field) == asked]
+            if not cells:
+                raise SpecError(f"{flag}: no `{asked}`; there is {', '.join(f'`{value}`' for value in values)}")
+    return cells[0]
+
+
+def _load(cell: PlannedCell, store: Store) -> LoadedModel:
+    # Any evaluation knows base, precision and parents of the model that it measures.
+    measured = next(iter(cell.evaluations.values()))
+    inputs = {role: store.artifact(parent) for role, parent in measured.inputs.items() if role == "model"}
+    return load_model(_context(measured, inputs))
+
+
+def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path) -> None:
+    last = cell.methods[-1] if cell.methods else None
+    artifact = store.artifact(last) if last else None
+    if last is None or artifact is None or not (artifact.path / ADAPTER).is_dir():
+        raise SpecError(f"--format adapter: `{cell.variant}` does not end in an adapter; use `--format hf`")
+    shutil.copytree(artifact.path / ADAPTER, draft, dirs_exist_ok=True)
+    base = last.resources["base"]
+    if "model" in last.inputs:
+        # Merged and whole, in float32: what the adapter was trained on is not to be had anywhere else.
+        parent = load_model(_context(last, {"model": artifact.inputs["model"]}))
+        parent.model.save_pretrained(draft / "base")
+        parent.tokenizer.hf.save_pretrained(draft / "base")
+        base = str((to / "base").resolve())
+    _point_at_base(draft / "adapter_config.json", base)
+
+
+def _point_at_base(config_file: Path, base: str) -> None:
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    name, _, commit = base.removeprefix("hub:").partition("@") if base.startswith("hub:") else (base, "", "")
+    config |= {"base_model_name_or_path": name, "revision": commit or None}
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _context(stage: Stage, inputs: dict) -> StageContext:
+    config = {**stage.config, "device": "cpu", "precision": "float32" if "train" in stage.config else stage.config["precision"]}
+    return StageContext(config, inputs, stage.resources, RunOptions(), Path(), lambda **_: None)
+
+
+@contextmanager
+def _whole(to: Path) -> Iterator[Path]:
+    """A draft beside `to` that becomes `to` when the block ends well, and nothing otherwise."""
+    draft = to.with_name(f".{to.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        if to.exists():
+            to.rmdir()
+        draft.rename(to)
+    except OSError as error:
+        raise StoreError(f"--to: `{to}` cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,31 @@
+"""The stage bodies of the methods that change a model without training it."""
+
+from typing import Any
+
+import torch
+
+from paretune.model.adapters import count_parameters
+from paretune.model.load import load_model
+from paretune.pipeline.stage import StageContext
+from paretune.variants.blocks import block_list, choose_blocks
+from paretune.variants.proof import prune_blocks as prune_and_prove
+
+
+def prune_blocks(context: StageContext) -> dict[str, Any]:
+    """Stage body: remove blocks, show that nothing else changed, and leave a model directory that plain transformers loads."""
+    loaded = load_model(context, torch.float32)
+    method = context.config["method"]
+    before, _ = count_parameters(loaded.model)
+    num_blocks = len(block_list(loaded.model)[1])
+    drop = method["blocks"] or choose_blocks(num_blocks, count=method["count"], choose=method["choose"])
+    proof = prune_and_prove(loaded.model, drop, context.draft, base_fingerprint=context.config["base"]["digest"])
+    loaded.tokenizer.hf.save_pretrained(context.draft)
+    after, _ = count_parameters(loaded.model)
+    return {
+        "removed_blocks": sorted(drop),
+        "blocks_before": num_blocks,
+        "blocks_after": num_blocks - len(drop),
+        "removed_parameters": before - after,
+        "parameters": after,
+        "largest_difference": max(proof.identity, proof.cache, proof.reload, proof.reload_cache),
+    }
