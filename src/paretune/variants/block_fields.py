@@ -2,7 +2,7 @@
 
 transformers indexes such fields by position while a block keeps what it was built with, so a list that is forgotten gives
 wrong masks without an error (Gemma 3: logits off by 2.4). No architecture is named here. A field is recognised by its
-shape: a list with one entry a block, a list or set of block indices, a dict keyed by them, a run-length form of one of
+shape: a list with one entry a block, a list of block indices, a dict keyed by them, a run-length form of one of
 those lists. Fields that say the same by an interval are set to the value that still gives the lists, where one exists.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-NOT_PER_BLOCK = re.compile(r"token_ids?$|^architectures$|suppress_tokens$|validation$|^paretune_")
+NOT_PER_BLOCK = re.compile(r"token_ids?$|^architectures$|validation$|^paretune_")
 INDICES = re.compile(r"(layers|layer_ids|idxs|indices|indexes|blocks)$")
 INTERVAL = re.compile(r"interval|pattern|window_layers|every_n|period$|freq$|frequency$")
 
@@ -32,9 +32,12 @@ def prune_fields(config: PreTrainedConfig, keep: Sequence[int], num_blocks: int)
         for name, value in before.items()
         if name not in lists and (changed := _pruned_value(name, value, keep, num_blocks, lists)) != value
     }
+    overrides = {int(index): fields for index, fields in config.to_dict().get("per_layer_config", {}).items()}
     config.num_hidden_layers = len(keep)
     for name, value in after.items():
         setattr(config, name, value)
+    if overrides:
+        config.per_layer_config = {new: overrides[old] for new, old in enumerate(keep) if old in overrides}
     _settle_intervals(config, pruned)
 
 
@@ -50,7 +53,7 @@ def _is_one_entry_a_block(name: str, value: Any, num_blocks: int) -> bool:
 def _pruned_value(name: str, value: Any, keep: Sequence[int], num_blocks: int, lists: dict[str, Any]) -> Any:
     """A field that refers to blocks in another form than one entry each; any other value is returned as it is."""
     new_index = {old: new for new, old in enumerate(keep)}
-    if isinstance(value, list | tuple | set | frozenset) and INDICES.search(name) and _are_indices(value, num_blocks):
+    if isinstance(value, list | tuple) and INDICES.search(name) and _are_indices(value, num_blocks):
         return type(value)(new_index[index] for index in value if index in new_index)
     if isinstance(value, dict) and "layer" in name and value and _are_indices(map(_as_index, value), num_blocks):
         return {type(key)(new_index[int(key)]): entry for key, entry in value.items() if int(key) in new_index}

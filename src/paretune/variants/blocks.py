@@ -7,10 +7,11 @@ config on the meta device, where it costs nothing, and the live one must agree w
 every plain attribute. What cannot be made to agree is refused. `proof.py` then compares logits.
 """
 
+import copy
 import inspect
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -98,12 +99,15 @@ def remove_blocks(model: PreTrainedModel, drop: Sequence[int], *, base_fingerpri
     keep = [index for index in range(num_blocks) if index not in dropped]
     for index in reversed(dropped):
         del blocks[index]
-    prune_fields(_decoder_config(model), keep, num_blocks)
+    config_before = copy.deepcopy(_decoder_config(model))
+    name = f"`{type(model).__name__}` without blocks {list(dropped)}"
+    with refusing(f"cannot express {name} as a config"):
+        prune_fields(_decoder_config(model), keep, num_blocks)
     kept_before = getattr(model.config, KEPT_BLOCKS, range(num_blocks))
     setattr(model.config, KEPT_BLOCKS, [kept_before[index] for index in keep])
     if getattr(model.config, BASE_FINGERPRINT, None) is None:
         setattr(model.config, BASE_FINGERPRINT, base_fingerprint)
-    _agree_with_config(model, path, keep, num_blocks)
+    _agree_with_config(model, path, keep, config_before, name)
 
 
 @contextmanager
@@ -129,7 +133,7 @@ def refusing(what: str) -> Iterator[None]:
 
 def _return_input(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     hidden = args[0] if args else kwargs["hidden_states"]
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
 
 
 def _decoder_config(model: PreTrainedModel) -> PreTrainedConfig:
@@ -151,21 +155,26 @@ def _refuse_wrapped(model: PreTrainedModel) -> None:
         raise StageError(f"cannot remove blocks of a quantized `{type(model).__name__}`; put `prune.blocks` before `quantize`")
 
 
-def _agree_with_config(model: PreTrainedModel, path: str, keep: Sequence[int], num_blocks: int) -> None:
-    """Make `model` what its config, written and read again, builds; StageError where it differs beyond that."""
-    name = f"`{type(model).__name__}` without blocks {sorted(set(range(num_blocks)) - set(keep))}"
-    with refusing(f"cannot express {name} as a config"), torch.device("meta"):
-        read_again = type(model.config).from_dict(json.loads(model.config.to_json_string(use_diff=True)))
-        read_again._attn_implementation = model.config._attn_implementation
-        rebuilt = type(model)(read_again)
+def _agree_with_config(
+    model: PreTrainedModel, path: str, keep: Sequence[int], config_before: PreTrainedConfig, name: str
+) -> None:
+    """Make `model` what its config, written and read again, builds; StageError where it differs beyond that.
+
+    An attribute of a kept block may follow the config if it is the block's index or the copy of a field; outside of the
+    blocks any may, for it can only have been derived from the whole config.
+    """
+    rebuilt = _rebuilt_from_config(model, name)
     _refuse_other_weights(model, rebuilt, name)
+    fields_before, fields = vars(config_before), vars(_decoder_config(model))
     differences = []
     for module_name, twin in rebuilt.named_modules():
         position = _position(module_name, path)
         module = model.get_submodule(module_name)
         for attribute, value in _differing(module, twin).items():
             old = getattr(module, attribute)
-            if position is None or (old == keep[position] and value == position):
+            is_index = position is not None and (old, value) == (keep[position], position)
+            is_copy = (old, value) == (fields_before.get(attribute), fields.get(attribute))
+            if position is None or is_index or is_copy:
                 setattr(module, attribute, value)
             elif attribute == "scaling" and isinstance(module, GPT2Attention):
                 _fold_scaling(module, value)
@@ -173,6 +182,15 @@ def _agree_with_config(model: PreTrainedModel, path: str, keep: Sequence[int], n
                 differences.append(f"`{module_name}.{attribute}` is {old!r} and would be {value!r}")
     if differences:
         raise StageError(f"cannot express {name} as a config: after a reload {'; '.join(differences[:4])}")
+
+
+def _rebuilt_from_config(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """A model without weights, on the meta device, from the config of `model` after a round trip through a file."""
+    with refusing(f"cannot express {name} as a config"), TemporaryDirectory() as directory:
+        model.config.save_pretrained(directory)
+        config = type(model.config).from_pretrained(directory, attn_implementation=model.config._attn_implementation)
+        with torch.device("meta"):
+            return type(model)(config)
 
 
 def _refuse_other_weights(model: PreTrainedModel, rebuilt: PreTrainedModel, name: str) -> None:
