@@ -28,7 +28,8 @@ def plan_command(study: StudyFile, store: StorePath = None, device: Device = "au
     from paretune.api import open_study
     from paretune.pipeline.estimates import describe_plan
 
-    typer.echo(describe_plan(open_study(study, store, device)))
+    opened = open_study(study, store, device)
+    typer.echo(describe_plan(opened.study, opened.lock, opened.plan, opened.store))
 
 
 @app.command("run")

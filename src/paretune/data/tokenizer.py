@@ -5,6 +5,7 @@ tokenized apart and joined literally (the seam rule), so a piece that continues 
 SentencePiece-style tokenizers put before what they take for the beginning of a text.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +103,11 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     """
     tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
     documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
-    rows, skipped = [], 0
+    rows, skipped, max_length = [], 0, context.config["max_length"]
     for number, row in enumerate(documents):
         ids = tokenizer.encode(row["text"])
         # The prefix and EOS belong to the example as it is trained.
-        if len(ids) + 2 > context.config["max_length"] and context.config["too_long"] != "windows":
+        if len(ids) + 2 > max_length and context.config["too_long"] != "windows":
             _refuse_if_asked(context.config, row, len(ids) + 2)
             skipped += 1
             continue
@@ -114,10 +115,11 @@ def tokenize(context: StageContext) -> dict[str, Any]:
         rows.append({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
         if number % 200 == 0:
             context.emit(done=number, total=len(documents))
-    _check_splits(rows, context.config["max_length"])
+    _check_splits(rows, max_length)
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
     tokens = {f"tokens_{split}": sum(len(row["ids"]) for row in rows if row["split"] == split) for split in SPLITS}
-    return {**tokens, "skipped_examples": skipped, "lossy_examples": sum(not row["lossless"] for row in rows)}
+    windows = {f"windows_{split}": sum(_windows(row, max_length) for row in rows if row["split"] == split) for split in SPLITS}
+    return {**tokens, **windows, "skipped_examples": skipped, "lossy_examples": sum(not row["lossless"] for row in rows)}
 
 
 def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any]]:
@@ -126,6 +128,11 @@ def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any
     ids = [item.values.to_numpy() for item in table["ids"]]
     rows = table.drop_columns(["ids"]).to_pylist()
     return [{**row, "ids": row_ids} for row, row_ids in zip(rows, ids, strict=True)]
+
+
+def _windows(row: Mapping[str, Any], max_length: int) -> int:
+    """How many training examples a document becomes: prefix, ids and EOS in windows that overlap by one token."""
+    return math.ceil((len(row["ids"]) + 1) / (max_length - 1))
 
 
 def _refuse_if_asked(config: Mapping[str, Any], row: Mapping[str, Any], length: int) -> None:

@@ -155,7 +155,7 @@ class _Planner:
         stages: list[Stage] = []
         for use in chain:
             inputs: dict[str, Stage] = {"model": stages[-1]} if stages else {}
-            config = {"base": self._base(base), "method": use.config.model_dump(mode="json")}
+            config: dict[str, Any] = {"base": self._base(base), "method": use.config.model_dump(mode="json")}
             after: tuple[Stage, ...] = ()
             if use.row.trains:
                 inputs["tokens"] = tokens

@@ -132,7 +132,8 @@ def _killed(exit_code: int | None) -> str:
 def _without_main() -> Iterator[None]:
     """Keep workers from importing the caller's script again, which would run an unguarded one once more in every worker."""
     main = sys.modules["__main__"]
-    saved = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    names: tuple[str, ...] = ("__file__", "__spec__")
+    saved: dict[str, Any] = {name: main.__dict__.pop(name) for name in names if name in main.__dict__}
     main.__spec__ = None
     try:
         yield

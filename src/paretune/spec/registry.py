@@ -80,10 +80,10 @@ def load_function(address: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _with_plugins(builtin: tuple[Any, ...], group: str, row_type: type) -> dict[str, Any]:
+def _with_plugins(builtin: tuple[Any, ...], group: str, row_type: type[Any]) -> dict[str, Any]:
     rows = {row.name: row for row in builtin}
     for entry in entry_points(group=group):
-        row = entry.load()
+        row: Any = entry.load()
         if not isinstance(row, row_type):
             raise SpecError(f"entry point `{entry.name}` of `{group}` is no {row_type.__name__} row, but {type(row).__name__}")
         if row.name in rows:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -40,13 +41,13 @@ def read_yaml(file: Path) -> tuple[Any, dict[Path_, int]]:
 
 
 def _plain(node: Any, path: Path_, lines: dict[Path_, int], file: Path) -> Any:
-    if isinstance(node, dict):
+    if isinstance(node, CommentedMap):
         result = {}
         for key, value in node.items():
             lines[(*path, str(key))] = node.lc.key(key)[0] + 1
             result[str(key)] = _plain(value, (*path, str(key)), lines, file)
         return result
-    if isinstance(node, list):
+    if isinstance(node, CommentedSeq):
         for index in range(len(node)):
             lines[(*path, index)] = node.lc.item(index)[0] + 1
         return [_plain(item, (*path, index), lines, file) for index, item in enumerate(node)]

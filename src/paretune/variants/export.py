@@ -1,8 +1,8 @@
 """Export a variant: a directory that transformers or PEFT loads with no Paretune installed.
 
-`hf` writes whole weights, adapters merged, in the precision that the study measured in, so that the directory gives the numbers
-of the report. `adapter` writes the PEFT adapter, and beside it the pruned base that it belongs to where there is one: PEFT would
-load an adapter onto other blocks without a word.
+`hf` writes whole weights, adapters merged, in the precision that the study measured in, so that the directory gives the
+numbers of the report. `adapter` writes the PEFT adapter, and beside it the pruned base that it belongs to where there is one:
+PEFT would load an adapter onto other blocks without a word.
 """
 
 import json
