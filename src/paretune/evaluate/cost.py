@@ -1,0 +1,135 @@
+"""What a model costs to use: time to the first token and for each further one, and its size.
+
+Times are of one sequence at a time, greedy, with the KV cache on, through the model's forward pass alone: each token is read
+back from the device before the next step, as whoever shows or checks it must do. Nothing stops the text, so that every variant
+makes the same number of tokens.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
+
+from paretune.data.tokenizer import read_tokens
+from paretune.errors import DataError
+from paretune.model.load import ADAPTER, LoadedModel, load_model
+from paretune.pipeline.stage import StageContext
+from paretune.spec.data import SPLITS
+from paretune.spec.evaluations import Latency
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One repeat, in milliseconds."""
+
+    first_token_ms: float
+    """From the prompt on the device to the first new token: the whole prompt in one pass."""
+    ms_per_token: float
+    """Mean over the further tokens, one pass with the KV cache each."""
+
+
+def evaluate_latency(context: StageContext) -> dict[str, Any]:
+    """Stage body: mean and median over the repeats, and every repeat in `samples.parquet`.
+
+    The prompt is the prefix token and `prompt_tokens` tokens of real text. DataError if prompt and new tokens do not fit into
+    the positions of the model, or the dataset has less text than that.
+    """
+    settings = Latency.model_validate(context.config["evaluation"], strict=False)
+    loaded = load_model(context)
+    _check_positions(settings, loaded.max_positions)
+    prompt = [loaded.tokenizer.prefix_id, *_text_tokens(context, settings.prompt_tokens)]
+    ids = torch.tensor([prompt], device=loaded.device)
+    timings = []
+    for repeat in range(-settings.warmup, settings.repeats):
+        timing = time_generation(loaded, ids, settings.new_tokens)
+        if repeat >= 0:
+            timings.append(timing)
+            context.emit(done=repeat + 1, total=settings.repeats)
+    columns = {name: [getattr(timing, name) for timing in timings] for name in ("first_token_ms", "ms_per_token")}
+    pq.write_table(pa.table({"repeat": list(range(settings.repeats)), **columns}), context.draft / "samples.parquet")
+    return {
+        **{name: statistics.mean(values) for name, values in columns.items()},
+        **{f"{name}_median": statistics.median(values) for name, values in columns.items()},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def time_generation(loaded: LoadedModel, ids: torch.Tensor, new_tokens: int) -> Timing:
+    """Time `new_tokens` (2 or more) greedy tokens after `ids`, shape [1, tokens], whatever tokens they are."""
+    keep_last = {"logits_to_keep": 1} if loaded.model._supports_logits_to_keep() else {}  # as `generate` asks it
+    with torch.no_grad():
+        _wait(loaded.device)
+        started = time.perf_counter()
+        output = loaded.model(input_ids=ids, use_cache=True, **keep_last)
+        token = output.logits[:, -1:].argmax(-1)
+        token.item()
+        first = time.perf_counter()
+        for _ in range(new_tokens - 1):
+            output = loaded.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+            token = output.logits[:, -1:].argmax(-1)
+            token.item()
+        ended = time.perf_counter()
+    return Timing((first - started) * 1e3, (ended - first) * 1e3 / (new_tokens - 1))
+
+
+def evaluate_size(context: StageContext) -> dict[str, Any]:
+    """Stage body: `parameters` (as trained, adapter included), `model_bytes` (the merged weights, in the precision of the
+    evaluation, tied ones once) and `adapter_bytes` (0 without an adapter). Bytes of the tensors, without file headers.
+    """
+    model = load_model(context).model
+    artifact = context.inputs.get("model")
+    adapter = artifact.path / ADAPTER if artifact else None
+    with_adapter = adapter is not None and adapter.is_dir()
+    return {
+        "parameters": artifact.record.metrics["parameters"] if with_adapter else num_parameters(model),
+        "model_bytes": weight_bytes(model),
+        "adapter_bytes": adapter_bytes(adapter) if with_adapter else 0,
+    }
+
+
+def num_parameters(model: torch.nn.Module) -> int:
+    """Tied weights count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Of parameters and saved buffers as `model` holds them; tied weights count once."""
+    tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def adapter_bytes(directory: Path) -> int:
+    """Of the tensors of a PEFT adapter, in the precision that they are stored in."""
+    tensors = load_file(directory / "adapter_model.safetensors").values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _check_positions(settings: Latency, max_positions: int | None) -> None:
+    # The prefix takes a position, the last new token does not: it is made and never read.
+    if max_positions is not None and settings.prompt_tokens + settings.new_tokens > max_positions:
+        raise DataError(
+            f"`prompt_tokens: {settings.prompt_tokens}` and `new_tokens: {settings.new_tokens}` exceed the {max_positions} "
+            "positions of the model; lower one of them"
+        )
+
+
+def _text_tokens(context: StageContext, count: int) -> list[int]:
+    """The first tokens of the test split; where it is shorter, of validation and train after it."""
+    found: list[int] = []
+    for split in reversed(SPLITS):
+        for row in read_tokens(context.inputs["tokens"].path, split):
+            found += row["ids"].tolist()
+            if len(found) >= count:
+                return found[:count]
+    raise DataError(f"`prompt_tokens: {count}` is more than the dataset holds, {len(found)} tokens; lower it")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

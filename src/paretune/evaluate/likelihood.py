@@ -1,0 +1,123 @@
+"""Loss, bits per byte and token accuracy of held-out documents.
+
+A long document is read in windows that overlap, so that every token is scored once and, after the first window, with at least
+`max_length - stride` tokens before it. BOS and EOS are never scored: not every tokenizer has them, and they are no text.
+Perplexity is exp of the token-weighted mean of `loss` and is not stored.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from paretune.data.tokenizer import read_tokens
+from paretune.data.trees import Example
+from paretune.errors import DataError
+from paretune.evaluate.outputs import Score, write_scores
+from paretune.model.forward import TargetScores, score
+from paretune.model.load import load_model
+from paretune.pipeline.stage import StageContext
+from paretune.spec.evaluations import Perplexity
+
+_EMIT_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Window:
+    """`ids[start:stop]` are read, `ids[first_target:stop]` are scored."""
+
+    start: int
+    stop: int
+    first_target: int
+
+
+def scored_windows(num_tokens: int, max_length: int, stride: int) -> list[Window]:
+    """Windows over a sequence of `num_tokens` tokens whose first is the prefix: each later token is scored in exactly one.
+
+    A window reads at most `max_length` tokens; after the first one each scores `stride` new tokens (the last one what is left),
+    with at least `max_length - stride` tokens before the first of them. DataError unless `1 <= stride < max_length`.
+    """
+    if not 1 <= stride < max_length:
+        raise DataError(
+            f"`stride: {stride}` does not fit windows of {max_length} tokens; write a stride from 1 to {max_length - 1}"
+        )
+    windows, scored = [], 1
+    while scored < num_tokens:
+        stop = min(max_length if scored == 1 else scored + stride, num_tokens)
+        windows.append(Window(max(0, stop - max_length), stop, scored))
+        scored = stop
+    return windows
+
+
+def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
+    """Stage body: `loss`, `bits_per_byte` and `token_accuracy` of each document in `scores.parquet`."""
+    settings = Perplexity.model_validate(context.config["evaluation"], strict=False)
+    loaded = load_model(context)
+    max_length = context.config["max_length"]
+    stride = settings.stride or max_length // 2
+    scores: list[Score] = []
+    metrics: dict[str, Any] = {"window_tokens": max_length, "stride": stride}
+    for split in settings.splits:
+        rows = [row for row in read_tokens(context.inputs["tokens"].path, split) if len(row["ids"])]
+        examples, counts = window_examples([row["ids"] for row in rows], loaded.tokenizer.prefix_id, max_length, stride)
+        results = score(loaded.model, examples, forward_tokens=context.options.forward_tokens)
+        of_split: list[Score] = []
+        for done, (row, result) in enumerate(zip(rows, join_windows(results, counts), strict=True), start=1):
+            of_split += document_scores(row, result)
+            if done % _EMIT_EVERY == 0:
+                context.emit(done=done, total=len(rows), split=split)
+        metrics |= _totals(split, rows, of_split)
+        scores += of_split
+    write_scores(scores, context.draft)
+    return metrics
+
+
+def window_examples(
+    documents: Sequence[np.ndarray], prefix_id: int, max_length: int, stride: int
+) -> tuple[list[Example], list[int]]:
+    """All windows of all documents (ids without prefix and EOS), and how many belong to each document."""
+    examples, counts = [], []
+    for ids in documents:
+        whole = np.concatenate([[prefix_id], ids]).astype(np.int32)
+        windows = scored_windows(len(whole), max_length, stride)
+        examples += [Example(whole[w.start : w.stop], w.first_target - w.start) for w in windows]
+        counts.append(len(windows))
+    return examples, counts
+
+
+def join_windows(results: Iterator[TargetScores], counts: Sequence[int]) -> Iterator[TargetScores]:
+    """The scores of each document's tokens in order, from those of its windows."""
+    for count in counts:
+        parts = list(islice(results, count))
+        yield TargetScores(np.concatenate([p.nats for p in parts]), np.concatenate([p.correct for p in parts]))
+
+
+def document_scores(row: Mapping[str, Any], result: TargetScores) -> list[Score]:
+    """The three scores of one document; `row` is one of tokens.parquet."""
+    tokens, num_bytes, nats = len(result.nats), row["bytes"], float(result.nats.sum())
+    place = {"split": row["split"], "document": row["document"], "example": row["example"]}
+    return [
+        Score("loss", nats / tokens, weight=tokens, **place),
+        Score("bits_per_byte", nats / math.log(2) / num_bytes, weight=num_bytes, **place),
+        Score("token_accuracy", float(result.correct.mean()), weight=tokens, **place),
+    ]
+
+
+def _totals(split: str, rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[str, Any]:
+    """Counts of a split, and the weighted mean of each metric over it."""
+    counts = {
+        f"documents_{split}": len(rows),
+        f"tokens_{split}": sum(len(row["ids"]) for row in rows),
+        f"bytes_{split}": sum(row["bytes"] for row in rows),
+        f"lossy_documents_{split}": sum(not row["lossless"] for row in rows),
+    }
+    totals: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
+    for each in scores:
+        totals[each.metric] += each.value * each.weight
+        weights[each.metric] += each.weight
+    return counts | {f"{metric}_{split}": totals[metric] / weights[metric] for metric in totals}

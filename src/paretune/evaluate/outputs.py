@@ -1,0 +1,74 @@
+"""The two files that evaluations leave beside their record: scores of single examples, and generated texts.
+
+Every estimate is a weighted mean of `value` by `weight` over rows of scores.parquet, so an evaluation writes one row an example
+and metric and no averages.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paretune.pipeline.records import SLICE_PREFIX
+
+StoppedBy = Literal["eos", "line_break", "max_new_tokens", "context"]
+"""`line_break` ends answers only; `context`: prompt and text fill the positions of the model."""
+
+_COLUMNS = (
+    ("split", pa.string()),
+    ("document", pa.string()),
+    ("example", pa.string()),
+    ("metric", pa.string()),
+    ("value", pa.float64()),
+    ("weight", pa.float64()),
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One example's value of one metric."""
+
+    metric: str
+    value: float
+    example: str
+    document: str
+    """Examples of one document are a cluster of the error bars."""
+    weight: float = 1.0
+    split: str = ""
+    """`validation` or `test`; empty where the examples belong to no split."""
+    slices: Mapping[str, str] = field(default_factory=dict)
+    """Field to value, the same fields in every score of a file."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generated text."""
+
+    prompt: str
+    text: str
+    """What follows the prompt, the stop token left out; of an answer, its first line."""
+    new_tokens: int
+    """Without the stop token."""
+    seconds: float
+    """Wall time of the batch divided by its prompts: over a batch they add up to the time that it took."""
+    stopped_by: StoppedBy
+    reference: str | None = None
+    """What the text is read against, where there is such a thing."""
+
+
+def write_scores(scores: Sequence[Score], directory: Path, slice_by: Sequence[str] = ()) -> None:
+    """Write `scores.parquet` with one column `slice.<field>` for each field of `slice_by`."""
+    columns = {name: pa.array([getattr(score, name) for score in scores], kind) for name, kind in _COLUMNS}
+    slices = {SLICE_PREFIX + name: pa.array([score.slices[name] for score in scores], pa.string()) for name in slice_by}
+    pq.write_table(pa.table(columns | slices), directory / "scores.parquet")
+
+
+def write_generations(generations: Iterable[Generation], directory: Path) -> None:
+    """Write `generations.jsonl`, one generated text a line."""
+    with (directory / "generations.jsonl").open("w", encoding="utf-8") as file:
+        for generation in generations:
+            file.write(json.dumps(asdict(generation), ensure_ascii=False) + "\n")

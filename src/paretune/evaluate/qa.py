@@ -1,0 +1,162 @@
+"""Questions with known answers: multiple choice by likelihood, factual by likelihood and by generated answer.
+
+Prompt and option are tokenized apart and joined literally (the seam rule), so every option follows the same prompt tokens.
+`accuracy` takes the option with the highest log-likelihood per UTF-8 byte of its text, as long options are less likely than
+short ones for no merit of theirs; `accuracy_unnormalised` takes the plain sum.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from paretune.data.questions import Question, read_questions
+from paretune.data.templates import Template, parse_template, render
+from paretune.data.trees import Example
+from paretune.errors import DataError
+from paretune.evaluate.generate import GenerationSettings, generate
+from paretune.evaluate.outputs import Generation, Score, write_generations, write_scores
+from paretune.evaluate.scorers import contains, exact_match
+from paretune.model.forward import score
+from paretune.model.load import LoadedModel, load_model
+from paretune.pipeline.stage import StageContext
+from paretune.spec.evaluations import Qa
+
+TIE = 1e-5
+"""Relative difference under which two options count as equal: what packing and padding move in float32."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a model is asked about one question."""
+
+    question: Question
+    prompt: str
+    answers: tuple[str, ...]
+    """The options as they follow the prompt, or the one answer of a factual question."""
+
+    @property
+    def factual(self) -> bool:
+        return not self.question.options
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """log p of each answer of a question after its prompt: of the options, or of the one answer of a factual question."""
+
+    sums: tuple[float, ...]
+    """Nats over the tokens of the answer, at most 0."""
+    num_tokens: tuple[int, ...]
+
+
+def evaluate_qa(context: StageContext) -> dict[str, Any]:
+    """Stage body: scores of every question, and the generated answers of the factual ones in `generations.jsonl`."""
+    settings = Qa.model_validate(context.config["evaluation"], strict=False)
+    questions = read_questions(context.resources["items"])
+    slices = [slices_of(question, settings.slice_by) for question in questions]
+    prompt, answer = parse_template(settings.prompt), parse_template(settings.answer)
+    requests = [request_of(question, prompt, answer) for question in questions]
+    loaded = load_model(context)
+    likelihoods = answer_likelihoods(loaded, requests, context.options.forward_tokens)
+    context.emit(done=len(questions), total=2 * len(questions))
+    generations = generated_answers(loaded, requests, settings.max_new_tokens)
+    answers = dict(zip((request.question.id for request in requests if request.factual), generations, strict=True))
+    scores = []
+    for question, found, of_question in zip(questions, likelihoods, slices, strict=True):
+        scores += question_scores(question, found, answers.get(question.id), of_question)
+    write_scores(scores, context.draft, settings.slice_by)
+    write_generations(generations, context.draft)
+    ties = sum(choices_of(q, found)[1] for q, found in zip(questions, likelihoods, strict=True) if q.options)
+    return {"questions": len(questions), "multiple_choice": len(questions) - len(answers), "ties": ties}
+
+
+def request_of(question: Question, prompt: Template, answer: Template) -> Request:
+    """The templates filled with a question, taken literally: nothing is trimmed, and the prompt does not know the answer.
+
+    DataError for a field that the question lacks.
+    """
+    where = f"question `{question.id}`"
+    fields = {**question.fields, "question": question.question, "options": list(question.options)}
+    texts = question.options or (question.answer,)
+    answers = (render(answer, {**fields, "answer": text}, where) for text in texts)
+    return Request(question, render(prompt, fields, where), tuple(answers))
+
+
+def answer_likelihoods(loaded: LoadedModel, requests: Sequence[Request], forward_tokens: int) -> list[Likelihoods]:
+    """Log-likelihoods of the answers of each request; DataError for one that does not fit into the model's positions."""
+    examples = [_example(loaded, request, answer) for request in requests for answer in request.answers]
+    results = score(loaded.model, examples, forward_tokens=forward_tokens)
+    groups = [list(islice(results, len(request.answers))) for request in requests]
+    return [Likelihoods(tuple(-float(r.nats.sum()) for r in group), tuple(len(r.nats) for r in group)) for group in groups]
+
+
+def generated_answers(loaded: LoadedModel, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
+    """Greedy answers to the factual questions among `requests`, in their order, up to the first line break."""
+    factual = [request for request in requests if request.factual]
+    settings = GenerationSettings(max_new_tokens, end_at_line_break=True)
+    generations = generate(loaded, [request.prompt for request in factual], settings)
+    return [replace(each, reference=request.question.answer) for each, request in zip(generations, factual, strict=True)]
+
+
+def question_scores(
+    question: Question, found: Likelihoods, generation: Generation | None, slices: Mapping[str, str]
+) -> list[Score]:
+    """`log_likelihood` of the gold answer, weighted by its tokens, and what is right and wrong, weighted 1.
+
+    `generation` is the answer to a factual question, None for multiple choice.
+    """
+    gold = question.answer_index or 0
+    values = {"log_likelihood": found.sums[gold] / found.num_tokens[gold]}
+    if generation is None:
+        values |= {metric: float(index == gold) for metric, index in choices_of(question, found)[0].items()}
+    else:
+        values["exact_match"] = float(exact_match(generation.text, question.answer))
+        values["contains"] = float(contains(generation.text, question.answer))
+    weights = {"log_likelihood": found.num_tokens[gold]}
+    return [
+        Score(metric, value, example=question.id, document=question.id, weight=weights.get(metric, 1), slices=slices)
+        for metric, value in values.items()
+    ]
+
+
+def choices_of(question: Question, found: Likelihoods) -> tuple[dict[str, int], bool]:
+    """The option that each metric takes, the first where several are best, and whether there was such a tie."""
+    sizes = [len(option.encode()) for option in question.options]
+    normalised = best([value / size for value, size in zip(found.sums, sizes, strict=True)])
+    plain = best(found.sums)
+    tied = len(normalised) > 1 or len(plain) > 1
+    return {"accuracy": normalised[0], "accuracy_unnormalised": plain[0]}, tied
+
+
+def best(values: Sequence[float]) -> list[int]:
+    """Indices of the highest value, and of those within `TIE` of it."""
+    highest = max(values)
+    return [index for index, value in enumerate(values) if math.isclose(value, highest, rel_tol=TIE)]
+
+
+def slices_of(question: Question, names: Sequence[str]) -> dict[str, str]:
+    """The value of each field that scores are broken down by; DataError for one that is missing or no single value."""
+    missing = [name for name in names if not isinstance(question.fields.get(name), str | int | float | bool)]
+    if missing:
+        raise DataError(
+            f"question `{question.id}` has no single value in the field `{missing[0]}` that `slice_by` names; add it to the "
+            "question, or leave it out of `slice_by`"
+        )
+    return {name: str(question.fields[name]) for name in names}
+
+
+def _example(loaded: LoadedModel, request: Request, answer: str) -> Example:
+    head = [loaded.tokenizer.prefix_id, *loaded.tokenizer.encode(request.prompt)]
+    ids = loaded.tokenizer.encode_continuation(answer)
+    length = len(head) + len(ids)
+    if not ids:
+        raise DataError(f"question `{request.question.id}`: the template `answer` leaves nothing of an answer to score")
+    if loaded.max_positions is not None and length > loaded.max_positions:
+        raise DataError(
+            f"question `{request.question.id}` has {length} tokens with its answer and the model {loaded.max_positions} "
+            "positions; shorten it, or leave it out"
+        )
+    return Example(np.array(head + ids, dtype=np.int32), first_target=len(head))
