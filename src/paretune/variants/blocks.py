@@ -127,6 +127,8 @@ def refusing(what: str) -> Iterator[None]:
     """Turn what transformers raises on a config or weights that it cannot use into a StageError that says `what` failed."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except REFUSALS as error:
         raise StageError(f"{what}: {error}") from error
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from paretune.errors import StageError
 from paretune.variants.blocks import block_list, check_blocks, refusing, remove_blocks, skipped_blocks
 
-TOKENS = 24
+TOKENS = 16
 """Of the probe, which is computed at once and one by one."""
 NARROW = 8
 """Tokens that a sliding window or an attention chunk has for the second half of the proof."""
