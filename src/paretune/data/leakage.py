@@ -1,0 +1,347 @@
+"""The same text on two sides: between the splits, and between training text and evaluation items.
+
+By document: `exact`; `normalised`, the same words (Unicode NFKC, case folded, punctuation and white space ignored); `near`,
+by coverage, the share of a held-out document's distinct 13-grams of words that stand in one training document, where n-grams of
+many documents (boilerplate) do not count; and `field`, one field of the records in common (an article under another title, a
+question with another answer). An inverted index of the held-out n-grams finds all pairs, in one pass over the training text.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from scipy.sparse import csr_array, vstack
+
+from paretune.spec.data import SPLITS
+
+NGRAM = 13
+"""Words; the n-gram of GPT-3's overlap analysis (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
+ITEM_NGRAM = 8
+"""Words, for questions; the smallest of the same analysis."""
+THRESHOLD = 0.5
+"""Coverage from which a document counts as a near duplicate; `benchmarks/leakage.py` measures what it finds and misses."""
+COMMON = 10
+"""An n-gram of more documents than this is boilerplate, as in GPT-3's filter."""
+MOSTLY_COMMON = 0.9
+"""A document with more boilerplate than this is compared with all its n-grams: it may be one of many near copies."""
+MIN_ITEM_WORDS = 5
+"""A shorter question can stand in any text by chance."""
+EXCERPT_CHARACTERS = 80
+
+Kind = Literal["exact", "normalised", "near", "field"]
+Texts = Mapping[str, str]
+"""Document to its text."""
+Contents = Mapping[str, Sequence[int]]
+"""Document to the `content_digest` of its records' fields."""
+
+_KINDS = ("exact", "normalised", "near", "field")
+_INVISIBLE = dict.fromkeys([0xAD, *range(0x200B, 0x2010), 0x2060, 0xFEFF])
+# Scripts without spaces between words: every character counts as a word.
+_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_ROWS = 4096
+"""Training documents compared at a time; bounds the memory of the product of the sparse matrices."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A text of `split` (`train`, or `validation` against `test`) that stands in `other`, a later split or an evaluation."""
+
+    kind: Kind
+    split: str
+    document: str
+    other: str
+    other_document: str
+    """A document, or the number of an item from 1."""
+    coverage: float
+    """Share of the other document's n-grams that stand in `document`; boilerplate counts for `field` only."""
+    excerpt: str
+
+
+def words_of(text: str) -> list[str]:
+    """The words of `text` as they are compared."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
+    return _WORD.findall(text.casefold())
+
+
+def content_digest(text: str) -> int | None:
+    """Of the words of one field, 63 bits; None if it has fewer than NGRAM words, which two records may share by chance."""
+    words = words_of(text)
+    if len(words) < NGRAM:
+        return None
+    return int.from_bytes(hashlib.blake2b(_hashes(words).tobytes(), digest_size=8).digest(), "little") >> 1
+
+
+def find_pairs(
+    texts: Mapping[str, Texts], contents: Mapping[str, Contents] | None = None, threshold: float = THRESHOLD
+) -> list[Pair]:
+    """Documents of `train` in `validation` or `test`, and of `validation` in `test`; `texts` is split to documents.
+
+    Every document that is touched stands in at least one pair; of a thousand copies not every combination is listed.
+    """
+    found = {(pair.split, pair.document, pair.other, pair.other_document): pair for pair in _text_pairs(texts, threshold)}
+    for pair in _field_pairs(texts, contents or {}):
+        found.setdefault((pair.split, pair.document, pair.other, pair.other_document), pair)
+    return sorted(
+        found.values(), key=lambda pair: (_KINDS.index(pair.kind), -pair.coverage, pair.document, pair.other_document)
+    )
+
+
+def _field_pairs(texts: Mapping[str, Texts], contents: Mapping[str, Contents]) -> Iterator[Pair]:
+    groups: dict[int, _Group] = {}
+    for split, documents in contents.items():
+        for document, digests in documents.items():
+            for digest in dict.fromkeys(digests):
+                groups.setdefault(digest, {name: [] for name in SPLITS})[split].append(document)
+    for group in groups.values():
+        for (split, document), (other, other_document) in _sides(group, group):
+            share, excerpt = _shared(texts[split][document], texts[other][other_document])
+            yield Pair("field", split, document, other, other_document, share, excerpt)
+
+
+def _text_pairs(texts: Mapping[str, Texts], threshold: float) -> Iterator[Pair]:
+    groups: dict[bytes, _Group] = {}
+    targets = [
+        _distinct_grams(hashes, NGRAM)
+        for split in ("test", "validation")
+        for document, text in texts[split].items()
+        if _joins(groups, hashes := _hashes(words_of(text)), text, split, document)
+    ]
+    held_out = list(groups)
+    index, membership = _index(targets)
+    rows = [
+        _positions(index, _distinct_grams(hashes, NGRAM))
+        for document, text in texts["train"].items()
+        if _joins(groups, hashes := _hashes(words_of(text)), text, "train", document)
+    ]
+    inner = [n for n, key in enumerate(held_out) if groups[key]["train"] or groups[key]["validation"]]
+    sources = [*list(groups)[len(held_out) :], *(held_out[n] for n in inner)]
+    covered = _covered(_matrix(rows, len(index)), membership, inner, threshold)
+    for group in groups.values():
+        for (split, document), (other, other_document) in _sides(group, group):
+            text, other_text = texts[split][document], texts[other][other_document]
+            kind: Kind = "exact" if text == other_text else "normalised"
+            yield Pair(kind, split, document, other, other_document, 1.0, _short(other_text))
+    for source, target, coverage in _strongest(covered):
+        for (split, document), (other, other_document) in _sides(groups[sources[source]], groups[held_out[target]]):
+            _, excerpt = _shared(texts[split][document], texts[other][other_document])
+            yield Pair("near", split, document, other, other_document, coverage, excerpt)
+
+
+def find_item_pairs(training: Texts, items: Mapping[str, Sequence[str]], threshold: float = THRESHOLD) -> list[Pair]:
+    """Items (evaluation to its texts, question and answer) that stand in `training` word for word, or nearly so.
+
+    An item counts if its text, or the question alone (all up to the last question mark), stands there as one run of words, or
+    if half of its 8-grams stand in one training document. An answer that merely stands in training text does not.
+    """
+    probes = [
+        (evaluation, number, hashes)
+        for evaluation, texts in items.items()
+        for number, text in enumerate(texts, 1)
+        for hashes in map(_hashes, map(words_of, _probes(text)))
+        if len(hashes) >= MIN_ITEM_WORDS
+    ]
+    names = list(training)
+    best: dict[tuple[str, int, str], float] = {}
+    for chosen, found in _covered_probes(probes, training, threshold):
+        for source, target, share in found:
+            evaluation, number, _ = chosen[target]
+            key = (evaluation, number, names[source])
+            best[key] = max(best.get(key, 0.0), share)
+    return [_item_pair(key, share, items[key[0]][key[1] - 1], training[key[2]]) for key, share in sorted(best.items())]
+
+
+def block_message(pairs: Sequence[Pair], shown: int = 5) -> str:
+    """What `leakage: block` says: counts, the first pairs, and the way out."""
+    first = {(pair.split, pair.document) for pair in pairs}
+    sides = Counter((pair.split, pair.other) for pair in pairs)
+    counts = ", ".join(f"{times} between `{split}` and `{other}`" for (split, other), times in sorted(sides.items()))
+    lines = [f"  {_told(pair)}" for pair in pairs[:shown]]
+    if len(pairs) > shown:
+        lines.append(f"  ... and {len(pairs) - shown} more")
+    return "\n".join(
+        [
+            f"the same text stands on two sides ({counts}); what is measured there would be memory, not skill:",
+            *lines,
+            f"write `leakage: remove` to leave the {len(first)} document(s) on the training side out, "
+            "or `leakage: allow` to keep them and mark the numbers that they touch",
+        ]
+    )
+
+
+def _told(pair: Pair) -> str:
+    share = f" ({pair.coverage:.0%} of it)" if pair.coverage < 1 else ""
+    return f"{pair.kind}: {pair.other} `{pair.other_document}` in {pair.split} `{pair.document}`{share}: {pair.excerpt}"
+
+
+_Group = dict[str, list[str]]
+"""Documents with the same words, by split."""
+
+
+def _joins(groups: dict[bytes, _Group], hashes: np.ndarray, text: str, split: str, document: str) -> bool:
+    """Put the document into its group; True if that is a new one."""
+    words = hashes.tobytes() or text.strip().encode("utf-8", "surrogatepass")
+    key = hashlib.blake2b(words, digest_size=16).digest()
+    new = key not in groups
+    groups.setdefault(key, {name: [] for name in SPLITS})[split].append(document)
+    return new
+
+
+Side = tuple[str, str]
+"""Split and document."""
+
+
+def _sides(source: _Group, target: _Group) -> Iterator[tuple[Side, Side]]:
+    """Each document of `source` with one of `target` in a later split, and the other way round: the longer list's length."""
+    test = [("test", document) for document in target["test"]]
+    later = {"train": [("validation", document) for document in target["validation"]] + test, "validation": test}
+    for split, second in later.items():
+        first = [(split, document) for document in source[split]]
+        for n in range(max(len(first), len(second)) if first and second else 0):
+            yield first[min(n, len(first) - 1)], second[min(n, len(second) - 1)]
+
+
+def _probes(item: str) -> list[str]:
+    question = item[: max(item.rfind("?"), item.rfind("\uff1f")) + 1]
+    return [item, question] if question.strip() and question.strip() != item.strip() else [item]
+
+
+Probe = tuple[str, int, np.ndarray]
+
+
+def _covered_probes(
+    probes: Sequence[Probe], training: Texts, threshold: float
+) -> Iterator[tuple[list[Probe], list[tuple[int, int, float]]]]:
+    """A probe shorter than ITEM_NGRAM is one n-gram of its own length: it is covered where it stands as one run."""
+    sizes = sorted({min(ITEM_NGRAM, len(hashes)) for _, _, hashes in probes})
+    chosen = {size: [probe for probe in probes if min(ITEM_NGRAM, len(probe[2])) == size] for size in sizes}
+    indices = {size: _index([_distinct_grams(hashes, size) for _, _, hashes in chosen[size]]) for size in sizes}
+    rows: dict[int, list[np.ndarray]] = {size: [] for size in sizes}
+    for text in training.values() if probes else ():
+        hashes = _hashes(words_of(text))
+        for size in sizes:
+            rows[size].append(_positions(indices[size][0], _distinct_grams(hashes, size)))
+    for size in sizes:
+        index, membership = indices[size]
+        yield chosen[size], _covered(_matrix(rows[size], len(index)), membership, [], threshold)
+
+
+def _item_pair(key: tuple[str, int, str], share: float, item: str, text: str) -> Pair:
+    evaluation, number, document = key
+    probes = _probes(item)
+    words = f" {' '.join(words_of(text))} "
+    kind: Kind = "near"
+    if any(probe.strip() in text for probe in probes):
+        kind = "exact"
+    elif any(f" {' '.join(words_of(probe))} " in words for probe in probes):
+        kind = "normalised"
+    return Pair(kind, "train", document, evaluation, str(number), share, _short(item))
+
+
+def _hashes(words: Sequence[str]) -> np.ndarray:
+    return np.fromiter(map(_word_hash, words), dtype=np.uint64, count=len(words))
+
+
+@lru_cache(maxsize=2**20)
+def _word_hash(word: str) -> int:
+    # Not Python's own hash, which differs between processes.
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _distinct_grams(hashes: np.ndarray, size: int) -> np.ndarray:
+    return np.unique(_grams(hashes, size))
+
+
+def _grams(hashes: np.ndarray, size: int) -> np.ndarray:
+    """64-bit hash of the n-gram at each word: sum_k hashes[i + k] * m^(size - 1 - k) mod 2^64.
+
+    10^8 n-grams hold a chance collision with probability 0.0003, and it would change one coverage by one n-gram.
+    """
+    count = max(0, len(hashes) - size + 1)
+    grams = np.zeros(count, dtype=np.uint64)
+    for offset in range(size):
+        grams = grams * _MULTIPLIER + hashes[offset : offset + count]
+    return grams
+
+
+def _index(targets: Sequence[np.ndarray]) -> tuple[np.ndarray, csr_array]:
+    """All n-grams of the targets, sorted, and which target has which: int32 [target, n-gram]."""
+    index, columns = np.unique(np.concatenate([*targets, np.zeros(0, np.uint64)]), return_inverse=True)
+    ends = np.cumsum([0, *(len(grams) for grams in targets)])
+    ones = np.ones(len(columns), dtype=np.int32)
+    return index, csr_array((ones, columns.astype(np.int32), ends), shape=(len(targets), len(index)))
+
+
+def _positions(index: np.ndarray, grams: np.ndarray) -> np.ndarray:
+    """Where in `index` those of `grams` stand that are in it."""
+    places = np.searchsorted(index, grams)
+    inside = places < len(index)
+    places, grams = places[inside], grams[inside]
+    return places[index[places] == grams].astype(np.int32)
+
+
+def _matrix(rows: Sequence[np.ndarray], width: int) -> csr_array:
+    columns = np.concatenate([*rows, np.zeros(0, np.int32)])
+    ends = np.cumsum([0, *(len(row) for row in rows)])
+    return csr_array((np.ones(len(columns), dtype=np.int32), columns, ends), shape=(len(rows), width))
+
+
+def _covered(training: csr_array, targets: csr_array, inner: Sequence[int], threshold: float) -> list[tuple[int, int, float]]:
+    """(source, target, coverage) of all pairs with at least `threshold`; the sources are the rows of `training`, then `inner`.
+
+    `training` [source, n-gram] and `targets` [target, n-gram] are 0 or 1; `inner` are targets that are sources as well.
+    """
+    documents = training.sum(axis=0) + targets.sum(axis=0)
+    common = documents > COMMON
+    sizes = np.diff(targets.indptr)
+    mostly_common = targets @ common.astype(np.int32) > MOSTLY_COMMON * sizes
+    counts = ~common[targets.indices] | np.repeat(mostly_common, sizes)
+    counted = csr_array((counts.astype(np.int32), targets.indices, targets.indptr), shape=targets.shape)
+    counted.eliminate_zeros()
+    totals = np.diff(counted.indptr)
+    inner_rows = np.asarray(inner, dtype=np.int64)
+    sources = vstack([training, targets[inner_rows]], format="csr")
+    itself = np.concatenate([np.full(training.shape[0], -1), inner_rows])
+    by_gram, found = counted.T.tocsr(), []
+    for begin in range(0, sources.shape[0], _ROWS):
+        shared = (sources[begin : begin + _ROWS] @ by_gram).tocoo()
+        rows, columns = shared.row + begin, shared.col
+        share = shared.data / totals[columns]
+        keep = (share >= threshold) & (columns != itself[rows])
+        found += zip(rows[keep].tolist(), columns[keep].tolist(), share[keep].tolist(), strict=True)
+    return found
+
+
+def _strongest(found: Sequence[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
+    """For each source and for each target the pair with the highest coverage; grows with the documents, not their square."""
+    best: dict[tuple[str, int], tuple[int, int, float]] = {}
+    for source, target, share in found:
+        for side in (("source", source), ("target", target)):
+            if side not in best or share > best[side][2]:
+                best[side] = (source, target, share)
+    return sorted(set(best.values()))
+
+
+def _shared(text: str, other_text: str) -> tuple[float, str]:
+    """Share of the n-grams of `other_text` that stand in `text`, and the longest run of words in common, shortened."""
+    words = words_of(other_text)
+    grams = _grams(_hashes(words), NGRAM)
+    shared = np.isin(grams, _grams(_hashes(words_of(text)), NGRAM))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], shared, [False]]).astype(np.int8)))
+    begins, ends = edges[::2], edges[1::2]
+    longest = int(np.argmax(ends - begins))
+    run = words[begins[longest] : ends[longest] + NGRAM - 1]
+    return len(np.unique(grams[shared])) / len(np.unique(grams)), _short(" ".join(run))
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= EXCERPT_CHARACTERS else text[: EXCERPT_CHARACTERS - 3] + "..."

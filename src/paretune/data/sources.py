@@ -1,0 +1,395 @@
+"""Records of a source: jsonl, json, csv, parquet and text files, hub datasets, and what ships with the package.
+
+`iterate_rows` holds one record at a time for jsonl, csv, parquet and the hub, so that ten million lines need no more memory
+than the longest; json and text files are read whole. Every complaint names file, line or row, what stands there, and a way out.
+"""
+
+import csv
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from paretune.errors import DataError, NeedsError
+from paretune.spec.base import shown, suggestion
+from paretune.spec.data import Source
+
+MAX_LINE_BYTES = 64 * 2**20
+"""A longer line is no record but a whole file without line ends; reading stops there, so at most this much is held."""
+MAX_WHOLE_BYTES = 2**30
+"""json and text files are parsed in one piece, which takes up to 8 times their size (measured: json of short records)."""
+BLOCK_CHARACTERS = 4000
+"""Of a text whose source names no other way to cut it."""
+FRONT_MATTER = "front matter"
+NAME_CHARACTERS = 80
+"""Of a chapter's heading as the name of a document."""
+
+
+class Row(NamedTuple):
+    """A record and where it stands, for messages: `articles.jsonl: line 12`."""
+
+    where: str
+    values: dict[str, Any]
+
+
+def read_records(source: Source, place: str) -> list[dict[str, Any]]:
+    """All records of `source` in memory: beside the text, about 250 bytes a record and 60 a field. Errors as `iterate_rows`."""
+    return [row.values for row in iterate_rows(source, place)]
+
+
+def iterate_rows(source: Source, place: str) -> Iterator[Row]:
+    """Records of `source` in order; `place` is the file, and is ignored for hub and built-in sources.
+
+    Values are JSON types, dates and decimals; csv values are all text; a missing value (null, NaN) is None.
+    Raises DataError for anything wrong with the file, NeedsError where it is missing or the hub cannot be reached.
+    """
+    readers: dict[str, Callable[[Source, Path], Iterator[Row]]] = {
+        "jsonl": _jsonl_rows,
+        "json": _json_rows,
+        "csv": _csv_rows,
+        "parquet": _parquet_rows,
+        "text": _text_rows,
+    }
+    if source.hub is not None:
+        rows, name = _hub_rows(source), f"hub dataset `{source.hub}`"
+    elif source.builtin is not None:
+        rows, name = _builtin_rows(source.builtin), f"built-in dataset `{source.builtin}`"
+    else:
+        rows, name = readers[source.resolved_format or "jsonl"](source, Path(place)), place
+    row = None
+    for row in rows:
+        yield row
+    if row is None:
+        raise DataError(f"{name}: holds no records; a dataset needs at least one for each split")
+
+
+def _jsonl_rows(_: Source, path: Path) -> Iterator[Row]:
+    for number, line in _lines(path):
+        if line.strip():
+            where = f"{path}: line {number}"
+            yield Row(where, _object(_parsed(line, where, whole_line=line.endswith("\n")), where))
+
+
+def _json_rows(_: Source, path: Path) -> Iterator[Row]:
+    text = _whole_text(path)
+    if not text.strip():
+        return
+    value = _parsed(text, str(path), lines=True)
+    where = str(path)
+    if isinstance(value, dict):
+        name = _only_list(value, path)
+        value, where = value[name], f"{path}: `{name}`"
+    if not isinstance(value, list):
+        raise DataError(f"{path}: expected a list of records, or an object that holds one, got {shown(value)}")
+    for number, item in enumerate(value, 1):
+        yield Row(f"{where}: record {number}", _object(item, f"{where}: record {number}"))
+
+
+def _only_list(value: dict[str, Any], path: Path) -> str:
+    names = [name for name, item in value.items() if isinstance(item, list)]
+    if len(names) != 1:
+        found = "none" if not names else "several (" + ", ".join(f"`{name}`" for name in names) + ")"
+        raise DataError(
+            f"{path}: an object as a dataset holds exactly one list, the records; this one holds {found}. "
+            "Write the records as a list, or one record a line with `format: jsonl`"
+        )
+    return names[0]
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    hint = "; is the file one JSON list? then `format: json`" if isinstance(value, list) else ""
+    raise DataError(f'{where}: a record is an object like {{"text": "..."}}, got {shown(value)}{hint}')
+
+
+def _parsed(text: str, where: str, *, lines: bool = False, whole_line: bool = True) -> Any:
+    """JSON `text`. With `lines` the text is a whole file, and `where` is completed with the line of the mistake."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        place = f"{where}: line {error.lineno}, column {error.colno}" if lines else f"{where}, column {error.colno}"
+        if not whole_line or (lines and not text[error.pos :].strip()):
+            raise DataError(f"{place}: the file ends in the middle of a record; was it copied whole?") from None
+        hint = "" if lines or text.strip() not in "[{" else "; a record over several lines needs `format: json`"
+        raise DataError(f"{place}: not JSON ({error.msg}), got {shown(text[error.pos : error.pos + 40])}{hint}") from None
+    except _Constant as error:
+        place = f"{where}: line {_line_of_constant(text)}" if lines else where
+        raise DataError(f"{place}: `{error}` is no JSON value; write `null`, or leave the record out") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: JSON that cannot be read ({error}); repair or leave out the record") from None
+
+
+class _Constant(Exception):
+    """NaN or Infinity, which Python writes and JSON does not have."""
+
+
+def _no_constant(name: str) -> None:
+    raise _Constant(name)
+
+
+def _line_of_constant(text: str) -> int:
+    tokens = re.finditer(r'"(?:[^"\\]|\\.)*"|(NaN|-?Infinity)', text)
+    position = next((token.start() for token in tokens if token[1]), 0)
+    return text.count("\n", 0, position) + 1
+
+
+def _csv_rows(source: Source, path: Path) -> Iterator[Row]:
+    delimiter = source.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
+    rows = _csv_lists(path, delimiter)
+    columns = list(source.columns or ())
+    if source.header:
+        first = next(rows, None)
+        if first is None:
+            return
+        columns = _header([name.strip() for name in first[1]], columns, path)
+    for number, fields in rows:
+        if len(fields) != len(columns):
+            raise DataError(_wrong_width(f"{path}: line {number}", fields, columns, source))
+        yield Row(f"{path}: line {number}", dict(zip(columns, fields, strict=True)))
+
+
+def _csv_lists(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each row and the line on which it begins; empty lines between rows are no rows."""
+    # The module's own limit of 131,072 characters a field is short for an article; a field is at most a line of ours or many.
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader((line.replace("\r\n", "\n") for _, line in _lines(path)), delimiter=delimiter, strict=True)
+    while True:
+        begin = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            what = "a quoted field never ends" if "end of data" in str(error) else f"not a csv row ({error})"
+            raise DataError(
+                f"{path}: line {begin}: {what}; a quote inside a quoted field is written twice, "
+                f"and `delimiter:` is {delimiter!r}"
+            ) from None
+        if fields:
+            yield begin, fields
+
+
+def _header(found: list[str], renamed: list[str], path: Path) -> list[str]:
+    """The names of the columns: of the header, or those that the source gives in their place."""
+    if renamed and len(renamed) != len(found):
+        raise DataError(
+            f"{path}: line 1: `columns` names {len(renamed)} columns, the header has {len(found)}: {_listed(found)}"
+        )
+    names = renamed or found
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise DataError(f"{path}: line 1: two columns are called `{twice[0]}`; give `columns: [...]` with different names")
+    return names
+
+
+def _wrong_width(where: str, fields: Sequence[str], columns: Sequence[str], source: Source) -> str:
+    from_where = "the header names" if source.header and not source.columns else "`columns` names"
+    hint = "; is `delimiter:` right?" if len(fields) == 1 else "; a field that holds the delimiter must stand in quotes"
+    count = f"{len(fields)} field" + ("" if len(fields) == 1 else "s")
+    return f"{where}: {count}, {from_where} {len(columns)} ({_listed(columns)}), got {shown(list(fields)[:3])}{hint}"
+
+
+def _parquet_rows(_: Source, path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    with _opened(path) as file:
+        try:
+            parquet = pyarrow.parquet.ParquetFile(file)
+            numbers = itertools.count(1)
+            for batch in parquet.iter_batches(batch_size=1000):
+                for values in batch.to_pylist():
+                    yield Row(f"{path}: row {next(numbers)}", _without_nan(values))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: not a Parquet file, or a damaged one ({_first_line(error)}); write it again") from None
+
+
+def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    # pandas and Arrow store a missing number as NaN, which is unequal to itself; everything later knows None only.
+    return {name: None if isinstance(value, float) and value != value else value for name, value in values.items()}
+
+
+def _hub_rows(source: Source) -> Iterator[Row]:
+    import datasets
+
+    name = str(source.hub)
+    where = f"hub dataset `{name}` (config {source.config or 'default'}, split {source.split})"
+    if Path(name).exists():
+        raise DataError(f"{where}: a file or directory here has the same name and would be read instead; use `path:` for it")
+    try:
+        data = datasets.load_dataset(name, source.config, split=source.split, revision=source.revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise NeedsError(
+            f"{where}: cannot be loaded ({_first_line(error)}). Check the name, `config` and `split`; without a network, "
+            "load it once on a machine that has one and copy its cache (`HF_HOME`), or give a file with `path:`"
+        ) from None
+    for number, values in enumerate(data, 1):
+        yield Row(f"hub dataset `{name}`: row {number}", _without_nan(values))
+
+
+def _builtin_rows(name: str) -> Iterator[Row]:
+    if name != "newsroom":
+        raise DataError(f"built-in dataset `{name}`: there is none of that name{suggestion(name, ['newsroom'])}")
+    from paretune.data.newsroom import articles
+
+    for number, values in enumerate(articles(), 1):
+        yield Row(f"built-in dataset `{name}`: record {number}", values)
+
+
+def _text_rows(source: Source, path: Path) -> Iterator[Row]:
+    text = _between(_whole_text(path).replace("\r\n", "\n").replace("\r", "\n"), source, path)
+    if source.chapters is not None:
+        parts = _chapters(text, source.chapters, path)
+    elif source.separator is not None:
+        parts = _separated(text, source.separator, path)
+    else:
+        parts = [(f"block {n}", part) for n, part in enumerate(blocks(text, source.blocks or BLOCK_CHARACTERS), 1)]
+    used: Counter[str] = Counter()
+    for name, part in parts:
+        if part.strip():
+            used[name] += 1
+            document = name if used[name] == 1 else f"{name} ({used[name]})"
+            yield Row(f"{path}: {document}", {"text": _without_blank_edges(part), "document": document})
+
+
+def _between(text: str, source: Source, path: Path) -> str:
+    if source.start is not None:
+        text = text[_first_match(source.start, text, path, "start").end() :]
+    if source.end is not None:
+        text = text[: _first_match(source.end, text, path, "end").start()]
+    return text
+
+
+def _first_match(pattern: str, text: str, path: Path, field: str) -> re.Match[str]:
+    match = re.search(pattern, text, re.MULTILINE)
+    if match is None:
+        raise DataError(f"{path}: nothing matches `{field}: {pattern}`; the text begins {shown(text.strip()[:60])}")
+    return match
+
+
+def _chapters(text: str, pattern: str, path: Path) -> list[tuple[str, str]]:
+    heading = re.compile(pattern, re.MULTILINE)
+    lines = [line for line in re.finditer(r"^.*$", text, re.MULTILINE) if heading.search(line[0])]
+    if not lines:
+        raise DataError(f"{path}: no line matches `chapters: {pattern}`; a line of the text is {shown(_a_line(text))}")
+    ends = [line.start() for line in lines[1:]] + [len(text)]
+    parts = [(_name_of(line[0]), text[line.start() : end]) for line, end in zip(lines, ends, strict=True)]
+    return [(FRONT_MATTER, text[: lines[0].start()]), *parts]
+
+
+def _name_of(heading: str) -> str:
+    name = " ".join(heading.split())
+    return name if len(name) <= NAME_CHARACTERS else name[: NAME_CHARACTERS - 3] + "..."
+
+
+def _a_line(text: str) -> str:
+    return next((line for line in text.splitlines() if line.strip()), "")[:60]
+
+
+def _separated(text: str, separator: str, path: Path) -> list[tuple[str, str]]:
+    if separator not in text:
+        raise DataError(f"{path}: `separator: {separator!r}` does not occur; the text begins {shown(text.strip()[:60])}")
+    pieces = [piece for piece in text.split(separator) if piece.strip()]
+    return [(f"part {number}", piece) for number, piece in enumerate(pieces, 1)]
+
+
+_CUTS = tuple(
+    re.compile(pattern)
+    for pattern in (r"\n[ \t]*\n\s*", r"\n", r"[.!?\u2026][\"'\u201d\u2019)\]]*\s+|[\u3002\uff01\uff1f]", r"\s+")
+)
+"""Where a block may end, best first: blank line, line end, sentence end, white space."""
+
+
+def blocks(text: str, size: int) -> list[str]:
+    """`text` cut at the best places near every `size` characters: pieces of `size / 4` to `1.5 * size`, nothing lost."""
+    position, pieces = 0, []
+    while len(text) - position > size * 3 // 2:
+        cut = _cut(text, position, size)
+        pieces.append(text[position:cut])
+        position = cut
+    return [*pieces, text[position:]]
+
+
+def _cut(text: str, position: int, size: int) -> int:
+    target = position + size
+    for pattern in _CUTS:
+        ends = [match.end() for match in pattern.finditer(text, position + size // 2, position + size * 5 // 4)]
+        if ends:
+            return min(ends, key=lambda end: abs(end - target))
+    return target
+
+
+def _without_blank_edges(text: str) -> str:
+    """Without blank lines around it; the first line keeps its indentation."""
+    lead = re.match(r"(?:[^\S\n]*\n)*", text)
+    return text[lead.end() if lead else 0 :].rstrip()
+
+
+def _opened(path: Path) -> BinaryIO:
+    if path.is_dir():
+        raise DataError(f"{path}: is a directory; name one file, or separate files for `train`, `validation` and `test`")
+    try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is no regular file (a device or pipe); name a file")
+        return path.open("rb")
+    except FileNotFoundError:
+        near = suggestion(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        hint = near if "did you mean" in near else "; paths in a study are relative to the study file"
+        raise NeedsError(f"{path}: no such file{hint}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number from 1 and text of each line, its line end included."""
+    offset = 0
+    with _opened(path) as file:
+        for number in itertools.count(1):
+            line = file.readline(MAX_LINE_BYTES + 1)
+            if not line:
+                return
+            if len(line) > MAX_LINE_BYTES:
+                raise DataError(
+                    f"{path}: line {number}: is longer than {MAX_LINE_BYTES // 2**20} MiB, which is no record "
+                    "(the rest was not read); if the file is one JSON list, write one record a line"
+                )
+            yield number, _decoded(line, path, number, offset)
+            offset += len(line)
+
+
+def _whole_text(path: Path) -> str:
+    with _opened(path) as file:
+        data = file.read(MAX_WHOLE_BYTES + 1)
+    if len(data) > MAX_WHOLE_BYTES:
+        raise DataError(
+            f"{path}: is larger than {MAX_WHOLE_BYTES // 2**30} GiB, and json and text files are read in one piece; "
+            "write one record a line (`format: jsonl`), which is read line by line"
+        )
+    return _decoded(data, path, 1, 0)
+
+
+def _decoded(data: bytes, path: Path, line: int, offset: int) -> str:
+    """`data`, which stands at byte `offset` (from 0) in line `line`, as text without a byte order mark."""
+    if offset == 0 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}: is UTF-16; save it as UTF-8 (`iconv -f UTF-16 -t UTF-8`)")
+    try:
+        return data.decode("utf-8-sig" if offset == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        at = error.start + (3 if offset == 0 and data.startswith(b"\xef\xbb\xbf") else 0)
+        line += data.count(b"\n", 0, at)
+        raise DataError(
+            f"{path}: line {line}: byte {offset + at} of the file (0x{data[at]:02x}) is not UTF-8; "
+            "find out its encoding and convert it, for instance `iconv -f WINDOWS-1252 -t UTF-8`"
+        ) from None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,151 @@
+"""Templates over the fields of a record: Jinja2 in a sandbox, everything outside the braces literal.
+
+A field that is missing or null is an error where it is written out, never an empty string or the word "None"; so is a list,
+which Python would write with brackets and quotes. A template sees the record and nothing else: no globals, no files, no chance.
+"""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import jinja2
+from jinja2 import meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import missing
+
+from paretune.errors import DataError, SpecError
+from paretune.spec.base import shown, suggestion
+
+_RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template that is known to be well formed."""
+
+    source: str
+    fields: tuple[str, ...]
+    """The fields of a record that it uses, in alphabetical order."""
+    compiled: jinja2.Template
+
+
+def fields_of(template: str) -> tuple[str, ...]:
+    """The fields of a record that `template` uses, in alphabetical order; SpecError if it is no template."""
+    return parse_template(template).fields
+
+
+def parse_template(source: str) -> Template:
+    """`source` as a template; SpecError with the line and the way out if it is none. Line ends in it become `\\n`."""
+    try:
+        fields = tuple(sorted(meta.find_undeclared_variables(_ENVIRONMENT.parse(source))))
+        return Template(source, fields, _ENVIRONMENT.from_string(source))
+    except jinja2.TemplateSyntaxError as error:
+        raise SpecError(
+            f"template {shown(source)}: line {error.lineno}: {error.message}; a field is written `{{{{ name }}}}`, "
+            "and literal braces stand between `{% raw %}` and `{% endraw %}`"
+        ) from None
+    except jinja2.TemplateError as error:
+        raise SpecError(f"template {shown(source)}: {error}") from None
+
+
+def render(template: Template, record: Mapping[str, Any], where: str) -> str:
+    """`template` with the fields of `record`, which stands at `where` (`articles.jsonl: line 12`).
+
+    Raises DataError if a field that is written out is missing, null, or no text, number or date.
+    """
+    values = {name: _with_nulls(value, f"field `{name}`") for name, value in record.items()}
+    try:
+        return template.compiled.render(values)
+    except jinja2.UndefinedError as error:
+        raise DataError(f"{where}: {error.message} in {shown(template.source)}; {_way_out(template, record)}") from None
+    except _NotPrintable as error:
+        names = [name for name in template.fields if values.get(name) is error.value]
+        subject = f"field `{names[0]}`" if names else "an expression"
+        raise DataError(
+            f"{where}: {subject} is {_kind(error.value)}, {shown(error.value)}; write it out with a filter, "
+            f"like `{{{{ {names[0] if names else 'tags'} | join(', ') }}}}`"
+        ) from None
+    except _RENDER_ERRORS as error:
+        raise DataError(f"{where}: {shown(template.source)} cannot be filled in ({error})") from None
+
+
+def _way_out(template: Template, record: Mapping[str, Any]) -> str:
+    columns = "the record has " + (", ".join(f"`{name}`" for name in record) or "no fields")
+    absent = [name for name in template.fields if name not in record]
+    near = suggestion(absent[0], record) if absent else ""
+    if near.startswith("; did you mean"):
+        return columns + near
+    empty = absent or [name for name in template.fields if record[name] is None]
+    if not empty:
+        return columns + "; repair the record, or ask with `is defined` before it is used"
+    return f"{columns}; where it may be missing write `{{{{ {empty[0]} | default('') }}}}`"
+
+
+class _Missing(jinja2.StrictUndefined):
+    """A field that the record does not have: an error in any use but `is defined` and `default`."""
+
+    __slots__ = ()
+
+    @property
+    def _undefined_message(self) -> str:
+        if self._undefined_hint:
+            return self._undefined_hint
+        if self._undefined_obj is missing:
+            return f"field `{self._undefined_name}` is missing"
+        return f"`{self._undefined_name}` is missing in {_kind(self._undefined_obj)}, {shown(self._undefined_obj)},"
+
+
+class _Null(_Missing):
+    """A null: as a missing field, but false in a condition, so that `{% if input %}` asks whether there is one."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class _NotPrintable(Exception):
+    def __init__(self, value: Any) -> None:
+        super().__init__(value)
+        self.value = value
+
+
+def _with_nulls(value: Any, name: str) -> Any:
+    # Filters turn None into the text "None" (`{{ title | upper }}`); an undefined value makes them fail.
+    if value is None:
+        return _Null(hint=f"{name} is null")
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(item, f"{name}, `{key}`,") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(item, f"an item of {name}") for item in value]
+    return value
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str | int | float | Decimal | datetime.date | datetime.time | jinja2.Undefined):
+        return value
+    raise _NotPrintable(value)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return "a list"
+    return {"bytes": "bytes", "str": "a text"}.get(type(value).__name__, f"of type {type(value).__name__}")
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        undefined=_Missing, keep_trailing_newline=True, autoescape=False, finalize=_printable
+    )
+    # A global would hide a misspelt or missing field of that name (`range`, `dict`), and `random` another answer each time.
+    environment.globals.clear()
+    del environment.filters["random"]
+    environment.tests["none"] = lambda value: value is None or isinstance(value, _Null)
+    return environment
+
+
+_ENVIRONMENT = _environment()
