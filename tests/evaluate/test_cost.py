@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from paretune.data.tokenizer import load_tokenizer
+from paretune.errors import DataError
+from paretune.evaluate.cost import evaluate_latency, evaluate_size, time_generation
+from paretune.model.load import load_model
+from tests.evaluate.stages import BASE, make_artifact, make_context, write_tokens
+from tests.tiny import make_model
+
+TEXTS = [("train", "c", "The last resort."), ("test", "a", "The driver waits."), ("validation", "b", "A new engine.")]
+
+
+def test_latency_keeps_every_repeat_and_says_mean_and_median(tmp_path: Path) -> None:
+    base = make_model("gpt2", tmp_path / "base")
+    tokens = write_tokens(base, TEXTS, tmp_path / "tokens")
+    config = {"prompt_tokens": 12, "new_tokens": 5, "repeats": 4, "warmup": 1}
+    metrics = evaluate_latency(make_context(base, config, tmp_path / "draft", inputs={"tokens": tokens}))
+    samples = pd.read_parquet(tmp_path / "draft" / "samples.parquet")
+    assert list(samples.repeat) == [0, 1, 2, 3]
+    for name in ("first_token_ms", "ms_per_token"):
+        assert (samples[name] > 0).all()
+        assert metrics[name] == pytest.approx(samples[name].mean())
+        assert metrics[f"{name}_median"] == pytest.approx(samples[name].median())
+
+
+def test_timed_steps_read_one_token_each_with_the_cache(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path / "base")
+    loaded = load_model(make_context(base, {}, tmp_path))
+    prompt = [loaded.tokenizer.prefix_id, *loaded.tokenizer.encode("The train to the harbour")]
+    read: list[list[int]] = []
+    loaded.model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: read.append(inputs[0][0].tolist()))
+    heads: list[int] = []
+    loaded.model.get_output_embeddings().register_forward_hook(lambda _, __, logits: heads.append(logits.shape[1]))
+    timing = time_generation(loaded, torch.tensor([prompt]), 7)
+    assert timing.first_token_ms > 0
+    assert timing.ms_per_token > 0
+    assert read[0] == prompt
+    assert [len(ids) for ids in read[1:]] == [1] * 6
+    assert heads == [1] * 7  # the head runs at the last position of the prompt only
+    ids = list(prompt)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    for step in read[1:]:
+        ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        assert step == ids[-1:]
+
+
+def test_the_prompt_is_real_text_beginning_with_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = make_model("gpt2", tmp_path / "base")
+    tokens = write_tokens(base, TEXTS, tmp_path / "tokens")
+    tokenizer = load_tokenizer(BASE, str(base))
+    prompts = []
+    whole = [token for text in ("The driver waits.", "A new engine.", "The last resort.") for token in tokenizer.encode(text)]
+
+    def note(loaded, ids, new_tokens):
+        prompts.append(ids[0].tolist())
+        return time_generation(loaded, ids, new_tokens)
+
+    monkeypatch.setattr("paretune.evaluate.cost.time_generation", note)
+    config = {"prompt_tokens": len(whole) - 2, "new_tokens": 2, "repeats": 1, "warmup": 0}
+    evaluate_latency(make_context(base, config, tmp_path / "draft", inputs={"tokens": tokens}))
+    assert prompts == [[tokenizer.prefix_id, *whole[:-2]]]
+    with pytest.raises(DataError, match=f"`prompt_tokens: 400` is more than the dataset holds, {len(whole)} tokens"):
+        evaluate_latency(make_context(base, config | {"prompt_tokens": 400}, tmp_path / "draft", inputs={"tokens": tokens}))
+
+
+def test_more_tokens_than_positions_are_refused_and_as_many_are_not(tmp_path: Path) -> None:
+    base = make_model("gpt2", tmp_path / "base", n_positions=16)
+    tokens = write_tokens(base, TEXTS, tmp_path / "tokens")
+    config = {"prompt_tokens": 10, "new_tokens": 6, "repeats": 1, "warmup": 0}
+    evaluate_latency(make_context(base, config, tmp_path / "draft", inputs={"tokens": tokens}))
+    with pytest.raises(DataError, match="`prompt_tokens: 10` and `new_tokens: 7` exceed the 16 positions"):
+        evaluate_latency(make_context(base, config | {"new_tokens": 7}, tmp_path / "draft", inputs={"tokens": tokens}))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt-neox"])
+def test_size_is_that_of_the_weights_on_disk(architecture: str, tmp_path: Path) -> None:
+    base = make_model(architecture, tmp_path / "base")
+    stored = load_file(base / "model.safetensors").values()
+    metrics = evaluate_size(make_context(base, {}, tmp_path / "draft"))
+    assert metrics == {
+        "parameters": sum(tensor.numel() for tensor in stored),  # the tied head of GPT-2 is stored once
+        "model_bytes": sum(tensor.numel() * tensor.element_size() for tensor in stored),
+        "adapter_bytes": 0,
+    }
+
+
+def test_size_of_a_model_with_an_adapter(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path / "base")
+    plain = evaluate_size(make_context(base, {}, tmp_path / "draft"))
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"]))
+    peft.save_pretrained(tmp_path / "trained" / "adapter")
+    added = sum(p.numel() for name, p in peft.named_parameters() if "lora_" in name)
+    artifact = make_artifact(tmp_path / "trained", parameters=sum(p.numel() for p in peft.parameters()))
+    metrics = evaluate_size(make_context(base, {}, tmp_path / "draft", inputs={"model": artifact}))
+    assert metrics == {
+        "parameters": plain["parameters"] + added,
+        "model_bytes": plain["model_bytes"],  # merged
+        "adapter_bytes": 4 * added,
+    }

@@ -1,0 +1,142 @@
+"""Option likelihoods against a float64 reference, one option at a time; choices and slices by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from paretune.data.questions import Question
+from paretune.data.templates import parse_template
+from paretune.data.tokenizer import load_tokenizer
+from paretune.errors import DataError
+from paretune.evaluate.qa import Likelihoods, choices_of, evaluate_qa, request_of, slices_of
+from tests.evaluate.stages import BASE, make_context, read_scores, reference_nats
+from tests.tiny import make_model
+
+QUESTIONS = [
+    {
+        "id": 1,
+        "question": "Which of these is a metal?",
+        "options": ["argon", "copper", "the lamp in the harbour", "gas"],
+        "answer": "copper",
+        "level": "easy",
+    },
+    {"id": 2, "question": "When does the train leave?", "answer": "at seven", "level": "hard"},
+    {"id": 3, "question": "What is a gas?", "options": ["Argon", "née"], "answer": "née", "level": "hard"},
+    {"id": 4, "question": "Who waits?", "answer": "nobody", "level": "easy"},
+]
+PROMPT, ANSWER = " Question: {{ question }}\nAnswer:", " {{ answer }}."
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model("llama", tmp_path_factory.mktemp("llama"))
+
+
+def run(base: Path, draft: Path, questions: list[dict[str, Any]] = QUESTIONS, **fields: Any) -> dict[str, Any]:
+    forward_tokens = fields.pop("forward_tokens", 4096)
+    draft.mkdir(exist_ok=True)
+    (draft / "items.json").write_text(json.dumps({"questions": questions}), encoding="utf-8")
+    evaluation = {"path": "sha256:0", "prompt": PROMPT, "answer": ANSWER, "max_new_tokens": 8} | fields
+    return evaluate_qa(make_context(base, evaluation, draft, items=draft / "items.json", forward_tokens=forward_tokens))
+
+
+def test_scores_equal_a_float64_reference(base: Path, tmp_path: Path) -> None:
+    metrics = run(base, tmp_path)
+    assert metrics == {"questions": 4, "multiple_choice": 2, "ties": 0}
+    scores = read_scores(tmp_path).set_index(["example", "metric"])
+    for question in QUESTIONS:
+        options = question.get("options", [question["answer"]])
+        nats = [_nats(base, question["question"], option) for option in options]
+        gold = options.index(question["answer"])
+        row = scores.loc[(str(question["id"]), "log_likelihood")]
+        assert row.value == pytest.approx(-nats[gold].mean(), rel=1e-5)
+        assert row.weight == len(nats[gold])
+        if "options" in question:
+            per_byte = [-each.sum() / len(option.encode()) for each, option in zip(nats, options, strict=True)]
+            plain = [-each.sum() for each in nats]
+            assert scores.loc[(str(question["id"]), "accuracy")].value == (np.argmax(per_byte) == gold)
+            assert scores.loc[(str(question["id"]), "accuracy_unnormalised")].value == (np.argmax(plain) == gold)
+    metrics_of = scores.reset_index().groupby("example").metric.agg(set)
+    assert metrics_of["1"] == metrics_of["3"] == {"log_likelihood", "accuracy", "accuracy_unnormalised"}
+    assert metrics_of["2"] == metrics_of["4"] == {"log_likelihood", "exact_match", "contains"}
+
+
+def test_the_choice_is_normalised_by_bytes_of_the_option() -> None:
+    question = Question("1", "?", ("yes", "a long option"), "a long option", 1, {})
+    # Per byte -8 / 3 against -20 / 13; the plain sum prefers the short one.
+    assert choices_of(question, Likelihoods((-8.0, -20.0), (2, 4))) == ({"accuracy": 1, "accuracy_unnormalised": 0}, False)
+    umlauts = Question("1", "?", ("ééé", "abcd"), "abcd", 1, {})
+    # By bytes -6 / 6 beats -6 / 4; by characters -6 / 3 would lose.
+    assert choices_of(umlauts, Likelihoods((-6.0, -6.0), (1, 1)))[0]["accuracy"] == 0
+
+
+def test_of_tied_options_the_first_is_taken_and_the_tie_is_told() -> None:
+    question = Question("1", "?", ("one", "two", "six"), "two", 1, {})
+    chosen, tied = choices_of(question, Likelihoods((-9.0, -6.0, -6.00001), (1, 1, 1)))
+    assert (chosen, tied) == ({"accuracy": 1, "accuracy_unnormalised": 1}, True)
+    chosen, tied = choices_of(question, Likelihoods((-9.0, -6.00001, -6.0), (1, 1, 1)))
+    assert (chosen, tied) == ({"accuracy": 1, "accuracy_unnormalised": 1}, True)
+    assert choices_of(question, Likelihoods((-9.0, -6.0, -6.01), (1, 1, 1)))[1] is False
+
+
+def test_scores_do_not_depend_on_packing_or_on_the_order_of_questions(base: Path, tmp_path: Path) -> None:
+    frames = []
+    for name, questions, forward_tokens in [("a", QUESTIONS, 4096), ("b", QUESTIONS, 1), ("c", QUESTIONS[::-1], 64)]:
+        run(base, tmp_path / name, questions, forward_tokens=forward_tokens)
+        frames.append(read_scores(tmp_path / name).set_index(["example", "metric"]).sort_index().value)
+    for other in frames[1:]:
+        assert list(other.index) == list(frames[0].index)
+        np.testing.assert_allclose(other, frames[0], rtol=2e-6)
+
+
+def test_slices_stand_beside_every_score(base: Path, tmp_path: Path) -> None:
+    run(base, tmp_path, slice_by=["level"])
+    scores = read_scores(tmp_path)
+    assert list(scores.columns)[-1] == "slice.level"
+    by_example = scores.groupby("example")["slice.level"].agg(set)
+    assert by_example.to_dict() == {"1": {"easy"}, "2": {"hard"}, "3": {"hard"}, "4": {"easy"}}
+
+
+def test_a_question_without_the_field_of_a_slice_is_refused() -> None:
+    question = Question("q7", "?", (), "yes", None, {"tags": ["a"], "level": None})
+    for name in ("difficulty", "tags", "level"):
+        with pytest.raises(DataError, match=f"question `q7`.*`{name}` that `slice_by` names"):
+            slices_of(question, [name])
+
+
+def test_answers_are_generated_for_factual_questions(base: Path, tmp_path: Path) -> None:
+    run(base, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["reference"] for line in lines] == ["at seven", "nobody"]
+    assert lines[0]["prompt"] == " Question: When does the train leave?\nAnswer:"
+    scores = read_scores(tmp_path).query("metric == 'contains'")
+    expected = [line["reference"] in line["text"] for line in lines]
+    assert list(scores.value) == expected
+
+
+def test_templates_are_literal_and_the_prompt_does_not_know_the_answer() -> None:
+    question = Question("1", "Who?", ("a", "b"), "b", 1, {"level": "easy"})
+    prompt = parse_template(" {{ level }}: {{ question }}\n({{ options | join('|') }}) \n")
+    request = request_of(question, prompt, parse_template("\t{{ answer }} "))
+    assert (request.prompt, request.answers) == (" easy: Who?\n(a|b) \n", ("\ta ", "\tb "))
+    with pytest.raises(DataError, match=r"question `1`.*`answer` is missing"):
+        request_of(question, parse_template("{{ answer }}"), parse_template("{{ answer }}"))
+
+
+def test_a_question_that_does_not_fit_is_refused(base: Path, tmp_path: Path) -> None:
+    long = [{"id": "long", "question": "Which? " * 400, "answer": "this"}]
+    with pytest.raises(DataError, match=r"question `long` has .* tokens .* 512 positions"):
+        run(base, tmp_path, long)
+    with pytest.raises(DataError, match="question `1`: the template `answer` leaves nothing"):
+        run(base, tmp_path, answer="{{ '' }}")
+
+
+def _nats(base: Path, question: str, option: str) -> np.ndarray:
+    tokenizer = load_tokenizer(BASE, str(base))
+    head = [tokenizer.prefix_id, *tokenizer.encode(f" Question: {question}\nAnswer:")]
+    nats: torch.Tensor = reference_nats(base)([*head, *tokenizer.encode(f" {option}.")])[0]
+    return nats[len(head) - 1 :].numpy()
