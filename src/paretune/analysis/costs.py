@@ -1,0 +1,122 @@
+"""What variants cost: sizes, training time, memory, latency, by seed, and ratios of them between variants.
+
+Times and memory belong to a machine: a ratio across different fingerprints is refused. A variant that trains more than once is
+charged for all of it.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paretune.analysis.scores import Place, Seed, place_of
+from paretune.pipeline.records import Cell, Record, Results
+
+SIZES = ("parameters", "model_bytes", "adapter_bytes")
+_SUMMED = ("train_seconds", "wall_seconds", "train_tokens")
+_OF_A_MACHINE = frozenset({"train_seconds", "wall_seconds", "train_tokens_per_second", "peak_memory_bytes"})
+_MILLISECONDS = re.compile(r"(^|_)ms(_|$)")
+_NOISE = 0.05
+"""Relative difference below which two measured times or memories count as equal."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One figure of cost of one variant."""
+
+    by_seed: Mapping[Seed, float]
+    machines: frozenset[str] = frozenset()
+    """Fingerprints it was measured on; empty for what does not depend on the machine."""
+
+    @property
+    def mean(self) -> float:
+        return sum(self.by_seed.values()) / len(self.by_seed)
+
+    @property
+    def low(self) -> float:
+        return min(self.by_seed.values())
+
+    @property
+    def high(self) -> float:
+        return max(self.by_seed.values())
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A variant's cost over a reference's."""
+
+    value: float
+    clear: bool
+    """More than 5 % from 1, and the seeds of the two do not overlap; for sizes: not equal."""
+
+
+Costs = Mapping[Place, Mapping[str, Cost]]
+
+
+def read_costs(results: Results) -> dict[Place, dict[str, Cost]]:
+    latencies = [name for name, use in results.study.evaluate.items() if use.row.measures_time]
+    found: dict[Place, dict[str, Cost]] = {}
+    for cell in results.cells:
+        costs = found.setdefault(place_of(cell), {})
+        for name, (value, machine) in _cell_costs(cell, latencies).items():
+            before = costs.get(name, Cost({}))
+            machines = before.machines if machine is None else before.machines | {machine}
+            costs[name] = Cost({**before.by_seed, cell.seed: value}, machines)
+    return found
+
+
+def ratio(costs: Costs, name: str, variant: Place, reference: Place) -> Ratio | None:
+    """None where either is missing or they were measured on different machines."""
+    one, other = costs[variant].get(name), costs[reference].get(name)
+    if one is None or other is None or other.mean == 0 or one.machines != other.machines or len(one.machines) > 1:
+        return None
+    value = one.mean / other.mean
+    if not one.machines:
+        return Ratio(value, clear=one.mean != other.mean)
+    apart = one.low > other.high or one.high < other.low
+    return Ratio(value, clear=apart and abs(value - 1) > _NOISE)
+
+
+def trained_records(cell: Cell) -> list[Record]:
+    return [record for record in cell.methods if "train_seconds" in record.metrics]
+
+
+def fingerprint(record: Record) -> str:
+    return json.dumps(record.machine, sort_keys=True, ensure_ascii=False)
+
+
+def _cell_costs(cell: Cell, latencies: Iterable[str]) -> dict[str, tuple[float, str | None]]:
+    found: dict[str, tuple[float, str | None]] = {}
+    if "size" in cell.evaluations:
+        metrics = cell.evaluations["size"].metrics
+        found |= {name: (float(metrics[name]), None) for name in SIZES if name in metrics}
+    trained = trained_records(cell)
+    if trained:
+        machines = {fingerprint(record) for record in trained}
+        machine = machines.pop() if len(machines) == 1 else " and ".join(sorted(machines))
+        for name, value in _train_costs(trained).items():
+            found[name] = (value, machine if name in _OF_A_MACHINE else None)
+    measured = [name for name in latencies if name in cell.evaluations]
+    for name in measured:
+        record = cell.evaluations[name]
+        for metric, value in _numbers(record.metrics).items():
+            if _MILLISECONDS.search(metric):
+                found[metric if len(measured) == 1 else f"{name}.{metric}"] = (value, fingerprint(record))
+    return found
+
+
+def _train_costs(trained: Sequence[Record]) -> dict[str, float]:
+    metrics = [_numbers(record.metrics) for record in trained]
+    found = {name: sum(one.get(name, 0.0) for one in metrics) for name in _SUMMED}
+    found["trainable_parameters"] = metrics[-1]["trainable_parameters"]
+    found["peak_memory_bytes"] = max(one.get("peak_memory_bytes", 0.0) for one in metrics)
+    if found["train_seconds"] > 0:
+        found["train_tokens_per_second"] = found["train_tokens"] / found["train_seconds"]
+    return found
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value) for name, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -1,0 +1,165 @@
+"""Where a study departs from "the same for every variant", and which numbers that touches: printed beside them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from paretune.analysis import wording
+from paretune.analysis.costs import fingerprint, trained_records
+from paretune.analysis.measured import Measured
+from paretune.analysis.scores import Place
+from paretune.pipeline.records import Cell, Record
+from paretune.spec.data import SPLITS
+
+LEAKED = "†"
+LOSSY = "‡"
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What to put behind numbers that leakage or a lossy tokenizer touches."""
+
+    splits: frozenset[tuple[str, str]]
+    """(dataset, split) with documents that also stand in training text."""
+    tasks: frozenset[tuple[str, str]]
+    """(dataset, evaluation) with items that also stand in training text."""
+    tokenizers: frozenset[tuple[str, str]]
+    """(base, dataset) where the ids of some text do not decode to it."""
+
+    def of(self, place: Place, task: str, split: str) -> str:
+        leaked = (place.dataset, split) in self.splits or (place.dataset, task) in self.tasks
+        return LEAKED if leaked else ""
+
+    def lossy(self, place: Place) -> str:
+        return LOSSY if (place.base, place.dataset) in self.tokenizers else ""
+
+    @property
+    def explanations(self) -> list[str]:
+        found = []
+        if self.splits or self.tasks:
+            found.append(f"{LEAKED}: some of these texts also stand in the training data (`leakage: allow`).")
+        if self.tokenizers:
+            found.append(
+                f"{LOSSY}: the tokenizer does not give every text back, so bytes and scored tokens do not match exactly."
+            )
+        return found
+
+
+def marks_of(measured: Measured) -> Marks:
+    results = measured.results
+    allowed = {name: record for name, record in results.leakage.items() if measured.study.data[name].leakage == "allow"}
+    return Marks(
+        splits=frozenset(
+            (name, split)
+            for name, record in allowed.items()
+            for split in SPLITS
+            if record.metrics.get(f"documents_touched_{split}")
+        ),
+        tasks=frozenset(
+            (name, task)
+            for name, record in allowed.items()
+            for task in measured.study.evaluate
+            if record.metrics.get(f"items_touched_{task}")
+        ),
+        tokenizers=frozenset(place for place, record in results.tokens.items() if record.metrics.get("lossy_examples")),
+    )
+
+
+def deviations(measured: Measured) -> list[str]:
+    """Sentences; empty if every variant was treated the same and nothing was left out."""
+    return [*_data(measured), *_tokens(measured), *_runs(measured), *_unequal(measured)]
+
+
+def _data(measured: Measured) -> Iterator[str]:
+    for name, record in measured.results.data.items():
+        metrics, left = record.metrics, []
+        if empty := metrics.get("records_empty", 0):
+            left.append(f"{wording.plural(empty, 'record')} without text")
+        if removed := metrics.get("documents_removed", 0):
+            left.append(f"{wording.plural(removed, 'training document')} that also stood in held-out text (`leakage: remove`)")
+        if left:
+            yield f"Left out of {wording.code(name)}: {wording.listed(left)}."
+        if unused := metrics.get("documents_unused", 0):
+            which = f"{wording.plural(unused, 'document')} of {wording.code(name)}"
+            yield f"In no split: {which} (the shares sum to less than 1)."
+    for name, record in measured.results.leakage.items():
+        if measured.study.data[name].leakage != "allow" or not record.metrics.get("pairs"):
+            continue
+        touched = [
+            f"{wording.plural(count, word)} of {wording.code(where)}"
+            for where, count, word in (
+                *((split, record.metrics.get(f"documents_touched_{split}", 0), "document") for split in SPLITS),
+                *((task, record.metrics.get(f"items_touched_{task}", 0), "item") for task in measured.study.evaluate),
+            )
+            if count
+        ]
+        what = f": {wording.listed(touched)}" if touched else ""
+        yield f"Leakage allowed in {wording.code(name)}, {wording.plural(record.metrics['pairs'], 'pair')} of like texts{what}."
+
+
+def _tokens(measured: Measured) -> Iterator[str]:
+    for (base, dataset), record in measured.results.tokens.items():
+        where = f"{wording.code(dataset)} with the tokenizer of {wording.code(base)}"
+        if skipped := record.metrics.get("skipped_examples", 0):
+            limit = measured.study.train.max_length
+            yield f"{where}: {wording.plural(skipped, 'example')} longer than {limit:,} tokens left out (`too_long: skip`)."
+        if lossy := record.metrics.get("lossy_examples", 0):
+            yield f"{where}: {wording.plural(lossy, 'example')} not given back exactly, bits per byte marked {LOSSY}."
+
+
+def _runs(measured: Measured) -> Iterator[str]:
+    for cell in measured.results.cells:
+        for record in trained_records(cell):
+            metrics, who = record.metrics, _who(measured, cell)
+            if metrics.get("stopped_early"):
+                steps = f"{metrics.get('steps', 0):,}"
+                yield f"{who} stopped early, after {steps} optimizer steps ({metrics.get('epochs_done', 0):g} epochs)."
+            if repeated := metrics.get("repeated_steps", 0):
+                yield f"{who} was interrupted and went on from a checkpoint; {wording.plural(repeated, 'step')} ran twice."
+    kept = [
+        f"{_who(measured, cell)} step {record.metrics['best_step']:,} of {record.metrics['steps']:,}"
+        for cell in measured.results.cells
+        for record in trained_records(cell)
+        if measured.study.train.keep == "best" and 0 < record.metrics.get("best_step", 0) < record.metrics.get("steps", 0)
+    ]
+    if kept:
+        yield f"Not the last weights but those with the lowest validation loss were kept: {wording.listed(kept)}."
+
+
+def _unequal(measured: Measured) -> Iterator[str]:
+    """Differences between the runs of one base on one dataset that should have been the same."""
+    for group in measured.groups:
+        runs = [
+            (cell, record)
+            for cell in measured.results.cells
+            if (cell.base, cell.dataset) == (group.base, group.dataset)
+            for record in trained_records(cell)
+        ]
+        where = f"{wording.code(group.base)} on {wording.code(group.dataset)}: " if len(measured.groups) > 1 else ""
+        for name, word in (("train_tokens", "tokens"), ("steps", "optimizer steps"), ("precision", "precision")):
+            found = _by_value(measured, runs, name)
+            if len(found) > 1:
+                shares = [f"{value} ({wording.listed(sorted(who))})" for value, who in found.items()]
+                yield f"{where}trained with unequal {word}: {wording.listed(shares)}."
+        machines = {fingerprint(record) for _, record in runs}
+        if len(machines) > 1:
+            yield f"{where}trained on {len(machines)} different machines; times and memory are compared only within one."
+
+
+def _by_value(measured: Measured, runs: list[tuple[Cell, Record]], name: str) -> Mapping[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for cell, record in runs:
+        value = record.metrics.get(name)
+        if value is not None:
+            found.setdefault(f"{value:,}" if isinstance(value, int | float) else str(value), set()).add(
+                wording.code(cell.variant)
+            )
+    return found
+
+
+def _who(measured: Measured, cell: Cell) -> str:
+    parts = [wording.code(cell.variant)]
+    if len(measured.study.bases) > 1 or len(measured.study.data) > 1:
+        parts.append(f"of {wording.code(cell.base)} on {wording.code(cell.dataset)}")
+    if cell.seed is not None and len(measured.study.seeds) > 1:
+        parts.append(f"(seed {cell.seed})")
+    return " ".join(parts)

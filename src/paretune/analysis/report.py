@@ -1,0 +1,277 @@
+"""The report: what stands in it and in which order. One structure, written as text and as Markdown by `render`."""
+
+from collections.abc import Iterator, Sequence
+
+from paretune.analysis import wording
+from paretune.analysis.conclude import across_bases, conclude
+from paretune.analysis.deviations import Marks, deviations, marks_of
+from paretune.analysis.document import Block, Bullets, Document, Paragraph, Section, Table
+from paretune.analysis.measured import Group, Measured, estimate_of, headline, same_tokenizer
+from paretune.analysis.sections import (
+    cost_section,
+    generations_section,
+    held_out_section,
+    questions_section,
+)
+from paretune.analysis.training import training_section
+from paretune.pipeline.records import Cell, Record
+from paretune.spec.data import SPLITS
+from paretune.spec.study import Base, Variant
+
+_DEFINITIONS = (
+    "Intervals ({level}) of single figures are over documents: they say how much other documents of the same kind would move "
+    "them. Documents are resampled, not examples; right-or-wrong answers have Wilson's interval.",
+    "Differences are paired, with the same documents on both sides; so a difference can be detected where the intervals of "
+    "the two figures overlap. With several seeds their spread widens the interval. `no difference detected` does not mean "
+    "equal: the interval says how large a difference is still possible.",
+    "Each interval holds by itself at {level}; they are not corrected for the number of comparisons.",
+    "Perplexity is exp of the mean loss in nats per token. Bits per byte is the loss in bits per byte of raw text, and "
+    "compares across tokenizers. Neither counts the beginning and the end of a text.",
+    "A multiple-choice answer is the option with the highest likelihood per byte. Log-likelihood is nats per token of the "
+    "right answer; higher is better. Exact match and contains are of generated answers.",
+    "All figures stand in `results.csv` (every seed), `estimates.csv` (means and intervals), `curves.csv` and "
+    "`generations.jsonl`.",
+)
+_TOLD_VERSIONS = ("paretune", "python", "torch", "transformers", "peft")
+
+
+def build_report(measured: Measured, figures: frozenset[str]) -> Document:
+    """`figures` are the names of the files that were drawn."""
+    marks = marks_of(measured)
+    sections = [Section("In short", list(_in_short(measured))), Section("What was compared", list(_compared(measured)))]
+    shown: set[str] = set()
+    for group in measured.groups:
+        many = len(measured.groups) > 1
+        parts = [
+            training_section(measured, group, figures),
+            held_out_section(measured, group, marks),
+            questions_section(measured, group, marks),
+            cost_section(measured, group, figures, first=group.dataset not in shown),
+            generations_section(measured, group),
+        ]
+        shown.add(group.dataset)
+        sections.append(Section(f"{group.base} on {group.dataset}" if many else "Results", []))
+        sections += [part for part in parts if part is not None]
+    sections.append(Section("Notes", list(_notes(measured, marks))))
+    return Document(f"{measured.study.study}: {_question(measured)}", sections)
+
+
+def _question(measured: Measured) -> str:
+    variants, bases, datasets = (len(part) for part in (measured.study.variants, measured.study.bases, measured.study.data))
+    parts = [wording.plural(variants, "variant"), f"of {wording.plural(bases, 'base')}" if bases > 1 else ""]
+    parts.append(f"on {wording.plural(datasets, 'dataset')}" if datasets > 1 else "")
+    return " ".join(part for part in parts if part)
+
+
+def _in_short(measured: Measured) -> Iterator[Block]:
+    for dataset in dict.fromkeys(group.dataset for group in measured.groups):
+        groups = [group for group in measured.groups if group.dataset == dataset]
+        for group in groups:
+            if len(measured.groups) > 1:
+                yield Paragraph(f"{wording.code(group.base)} on {wording.code(group.dataset)}:")
+            concluded = conclude(measured, group)
+            yield Bullets([*concluded.recommendation, *concluded.findings])
+        if len(groups) > 1:
+            yield from _across(measured, dataset, groups)
+    missing = [name for cell in measured.results.cells for name in cell.missing]
+    if missing:
+        yield Paragraph(f"Incomplete: {wording.plural(len(set(missing)), 'stage')} failed or did not run; see the notes.")
+    if not measured.results.cells:
+        yield Paragraph("Nothing has been measured yet.")
+
+
+def _across(measured: Measured, dataset: str, groups: Sequence[Group]) -> Iterator[Block]:
+    """All variants of all bases on one dataset, in bits per byte."""
+    rows = []
+    for group in groups:
+        quantity = headline(measured, group)
+        if quantity is None or quantity.metric != "bits_per_byte":
+            continue
+        for name in group.variants:
+            found = estimate_of(measured, group.place(name), quantity)
+            if found is not None:
+                costs = measured.costs.get(group.place(name), {})
+                size = wording.count(costs["parameters"].mean) if "parameters" in costs else wording.UNKNOWN
+                text = wording.with_interval(found.mean, found.low, found.high)
+                rows.append((found.mean, [f"{group.base} {name}", text, size]))
+    if not rows:
+        return
+    split = next(quantity.split for group in groups if (quantity := headline(measured, group)) is not None)
+    ranked = [row for _, row in sorted(rows, key=lambda row: row[0])]
+    yield Paragraph(f"Across bases on {wording.code(dataset)}:")
+    yield Bullets(across_bases(measured, dataset) or ["No two bases have figures that can be compared."])
+    level = f"{100 * measured.level:g} % interval"
+    yield Table(("base and variant", f"bits per byte ({level})", "parameters"), ranked, f"Best first, {split}")
+    if not same_tokenizer(measured, {group.base for group in groups}, dataset):
+        yield Paragraph(
+            "The bases have different tokenizers: loss, perplexity, token accuracy and log-likelihood are per token and not "
+            "compared across them; bits per byte are."
+        )
+
+
+def _compared(measured: Measured) -> Iterator[Block]:
+    study, records = measured.study, list(_records(measured))
+    yield Bullets(
+        [
+            *(f"Base {wording.code(name)}: {_where(base)}{_size(measured, name)}." for name, base in study.bases.items()),
+            f"Training: {_training(measured)}.",
+            *_same_for_all(measured),
+            *_machine(records),
+            *_measured_when(records),
+        ]
+    )
+    yield _variants_table(measured)
+    if measured.results.data:
+        yield _data_table(measured)
+    found = deviations(measured)
+    if found:
+        yield Paragraph("Deviations:")
+        yield Bullets(found)
+    else:
+        yield Paragraph("No deviations: nothing was left out, and every variant was trained and measured alike.")
+
+
+def _where(base: Base) -> str:
+    if base.hub is not None:
+        return f"{wording.code(base.hub)} of the Hugging Face hub"
+    return wording.code(base.path or f"builtin {base.builtin}")
+
+
+def _size(measured: Measured, base: str) -> str:
+    for group in measured.groups:
+        for name in group.variants:
+            costs = measured.costs.get(group.place(name), {})
+            if group.base == base and not measured.study.variants[name].methods and "parameters" in costs:
+                return f", {wording.count(costs['parameters'].mean)} parameters"
+    return ""
+
+
+def _training(measured: Measured) -> str:
+    train, seeds = measured.study.train, measured.study.seeds
+    length = wording.plural(train.max_steps, "step") if train.max_steps else wording.plural(train.num_epochs or 0, "epoch")
+    parts = [
+        length,
+        f"{wording.plural(train.batch_size, 'example')} a step",
+        f"at most {train.max_length:,} tokens an example",
+        f"{train.schedule} schedule with {100 * train.warmup:g} % warm-up",
+        f"weight decay {train.weight_decay:g}",
+        f"gradients clipped at {train.max_grad_norm:g}",
+        f"{'seeds' if len(seeds) > 1 else 'seed'} {wording.listed([str(seed) for seed in seeds])}",
+    ]
+    if train.early_stopping is not None:
+        parts.append(f"early stopping after {wording.plural(train.early_stopping.patience, 'evaluation')} without progress")
+    return ", ".join(parts)
+
+
+def _same_for_all(measured: Measured) -> Iterator[str]:
+    precisions = {str(r.metrics["precision"]) for r in _records(measured) if "precision" in r.metrics}
+    if precisions:
+        words = wording.listed(sorted(precisions))
+        yield f"Precision: trained in {words}, measured in {measured.study.precision.evaluate}."
+    yield f"Baseline of comparisons: {wording.code(measured.study.baseline)}."
+
+
+def _machine(records: Sequence[Record]) -> Iterator[str]:
+    machines = list(dict.fromkeys(_machine_words(record) for record in records))
+    if machines:
+        yield f"Machine{'s' if len(machines) > 1 else ''}: {'; '.join(machines)}."
+
+
+def _machine_words(record: Record) -> str:
+    words = []
+    for name, value in record.machine.items():
+        if name.endswith("_bytes"):
+            words.append(f"{name.removesuffix('_bytes').replace('_', ' ')} {wording.size(float(value))}")
+        elif isinstance(value, str):
+            words.append(wording.code(value) if name == "processor" else f"{name.replace('_', ' ')} {wording.code(value)}")
+        else:
+            words.append(f"{value} {name.replace('_', ' ')}")
+    return ", ".join(words) or record.device
+
+
+def _measured_when(records: Sequence[Record]) -> Iterator[str]:
+    if not records:
+        return
+    days = sorted({record.started[:10] for record in records})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    versions: dict[str, set[str]] = {}
+    for record in records:
+        for name, version in record.versions.items():
+            versions.setdefault(name, set()).add(version)
+    told = [f"{name} {' and '.join(sorted(versions[name]))}" for name in _TOLD_VERSIONS if name in versions]
+    yield f"Run: {when}{f', with {wording.listed(told)}' if told else ''}."
+
+
+def _variants_table(measured: Measured) -> Table:
+    rows = [[name, _methods(variant)] for name, variant in measured.study.variants.items()]
+    return Table(("variant", "methods"), rows, "Variants", words=2)
+
+
+def _methods(variant: Variant) -> str:
+    parts = []
+    for use in variant.methods:
+        fields = use.config.model_dump()
+        told = [name for name in fields if name in use.config.model_fields_set or name == "learning_rate"]
+        parts.append(f"{use.name} ({', '.join(f'{name} {_setting(fields[name])}' for name in told)})" if told else use.name)
+    return ", then ".join(parts) or "the base as it is"
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(str(item) for item in value) if isinstance(value, tuple | list) else str(value)
+
+
+def _data_table(measured: Measured) -> Table:
+    bases = list(measured.study.bases)
+    header = [
+        "data",
+        "split",
+        "documents",
+        "examples",
+        "bytes",
+        *(f"tokens{f' ({base})' if len(bases) > 1 else ''}" for base in bases),
+    ]
+    rows = []
+    for name, record in measured.results.data.items():
+        for split in SPLITS:
+            metrics = record.metrics
+            tokens = [measured.results.tokens.get((base, name)) for base in bases]
+            rows.append(
+                [
+                    name,
+                    split,
+                    *(wording.count(metrics.get(f"{what}_{split}", 0)) for what in ("documents", "examples", "bytes")),
+                    *(
+                        wording.UNKNOWN if one is None else wording.count(one.metrics.get(f"tokens_{split}", 0))
+                        for one in tokens
+                    ),
+                ]
+            )
+    return Table(header, rows, "Data", words=2)
+
+
+def _notes(measured: Measured, marks: Marks) -> Iterator[Block]:
+    level = f"{100 * measured.level:g} %"
+    missing = [f"Missing: {_cell_name(cell)}: {_codes(cell.missing)} failed or did not run." for cell in _incomplete(measured)]
+    yield Bullets([*missing, *marks.explanations, *(text.format(level=level) for text in _DEFINITIONS)])
+
+
+def _incomplete(measured: Measured) -> list[Cell]:
+    return [cell for cell in measured.results.cells if cell.missing]
+
+
+def _cell_name(cell: Cell) -> str:
+    seed = "" if cell.seed is None else f", seed {cell.seed}"
+    return f"{wording.code(cell.variant)} of {wording.code(cell.base)} on {wording.code(cell.dataset)}{seed}"
+
+
+def _codes(names: Sequence[str]) -> str:
+    return wording.listed([wording.code(name) for name in names])
+
+
+def _records(measured: Measured) -> Iterator[Record]:
+    yield from measured.results.data.values()
+    for cell in measured.results.cells:
+        yield from cell.methods
+        yield from cell.evaluations.values()

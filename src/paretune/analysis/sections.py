@@ -1,0 +1,266 @@
+"""The measured parts of a report: held-out text, questions, cost and generations of one base on one dataset."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from paretune.analysis import wording
+from paretune.analysis.compare import Estimate
+from paretune.analysis.costs import Cost
+from paretune.analysis.deviations import Marks
+from paretune.analysis.document import Block, Bullets, Paragraph, Picture, Section, SideBySide, Table, Text
+from paretune.analysis.figures import comparison_name
+from paretune.analysis.measured import Group, Measured, baseline, cells_of, difference_of, estimate_of, untouched
+from paretune.analysis.scores import Place, Quantity
+from paretune.analysis.sentences import amount_of, interval_of, latency_name
+from paretune.analysis.tables import cell_generations
+from paretune.analysis.training import cost_cell, spread_cell
+
+_ANSWERS = ("accuracy", "exact_match", "contains")
+
+
+def held_out_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
+    """Loss, perplexity, bits per byte and token accuracy with intervals, then paired changes; None if not measured."""
+    blocks: list[Block] = []
+    for task, split in _held_out(measured, group):
+        blocks.append(_held_out_table(measured, group, task, split, marks))
+    for task, split in _held_out(measured, group):
+        if split in ("test", "validation") and (table := _changes(measured, group, task, split)) is not None:
+            blocks.append(table)
+            break
+    return Section("Held-out text", blocks, level=3) if blocks else None
+
+
+def questions_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
+    blocks: list[Block] = []
+    for task in (task for task, use in measured.study.evaluate.items() if use.kind == "qa"):
+        slices = sorted({q.slice for q in _quantities(measured, group) if q.task == task})
+        if not slices:
+            continue
+        blocks.append(_answers_table(measured, group, task, marks))
+        if len(slices) > 1:
+            blocks.append(_slices_table(measured, group, task, [name for name in slices if name], marks))
+    return Section("Questions and answers", blocks, level=3) if blocks else None
+
+
+def cost_section(measured: Measured, group: Group, figures: frozenset[str], first: bool) -> Section | None:
+    """Sizes, training cost and latency. `first`: the comparison figure of the dataset belongs here."""
+    places = [group.place(name) for name in group.variants]
+    if not any(measured.costs.get(place) for place in places):
+        return None
+    header = ["variant", "parameters", "trained", "model", "adapter", "training", "peak memory"]
+    latency = latency_name(measured, [place for place in places if _has_latency(measured, place)])
+    first_token = latency.replace("ms_per_token", "first_token_ms")
+    with_latency = any(latency in measured.costs.get(place, {}) for place in places)
+    rows = []
+    for place in places:
+        costs = measured.costs.get(place, {})
+        row = [
+            place.variant,
+            cost_cell(costs, "parameters", wording.count),
+            _trained_share(costs),
+            cost_cell(costs, "model_bytes", wording.size),
+            cost_cell(costs, "adapter_bytes", wording.size),
+            cost_cell(costs, "train_seconds", wording.seconds),
+            cost_cell(costs, "peak_memory_bytes", wording.size),
+        ]
+        if with_latency:
+            row += [spread_cell(costs, first_token), spread_cell(costs, latency)]
+        rows.append(row)
+    if with_latency:
+        header += ["first token, ms", "ms per token"]
+    blocks: list[Block] = [Table(header, rows)]
+    blocks += [Bullets(lines)] if (lines := _trained_lines(measured, places)) else []
+    middle = "; milliseconds are medians over the repeats" if with_latency and latency.endswith("median") else ""
+    blocks.append(
+        Paragraph(f"Model: the weights as exported, adapter merged. Training: optimizer steps only. Means over seeds{middle}.")
+    )
+    if first and comparison_name(group.dataset) in figures:
+        blocks.append(
+            Picture(f"figures/{comparison_name(group.dataset)}", f"quality and cost of all variants on {group.dataset}")
+        )
+    return Section("Cost", blocks, level=3)
+
+
+def generations_section(measured: Measured, group: Group) -> Section | None:
+    """Continuations of each prompt by every variant, of its first seed."""
+    blocks: list[Block] = []
+    for task, use in measured.study.evaluate.items():
+        if use.kind != "generate":
+            continue
+        texts: dict[str, list[Text]] = {}
+        for name in group.variants:
+            cells = [cell for cell in cells_of(measured, group.place(name)) if task in cell.evaluations]
+            for row in cell_generations(cells[0], task) if cells else ():
+                seed = "" if cells[0].seed is None or len(cells) == 1 else f"seed {cells[0].seed}, "
+                note = f"{seed}{stopped(row['stopped_by'], row['new_tokens'])}"
+                texts.setdefault(row["prompt"], []).append(Text(name, note, row["text"]))
+        blocks += [SideBySide(prompt, entries) for prompt, entries in texts.items()]
+    return Section("Generations side by side", blocks, level=3) if blocks else None
+
+
+def stopped(reason: str, new_tokens: int) -> str:
+    """What ended a generation."""
+    words = {
+        "eos": "ended by itself after {}",
+        "max_new_tokens": "cut at the limit of {}",
+        "context": "cut at the end of the context after {}",
+        "line_break": "ended at a line break after {}",
+    }
+    return words.get(reason, f"stopped by {reason} after {{}}").format(wording.plural(new_tokens, "token"))
+
+
+def _held_out(measured: Measured, group: Group) -> list[tuple[str, str]]:
+    found = {(q.task, q.split) for q in _quantities(measured, group) if q.metric == "bits_per_byte" and not q.slice}
+    tasks = list(measured.study.evaluate)
+    order = ("test", "validation", "train", "")
+    return sorted(found, key=lambda pair: (tasks.index(pair[0]), order.index(pair[1]) if pair[1] in order else len(order)))
+
+
+def _held_out_table(measured: Measured, group: Group, task: str, split: str, marks: Marks) -> Table:
+    rows, counted = [], ""
+    for name in group.variants:
+        place = group.place(name)
+        found = {
+            metric: estimate_of(measured, place, Quantity(task, split, metric))
+            for metric in ("loss", "perplexity", "bits_per_byte", "token_accuracy")
+        }
+        if found["bits_per_byte"] is None:
+            rows.append([name, *[wording.UNKNOWN] * 5])
+            continue
+        mark = marks.of(place, task, split)
+        counted = counted or wording.plural(found["bits_per_byte"].n_documents, "document")
+        rows.append(
+            [
+                name,
+                _plain(found["loss"]) + mark,
+                _with_interval(found["perplexity"]) + mark,
+                _with_interval(found["bits_per_byte"]) + mark + marks.lossy(place),
+                wording.share(found["token_accuracy"].mean) + mark if found["token_accuracy"] else wording.UNKNOWN,
+                _seed_spread(found["perplexity"]),
+            ]
+        )
+    level = f"{100 * measured.level:g} % interval"
+    header = ("variant", "loss", f"perplexity ({level})", f"bits per byte ({level})", "token accuracy", "seeds, perplexity")
+    title = (split or task).capitalize() if task == "perplexity" else f"{task}, {split}"
+    return Table(header, rows, f"{title}, {counted}")
+
+
+def _changes(measured: Measured, group: Group, task: str, split: str) -> Table | None:
+    """Perplexity against the untouched base and against the baseline, paired by document."""
+    base, reference = untouched(measured, group), baseline(measured, group)
+    references = list(dict.fromkeys(place for place in (base, reference) if place is not None))
+    quantity = Quantity(task, split, "loss")
+    rows = []
+    for name in group.variants:
+        place = group.place(name)
+        cells = [name]
+        if place == base and reference is not None:
+            continue  # the mirror image of the baseline's own row
+        for other in references:
+            found = None if place == other else difference_of(measured, place, other, quantity)
+            cells.append(
+                wording.UNKNOWN
+                if found is None
+                else f"{amount_of(found, signed=True)} ({interval_of(found).split(' interval ')[-1]})"
+            )
+            cells.append("" if found is None else found.verdict)
+        if any(cell not in (wording.UNKNOWN, "") for cell in cells[1:]):
+            rows.append(cells)
+    if not rows:
+        return None
+    header = ["variant"]
+    for other in references:
+        header += [f"against {other.variant}{' (untouched)' if other == base else ' (baseline)'}", "verdict"]
+    level = f"{100 * measured.level:g} % interval"
+    return Table(header, rows, f"Change of {split} perplexity with its {level}, paired by document")
+
+
+def _answers_table(measured: Measured, group: Group, task: str, marks: Marks) -> Table:
+    metrics = [
+        metric for metric in _ANSWERS if any(q.task == task and q.metric == metric for q in _quantities(measured, group))
+    ]
+    likelihood = any(q.task == task and q.metric == "log_likelihood" for q in _quantities(measured, group))
+    header = ["variant", *(_METRIC_HEADS[metric] for metric in metrics), *(["log-likelihood"] if likelihood else [])]
+    rows = []
+    for name in group.variants:
+        place = group.place(name)
+        mark = marks.of(place, task, "")
+        row = [name, *(_answers(estimate_of(measured, place, Quantity(task, "", metric)), mark) for metric in metrics)]
+        if likelihood:
+            row.append(_with_interval(estimate_of(measured, place, Quantity(task, "", "log_likelihood"))) + mark)
+        rows.append(row)
+    return Table(header, rows, f"{task}: right answers, and the {100 * measured.level:g} % interval of their share")
+
+
+_METRIC_HEADS = {"accuracy": "accuracy (choices)", "exact_match": "exact match", "contains": "contains the answer"}
+
+
+def _slices_table(measured: Measured, group: Group, task: str, slices: Sequence[str], marks: Marks) -> Table:
+    known = _quantities(measured, group)
+    metrics = [metric for metric in (*_ANSWERS, "log_likelihood") if any(q.task == task and q.metric == metric for q in known)]
+    rows = []
+    for name in slices:
+        for variant in group.variants:
+            place = group.place(variant)
+            found = [estimate_of(measured, place, Quantity(task, "", metric, name)) for metric in metrics]
+            if any(one is not None for one in found):
+                mark = marks.of(place, task, "")
+                cells = [
+                    _plain(one) + mark if metric == "log_likelihood" else _answers(one, mark, interval=False)
+                    for metric, one in zip(metrics, found, strict=True)
+                ]
+                rows.append([name, variant, *cells])
+    heads = [_METRIC_HEADS.get(metric, "log-likelihood") for metric in metrics]
+    return Table(("slice", "variant", *heads), rows, f"{task} by slice", words=2)
+
+
+def _answers(found: Estimate | None, mark: str, *, interval: bool = True) -> str:
+    """`3.5 of 10 (14 to 65 %)`."""
+    if found is None:
+        return wording.UNKNOWN
+    right = f"{found.mean * found.n_examples:.4g} of {found.n_examples}{mark}"
+    if not interval or math.isnan(found.low):
+        return right
+    places = 0 if found.n_examples < 200 else 1
+    return f"{right} ({100 * found.low:.{places}f} to {100 * found.high:.{places}f} %)"
+
+
+def _trained_share(costs: Mapping[str, Cost]) -> str:
+    if "trainable_parameters" not in costs:
+        return "0"
+    part = costs["trainable_parameters"].mean
+    whole = costs["parameters"].mean if "parameters" in costs else math.nan
+    return f"{part:,.0f}" if math.isnan(whole) else f"{100 * part / whole:.4g} %"
+
+
+def _trained_lines(measured: Measured, places: Sequence[Place]) -> list[str]:
+    lines = []
+    for place in places:
+        costs = measured.costs.get(place, {})
+        if "trainable_parameters" in costs and "parameters" in costs:
+            part, whole = round(costs["trainable_parameters"].mean), round(costs["parameters"].mean)
+            if part < whole:
+                lines.append(f"{wording.code(place.variant)} trains {wording.part_of(part, whole)} parameters.")
+    return lines
+
+
+def _has_latency(measured: Measured, place: Place) -> bool:
+    return "ms_per_token" in measured.costs.get(place, {})
+
+
+def _plain(found: Estimate | None) -> str:
+    return wording.UNKNOWN if found is None else wording.number(found.mean)
+
+
+def _with_interval(found: Estimate | None) -> str:
+    return wording.UNKNOWN if found is None else wording.with_interval(found.mean, found.low, found.high)
+
+
+def _seed_spread(found: Estimate | None) -> str:
+    if found is None or found.spread is None:
+        return wording.UNKNOWN
+    return f"± {wording.number(found.spread, 2)}"
+
+
+def _quantities(measured: Measured, group: Group) -> set[Quantity]:
+    return {quantity for name in group.variants for quantity in measured.samples.get(group.place(name), {})}

@@ -1,0 +1,179 @@
+"""What one comparison says, in words: the parts that the sentences of a report are put together from.
+
+Every function takes measured numbers and returns words that hold for them, or None where there is nothing to say.
+"""
+
+import math
+from collections.abc import Sequence
+
+from paretune.analysis import wording
+from paretune.analysis.compare import LOWER_IS_BETTER, Difference
+from paretune.analysis.costs import ratio
+from paretune.analysis.measured import Measured, difference_of
+from paretune.analysis.scores import Place, Quantity
+
+NOUNS = {
+    "loss": "perplexity",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "token_accuracy": "token accuracy",
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "contains": "share of answers that contain the right one",
+    "log_likelihood": "log-likelihood of the right answers",
+}
+SHARES = frozenset({"token_accuracy", "accuracy", "accuracy_unnormalised", "exact_match", "contains", "stopped_by_eos"})
+_SIZE_STEP = 0.002
+"""Relative difference of sizes that is worth a word."""
+
+
+def named(place: Place) -> str:
+    return wording.code(place.variant)
+
+
+def noun(quantity: Quantity) -> str:
+    """`test perplexity`, `accuracy on qa`."""
+    word = NOUNS.get(quantity.metric, quantity.metric.replace("_", " "))
+    return f"{quantity.split} {word}" if quantity.split else f"{word} on {wording.code(quantity.task)}"
+
+
+def spoken(measured: Measured, place: Place, quantity: Quantity) -> Quantity:
+    """The quantity to speak of within one base: perplexity (stored as loss) where bits per byte rank."""
+    loss = quantity._replace(metric="loss")
+    stored = measured.samples.get(place, {})
+    return loss if quantity.metric == "bits_per_byte" and loss in stored else quantity
+
+
+def value_of(difference: Difference, mean: float) -> str:
+    """One side of a difference as it is spoken of."""
+    metric = difference.quantity.metric
+    if metric == "loss":
+        return wording.number(math.exp(min(mean, 700)))
+    return wording.share(mean) if metric in SHARES else wording.number(mean)
+
+
+def amount_of(difference: Difference, *, signed: bool = False) -> str:
+    """`3.1 %` for perplexity, `10.0 points` for shares, `0.024` otherwise."""
+    return _amount(difference.quantity.metric, difference.mean, signed)
+
+
+def interval_of(difference: Difference, *, signed: bool = True) -> str:
+    """`95 % interval +2.2 to +4.0 %`; unsigned (both ends on one side of 0) `95 % interval 2.2 to 4.0 %`."""
+    if math.isnan(difference.low):
+        return "one document: no interval"
+    ends = [difference.low, difference.high]
+    if not signed and difference.mean < 0:
+        ends.reverse()
+    first, last = (_amount(difference.quantity.metric, end, signed) for end in ends)
+    number, _, unit = first.partition(" ")
+    same_unit = unit == last.partition(" ")[2] and not first.startswith("x")
+    return f"{100 * difference.level:g} % interval {number if same_unit else first} to {last}"
+
+
+def quality_clause(difference: Difference, whose: str = "its") -> str:
+    """`its test perplexity is 3.1 % higher (95 % interval 2.2 to 4.0 %)`, or that no difference is detected."""
+    what, side = noun(difference.quantity), "higher" if difference.mean > 0 else "lower"
+    tripled = difference.quantity.metric == "loss" and difference.mean > math.log(3)
+    shown = _by_factor(difference) if tripled else f"{amount_of(difference)} {side}"
+    if difference.detected:
+        return f"{whose} {what} is {shown} ({_evidence(difference, signed=False)})"
+    if difference.detected_for_weights:
+        return (
+            f"{whose} {what} is {shown} in these runs, but the {difference.n_seeds} seeds lie too far apart to expect that "
+            f"of new ones ({interval_of(difference)})"
+        )
+    return f"no difference in {what} is detected ({amount_of(difference, signed=True)}, {_evidence(difference)})"
+
+
+def cost_clauses(measured: Measured, variant: Place, reference: Place) -> tuple[list[str], list[str]]:
+    """What is clearly cheaper about `variant`, and what is clearly dearer, as `trains 1.14x faster`."""
+    cheaper: list[str] = []
+    dearer: list[str] = []
+    for value, less, more in _cost_words(measured, variant, reference):
+        (cheaper if value < 1 else dearer).append(less if value < 1 else more)
+    return cheaper, dearer
+
+
+def trade_sentence(measured: Measured, variant: Place, reference: Place, quantity: Quantity) -> str | None:
+    """`variant` against `reference` in cost and quality; None where no quality can be compared."""
+    difference = difference_of(measured, variant, reference, spoken(measured, variant, quantity))
+    if difference is None:
+        return None
+    cheaper, dearer = cost_clauses(measured, variant, reference)
+    if not cheaper and not dearer:
+        if difference.detected or difference.detected_for_weights:
+            whose = f"{named(variant)}'s"
+            return f"Against {named(reference)}, {quality_clause(difference, whose)}."
+        return f"Between {named(variant)} and {named(reference)}, {quality_clause(difference)}."
+    first, *others = cheaper + dearer
+    parts = [f"{named(variant)} {first} than {named(reference)}", *others]
+    # A gain on one side and a loss on the other is a trade, and reads as one.
+    worse = difference.detected and not difference.better
+    joint = (
+        "but" if (cheaper and not dearer and worse) or (dearer and not cheaper and difference.detected and not worse) else "and"
+    )
+    return f"{', '.join(parts)}, {joint} {quality_clause(difference)}."
+
+
+def _cost_words(measured: Measured, variant: Place, reference: Place) -> list[tuple[float, str, str]]:
+    """Ratio of each cost that clearly differs, with the words for less and for more of it; each can be followed by `than`."""
+    found: list[tuple[float, str, str]] = []
+    stored = ratio(measured.costs, "model_bytes", variant, reference)
+    parameters = ratio(measured.costs, "parameters", variant, reference)
+    if stored is None or abs(stored.value - 1) > _SIZE_STEP:
+        # Adapters are merged before they are shipped: only where the shipped model differs is a size worth a word.
+        if parameters is not None and abs(parameters.value - 1) > _SIZE_STEP:
+            amount = wording.change(parameters.value, signed=False)
+            found.append((parameters.value, f"has {amount} fewer parameters", f"has {amount} more parameters"))
+        elif stored is not None:
+            amount = wording.change(stored.value, signed=False)
+            found.append((stored.value, f"takes {amount} less space", f"takes {amount} more space"))
+    if (speed := training_speed(measured, variant, reference)) is not None:
+        found.append((1 / speed, f"trains {wording.times(speed)} faster", f"trains {wording.times(1 / speed)} slower"))
+    memory = ratio(measured.costs, "peak_memory_bytes", variant, reference)
+    if memory is not None and memory.clear:
+        amount = wording.change(memory.value, signed=False)
+        found.append((memory.value, f"needs {amount} less memory to train", f"needs {amount} more memory to train"))
+    latency = ratio(measured.costs, latency_name(measured, [variant, reference]), variant, reference)
+    if latency is not None and latency.clear:
+        faster, slower = wording.times(1 / latency.value), wording.times(latency.value)
+        found.append((latency.value, f"generates {faster} faster", f"generates {slower} slower"))
+    return found
+
+
+def training_speed(measured: Measured, variant: Place, reference: Place) -> float | None:
+    """How many times as many tokens a second; None if unknown, unclear or measured on different machines."""
+    speed = ratio(measured.costs, "train_tokens_per_second", variant, reference)
+    return speed.value if speed is not None and speed.clear else None
+
+
+def latency_name(measured: Measured, places: Sequence[Place]) -> str:
+    """The median where every variant has it: a single disturbed repeat moves the mean."""
+    median = all("ms_per_token_median" in measured.costs.get(place, {}) for place in places)
+    return "ms_per_token_median" if median else "ms_per_token"
+
+
+def _amount(metric: str, value: float, signed: bool) -> str:
+    if metric == "loss":
+        return wording.change(math.exp(min(value, 700)), signed=signed)
+    shown = value if signed else abs(value)
+    if metric in SHARES:
+        return f"{100 * shown:+.1f} points" if signed else f"{100 * shown:.1f} points"
+    places = wording.decimals(value, 2)
+    unit = {"bits_per_byte": " bits per byte", "log_likelihood": " nats per token"}.get(metric, "")
+    return f"{shown:{'+' if signed else ''}.{places}f}{unit}"
+
+
+def _by_factor(difference: Difference) -> str:
+    return f"{wording.number(math.exp(min(difference.mean, 700)), 2)} times as high"
+
+
+def _evidence(difference: Difference, *, signed: bool = True) -> str:
+    documents = wording.plural(difference.n_documents, "document")
+    exact = "" if difference.p is None else f", sign-flip p = {difference.p:.2g} on {documents}"
+    return interval_of(difference, signed=signed) + exact
+
+
+def better_word(quantity: Quantity) -> str:
+    """`lowest` or `highest`, whichever is best."""
+    return "lowest" if quantity.metric in LOWER_IS_BETTER else "highest"

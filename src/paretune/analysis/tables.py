@@ -1,0 +1,130 @@
+"""The tidy files: results.csv, estimates.csv, curves.csv and generations.jsonl.
+
+`trial` is empty until a method's number is tuned; `seed` is empty for a variant that no seed enters; `n` is the number of
+examples behind a score and empty for costs.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from paretune.analysis.costs import Cost
+from paretune.analysis.curves import CURVE_COLUMNS
+from paretune.analysis.measured import Measured, estimates_of
+from paretune.analysis.scores import Place
+from paretune.pipeline.records import Cell
+
+RESULT_COLUMNS = ("base", "dataset", "variant", "seed", "trial", "split", "task", "slice", "metric", "value", "n")
+ESTIMATE_COLUMNS = (
+    *("base", "dataset", "variant", "split", "task", "slice", "metric"),
+    *("mean", "ci_low", "ci_high", "n_examples", "n_documents", "n_seeds"),
+)
+CURVE_FILE_COLUMNS = ("base", "dataset", "variant", "seed", "trial", *CURVE_COLUMNS)
+GENERATION_FIELDS = (
+    *("base", "dataset", "variant", "seed", "task"),
+    *("prompt", "text", "reference", "new_tokens", "seconds", "stopped_by"),
+)
+
+
+def results_table(measured: Measured) -> pd.DataFrame:
+    """One row a number: RESULT_COLUMNS."""
+    rows = [row for group in measured.groups for name in group.variants for row in _results(measured, group.place(name))]
+    table = pd.DataFrame(rows, columns=list(RESULT_COLUMNS))
+    return table.astype({"seed": "Int64", "n": "Int64"})
+
+
+def estimates_table(measured: Measured) -> pd.DataFrame:
+    """Over seeds and examples: ESTIMATE_COLUMNS; costs have no interval and count no examples."""
+    rows = [row for group in measured.groups for name in group.variants for row in _estimates(measured, group.place(name))]
+    table = pd.DataFrame(rows, columns=list(ESTIMATE_COLUMNS))
+    return table.astype(dict.fromkeys(("n_examples", "n_documents", "n_seeds"), "Int64"))
+
+
+def curves_table(measured: Measured) -> pd.DataFrame:
+    """One row a step: CURVE_FILE_COLUMNS."""
+    parts = []
+    for (place, seed), curve in measured.curves.items():
+        if not curve.empty:
+            owner = {**place._asdict(), "seed": seed, "trial": None}
+            parts.append(curve.assign(**owner)[list(CURVE_FILE_COLUMNS)])
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(CURVE_FILE_COLUMNS))
+    return table.astype({"seed": "Int64", "step": "Int64", "tokens": "Int64"})
+
+
+def generations(measured: Measured) -> Iterator[dict[str, Any]]:
+    """Every generated text of the study: GENERATION_FIELDS."""
+    for cell in measured.results.cells:
+        for task in cell.evaluations:
+            for row in cell_generations(cell, task):
+                owner = {"base": cell.base, "dataset": cell.dataset, "variant": cell.variant, "seed": cell.seed, "task": task}
+                yield {name: (owner | row).get(name) for name in GENERATION_FIELDS}
+
+
+def cell_generations(cell: Cell, task: str) -> list[dict[str, Any]]:
+    """The texts that one evaluation of one cell made; none if it makes none."""
+    file = cell.evaluations[task].path / "generations.jsonl"
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def write_tables(measured: Measured, out: Path) -> list[Path]:
+    tables = {"results": results_table, "estimates": estimates_table, "curves": curves_table}
+    for name, make in tables.items():
+        _whole_numbers(make(measured)).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
+    with (out / "generations.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in generations(measured))
+    return [*(out / f"{name}.csv" for name in tables), out / "generations.jsonl"]
+
+
+def _results(measured: Measured, place: Place) -> Iterator[dict[str, Any]]:
+    blank = {**place._asdict(), "trial": None, "split": "", "slice": ""}
+    for quantity, by_seed in measured.scores.get(place, {}).items():
+        sample = measured.samples[place].get(quantity)
+        if sample is None:
+            continue
+        for seed, scores in by_seed.items():
+            value = float((scores.values * scores.weights).sum() / scores.weights.sum())
+            row = blank | quantity._asdict() | {"seed": seed, "n": len(scores.items)}
+            yield row | {"value": value}
+            if quantity.metric == "loss":
+                yield row | {"metric": "perplexity", "value": math.exp(value) if value < 700 else math.inf}
+    for metric, cost in measured.costs.get(place, {}).items():
+        for seed, value in cost.by_seed.items():
+            yield blank | {"task": "cost", "metric": metric, "seed": seed, "value": value, "n": None}
+
+
+def _estimates(measured: Measured, place: Place) -> Iterator[dict[str, Any]]:
+    for quantity, found in estimates_of(measured, place):
+        yield {
+            **place._asdict(),
+            **quantity._asdict(),
+            "mean": found.mean,
+            "ci_low": found.low,
+            "ci_high": found.high,
+            "n_examples": found.n_examples,
+            "n_documents": found.n_documents,
+            "n_seeds": found.n_seeds,
+        }
+    for metric, cost in measured.costs.get(place, {}).items():
+        yield {**place._asdict(), "split": "", "task": "cost", "slice": "", "metric": metric} | _cost(cost)
+
+
+def _cost(cost: Cost) -> dict[str, Any]:
+    return {"mean": cost.mean, "n_seeds": len(cost.by_seed)}
+
+
+def _whole_numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """Counts and bytes among the costs without `.0`."""
+    if "task" not in table:
+        return table
+    name = "value" if "value" in table else "mean"
+    whole = (table["task"] == "cost") & (table[name] % 1 == 0)
+    column = table[name].astype(object)
+    column[whole] = [int(value) for value in table.loc[whole, name]]
+    return table.assign(**{name: column})
