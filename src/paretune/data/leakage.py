@@ -41,7 +41,8 @@ Contents = Mapping[str, Sequence[int]]
 """Document to the `content_digest` of its records' fields."""
 
 _KINDS = ("exact", "normalised", "near", "field")
-_INVISIBLE = dict.fromkeys([0xAD, *range(0x200B, 0x2010), 0x2060, 0xFEFF])
+# Soft hyphens and zero-width characters, which would cut a word in two, and apostrophes: `don't` is `dont`.
+_DROPPED = dict.fromkeys([0x27, 0x60, 0xB4, 0x2018, 0x2019, 0x02BC, 0xAD, *range(0x200B, 0x2010), 0x2060, 0xFEFF])
 # Scripts without spaces between words: every character counts as a word.
 _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
@@ -67,9 +68,9 @@ class Pair:
 
 def words_of(text: str) -> list[str]:
     """The words of `text` as they are compared."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
-    return _WORD.findall(text.casefold())
+    if text.isascii():
+        return _WORD.findall(text.replace("'", "").replace("`", "").lower())
+    return _WORD.findall(unicodedata.normalize("NFKC", text.translate(_DROPPED)).casefold())
 
 
 def content_digest(text: str) -> int | None:
@@ -77,7 +78,7 @@ def content_digest(text: str) -> int | None:
     words = words_of(text)
     if len(words) < NGRAM:
         return None
-    return int.from_bytes(hashlib.blake2b(_hashes(words).tobytes(), digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(_digest("".join(words))[:8], "little") >> 1
 
 
 def find_pairs(
@@ -110,17 +111,17 @@ def _field_pairs(texts: Mapping[str, Texts], contents: Mapping[str, Contents]) -
 def _text_pairs(texts: Mapping[str, Texts], threshold: float) -> Iterator[Pair]:
     groups: dict[bytes, _Group] = {}
     targets = [
-        _distinct_grams(hashes, NGRAM)
+        _distinct_grams(_hashes(words), NGRAM)
         for split in ("test", "validation")
         for document, text in texts[split].items()
-        if _joins(groups, hashes := _hashes(words_of(text)), text, split, document)
+        if _joins(groups, words := words_of(text), text, split, document)
     ]
     held_out = list(groups)
     index, membership = _index(targets)
     rows = [
-        _positions(index, _distinct_grams(hashes, NGRAM))
+        _positions(index, _distinct_grams(_hashes(words), NGRAM))
         for document, text in texts["train"].items()
-        if _joins(groups, hashes := _hashes(words_of(text)), text, "train", document)
+        if _joins(groups, words := words_of(text), text, "train", document)
     ]
     inner = [n for n, key in enumerate(held_out) if groups[key]["train"] or groups[key]["validation"]]
     sources = [*list(groups)[len(held_out) :], *(held_out[n] for n in inner)]
@@ -186,13 +187,16 @@ _Group = dict[str, list[str]]
 """Documents with the same words, by split."""
 
 
-def _joins(groups: dict[bytes, _Group], hashes: np.ndarray, text: str, split: str, document: str) -> bool:
-    """Put the document into its group; True if that is a new one."""
-    words = hashes.tobytes() or text.strip().encode("utf-8", "surrogatepass")
-    key = hashlib.blake2b(words, digest_size=16).digest()
+def _joins(groups: dict[bytes, _Group], words: Sequence[str], text: str, split: str, document: str) -> bool:
+    """Put the document into its group, by letters and digits alone (`24-hour` is `24hour`); True if that is a new one."""
+    key = _digest("".join(words) or text.strip())
     new = key not in groups
     groups.setdefault(key, {name: [] for name in SPLITS})[split].append(document)
     return new
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 Side = tuple[str, str]

@@ -50,7 +50,7 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     Memory: the rendered texts and about 500 bytes a record. Raises SpecError for the template, DataError for what is wrong with
     the data and NeedsError for a missing file or hub.
     """
-    dataset = Dataset.model_validate_json(json.dumps(context.config["dataset"]))
+    dataset = _dataset(context.config["dataset"])
     template = parse_template(dataset.template)
     if isinstance(dataset.source, SplitSources):
         read = {split: list(_read(dataset, template, split, context)) for split in SPLITS}
@@ -103,6 +103,12 @@ def read_documents(file: Path) -> tuple[dict[str, dict[str, str]], dict[str, dic
             contents[row["split"]].setdefault(row["document"], []).extend(row["contents"])
     joined = {split: {name: "\n".join(parts) for name, parts in documents.items()} for split, documents in texts.items()}
     return joined, contents
+
+
+def _dataset(config: Mapping[str, Any]) -> Dataset:
+    # The dump of a dataset holds `split` always, which excludes sources of their own for the splits where it is written down.
+    separate = not {"path", "hub", "builtin"} & set(config["source"])
+    return Dataset.model_validate_json(json.dumps({k: v for k, v in config.items() if not (separate and k == "split")}))
 
 
 def _read(dataset: Dataset, template: Template, split: str | None, context: StageContext) -> Iterator[Example]:
