@@ -1,0 +1,190 @@
+"""The loop against a reference written with nothing but torch and transformers: padded batches, the model's own logits."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from paretune.data.trees import Example, windows
+from paretune.errors import StageError
+from paretune.model.adapters import add_lora
+from paretune.model.forward import packed_model
+from paretune.train.loop import Run, fit, step_examples
+from tests.tiny import VOCABULARY_SIZE, make_model
+
+STEPS, BATCH = 8, 8
+LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "bias": "none", "targets": "all-linear"}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    return make_model("llama", tmp_path_factory.mktemp("model"))
+
+
+def load(directory: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+
+def texts(count: int, seed: int) -> list[Example]:
+    """Texts of 3 to 60 tokens as examples of at most 32."""
+    random = np.random.default_rng(seed)
+    ids = (random.integers(2, VOCABULARY_SIZE, random.integers(3, 60)).astype(np.int32) for _ in range(count))
+    return [example for text in ids for example in windows(text, 32, prefix_id=0, eos_id=1)]
+
+
+def settings(**changes) -> dict:
+    return {
+        "epochs": None,
+        "max_steps": STEPS,
+        "batch_size": BATCH,
+        "schedule": "linear",
+        "warmup": 0.25,
+        "weight_decay": 0.1,
+        "max_grad_norm": 1.0,
+        "evaluate_every": "epoch",
+        "early_stopping": None,
+        "keep": "last",
+    } | changes
+
+
+def train(model, draft: Path, train=None, validation=None, options=None, learning_rate=3e-3, **changes) -> list[dict]:
+    run = Run(
+        train=settings(**changes),
+        learning_rate=learning_rate,
+        seed=5,
+        precision="float32",
+        device="cpu",
+        options={"forward_tokens": 128, "accumulate": 1, "pack": True, "threads": 1} | (options or {}),
+        checkpoint_seconds=1e9,
+        draft=draft,
+        emit=lambda **_: None,
+    )
+    fit(packed_model(model), train or texts(40, 0), validation or texts(6, 1), run)
+    return [json.loads(line) for line in (draft / "curves.jsonl").read_text().splitlines()]
+
+
+def reference_losses(model, examples: list[Example]) -> list[float]:
+    """Token-weighted loss of each step: padded batch, attention mask, the model's own logits, AdamW, clipping, schedule."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3)
+    losses = []
+    for step in range(1, STEPS + 1):
+        batch = step_examples(examples, step, BATCH, seed=5)
+        width = max(len(example.ids) for example in batch)
+        ids = torch.zeros(len(batch), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, example in enumerate(batch):
+            ids[row, : len(example.ids)] = torch.from_numpy(example.ids.astype(np.int64))
+            mask[row, : len(example.ids)] = 1
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+        labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+        loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        position = step - 1  # 2 warm-up steps from 0, then down to 0
+        rate = position / 2 if position < 2 else (STEPS - position) / (STEPS - 2)
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * rate
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    "options",
+    [{"pack": True}, {"pack": False}, {"accumulate": 8}, {"accumulate": 3, "pack": False}, {"forward_tokens": 32}],
+    ids=lambda options: "-".join(f"{name}={value}" for name, value in options.items()),
+)
+def test_losses_equal_a_plain_padded_reference(directory, tmp_path, method, options):
+    model, plain = load(directory), load(directory)
+    if method == "lora":
+        add_lora(model, LORA, seed=3)
+        add_lora(plain, LORA, seed=3)
+    expected = reference_losses(plain, texts(40, 0))
+    rows = train(model, tmp_path, options=options)
+    found = [row["train_loss"] for row in rows if "train_loss" in row]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert abs(expected[-1] / expected[0] - 1) > 0.01  # it did learn, so the optimizer was compared too
+
+
+def test_padding_never_counts_and_every_token_is_a_target_once(directory, tmp_path):
+    examples = texts(40, 0)
+    rows = train(load(directory), tmp_path, epochs=1, max_steps=None)
+    last = [row for row in rows if "train_loss" in row][-1]
+    assert last["tokens"] == sum(len(example.ids) - 1 for example in examples)
+    assert last["step"] == math.ceil(len(examples) / BATCH)
+    assert last["epoch"] == 1
+
+
+def test_a_window_ends_with_eos_and_windows_share_one_token():
+    ids = np.arange(2, 100, dtype=np.int32)
+    found = windows(ids, 32, prefix_id=0, eos_id=1)
+    targets = np.concatenate([example.ids[example.first_target :] for example in found])
+    np.testing.assert_array_equal(targets, [*ids, 1])
+    assert found[0].ids[0] == 0
+    assert max(len(example.ids) for example in found) == 32
+    assert all(before.ids[-1] == after.ids[0] for before, after in zip(found, found[1:], strict=False))
+
+
+def test_order_follows_the_seed_alone_and_each_epoch_has_its_own():
+    examples = texts(20, 0)
+    steps_per_epoch = math.ceil(len(examples) / BATCH)
+
+    def epoch(number, seed):
+        steps = range(1 + number * steps_per_epoch, 1 + (number + 1) * steps_per_epoch)
+        return [id(example) for step in steps for example in step_examples(examples, step, BATCH, seed)]
+
+    assert sorted(epoch(0, 1)) == sorted(id(example) for example in examples)
+    assert epoch(0, 1) == epoch(0, 1)
+    assert epoch(0, 1) != epoch(1, 1)
+    assert epoch(0, 1) != epoch(0, 2)
+
+
+def test_the_best_weights_are_kept(directory, tmp_path):
+    model = load(directory)
+    rows = train(model, tmp_path, max_steps=12, keep="best", evaluate_every=3, learning_rate=0.3)
+    losses = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
+    assert list(losses) == [3, 6, 9, 12]
+    with torch.no_grad():
+        nats, count = 0.0, 0
+        for example in texts(6, 1):
+            ids = torch.from_numpy(example.ids.astype(np.int64))[None]
+            nats += functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="sum").item()
+            count += ids.shape[1] - 1
+    assert nats / count == pytest.approx(min(losses.values()), rel=1e-5)
+    assert min(losses.values()) < losses[12]  # so that the last weights would have been the wrong answer
+
+
+def test_early_stopping_counts_evaluations_without_progress(directory, tmp_path):
+    rows = train(
+        load(directory), tmp_path, max_steps=60, evaluate_every=2, learning_rate=0.3,
+        early_stopping={"patience": 3, "metric": "loss"},
+    )  # fmt: skip
+    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    best = losses.index(min(losses))
+    assert len(losses) - 1 - best == 3
+    assert rows[-1]["step"] < 60
+
+
+def test_a_loss_that_is_no_number_stops_with_a_message(directory, tmp_path):
+    with pytest.raises(StageError, match=r"step \d: the loss is .*gradient nan; lower the learning rate"):
+        train(load(directory), tmp_path, learning_rate=1e30)
+
+
+def test_weights_that_are_no_numbers_are_refused_before_training(directory, tmp_path):
+    model = load(directory)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = float("nan")
+    with pytest.raises(StageError, match="its weights give logits that are no numbers"):
+        train(model, tmp_path)
