@@ -1,6 +1,7 @@
 """Contexts for evaluation bodies, without a study or a store, and a float64 reference of a model's log-likelihoods."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def read_scores(draft: Path) -> pd.DataFrame:
     return pd.read_parquet(draft / "scores.parquet")
 
 
+@cache
 def reference_logits(base: Path) -> Any:
     """Token ids to logits, [T, V], by a plain forward pass of one unpadded sequence in float64."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64, attn_implementation="eager").eval()

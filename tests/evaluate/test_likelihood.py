@@ -107,14 +107,14 @@ def test_scores_do_not_depend_on_packing_or_on_the_order_of_documents(tmp_path: 
 
 def test_counts_leave_out_bos_and_eos_and_tell_lossy_documents(tmp_path: Path) -> None:
     base = make_model("gpt2", tmp_path / "base")
-    texts = [("test", "a", "broken � sign"), ("test", "b", SHORT)]
+    texts = [("test", "a", "broken � sign"), ("test", "b", SHORT), ("test", "b", "Nobody waits.")]
     tokens = write_tokens(base, texts, tmp_path / "tokens")
     context = make_context(base, {"splits": ["test"]}, tmp_path / "draft", inputs={"tokens": tokens})
     metrics = evaluate_perplexity(context)
     encode = load_tokenizer(BASE, str(base)).encode
     assert metrics["tokens_test"] == sum(len(encode(text)) for _, _, text in texts)
     assert metrics["bytes_test"] == sum(len(text.encode()) for _, _, text in texts)
-    assert (metrics["documents_test"], metrics["lossy_documents_test"]) == (2, 1)
+    assert (metrics["documents_test"], metrics["lossy_documents_test"]) == (3, 1)
     scores = read_scores(tmp_path / "draft")
     assert set(scores.metric) == {"loss", "bits_per_byte", "token_accuracy"}
     assert (metrics["stride"], metrics["window_tokens"]) == (256, 512)
