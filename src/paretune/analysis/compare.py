@@ -16,6 +16,7 @@ from paretune.analysis.estimate import (
     Floats,
     bootstrap,
     percentile_interval,
+    sign_flip_interval,
     sign_flip_p,
     widen_for_seeds,
     wilson_interval,
@@ -24,7 +25,7 @@ from paretune.analysis.scores import Items, Place, Quantity, Seed, SeedScores, c
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
 _FEW_DOCUMENTS = 50
-"""Below, a difference also has to pass an exact test: percentile intervals of so few documents are too sure of themselves."""
+"""Below, the interval of a difference is that of the sign-flip test: percentile intervals of so few are too sure."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ class Difference:
     """The interval over documents alone: how far it holds for these very weights."""
     documents_high: float
     p: float | None
-    """Of the exact sign-flip test; only for few documents."""
+    """Of the sign-flip test; only for few documents."""
     n_examples: int
     n_documents: int
     n_seeds: int
@@ -91,17 +92,13 @@ class Difference:
 
     @property
     def detected(self) -> bool:
-        """The interval leaves out 0, and the exact test agrees where there is one."""
-        return (self.low > 0 or self.high < 0) and self._exact_test_agrees
+        """The interval leaves out 0."""
+        return self.low > 0 or self.high < 0
 
     @property
     def detected_for_weights(self) -> bool:
         """Detected if the seeds' spread is left out: these weights differ, new ones may not."""
-        return (self.documents_low > 0 or self.documents_high < 0) and self._exact_test_agrees
-
-    @property
-    def _exact_test_agrees(self) -> bool:
-        return self.p is None or self.p <= 1 - self.level + 1e-12
+        return self.documents_low > 0 or self.documents_high < 0
 
     @property
     def better(self) -> bool:
@@ -212,7 +209,10 @@ def difference(
     left, right = pair
     draws = left.replicates - right.replicates
     mean, documents = left.mean - right.mean, left.items.num_documents
-    over_documents = percentile_interval(draws, level, documents)
+    few = documents < _FEW_DOCUMENTS
+    shares = left.weights / left.weights.sum()
+    paired = left.sums / left.weights.sum() - right.sums / right.weights.sum()
+    over_documents = sign_flip_interval(paired, shares, level) if few else percentile_interval(draws, level, documents)
     variance, freedom = _seed_variance(left, right, noise)
     interval = widen_for_seeds(
         over_documents,
@@ -223,8 +223,6 @@ def difference(
         freedom=freedom,
         level=level,
     )
-    # The sums over equal weights: positive and negative contributions of the documents to the difference of the means.
-    contributions = left.sums / left.weights.sum() - right.sums / right.weights.sum()
     return Difference(
         variant=variant[0],
         reference=reference[0],
@@ -236,7 +234,7 @@ def difference(
         high=interval[1],
         documents_low=over_documents[0],
         documents_high=over_documents[1],
-        p=sign_flip_p(contributions) if documents < _FEW_DOCUMENTS else None,
+        p=sign_flip_p(paired) if few else None,
         n_examples=len(left.items),
         n_documents=documents,
         n_seeds=max(len(left.seeds), len(right.seeds)),

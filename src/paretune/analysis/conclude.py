@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from paretune.analysis import wording
+from paretune.analysis.answers import answer_sentences, ranked_places, smallest_detectable
 from paretune.analysis.compare import Difference
 from paretune.analysis.costs import ratio, trained_records
+from paretune.analysis.deviations import marks_of
 from paretune.analysis.measured import (
     Group,
     Measured,
     baseline,
-    cells_of,
     difference_of,
     estimate_of,
     headline,
@@ -32,6 +33,7 @@ from paretune.analysis.sentences import (
     named,
     noun,
     quality_clause,
+    sources,
     spoken,
     trade_sentence,
     value_of,
@@ -39,9 +41,10 @@ from paretune.analysis.sentences import (
 
 _MEMORISED = 1.5
 """Perplexity of held-out text below which memorised text is likelier than a good model."""
-_FEW_QUESTIONS = 50
-_SMALLEST_SWEEP = {0.9: 5, 0.95: 6, 0.99: 8}
-"""Answers that all have to go one way for a two-sided sign test at that level."""
+_THIN = 30
+"""Documents or questions below which `cannot be told apart` says little."""
+_TOLD = 6
+"""Variants that are told apart in words; a study of many reads better in its tables."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,14 @@ class Conclusions:
 def conclude(measured: Measured, group: Group) -> Conclusions:
     """Sentences of one base on one dataset, the recommendation first."""
     quantity = headline(measured, group)
-    ranked = [] if quantity is None else _ranked(measured, group, quantity)
+    ranked = [] if quantity is None else ranked_places(measured, group, quantity)
     if quantity is None or not ranked:
         return Conclusions(("Nothing was measured that variants could be ranked by.",), ())
     recommendation, said = _recommend(measured, group, ranked, quantity)
     findings = [
-        *_learned(measured, group, ranked, quantity),
+        *_learned(measured, group, ranked, quantity, said),
         *_trades(measured, group, ranked, quantity, said),
-        *_answers(measured, group),
+        *answer_sentences(measured, group, quantity),
         *_warnings(measured, ranked, quantity),
     ]
     return Conclusions(tuple(recommendation), tuple(findings))
@@ -71,7 +74,7 @@ def across_bases(measured: Measured, dataset: str) -> list[str]:
     best: list[tuple[float, Place, Quantity]] = []
     for group in (group for group in measured.groups if group.dataset == dataset):
         quantity = headline(measured, group)
-        if quantity is not None and quantity.metric == "bits_per_byte" and (ranked := _ranked(measured, group, quantity)):
+        if quantity is not None and quantity.metric == "bits_per_byte" and (ranked := ranked_places(measured, group, quantity)):
             best.append((measured.samples[ranked[0]][quantity].mean, ranked[0], quantity))
     best.sort(key=lambda entry: entry[0])
     if len(best) < 2:
@@ -88,12 +91,29 @@ def across_bases(measured: Measured, dataset: str) -> list[str]:
     return sentences
 
 
-def _ranked(measured: Measured, group: Group, quantity: Quantity) -> list[Place]:
-    """The variants that have the quantity, best mean first."""
-    places = [group.place(name) for name in group.variants]
-    measured_ones = [place for place in places if quantity in measured.samples.get(place, {})]
-    sign = 1 if better_word(quantity) == "lowest" else -1
-    return sorted(measured_ones, key=lambda place: sign * measured.samples[place][quantity].mean)
+def remarks(measured: Measured) -> list[str]:
+    """What holds for the whole study: what so few questions, so few seeds, and leaked texts allow to say."""
+    return [*_leaks(measured), *smallest_detectable(measured), *_seeds(measured)]
+
+
+def _leaks(measured: Measured) -> Iterator[str]:
+    marks = marks_of(measured)
+    for dataset in measured.study.data:
+        touched = [name for where, name in sorted({*marks.splits, *marks.tasks}) if where == dataset and name != "train"]
+        if touched:
+            names = wording.listed([wording.code(name) for name in touched])
+            yield f"Part of {names} also stands in the training data of {wording.code(dataset)}: those figures are too good."
+
+
+def _seeds(measured: Measured) -> Iterator[str]:
+    seeds = {cell.seed for cell in measured.results.cells if trained_records(cell)}
+    if len(seeds) == 1:
+        yield "One training seed: the verdicts are about these trained weights, on new documents; another run may differ."
+    elif len(seeds) == 2:
+        yield (
+            "Two training seeds: their spread widens the intervals of differences, but a claim about a method, rather than "
+            "about these runs, needs three or more."
+        )
 
 
 def _recommend(
@@ -104,6 +124,9 @@ def _recommend(
     if len(ranked) == 1:
         return [f"One variant was measured, {named(best)}: there is nothing to choose between."], set()
     apart: dict[Place, Difference | None] = {place: _spoken(measured, place, best, quantity) for place in ranked[1:]}
+    known = [one for one in apart.values() if one is not None]
+    if not any(math.isfinite(one.low) for one in known):
+        return [f"No recommendation: {sources(known[0]) if known else 'nothing'} cannot tell variants apart."], set()
     near = [place for place, difference in apart.items() if difference is None or not difference.detected]
     chosen = best
     for place in near:
@@ -144,142 +167,64 @@ def _cheaper_is_chosen(measured: Measured, group: Group, chosen: Place, best: Pl
         reason = "it needs no training"
     else:
         reason = f"it {wording.listed(cheaper)}" if cheaper else "it needs no training"
+    how = f"Recommended, on the thin evidence of {sources(difference)}" if difference.n_documents < _THIN else "Recommended"
     return (
-        f"Recommended: {_subject(measured, group, chosen)}. Its {noun(difference.quantity)} cannot be told apart from the "
+        f"{how}: {_subject(measured, group, chosen)}. Its {noun(difference.quantity)} cannot be told apart from the "
         f"best, that of {named(best)} ({amount_of(difference, signed=True)}, {interval_of(difference)}), and {reason}."
     )
 
 
-def _learned(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
+def _learned(
+    measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity, said: set[tuple[Place, Place]]
+) -> Iterator[str]:
     """What the methods brought against the base as it came."""
     base = untouched(measured, group)
     others = [place for place in ranked if place != base]
     if base is None or base not in ranked or not others:
         return
-    found = [(place, _spoken(measured, place, base, quantity)) for place in others]
-    better = [(place, one) for place, one in found if one is not None and one.detected and one.better]
-    if better:
-        first, last = better[0][1], better[-1][1]
-        what = noun(first.quantity)
-        before = value_of(first, first.reference_mean)
-        one = f"{value_of(first, first.variant_mean)} ({named(better[0][0])}, {amount_of(first, signed=True)}"
-        word = "Every other variant" if len(better) == len(others) else wording.listed([named(place) for place, _ in better])
-        if len(better) == 1:
-            evidence = f"{what} from {before} to {one}, {interval_of(first)})"
-            yield f"{named(better[0][0])} is better than the untouched base: {evidence}."
-        else:
-            two = f"{value_of(last, last.variant_mean)} ({named(better[-1][0])}, {amount_of(last, signed=True)})"
-            verb = "is" if len(better) == len(others) else "are"
-            yield f"{word} {verb} better than the untouched base: {what} from {before} to {one}) at best, {two} at worst."
-    for place, difference in found:
-        if difference is None or (difference.detected and difference.better):
-            continue
-        if difference.detected:
-            yield f"{named(place)} is worse than the untouched base: {quality_clause(difference)}."
-        else:
-            yield f"{named(place)} against the untouched base: {quality_clause(difference)}."
+    found = [one for place in others if (one := _spoken(measured, place, base, quantity)) is not None]
+    if better := [one for one in found if one.detected and one.better]:
+        yield _better_than_base(better, everyone=len(better) == len(others))
+    rest = [one for one in found if not (one.detected and one.better) and (one.variant, base) not in said]
+    for one in rest:
+        if one.detected:
+            yield f"{named(one.variant)} is worse than the untouched base: {quality_clause(one)}."
+    if same := [one for one in rest if not one.detected]:
+        shown = [f"{named(one.variant)} ({amount_of(one, signed=True)}, {interval_of(one)})" for one in same]
+        yield f"No difference in {noun(same[0].quantity)} from the untouched base is detected for {wording.listed(shown)}."
+
+
+def _better_than_base(better: Sequence[Difference], *, everyone: bool) -> str:
+    """`better` is sorted, best first."""
+    first, last = better[0], better[-1]
+    start = f"{noun(first.quantity)} from {value_of(first, first.reference_mean)} to {value_of(first, first.variant_mean)}"
+    if len(better) == 1:
+        shown = f"{start}, {amount_of(first, signed=True)} ({interval_of(first)})"
+        return f"{named(first.variant)} is better than the untouched base: {shown}."
+    subject = "Every other variant is" if everyone else f"{wording.listed([named(one.variant) for one in better])} are"
+    end = f"{value_of(last, last.variant_mean)} ({named(last.variant)}, {amount_of(last, signed=True)}) at worst"
+    best = f"({named(first.variant)}, {amount_of(first, signed=True)}) at best"
+    return f"{subject} better than the untouched base: {start} {best}, {end}."
 
 
 def _trades(
     measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity, said: set[tuple[Place, Place]]
 ) -> Iterator[str]:
+    """Every other variant against the baseline, the best ones in words."""
     reference = baseline(measured, group)
-    if reference is None or reference not in ranked:
-        return
-    for place in ranked:
-        if place == reference or _is_untouched(measured, place) or (place, reference) in said:
-            continue
-        if _is_untouched(measured, reference):
-            continue  # said against the base already
+    if reference is None or reference not in ranked or _is_untouched(measured, reference):
+        return  # a comparison with the untouched base has been said
+    left = [
+        place
+        for place in ranked
+        if place != reference and not _is_untouched(measured, place) and (place, reference) not in said
+    ]
+    for place in left[:_TOLD]:
         sentence = trade_sentence(measured, place, reference, quantity)
         if sentence is not None:
             yield sentence
-
-
-def _answers(measured: Measured, group: Group) -> Iterator[str]:
-    """What the question sets can tell, task by task and metric by metric."""
-    for task, use in measured.study.evaluate.items():
-        if use.kind != "qa":
-            continue
-        spoken_of: list[list[float]] = []
-        counts: list[int] = []
-        for metric in ("accuracy", "exact_match", "contains"):
-            quantity = Quantity(task, "", metric)
-            ranked = _ranked(measured, group, quantity)
-            means = [measured.samples[place][quantity].mean for place in ranked]
-            if len(ranked) > 1 and means not in spoken_of:
-                spoken_of.append(means)
-                counts.append(len(measured.samples[ranked[0]][quantity].items))
-                yield from _answers_of(measured, group, ranked, quantity)
-        if counts:
-            yield from _needed(min(counts), measured.level)
-        yield from _likelihood_of(measured, group, Quantity(task, "", "log_likelihood"))
-
-
-def _answers_of(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
-    best, worst = ranked[0], ranked[-1]
-    widest = difference_of(measured, best, worst, quantity)
-    if widest is None:
-        return
-    num = widest.n_examples
-    title = f"{noun(quantity)[:1].upper()}{noun(quantity)[1:]} ({wording.plural(num, 'question')})"
-    if widest.mean == 0:
-        yield f"{title}: all variants answer {_right(widest.variant_mean, num)} rightly."
-        return
-    pairs = _detected_pairs(measured, group, ranked, quantity)
-    if pairs:
-        words = [
-            f"{named(one.variant)} is {one.verdict} than {named(one.reference)} "
-            f"({_right(one.variant_mean, num)} against {_right(one.reference_mean, num)})"
-            for one in pairs
-        ]
-        yield f"{title}: {'; '.join(words)}."
-        return
-    span = f"from {_right(widest.reference_mean, num)} ({named(worst)}) to {_right(widest.variant_mean, num)} ({named(best)})"
-    gap = num * widest.mean
-    text = f"{title}: {span}, {_answers_apart(gap)}, and no two variants are told apart"
-    if widest.p is not None:
-        text += f" (exact test of the widest pair: p = {widest.p:.2g})"
-    yield f"{text}."
-
-
-def _needed(num: int, level: float) -> Iterator[str]:
-    """What a handful of questions can tell at all."""
-    sweep = _SMALLEST_SWEEP.get(level)
-    if sweep is None or num >= _FEW_QUESTIONS:
-        return
-    if num < sweep:
-        yield f"{num} questions cannot tell any two variants apart, whatever the answers."
-    else:
-        yield f"With {num} questions, two variants are told apart only if one wins at least {sweep} more than the other."
-
-
-def _likelihood_of(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:
-    ranked = _ranked(measured, group, quantity)
-    if len(ranked) < 2:
-        return
-    pairs = _detected_pairs(measured, group, ranked, quantity)
-    title = f"{noun(quantity)[:1].upper()}{noun(quantity)[1:]}"
-    if not pairs:
-        yield f"{title}: no difference between variants is detected."
-        return
-    words = [
-        f"{named(one.variant)} is {one.verdict} than {named(one.reference)} ({amount_of(one, signed=True)}, {interval_of(one)})"
-        for one in pairs
-    ]
-    yield f"{title}: {'; '.join(words)}."
-
-
-def _detected_pairs(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> list[Difference]:
-    """Detected differences from the baseline, and of the baseline from the untouched base."""
-    reference, base = baseline(measured, group), untouched(measured, group)
-    pairs = [(place, reference) for place in ranked if place not in (reference, base)] + [(reference, base)]
-    found = [
-        difference_of(measured, left, right, quantity)
-        for left, right in pairs
-        if left is not None and right is not None and left != right
-    ]
-    return [one for one in found if one is not None and one.detected]
+    if len(left) > _TOLD:
+        yield f"{wording.plural(len(left) - _TOLD, 'variant')} with a worse {noun(quantity)} than these: see the tables."
 
 
 def _warnings(measured: Measured, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
@@ -292,14 +237,6 @@ def _warnings(measured: Measured, ranked: Sequence[Place], quantity: Quantity) -
                         f"The {held_out.split} perplexity of {named(place)} is {wording.number(perplexity)}: so low that "
                         "held-out text is likely to stand in the training data, or in what the base was pretrained on."
                     )
-    seeds = {cell.seed for place in ranked for cell in cells_of(measured, place) if trained_records(cell)}
-    if len(seeds) == 1:
-        yield "One training seed: the verdicts are about these trained weights, on new documents; another run may differ."
-    elif len(seeds) == 2:
-        yield (
-            "Two training seeds: their spread widens the intervals of differences, but a claim about a method, rather than "
-            "about these runs, needs three or more."
-        )
 
 
 def _cheaper(measured: Measured, variant: Place, reference: Place) -> bool:
@@ -330,11 +267,3 @@ def _spoken(measured: Measured, variant: Place, reference: Place, quantity: Quan
 def _as_shown(measured: Measured, place: Place, quantity: Quantity) -> Quantity:
     found = spoken(measured, place, quantity)
     return found._replace(metric="perplexity") if found.metric == "loss" else found
-
-
-def _right(share: float, num: int) -> str:
-    return f"{share * num:.3g} of {num}"
-
-
-def _answers_apart(gap: float) -> str:
-    return f"{gap:.3g} answer{'' if math.isclose(gap, 1) else 's'} apart"

@@ -25,6 +25,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
     words: int = 1
+    grouped: bool = False
+    """Rows of the same first cell stand together and need it once."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ not examples (cluster bootstrap). The same draws serve every column that has the
 replicates are paired. Everything is seeded; equal input gives equal intervals.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -69,21 +69,57 @@ def wilson_interval(share: float, num_examples: int, level: float) -> tuple[floa
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def sign_flip_p(contributions: Floats, seed: int = _SEED) -> float:
-    """Two-sided p value of the sum of paired differences, one for each document, if either sign were as likely.
+def sign_flip_p(sums: Floats, seed: int = _SEED) -> float:
+    """Two-sided p value of the total of paired differences, one for each document, if either sign were as likely.
 
     Exact up to 14 documents with a difference (for right-or-wrong answers it is McNemar's exact test), 20,000 random flips
     beyond that.
     """
-    nonzero = contributions[contributions != 0]
-    if not len(nonzero):
-        return 1.0
-    observed = abs(nonzero.sum()) * (1 - 1e-12)
-    if len(nonzero) <= _EXACT_SIGNS:
-        bits = (np.arange(2 ** len(nonzero))[:, None] >> np.arange(len(nonzero))) & 1
-        return float(np.mean(np.abs((2.0 * bits - 1) @ nonzero) >= observed))
-    signs = np.random.default_rng(seed).integers(0, 2, (20_000, len(nonzero))) * 2.0 - 1
-    return float((1 + np.sum(np.abs(signs @ nonzero) >= observed)) / 20_001)
+    nonzero = sums[sums != 0]
+    return _flipped_p(*_flips(nonzero, np.zeros_like(nonzero), seed), 0.0) if len(nonzero) else 1.0
+
+
+def sign_flip_interval(sums: Floats, weights: Floats, level: float, seed: int = _SEED) -> tuple[float, float]:
+    """All differences that the sign-flip test does not reject, for few documents; infinite where it can reject none.
+
+    `sums` are the documents' paired differences and `weights` their weights; the difference is sum(sums) / sum(weights). With
+    fewer than 6 documents no test at 0.05 can reject anything, and the interval says so.
+    """
+    parts = _flips(sums, weights, seed)
+    mean, each = float(sums.sum() / weights.sum()), sums / weights
+    alpha = 1 - level
+    return (
+        -_end(lambda shift: _flipped_p(*parts, -shift) > alpha, -mean, -float(each.min())),
+        _end(lambda shift: _flipped_p(*parts, shift) > alpha, mean, float(each.max())),
+    )
+
+
+def _end(kept: Callable[[float], bool], start: float, farthest: float) -> float:
+    """The largest value from `start` on that is kept; beyond `farthest` nothing new can be rejected."""
+    step = max(abs(farthest - start), 1e-12)
+    low, high = start, farthest + 1e-6 * step
+    if kept(high):
+        return float("inf")
+    while high - low > 1e-5 * step:
+        middle = (low + high) / 2
+        low, high = (middle, high) if kept(middle) else (low, middle)
+    return high
+
+
+def _flips(sums: Floats, weights: Floats, seed: int) -> tuple[Floats, Floats, float, float]:
+    """Totals of `sums` and of `weights` under sign flips, and without them."""
+    num = len(sums)
+    if num <= _EXACT_SIGNS:
+        signs = ((np.arange(2**num)[:, None] >> np.arange(num)) & 1) * 2.0 - 1
+    else:
+        signs = np.random.default_rng(seed).integers(0, 2, (20_000, num)) * 2.0 - 1
+        signs[0] = 1.0  # what was observed is one of the flips
+    return signs @ sums, signs @ weights, float(sums.sum()), float(weights.sum())
+
+
+def _flipped_p(sums: Floats, weights: Floats, total: float, weight: float, shift: float) -> float:
+    observed = abs(total - shift * weight)
+    return float(np.mean(np.abs(sums - shift * weights) >= observed * (1 - 1e-12)))
 
 
 def widen_for_seeds(

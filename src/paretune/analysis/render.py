@@ -11,7 +11,6 @@ from io import StringIO
 
 from rich import box
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text as RichText
 
@@ -26,6 +25,7 @@ _NAME_WIDTH = 34
 _LABEL_WIDTH = 26
 _TEXT_LENGTH = 1500
 """Characters of a generated text that a report shows; generations.jsonl has all of it."""
+_PROMPT_LENGTH = 400
 
 
 def as_text(document: Document) -> str:
@@ -40,7 +40,9 @@ def as_text(document: Document) -> str:
         console.print()
         console.print(RichText(section.title))
         console.print(RichText(("-" if section.level == 2 else "·") * min(WIDTH, len(section.title))))
-        for block in section.blocks:
+        for index, block in enumerate(section.blocks):
+            if index and not _introduces(section.blocks[index - 1], block):
+                console.print()
             _print_block(console, block)
     lines = "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).strip("\n") + "\n"
@@ -78,9 +80,9 @@ def fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
-def cut(text: str) -> str:
+def cut(text: str, length: int = _TEXT_LENGTH) -> str:
     text = visible(text).strip("\n")
-    return text if len(text) <= _TEXT_LENGTH else text[:_TEXT_LENGTH] + " [...] (all of it in generations.jsonl)"
+    return text if len(text) <= length else text[:length] + " [...] (all of it in generations.jsonl)"
 
 
 def _code_point(char: str) -> str:
@@ -99,12 +101,10 @@ def _print_block(console: Console, block: Block) -> None:
             console.print(RichText(f"Figure: {path} ({text})"))
         case Table():
             if block.caption:
-                console.print()
                 console.print(RichText(visible(block.caption)))
             console.print(_grid(block))
         case SideBySide(prompt, texts):
-            console.print()
-            console.print(_hanging("Prompt: ", cut(prompt)))
+            console.print(_hanging("Prompt: ", cut(prompt, _PROMPT_LENGTH)))
             grid = Grid(box=box.HORIZONTALS, show_header=False, show_lines=True, pad_edge=False, expand=True)
             grid.add_column(width=_LABEL_WIDTH, overflow="fold")
             grid.add_column(ratio=1, overflow="fold")
@@ -115,6 +115,13 @@ def _print_block(console: Console, block: Block) -> None:
             console.print(grid)
 
 
+def _introduces(first: Block, second: Block) -> bool:
+    """Whether a paragraph belongs to the list below it, or two lists to each other."""
+    if isinstance(first, Paragraph):
+        return isinstance(second, Bullets) and first.text.endswith(":")
+    return isinstance(first, Bullets) and isinstance(second, Bullets)
+
+
 def _hanging(mark: str, text: str) -> Grid:
     grid = Grid.grid(padding=0)
     grid.add_column(width=len(mark))
@@ -123,7 +130,7 @@ def _hanging(mark: str, text: str) -> Grid:
     return grid
 
 
-def _grid(table: Table) -> Padding:
+def _grid(table: Table) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for index, name in enumerate(table.header):
         words = index < table.words
@@ -133,9 +140,13 @@ def _grid(table: Table) -> Padding:
             overflow="fold",
             max_width=_NAME_WIDTH if index == 0 else None,
         )
+    above = ""
     for row in table.rows:
-        grid.add_row(*(RichText(visible(cell)) for cell in row))
-    return Padding(grid, 0)
+        # In a column that is read downwards, a name is said once.
+        first = "" if table.grouped and row[0] == above else row[0]
+        grid.add_row(*(RichText(visible(cell)) for cell in (first, *row[1:])))
+        above = row[0]
+    return grid
 
 
 def _markdown_block(block: Block) -> str:
@@ -151,7 +162,7 @@ def _markdown_block(block: Block) -> str:
             return caption + _markdown_table(block)
         case SideBySide(prompt, texts):
             entries = [f"**{escaped(text.label)}** ({escaped(text.note)})\n\n{fenced(cut(text.text))}" for text in texts]
-            return "\n\n".join([f"Prompt:\n\n{fenced(cut(prompt))}", *entries])
+            return "\n\n".join([f"Prompt:\n\n{fenced(cut(prompt, _PROMPT_LENGTH))}", *entries])
 
 
 def _markdown_table(table: Table) -> str:

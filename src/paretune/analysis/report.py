@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from paretune.analysis import wording
-from paretune.analysis.conclude import across_bases, conclude
+from paretune.analysis.conclude import across_bases, conclude, remarks
 from paretune.analysis.deviations import Marks, deviations, marks_of
 from paretune.analysis.document import Block, Bullets, Document, Paragraph, Section, Table
 from paretune.analysis.measured import Group, Measured, estimate_of, headline, same_tokenizer
@@ -73,6 +73,10 @@ def _in_short(measured: Measured) -> Iterator[Block]:
             yield Bullets([*concluded.recommendation, *concluded.findings])
         if len(groups) > 1:
             yield from _across(measured, dataset, groups)
+    if said := remarks(measured):
+        if len(measured.groups) > 1:
+            yield Paragraph("Of all of this:")
+        yield Bullets(said)
     missing = [name for cell in measured.results.cells for name in cell.missing]
     if missing:
         yield Paragraph(f"Incomplete: {wording.plural(len(set(missing)), 'stage')} failed or did not run; see the notes.")
@@ -248,7 +252,7 @@ def _data_table(measured: Measured) -> Table:
                     ),
                 ]
             )
-    return Table(header, rows, "Data", words=2)
+    return Table(header, rows, "Data", words=2, grouped=True)
 
 
 def _notes(measured: Measured, marks: Marks) -> Iterator[Block]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from paretune.analysis import wording
+from paretune.analysis.answers import ANSWER_METRICS
 from paretune.analysis.compare import Estimate
 from paretune.analysis.costs import Cost
 from paretune.analysis.deviations import Marks
@@ -14,8 +15,6 @@ from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import amount_of, interval_of, latency_name
 from paretune.analysis.tables import cell_generations
 from paretune.analysis.training import cost_cell, spread_cell
-
-_ANSWERS = ("accuracy", "exact_match", "contains")
 
 
 def held_out_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
@@ -177,7 +176,7 @@ def _changes(measured: Measured, group: Group, task: str, split: str) -> Table |
 
 def _answers_table(measured: Measured, group: Group, task: str, marks: Marks) -> Table:
     metrics = [
-        metric for metric in _ANSWERS if any(q.task == task and q.metric == metric for q in _quantities(measured, group))
+        metric for metric in ANSWER_METRICS if any(q.task == task and q.metric == metric for q in _quantities(measured, group))
     ]
     likelihood = any(q.task == task and q.metric == "log_likelihood" for q in _quantities(measured, group))
     header = ["variant", *(_METRIC_HEADS[metric] for metric in metrics), *(["log-likelihood"] if likelihood else [])]
@@ -197,7 +196,9 @@ _METRIC_HEADS = {"accuracy": "accuracy (choices)", "exact_match": "exact match",
 
 def _slices_table(measured: Measured, group: Group, task: str, slices: Sequence[str], marks: Marks) -> Table:
     known = _quantities(measured, group)
-    metrics = [metric for metric in (*_ANSWERS, "log_likelihood") if any(q.task == task and q.metric == metric for q in known)]
+    metrics = [
+        metric for metric in (*ANSWER_METRICS, "log_likelihood") if any(q.task == task and q.metric == metric for q in known)
+    ]
     rows = []
     for name in slices:
         for variant in group.variants:
@@ -211,7 +212,7 @@ def _slices_table(measured: Measured, group: Group, task: str, slices: Sequence[
                 ]
                 rows.append([name, variant, *cells])
     heads = [_METRIC_HEADS.get(metric, "log-likelihood") for metric in metrics]
-    return Table(("slice", "variant", *heads), rows, f"{task} by slice", words=2)
+    return Table(("slice", "variant", *heads), rows, f"{task} by slice", words=2, grouped=True)
 
 
 def _answers(found: Estimate | None, mark: str, *, interval: bool = True) -> str:

@@ -59,8 +59,8 @@ def amount_of(difference: Difference, *, signed: bool = False) -> str:
 
 def interval_of(difference: Difference, *, signed: bool = True) -> str:
     """`95 % interval +2.2 to +4.0 %`; unsigned (both ends on one side of 0) `95 % interval 2.2 to 4.0 %`."""
-    if math.isnan(difference.low):
-        return "one document: no interval"
+    if not math.isfinite(difference.low) or not math.isfinite(difference.high):
+        return f"{sources(difference)}: too few for an interval"
     ends = [difference.low, difference.high]
     if not signed and difference.mean < 0:
         ends.reverse()
@@ -76,13 +76,13 @@ def quality_clause(difference: Difference, whose: str = "its") -> str:
     tripled = difference.quantity.metric == "loss" and difference.mean > math.log(3)
     shown = _by_factor(difference) if tripled else f"{amount_of(difference)} {side}"
     if difference.detected:
-        return f"{whose} {what} is {shown} ({_evidence(difference, signed=False)})"
+        return f"{whose} {what} is {shown} ({interval_of(difference, signed=False)})"
     if difference.detected_for_weights:
         return (
             f"{whose} {what} is {shown} in these runs, but the {difference.n_seeds} seeds lie too far apart to expect that "
             f"of new ones ({interval_of(difference)})"
         )
-    return f"no difference in {what} is detected ({amount_of(difference, signed=True)}, {_evidence(difference)})"
+    return f"no difference in {what} is detected ({amount_of(difference, signed=True)}, {interval_of(difference)})"
 
 
 def cost_clauses(measured: Measured, variant: Place, reference: Place) -> tuple[list[str], list[str]]:
@@ -160,7 +160,7 @@ def _amount(metric: str, value: float, signed: bool) -> str:
     if metric in SHARES:
         return f"{100 * shown:+.1f} points" if signed else f"{100 * shown:.1f} points"
     places = wording.decimals(value, 2)
-    unit = {"bits_per_byte": " bits per byte", "log_likelihood": " nats per token"}.get(metric, "")
+    unit = " nats per token" if metric == "log_likelihood" else ""
     return f"{shown:{'+' if signed else ''}.{places}f}{unit}"
 
 
@@ -168,10 +168,9 @@ def _by_factor(difference: Difference) -> str:
     return f"{wording.number(math.exp(min(difference.mean, 700)), 2)} times as high"
 
 
-def _evidence(difference: Difference, *, signed: bool = True) -> str:
-    documents = wording.plural(difference.n_documents, "document")
-    exact = "" if difference.p is None else f", sign-flip p = {difference.p:.2g} on {documents}"
-    return interval_of(difference, signed=signed) + exact
+def sources(difference: Difference) -> str:
+    """What the interval is over: `60 documents`, or `10 questions`."""
+    return wording.plural(difference.n_documents, "document" if difference.quantity.split else "question")
 
 
 def better_word(quantity: Quantity) -> str:

@@ -28,7 +28,7 @@ def training_section(measured: Measured, group: Group, figures: frozenset[str]) 
     header = ("variant", "epoch", "train loss", "validation loss", "token accuracy", "time")
     seeds = max(len(by_seed) for by_seed in trained.values())
     spread = "; mean over seeds, ± is half their range" if seeds > 1 else ""
-    blocks: list[Block] = [Table(header, rows, f"Losses in nats per token, accuracy on validation{spread}", words=1)]
+    blocks: list[Block] = [Table(header, rows, f"Losses in nats per token, accuracy on validation{spread}", grouped=True)]
     blocks.append(_totals(measured, group, list(trained)))
     if notes := list(_training_notes(measured, group, trained)):
         blocks.append(Bullets(notes))

@@ -48,11 +48,11 @@ def part_of(part: int, whole: int) -> str:
 
 
 def change(ratio: float, *, signed: bool = True) -> str:
-    """A ratio as a change in percent: 1.031 is `+3.1 %`; one decimal, two below 1 %; from three times on `x 3.2`."""
+    """A ratio as a change in percent, 1.031 as `+3.1 %`: two decimals below 1 %, none from 100 %; from 3 on `x 3.2`."""
     if not math.isfinite(ratio) or ratio >= 3:
         return f"x {number(ratio, 2)}" if math.isfinite(ratio) and ratio < 1e7 else "x over 10 million"
     percent = 100 * (ratio - 1)
-    places = 1 if round(abs(percent), 1) >= 1 else 2
+    places = 0 if abs(percent) >= 99.5 else 1 if round(abs(percent), 1) >= 1 else 2
     if round(abs(percent), places) == 0:
         return "0 %"
     return f"{percent:+.{places}f} %" if signed else f"{abs(percent):.{places}f} %"

@@ -1,0 +1,124 @@
+"""What the question sets of a study can tell, in words: seldom much, for they are small."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from paretune.analysis import wording
+from paretune.analysis.compare import LOWER_IS_BETTER, Difference
+from paretune.analysis.measured import Group, Measured, baseline, difference_of
+from paretune.analysis.scores import Place, Quantity
+from paretune.analysis.sentences import amount_of, interval_of, named, noun
+
+ANSWER_METRICS = ("accuracy", "exact_match", "contains")
+_FEW_QUESTIONS = 50
+_SMALLEST_SWEEP = {0.9: 5, 0.95: 6, 0.99: 8}
+"""Answers that all have to go one way for a two-sided sign test at that level."""
+
+
+def answer_sentences(measured: Measured, group: Group, ranked_by: Quantity) -> Iterator[str]:
+    """What the question sets can tell, task by task and metric by metric."""
+    for task, use in measured.study.evaluate.items():
+        if use.kind != "qa":
+            continue
+        spoken_of: list[list[float]] = []
+        for metric in ANSWER_METRICS:
+            quantity = Quantity(task, "", metric)
+            ranked = ranked_places(measured, group, quantity)
+            means = [measured.samples[place][quantity].mean for place in ranked]
+            if len(ranked) > 1 and means not in spoken_of and quantity != ranked_by:
+                spoken_of.append(means)
+                yield from _answers_of(measured, group, ranked, quantity)
+        yield from _likelihood_of(measured, group, Quantity(task, "", "log_likelihood"))
+
+
+def _answers_of(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
+    best, worst = (measured.samples[place][quantity] for place in (ranked[0], ranked[-1]))
+    num = len(best.items)
+    title = f"{_capital(noun(quantity))} ({wording.plural(num, 'question')})"
+    if best.mean == worst.mean:
+        yield f"{title}: all variants answer {_right(best.mean, num)} correctly."
+        return
+    pairs = _against_baseline(measured, group, ranked, quantity)
+    told = [
+        f"{named(one.variant)} is {one.verdict} than {named(one.reference)} "
+        f"({_right(one.variant_mean, num)} against {_right(one.reference_mean, num)}, {interval_of(one)})"
+        for one in pairs
+        if one.detected
+    ]
+    if told:
+        yield f"{title}: {'; '.join(told)}."
+        return
+    span = f"from {_right(worst.mean, num)} ({named(ranked[-1])}) to {_right(best.mean, num)} ({named(ranked[0])})"
+    if not pairs:
+        yield f"{title}: {span}."
+        return
+    widest = max(pairs, key=lambda one: abs(one.mean))
+    test = "" if widest.p is None else f", exact test p = {widest.p:.2g}"
+    yield (
+        f"{title}: {span}; no variant is told apart from {named(widest.reference)} "
+        f"(widest gap {_num_answers(abs(widest.mean) * num)}, {named(widest.variant)}{test})."
+    )
+
+
+def _likelihood_of(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:
+    pairs = _against_baseline(measured, group, ranked_places(measured, group, quantity), quantity)
+    told = [
+        f"{named(one.variant)} is {one.verdict} than {named(one.reference)} ({amount_of(one, signed=True)}, {interval_of(one)})"
+        for one in pairs
+        if one.detected
+    ]
+    if told:
+        yield f"{_capital(noun(quantity))}: {'; '.join(told)}."
+    elif pairs:
+        yield f"{_capital(noun(quantity))}: no variant is told apart from {named(pairs[0].reference)}."
+
+
+def _against_baseline(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> list[Difference]:
+    reference = baseline(measured, group)
+    if reference is None or reference not in ranked:
+        return []
+    found = (difference_of(measured, place, reference, quantity) for place in ranked if place != reference)
+    return [one for one in found if one is not None]
+
+
+def smallest_detectable(measured: Measured) -> Iterator[str]:
+    """What a handful of questions can tell at all."""
+    sweep = _SMALLEST_SWEEP.get(measured.level)
+    kinds = {task for task, use in measured.study.evaluate.items() if use.kind == "qa"}
+    sizes = sorted(
+        {
+            len(sample.items)
+            for quantities in measured.samples.values()
+            for quantity, sample in quantities.items()
+            if quantity.task in kinds and quantity.metric in ANSWER_METRICS and not quantity.slice
+        }
+    )
+    few = [wording.plural(num, "question") for num in sizes if num < _FEW_QUESTIONS and sweep is not None and num >= sweep]
+    hopeless = [wording.plural(num, "question") for num in sizes if sweep is not None and num < sweep]
+    if few and len(measured.study.variants) > 1:
+        yield (
+            f"With {wording.listed(few)}, two variants can be told apart only if their answers differ on at least {sweep} "
+            "of them, nearly all in one direction."
+        )
+    if hopeless and len(measured.study.variants) > 1:
+        yield f"{wording.listed(hopeless)} cannot tell any two variants apart, whatever the answers."
+
+
+def ranked_places(measured: Measured, group: Group, quantity: Quantity) -> list[Place]:
+    """The variants that have the quantity, best mean first."""
+    places = [group.place(name) for name in group.variants]
+    measured_ones = [place for place in places if quantity in measured.samples.get(place, {})]
+    sign = 1 if quantity.metric in LOWER_IS_BETTER else -1
+    return sorted(measured_ones, key=lambda place: sign * measured.samples[place][quantity].mean)
+
+
+def _right(share: float, num: int) -> str:
+    return f"{share * num:.3g} of {num}"
+
+
+def _num_answers(gap: float) -> str:
+    return f"{gap:.3g} answer{'' if math.isclose(gap, 1) else 's'}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
