@@ -15,6 +15,7 @@ from paretune.analysis.deviations import marks_of
 from paretune.analysis.looks import GREY, Look, looks, short_names, write_title
 from paretune.analysis.measured import Group, Measured, baseline, difference_of, estimate_of, headline
 from paretune.analysis.scores import Place, Quantity
+from paretune.analysis.sentences import SHARES
 
 _TITLES = {
     "bits_per_byte": "Bits per byte",
@@ -79,7 +80,7 @@ def draw_comparison(measured: Measured, dataset: str) -> Figure | None:
     for axes, panel in zip(all_axes, panels, strict=True):
         _draw_panel(axes, panel, rows, style, {place for place in references.values() if place is not None})
     names = wording.listed([group.base for group in groups])
-    dotted = f"dotted: the baseline, {short[measured.study.baseline]}; " if any(references.values()) else ""
+    dotted = f"dotted: the baseline, {short[measured.study.baseline]}; " if any(references.values()) and len(rows) > 1 else ""
     lines = f"lines: {measured.level:.0%} intervals over documents" if quality is not None else "lines: range over seeds"
     write_title(figure, f"{names} on {dataset} ({dotted}{lines})")
     return figure
@@ -108,12 +109,11 @@ def _quality_panels(measured: Measured, quantity: Quantity, references: Mapping[
     points, differences = {}, {}
     for place, reference in references.items():
         if (one := estimate_of(measured, place, quantity)) is not None:
-            points[place] = _Point(one.mean, one.low, one.high, wording.number(one.mean))
+            points[place] = _Point(one.mean, one.low, one.high, _shown(quantity, one.mean))
         if reference is None or place == reference:
             continue
         if (other := difference_of(measured, place, reference, quantity)) is not None:
-            places = wording.decimals(max(abs(other.mean), (other.high - other.low) / 2), 2)
-            differences[place] = _Point(other.mean, other.low, other.high, f"{other.mean:+.{min(places, 4)}f}")
+            differences[place] = _Point(other.mean, other.low, other.high, _shown(quantity, other.mean, signed=True))
     leaked = marks_of(measured).of(next(iter(references)), quantity.task, quantity.split)
     better = "leakage allowed" if leaked else "lower is better" if quantity.metric in LOWER_IS_BETTER else "higher is better"
     where = quantity.split or quantity.task
@@ -121,6 +121,12 @@ def _quality_panels(measured: Measured, quantity: Quantity, references: Mapping[
     if differences:
         panels.append(_Panel("Its difference from the\nbaseline, paired", differences, from_zero=False, zero_line=True))
     return panels
+
+
+def _shown(quantity: Quantity, value: float, *, signed: bool = False) -> str:
+    if quantity.metric in SHARES:
+        return f"{100 * value:+.0f} points" if signed else f"{100 * value:.0f} %"
+    return f"{value:+.{min(4, wording.decimals(value, 2))}f}" if signed else wording.number(value)
 
 
 def _cost_panels(measured: Measured, places: Sequence[Place]) -> list[_Panel]:

@@ -27,9 +27,11 @@ def resample_counts(num_documents: int, draws: int = DRAWS, seed: int = _SEED) -
     rng = np.random.default_rng(seed)
     rows = max(1, _BLOCK // num_documents)
     for start in range(0, draws, rows):
-        size = min(rows, draws - start)
-        drawn = rng.integers(0, num_documents, (size, num_documents)) + np.arange(size)[:, None] * num_documents
-        yield np.bincount(drawn.ravel(), minlength=size * num_documents).reshape(size, num_documents).astype(np.float64)
+        counts = np.empty((min(rows, draws - start), num_documents))
+        for row in counts:
+            # One draw at a time: its counts stay in the processor's cache, which is three times as fast as a whole block.
+            row[:] = np.bincount(rng.integers(0, num_documents, num_documents, np.uint32), minlength=num_documents)
+        yield counts
 
 
 def bootstrap(sums: Floats, weights: Floats, draws: int = DRAWS, seed: int = _SEED) -> Floats:
@@ -38,10 +40,11 @@ def bootstrap(sums: Floats, weights: Floats, draws: int = DRAWS, seed: int = _SE
     `sums` and `weights` have shape (documents, columns): of each document sum(value * weight) and sum(weight).
     """
     columns = sums.shape[1]
-    both = np.concatenate([sums, weights], axis=1)
-    blocks = [counts @ both for counts in resample_counts(len(sums), draws, seed)]
-    totals = np.concatenate(blocks)
-    ratio: Floats = totals[:, :columns] / totals[:, columns:]
+    # Most columns of a study have the same weights: tokens or bytes of the documents.
+    distinct, owner = np.unique(weights, axis=1, return_inverse=True)
+    both = np.concatenate([sums, distinct], axis=1)
+    totals = np.concatenate([counts @ both for counts in resample_counts(len(sums), draws, seed)])
+    ratio: Floats = totals[:, :columns] / totals[:, columns + owner]
     return ratio
 
 
