@@ -18,8 +18,6 @@ from typing import Literal
 import numpy as np
 from scipy.sparse import csr_array, vstack
 
-from paretune.spec.data import SPLITS
-
 NGRAM = 13
 """Words; the n-gram of GPT-3's overlap analysis (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
 ITEM_NGRAM = 8
@@ -101,7 +99,7 @@ def _field_pairs(texts: Mapping[str, Texts], contents: Mapping[str, Contents]) -
     for split, documents in contents.items():
         for document, digests in documents.items():
             for digest in dict.fromkeys(digests):
-                groups.setdefault(digest, {name: [] for name in SPLITS})[split].append(document)
+                groups.setdefault(digest, []).append((split, document))
     for group in groups.values():
         for (split, document), (other, other_document) in _sides(group, group):
             share, excerpt = _shared(texts[split][document], texts[other][other_document])
@@ -123,7 +121,7 @@ def _text_pairs(texts: Mapping[str, Texts], threshold: float) -> Iterator[Pair]:
         for document, text in texts["train"].items()
         if _joins(groups, words := words_of(text), text, "train", document)
     ]
-    inner = [n for n, key in enumerate(held_out) if groups[key]["train"] or groups[key]["validation"]]
+    inner = [n for n, key in enumerate(held_out) if any(split != "test" for split, _ in groups[key])]
     sources = [*list(groups)[len(held_out) :], *(held_out[n] for n in inner)]
     covered = _covered(_matrix(rows, len(index)), membership, inner, threshold)
     for group in groups.values():
@@ -183,15 +181,17 @@ def _told(pair: Pair) -> str:
     return f"{pair.kind}: {pair.other} `{pair.other_document}` in {pair.split} `{pair.document}`{share}: {pair.excerpt}"
 
 
-_Group = dict[str, list[str]]
-"""Documents with the same words, by split."""
+Side = tuple[str, str]
+"""Split and document."""
+_Group = list[Side]
+"""Documents with the same words."""
 
 
 def _joins(groups: dict[bytes, _Group], words: Sequence[str], text: str, split: str, document: str) -> bool:
     """Put the document into its group, by letters and digits alone (`24-hour` is `24hour`); True if that is a new one."""
     key = _digest("".join(words) or text.strip())
     new = key not in groups
-    groups.setdefault(key, {name: [] for name in SPLITS})[split].append(document)
+    groups.setdefault(key, []).append((split, document))
     return new
 
 
@@ -199,17 +199,12 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-Side = tuple[str, str]
-"""Split and document."""
-
-
 def _sides(source: _Group, target: _Group) -> Iterator[tuple[Side, Side]]:
     """Each document of `source` with one of `target` in a later split, and the other way round: the longer list's length."""
-    test = [("test", document) for document in target["test"]]
-    later = {"train": [("validation", document) for document in target["validation"]] + test, "validation": test}
-    for split, second in later.items():
-        first = [(split, document) for document in source[split]]
-        for n in range(max(len(first), len(second)) if first and second else 0):
+    for split, later in (("train", ("validation", "test")), ("validation", ("test",))):
+        first = [side for side in source if side[0] == split]
+        second = [side for side in target if side[0] in later] if first else []
+        for n in range(max(len(first), len(second)) if second else 0):
             yield first[min(n, len(first) - 1)], second[min(n, len(second) - 1)]
 
 
