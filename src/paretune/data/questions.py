@@ -166,9 +166,9 @@ def _own_answer(record: Mapping[str, Any], options: tuple[str, ...], where: str)
     answer, index = record.get("answer"), record.get("answer_index")
     if index is not None and (not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(options)):
         _refuse(where, f"`answer_index` is {shown(index)}; expected a number from 0 that counts the {len(options)} options")
-    if answer is None and index is None:
-        _refuse(where, "`answer` is missing; a question without its answer cannot be scored")
     if answer is None:
+        if index is None:
+            _refuse(where, "`answer` is missing; a question without its answer cannot be scored")
         return index, options[index]
     answer = _text(answer, "answer", where)
     if not options:

@@ -84,12 +84,12 @@ def evaluate_size(context: StageContext) -> dict[str, Any]:
     """
     model = load_model(context).model
     artifact = context.inputs.get("model")
-    adapter = artifact.path / ADAPTER if artifact else None
-    with_adapter = adapter is not None and adapter.is_dir()
+    if artifact is None or not (artifact.path / ADAPTER).is_dir():
+        return {"parameters": num_parameters(model), "model_bytes": weight_bytes(model), "adapter_bytes": 0}
     return {
-        "parameters": artifact.record.metrics["parameters"] if with_adapter else num_parameters(model),
+        "parameters": artifact.record.metrics["parameters"],
         "model_bytes": weight_bytes(model),
-        "adapter_bytes": adapter_bytes(adapter) if with_adapter else 0,
+        "adapter_bytes": adapter_bytes(artifact.path / ADAPTER),
     }
 
 

@@ -6,7 +6,7 @@ Perplexity is exp of the token-weighted mean of `loss` and is not stored.
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -115,8 +115,8 @@ def _totals(split: str, rows: Sequence[Mapping[str, Any]], scores: Sequence[Scor
         f"bytes_{split}": sum(row["bytes"] for row in rows),
         f"lossy_documents_{split}": sum(not row["lossless"] for row in rows),
     }
-    totals: Counter[str] = Counter()
-    weights: Counter[str] = Counter()
+    totals: defaultdict[str, float] = defaultdict(float)
+    weights: defaultdict[str, float] = defaultdict(float)
     for each in scores:
         totals[each.metric] += each.value * each.weight
         weights[each.metric] += each.weight
