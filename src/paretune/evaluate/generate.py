@@ -35,7 +35,7 @@ from paretune.pipeline.stage import StageContext
 from paretune.spec.evaluations import Generate
 
 BATCH_SIZE = 16
-"""Fixed, as prompts are padded to the longest of their batch and padding moves float rounding."""
+"""Fixed, as padding to the longest prompt of a batch moves float rounding, which in bfloat16 can turn a near tie of two tokens."""
 _LINE_BREAK = re.compile(r"[\r\n]")
 
 
