@@ -35,7 +35,7 @@ from paretune.pipeline.stage import StageContext
 from paretune.spec.evaluations import Generate
 
 BATCH_SIZE = 16
-"""Fixed, as padding to the longest prompt of a batch moves float rounding, which in bfloat16 can turn a near tie of two tokens."""
+"""Fixed: padding to the longest prompt of a batch moves float rounding, which can turn a near tie of two tokens in bfloat16."""
 _LINE_BREAK = re.compile(r"[\r\n]")
 
 
