@@ -170,7 +170,7 @@ def block_message(pairs: Sequence[Pair], shown: int = 5) -> str:
         [
             f"the same text stands on two sides ({counts}); what is measured there would be memory, not skill:",
             *lines,
-            f"write `leakage: remove` to leave the {len(first)} document(s) on the training side out, "
+            f"write `leakage: remove` to leave {len(first)} document(s) of the earlier split out, "
             "or `leakage: allow` to keep them and mark the numbers that they touch",
         ]
     )

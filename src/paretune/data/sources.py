@@ -382,7 +382,7 @@ def _decoded(data: bytes, path: Path, line: int, offset: int) -> str:
         at = error.start + (3 if offset == 0 and data.startswith(b"\xef\xbb\xbf") else 0)
         line += data.count(b"\n", 0, at)
         raise DataError(
-            f"{path}: line {line}: byte {offset + at} of the file (0x{data[at]:02x}) is not UTF-8; "
+            f"{path}: line {line}: byte offset {offset + at} (0x{data[at]:02x}) is not UTF-8; "
             "find out its encoding and convert it, for instance `iconv -f WINDOWS-1252 -t UTF-8`"
         ) from None
 

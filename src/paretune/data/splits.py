@@ -50,7 +50,8 @@ def whole_counts(quotas: Sequence[Fraction], total: int) -> list[int]:
     while rest := total - sum(counts):
         # Below 0 only where several negative quotas were raised to 0.
         change = 1 if rest > 0 else -1
-        part = max((p for p in range(len(counts)) if change > 0 or counts[p]), key=lambda p: change * remainder[p])
+        candidates = (part for part in range(len(counts)) if change > 0 or counts[part])
+        part = max((change * remainder[part], -change * part, part) for part in candidates)[2]
         counts[part] += change
         remainder[part] -= change
     return counts
