@@ -61,7 +61,7 @@ def train(model, draft: Path, train=None, validation=None, options=None, learnin
         device="cpu",
         options={"forward_tokens": 128, "accumulate": 1, "pack": True, "threads": 1} | (options or {}),
         checkpoint_seconds=1e9,
-        draft=draft,
+        resume=draft,
         emit=lambda **_: None,
     )
     fit(packed_model(model), train or texts(40, 0), validation or texts(6, 1), run)

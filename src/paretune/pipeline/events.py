@@ -1,5 +1,6 @@
 """Events of a run: lines of JSON that workers and the runner append and that the console and the dashboard read."""
 
+import contextlib
 import json
 import os
 import time
@@ -19,11 +20,13 @@ class EventLog:
     def write(self, event: str, **fields: Any) -> None:
         """One line, in one write call, so that two processes do not mix theirs."""
         line = json.dumps({"time": round(time.time(), 3), "run": self.run, "event": event, **fields}) + "\n"
-        descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        # Events are for showing. A full disk must not fail a stage by them, nor hide from the runner what became of it.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, line.encode())
+            finally:
+                os.close(descriptor)
 
 
 class EventTail:
@@ -34,6 +37,7 @@ class EventTail:
         self.position = log.file.stat().st_size if log.file.exists() else 0
 
     def read(self) -> Iterator[dict[str, Any]]:
+        """The events since the last call; a line that a full disk cut off is passed over."""
         if not self.log.file.exists():
             return
         with self.log.file.open("rb") as stream:
@@ -42,6 +46,14 @@ class EventTail:
                 if not line.endswith(b"\n"):
                     break
                 self.position += len(line)
-                event: dict[str, Any] = json.loads(line)
-                if event["run"] == self.log.run:
+                event = _parse(line)
+                if event.get("run") == self.log.run:
                     yield event
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}

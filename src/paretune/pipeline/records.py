@@ -8,7 +8,7 @@ accuracy one over examples.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,13 @@ def read_record(directory: Path) -> Record:
     file = directory / "record.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        schema = content["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+        if content["schema"] > SCHEMA:
+            raise StoreError(
+                f"{file}: written by a newer Paretune (schema {content['schema']}, this one reads {SCHEMA}); update Paretune"
+            )
+        return Record(**content | {"argv": tuple(content["argv"]), "path": directory})
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file}: not a record ({error}); remove the directory, and the stage runs again") from None
-    if schema > SCHEMA:
-        raise StoreError(f"{file}: written by a newer Paretune (schema {schema}, this one reads {SCHEMA}); update Paretune")
-    content["argv"] = tuple(content["argv"])
-    return replace(Record(**content), path=directory)
 
 
 @dataclass(frozen=True)

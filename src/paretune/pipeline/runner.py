@@ -2,7 +2,8 @@
 
 import multiprocessing
 import multiprocessing.connection
-import os
+import multiprocessing.resource_tracker
+import signal
 import subprocess
 import sys
 import uuid
@@ -10,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
-from pathlib import Path
 from typing import Any
 
+from paretune.errors import StageError
 from paretune.pipeline.events import EventLog, EventTail
 from paretune.pipeline.plan import Plan
 from paretune.pipeline.stage import RunOptions, Stage
@@ -20,6 +21,8 @@ from paretune.pipeline.store import Store
 from paretune.pipeline.worker import PRELOAD, Failure, RunContext, work
 
 _POLL_SECONDS = 0.2
+_GRACE_SECONDS = 10.0
+"""That a worker is given to end by itself."""
 EventHandler = Callable[[Mapping[str, Any]], None]
 
 
@@ -54,26 +57,35 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
     tail = EventTail(log)
     outcome = Outcome()
     outcome.reused = [stage for stage in plan.stages if store.find(stage)]
+    for stage in outcome.reused:
+        store.forget_attempts(stage)  # left where a kill fell right after the last rename
     log.write("run", stages=len(plan.stages), reused=len(outcome.reused))
     waiting = [stage for stage in plan.stages if stage not in set(outcome.reused)]
     running: list[_Running] = []
+    _pass_on(tail, on_event)
     try:
         while waiting or running:
             _block(waiting, outcome)
             for stage in _ready(waiting, outcome)[: options.workers - len(running)]:
                 waiting.remove(stage)
-                running.append(_start(stage, run))
                 log.write("started", stage=stage.name, uses=plan.uses(stage)[:3])
-            multiprocessing.connection.wait([one.process.sentinel for one in running], timeout=_POLL_SECONDS)
-            for one in [one for one in running if not one.process.is_alive()]:
+                running.append(_start(stage, run))
+            multiprocessing.connection.wait([one.outcome for one in running], timeout=_POLL_SECONDS)
+            for one in [one for one in running if one.outcome.poll()]:
                 running.remove(one)
                 _finish(one, outcome, log)
-            for event in tail.read():
-                on_event(event)
+            _pass_on(tail, on_event)
     finally:
         for one in running:
             one.process.terminate()
+        for one in running:
+            _end(one.process)
     return outcome
+
+
+def _pass_on(tail: EventTail, on_event: EventHandler) -> None:
+    for event in tail.read():
+        on_event(event)
 
 
 def _ready(waiting: list[Stage], outcome: Outcome) -> list[Stage]:
@@ -96,23 +108,31 @@ def _needs(stage: Stage) -> tuple[Stage, ...]:
     return (*stage.inputs.values(), *stage.after)
 
 
-def _start(stage: Stage, run: RunContext) -> _Running:
+def _start(stage: Stage, run: RunContext, *, again: bool = True) -> _Running:
+    """A worker at `stage`; StageError where no process can be started."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(stage, run, sender), name=stage.name)
-    with _without_main():
-        process.start()
-    sender.close()
+    try:
+        with _without_interrupts(), _without_main():
+            process.start()
+    except (EOFError, OSError) as error:
+        if again:  # somebody killed the server that forks the workers; the next start starts it anew
+            return _start(stage, run, again=False)
+        raise StageError(f"{stage.name}: its process cannot be started ({error}); is there memory left?") from None
+    finally:
+        sender.close()
     return _Running(stage, process, receiver)
 
 
 def _finish(one: _Running, outcome: Outcome, log: EventLog) -> None:
-    one.process.join()
     try:
         failure = one.outcome.recv()
-    except EOFError:
-        failure = Failure(f"{one.stage.name}: {_killed(one.process.exitcode)}", 1, "")
+    except (EOFError, OSError):
+        one.process.join(_GRACE_SECONDS)
+        failure = Failure(_killed(one.process.exitcode), 1, "")
+    _end(one.process)
     one.outcome.close()
     if failure is None:
         outcome.done.append(one.stage)
@@ -120,6 +140,13 @@ def _finish(one: _Running, outcome: Outcome, log: EventLog) -> None:
     else:
         outcome.failed[one.stage] = failure
         log.write("failed", stage=one.stage.name, message=failure.message)
+
+
+def _end(process: ForkServerProcess) -> None:
+    process.join(_GRACE_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 def _killed(exit_code: int | None) -> str:
@@ -141,10 +168,20 @@ def _without_main() -> Iterator[None]:
         main.__dict__.update(saved)
 
 
-def _git_commit() -> str | None:
-    command = ["git", "rev-parse", "HEAD"]
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C is for this process, which then ends its workers: what is started inside inherits the blocked signal."""
+    multiprocessing.resource_tracker.ensure_running()  # it would unblock the signal, were it started inside
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path.cwd(), env={**os.environ})
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     except OSError:
         return None
     return found.stdout.strip() or None

@@ -89,9 +89,18 @@ class StageContext:
     resources: Mapping[str, str]
     options: RunOptions
     draft: Path
-    """Directory to write files into; it becomes the artifact. What a killed run left in it is still there."""
+    """Directory to write files into, empty at first; it becomes the artifact."""
     emit: Callable[..., None]
     """`emit(done=..., total=..., **numbers)` reports progress; cheap."""
+
+    @property
+    def resume(self) -> Path:
+        """Directory of what an attempt that was killed left for the next one; never part of the artifact."""
+        return resume_of(self.draft)
+
+
+def resume_of(draft: Path) -> Path:
+    return draft.with_name(f"{draft.name}.resume")
 
 
 def canonical_json(value: Any) -> str:

@@ -1,58 +1,76 @@
 """The store: one directory an artifact, complete or not there at all.
 
-A stage writes into its draft on the same disk, the record last, and one rename makes the artifact. One lock file a key keeps
-two runs from doing the same work. Nothing is ever changed in an artifact, and a failure leaves nothing but its draft.
+A stage writes into its draft on the same disk, the record last, and one rename makes the artifact. Beside the draft stands what
+a killed attempt leaves for the next one to go on from. One lock file a key keeps two runs from doing the same work. Nothing is
+ever changed in an artifact, and a failure leaves nothing that counts as one.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from paretune.errors import StoreError
 from paretune.pipeline.records import Record, read_record, write_record
-from paretune.pipeline.stage import Artifact, Stage
+from paretune.pipeline.stage import Artifact, Stage, resume_of
 
 SCHEMA = 1
 
 
 class Store:
-    """Artifacts below `root`; StoreError if it cannot be made, or was made by a newer Paretune."""
+    """Artifacts below `root`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.events_file = root / "events.jsonl"
 
     def prepare(self) -> None:
-        """Make the directories; raises StoreError where that is not possible."""
+        """Make the directories; StoreError where that is not possible, or where nothing can be written into them."""
         try:
             for directory in (self.root, self.root / "drafts", self.root / "locks"):
                 directory.mkdir(parents=True, exist_ok=True)
-            marker = self.root / "store.json"
-            if not marker.exists():
-                marker.write_text(json.dumps({"schema": SCHEMA}), encoding="utf-8")
+            if not self._marker.exists():
+                # In one rename: another run may read it at this moment.
+                draft = self.root / f".{self._marker.name}.{os.getpid()}"
+                draft.write_text(json.dumps({"schema": SCHEMA}), encoding="utf-8")
+                draft.replace(self._marker)
+            self.events_file.open("a", encoding="utf-8").close()
         except OSError as error:
-            raise StoreError(f"{self.root}: the store cannot be made ({error.strerror}); choose another with --store") from None
+            raise StoreError(
+                f"{self.root}: the store cannot be written ({error.strerror}); choose another with --store"
+            ) from None
         self.check()
 
     def check(self) -> None:
         """StoreError if a newer Paretune made this store."""
-        marker = self.root / "store.json"
-        if marker.exists() and json.loads(marker.read_text(encoding="utf-8"))["schema"] > SCHEMA:
+        if not self._marker.exists():
+            return
+        try:
+            newer = json.loads(self._marker.read_text(encoding="utf-8"))["schema"] > SCHEMA
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self._marker}: cannot be read ({error}); remove it, and it is made again") from None
+        if newer:
             raise StoreError(f"{self.root}: a store of a newer Paretune; update Paretune, or choose another with --store")
 
     def find(self, stage: Stage) -> Record | None:
-        """The record of a finished stage, or None."""
+        """The record of a finished stage, or None; StoreError for an artifact that is not whole."""
         directory = self.root / stage.name
         if not (directory / "record.json").exists():
             return None
         record = read_record(directory)
-        return record if record.key == stage.key else None
+        if record.key != stage.key:
+            raise StoreError(
+                f"{directory}: holds a stage whose key begins alike ({record.key}); choose another store with --store"
+            )
+        for name, file in record.files.items():
+            if not (directory / name).is_file() or (directory / name).stat().st_size != file["bytes"]:
+                raise StoreError(f"{directory}: `{name}` is not as recorded; remove the directory, and the stage runs again")
+        return record
 
     def artifact(self, stage: Stage) -> Artifact:
         """A finished stage with its parents; StoreError if one of them is not there."""
@@ -67,30 +85,56 @@ class Store:
         for file in sorted(self.root.glob("*/record.json")):
             yield read_record(file.parent)
 
-    def draft(self, stage: Stage) -> Path:
-        """The directory that a stage writes into; the same for every attempt at the same key."""
-        directory = self.root / "drafts" / f"{stage.kind}-{stage.key}"
-        directory.mkdir(parents=True, exist_ok=True)
-        return directory
+    def open_draft(self, stage: Stage) -> Path:
+        """An empty directory for a stage to write into, with what a killed attempt left to go on from beside it."""
+        draft = self._draft(stage)
+        if draft.exists():
+            # A file of the killed attempt that this one does not write again would otherwise become part of the artifact.
+            shutil.rmtree(draft)
+        draft.mkdir()
+        resume_of(draft).mkdir(exist_ok=True)
+        return draft
 
     def commit(self, stage: Stage, record: Record) -> None:
         """Turn the draft into the artifact: record last, then one rename."""
-        draft, target = self.draft(stage), self.root / stage.name
-        if target.exists():
-            # A directory without a valid record of this key is left over from a damaged disk or a deleted record.
-            shutil.rmtree(target)
+        draft, target = self._draft(stage), self.root / stage.name
         write_record(record, draft)
-        for file in draft.rglob("*"):
-            if file.is_file():
-                _flush(file)
+        for path in (*draft.rglob("*"), draft):
+            _flush(path)
+        if target.exists():
+            # Without a record (`find` has seen to that): somebody removed part of it.
+            leftover = draft.with_name(f"{draft.name}.damaged")
+            shutil.rmtree(leftover, ignore_errors=True)
+            target.rename(leftover)
+            shutil.rmtree(leftover)
         draft.rename(target)
         _flush(self.root)
+        self.forget_attempts(stage)
+
+    def forget_attempts(self, stage: Stage) -> None:
+        """Remove what unfinished attempts at a finished stage have left."""
+        shutil.rmtree(resume_of(self._draft(stage)), ignore_errors=True)
 
     @contextmanager
-    def lock(self, stage: Stage) -> Iterator[None]:
-        """Held while a stage is worked on; waits for another run that does the same."""
-        with FileLock(str(self.root / "locks" / f"{stage.key}.lock")):
+    def lock(self, stage: Stage, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Held while a stage is worked on; waits for another run that does the same, after calling `on_wait`."""
+        lock = FileLock(str(self.root / "locks" / f"{stage.key}.lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            on_wait()
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
+
+    @property
+    def _marker(self) -> Path:
+        return self.root / "store.json"
+
+    def _draft(self, stage: Stage) -> Path:
+        return self.root / "drafts" / f"{stage.kind}-{stage.key}"
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, object]]:

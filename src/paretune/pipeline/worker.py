@@ -1,13 +1,17 @@
 """One stage in a process of its own: take its lock, run its body in the draft, write the record, rename.
 
 The process is forked from a server that has torch and transformers imported already, so a small stage does not pay seconds of
-imports; an out-of-memory kill takes one stage, and peak memory is that stage's.
+imports; an out-of-memory kill takes one stage, and peak memory is that stage's. It ends with the process that runs the plan:
+a run that was killed leaves nobody behind who computes on and holds locks.
 """
 
+import multiprocessing
 import os
 import platform
+import re
 import resource
 import sys
+import threading
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -37,6 +41,8 @@ PRELOAD = [
 ]
 _PACKAGES = ("paretune", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets", "numpy")
 _EMIT_EVERY = 0.25
+_OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
+"""What torch says in a RuntimeError, on CUDA and on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +67,38 @@ class Failure:
 
 def work(stage: Stage, run: RunContext, outcome: Connection) -> None:
     """Body of the worker process; sends None or a Failure through `outcome`."""
+    _end_with_runner()
     _quiet()
-    store = Store(run.store)
+    outcome.send(_attempt(stage, run))
+
+
+def _attempt(stage: Stage, run: RunContext) -> Failure | None:
+    store, log = Store(run.store), EventLog(run.store / "events.jsonl", run.run)
     try:
-        with store.lock(stage):
+        with store.lock(stage, on_wait=lambda: log.write("waiting", stage=stage.name)):
+            # Asked again: another run may have finished it while this one waited.
             if store.find(stage) is None:
                 run_stage(stage, store, run)
-        outcome.send(None)
     except ParetuneError as error:
-        outcome.send(Failure(str(error), error.exit_code, traceback.format_exc()))
-    except MemoryError:
-        outcome.send(
-            Failure(f"{stage.name}: out of memory; lower `train.batch_size` or `max_length`", 1, traceback.format_exc())
-        )
-    except OSError as error:
-        reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-        outcome.send(Failure(f"{stage.name}: {reason}", 1, traceback.format_exc()))
-    except Exception as error:  # noqa: BLE001  the process ends here: the parent shows the message and goes on
-        outcome.send(Failure(f"{stage.name}: {type(error).__name__}: {error}", 1, traceback.format_exc()))
+        return Failure(str(error), error.exit_code, traceback.format_exc())
+    except Exception as error:  # noqa: BLE001  the process ends here: the runner shows the message and goes on
+        return Failure(_told(error), 1, traceback.format_exc())
+    return None
+
+
+def _told(error: Exception) -> str:
+    """An error that no body has put into words, in one line."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+        return "out of memory; run again with `--accumulate 2` or more, or lower `train.max_length`"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}; run again when that is mended"
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
     """Run a stage's body in its draft and commit the artifact."""
     started, clock = datetime.now(UTC), time.perf_counter()
-    draft = store.draft(stage)
+    draft = store.open_draft(stage)
     context = StageContext(
         config=stage.config,
         inputs={role: store.artifact(parent) for role, parent in stage.inputs.items()},
@@ -117,9 +131,21 @@ def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
 
 
 def set_threads(options: RunOptions) -> None:
-    """Share the cores between the workers of a run."""
+    """Share the cores (or what OMP_NUM_THREADS says) between the workers of a run."""
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
+        torch = sys.modules["torch"]
+        torch.set_num_threads(max(1, torch.get_num_threads() // options.workers))
+
+
+def _end_with_runner() -> None:
+    runner = multiprocessing.parent_process()
+    assert runner is not None, "a worker is started by a runner"
+
+    def watch() -> None:
+        runner.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _throttled(log: EventLog, stage: Stage) -> Any:

@@ -1,7 +1,9 @@
-"""Training checkpoints: all that the next step depends on, in safetensors and JSON, replaced in one rename.
+"""What a killed training goes on from: checkpoints, the best weights so far, and a journal of every step ever done.
 
-Weights, optimizer moments, scheduler, random state, position, best weights so far, and the options that move bits (threads,
-packing, accumulation), so that a killed run goes on to the same bits on the same machine.
+A checkpoint holds all that the next step depends on: weights, optimizer moments, scheduler, random state, position, and the
+options that move bits (threads, packing, accumulation), in safetensors and JSON. So a killed run goes on to the same bits on
+the same machine. Each is written whole under a name of its own before the one before it is removed. The journal is only ever
+appended to: the curves and the number of repeated steps are read from it at the end, however often the run was killed.
 """
 
 import json
@@ -10,15 +12,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from paretune.errors import StageError
 
-_CHECKPOINT = "checkpoint"
+_JOURNAL = "curves.jsonl"
+_CHECKPOINT = "checkpoint-"
+_BEST = "best-"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -31,8 +36,6 @@ class Progress:
     train_seconds: float = 0.0
     """Optimizer steps only."""
     wall_seconds: float = 0.0
-    repeated_steps: int = 0
-    """Steps done twice because of kills."""
     best: float | None = None
     """Validation metric of the best evaluation, lower is better."""
     best_step: int = 0
@@ -41,34 +44,35 @@ class Progress:
 
 
 def save_checkpoint(
-    draft: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scheduler: Any, progress: Progress,
+    folder: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scheduler: Any, progress: Progress,
     options: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Write the state of a run into `draft`, replacing the checkpoint that is there; a kill leaves the old or the new one."""
-    new, current, old = draft / f"{_CHECKPOINT}.new", draft / _CHECKPOINT, draft / f"{_CHECKPOINT}.old"
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Write the state of a run into `folder`, then remove older ones; a kill leaves the newest whole one."""
+    new, current = folder / "new", folder / f"{_CHECKPOINT}{progress.step:09}"
+    shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    save_file({name: p.detach().contiguous() for name, p in trained.items()}, new / "weights.safetensors")
-    moments = {f"{name}/{key}": optimizer.state[p][key] for name, p in trained.items() for key in _MOMENTS}
-    save_file({key: value.contiguous() for key, value in moments.items()}, new / "optimizer.safetensors")
+    save_file(_detached(trained), new / "weights.safetensors")
+    moments = {f"{name}/{key}": moment for name, p in trained.items() for key, moment in optimizer.state[p].items()}
+    save_file({key: moment.contiguous() for key, moment in moments.items()}, new / "optimizer.safetensors")
     save_file(_random_state(), new / "random.safetensors")
     state = {"progress": vars(progress), "scheduler": scheduler.state_dict(), "options": dict(options)}
     (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    for file in new.iterdir():
-        _flush(file)
-    if current.exists():
-        current.rename(old)
+    for path in (*new.iterdir(), new, folder / _JOURNAL):
+        if path.exists():
+            _flush(path)
     new.rename(current)
-    shutil.rmtree(old, ignore_errors=True)
+    _flush(folder)
+    for older in folder.glob(f"{_CHECKPOINT}*"):
+        if older != current:
+            shutil.rmtree(older)
+    for file in folder.glob(f"{_BEST}*"):
+        if file != _best(folder, progress.best_step):
+            file.unlink()
 
 
-def find_checkpoint(draft: Path) -> Path | None:
-    """The checkpoint in `draft`, whole; the old one where a kill fell between the two renames."""
-    for name in (_CHECKPOINT, f"{_CHECKPOINT}.old"):
-        if (draft / name / "state.json").exists():
-            return draft / name
-    return None
+def find_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder`."""
+    return max(folder.glob(f"{_CHECKPOINT}*"), default=None)
 
 
 def checkpoint_options(checkpoint: Path) -> dict[str, Any]:
@@ -80,49 +84,88 @@ def checkpoint_options(checkpoint: Path) -> dict[str, Any]:
 def load_checkpoint(
     checkpoint: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scheduler: Any
 ) -> Progress:
-    """Put the state of a run back; StageError if the checkpoint is of other weights."""
-    weights = load_file(checkpoint / "weights.safetensors")
-    if weights.keys() != trained.keys():
-        raise StageError(f"{checkpoint}: holds other weights than this stage trains; remove the directory")
-    moments = load_file(checkpoint / "optimizer.safetensors")
+    """Put the state of a run back; StageError if the checkpoint is damaged or of other weights."""
+    try:
+        weights, moments = load_file(checkpoint / "weights.safetensors"), load_file(checkpoint / "optimizer.safetensors")
+        random, state = load_file(checkpoint / "random.safetensors"), json.loads((checkpoint / "state.json").read_text("utf-8"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StageError(f"{checkpoint}: cannot be read ({error}); remove it, and the training starts over") from None
+    if weights.keys() != trained.keys() or any(weights[name].shape != p.shape for name, p in trained.items()):
+        raise StageError(f"{checkpoint}: holds other weights than this stage trains; remove it, and the training starts over")
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(weights[name])
-            optimizer.state[p] = {key: _beside(moments[f"{name}/{key}"], p, key) for key in _MOMENTS}
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+            # A weight that no loss has reached yet has no moments.
+            found = {key: moments[f"{name}/{key}"] for key in _MOMENTS if f"{name}/{key}" in moments}
+            optimizer.state[p] = {key: moment.clone().to(p.device) for key, moment in found.items()}
     scheduler.load_state_dict(state["scheduler"])
     # The scheduler does not write the rate into the optimizer by itself.
     for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
-    _set_random_state(load_file(checkpoint / "random.safetensors"))
+    _set_random_state(random)
     return Progress(**state["progress"])
 
 
-def save_best(draft: Path, trained: Mapping[str, nn.Parameter]) -> None:
-    """Keep the present weights as the best so far."""
-    new = draft / "best.new"
-    save_file({name: p.detach().contiguous() for name, p in trained.items()}, new)
-    new.replace(draft / "best.safetensors")
+def save_best(folder: Path, trained: Mapping[str, nn.Parameter], step: int) -> None:
+    """Keep the present weights as the best so far. Those that a checkpoint counts on stay until the next checkpoint."""
+    new = folder / "best.new"
+    save_file(_detached(trained), new)
+    _flush(new)
+    new.replace(_best(folder, step))
 
 
-def load_best(draft: Path, trained: Mapping[str, nn.Parameter]) -> None:
-    best = load_file(draft / "best.safetensors")
+def load_best(folder: Path, trained: Mapping[str, nn.Parameter], step: int) -> None:
+    """Put the weights of step `step` back, which `save_best` has kept."""
+    best = load_file(_best(folder, step))
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(best[name])
 
 
-def remove_checkpoints(draft: Path) -> None:
-    """What only an unfinished run needs."""
-    for directory in draft.glob(f"{_CHECKPOINT}*"):
-        shutil.rmtree(directory)
-    for file in draft.glob("best.*"):
-        file.unlink()
+def open_journal(folder: Path) -> TextIO:
+    """The journal, to append lines to; after a kill in the middle of a line it goes on with a line of its own."""
+    file = folder / _JOURNAL
+    torn = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")
+    journal = file.open("a", encoding="utf-8")
+    if torn:
+        journal.write("\n")
+    return journal
 
 
-def _beside(moment: torch.Tensor, p: nn.Parameter, key: str) -> torch.Tensor:
-    # A fused optimizer keeps its step count on the parameter's device as well.
-    return moment if key == "step" and p.device.type == "cpu" else moment.to(p.device)
+def write_line(journal: TextIO, row: Mapping[str, float]) -> None:
+    journal.write(json.dumps(row) + "\n")
+    journal.flush()
+
+
+def write_curves(folder: Path, draft: Path, last_step: int) -> int:
+    """Write `curves.jsonl` into `draft` from the journal, each step once; returns how many steps were done in vain."""
+    rows: dict[tuple[int, bool], dict[str, Any]] = {}
+    steps = 0
+    for line in (folder / _JOURNAL).read_text(encoding="utf-8").splitlines():
+        row = _row(line)
+        if row is not None:
+            evaluation = "validation_loss" in row
+            steps += not evaluation
+            rows[row["step"], evaluation] = row
+    kept = [rows[place] for place in sorted(rows) if place[0] <= last_step]
+    (draft / "curves.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
+    return steps - last_step
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row: dict[str, Any] = json.loads(line)
+    except ValueError:  # the line that a kill cut off
+        return None
+    return row
+
+
+def _best(folder: Path, step: int) -> Path:
+    return folder / f"{_BEST}{step:09}.safetensors"
+
+
+def _detached(trained: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {name: p.detach().contiguous() for name, p in trained.items()}
 
 
 def _random_state() -> dict[str, torch.Tensor]:
@@ -138,8 +181,8 @@ def _set_random_state(state: Mapping[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _flush(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -4,7 +4,6 @@ One optimizer step holds the next `batch_size` examples of an order that the see
 mean over the whole step, however the examples are packed into rows, cut into micro-batches or spread over forward passes.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,14 +40,15 @@ class Run:
     options: Mapping[str, Any]
     """Those that move bits: `forward_tokens`, `accumulate`, `pack`, `threads`."""
     checkpoint_seconds: float
-    draft: Path
+    resume: Path
+    """What a killed run left to go on from, and where this one leaves it; holds the journal `curves.jsonl`."""
     emit: Callable[..., None]
 
 
 def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Example], run: Run) -> ckpt.Progress:
-    """Train the parameters of `packed.model` that require a gradient; goes on from a checkpoint in the draft if there is one.
+    """Train the parameters of `packed.model` that require a gradient; goes on from a checkpoint if there is one.
 
-    Writes `curves.jsonl`. Afterwards the model holds the weights to keep. Raises StageError when the loss is no number.
+    Afterwards the model holds the weights to keep. Raises StageError when the loss is no number.
     """
     model, settings = packed.model, run.train
     accelerator = Accelerator(mixed_precision="bf16" if run.precision == "bfloat16" else "no", cpu=run.device == "cpu")
@@ -61,10 +61,11 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
     optimizer = torch.optim.AdamW(_groups(trained, settings["weight_decay"]), lr=run.learning_rate, fused=True)
     scheduler = get_scheduler(settings["schedule"], optimizer, round(settings["warmup"] * num_steps), num_steps)
     torch.manual_seed(run.seed)  # of dropout; the adapter was drawn before
-    progress = _resume(run.draft, trained, optimizer, scheduler)
+    found = ckpt.find_checkpoint(run.resume)
+    progress = ckpt.load_checkpoint(found, trained, optimizer, scheduler) if found else ckpt.Progress()
     wall_before, opened = progress.wall_seconds, time.perf_counter()
     last_checkpoint, interval = time.monotonic(), run.checkpoint_seconds
-    curves = (run.draft / "curves.jsonl").open("a", encoding="utf-8")
+    journal = ckpt.open_journal(run.resume)
 
     for step in range(progress.step + 1, num_steps + 1):
         started = time.perf_counter()
@@ -90,27 +91,27 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         progress.train_seconds += time.perf_counter() - started
         position = {"step": step, "epoch": step / steps_per_epoch, "seconds": progress.train_seconds, "tokens": progress.tokens}
         taken = {"train_loss": loss, "train_token_accuracy": correct / num_targets, "learning_rate": learning_rate}
-        _write(curves, position | taken)
+        ckpt.write_line(journal, position | taken)
         run.emit(done=step, total=num_steps, loss=loss)
 
         if step % evaluate_every == 0 or step == num_steps:
             with accelerator.autocast():
                 measured = _validate(packed, validation, run.options["forward_tokens"])
-            _write(curves, position | measured)
-            if _note_evaluation(progress, settings, measured):
-                ckpt.save_best(run.draft, trained)
+            ckpt.write_line(journal, position | measured)
+            if _note_evaluation(progress, settings, measured) and settings["keep"] == "best":
+                ckpt.save_best(run.resume, trained, step)
             if progress.stopped_early:
                 break
         if time.monotonic() - last_checkpoint > interval:
             begun = time.monotonic()
             progress.wall_seconds = wall_before + time.perf_counter() - opened
-            ckpt.save_checkpoint(run.draft, trained, optimizer, scheduler, progress, run.options)
+            ckpt.save_checkpoint(run.resume, trained, optimizer, scheduler, progress, run.options)
             last_checkpoint = time.monotonic()
             interval = max(run.checkpoint_seconds, _CHECKPOINT_SHARE * (last_checkpoint - begun))
-    curves.close()
+    journal.close()
     progress.wall_seconds = wall_before + time.perf_counter() - opened
     if settings["keep"] == "best":
-        ckpt.load_best(run.draft, trained)
+        ckpt.load_best(run.resume, trained, progress.best_step)
     return progress
 
 
@@ -160,34 +161,3 @@ def _groups(trained: Mapping[str, nn.Parameter], weight_decay: float) -> list[di
     others = [p for p in trained.values() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
-
-
-def _resume(draft: Path, trained: Mapping[str, nn.Parameter], optimizer: Any, scheduler: Any) -> ckpt.Progress:
-    """The progress of a killed run, with its state put back; curves are cut to it and the steps lost are counted."""
-    found = ckpt.find_checkpoint(draft)
-    progress = ckpt.load_checkpoint(found, trained, optimizer, scheduler) if found else ckpt.Progress()
-    curves = draft / "curves.jsonl"
-    if not curves.exists():
-        return progress
-    kept, lost = [], set()
-    for line in curves.read_text(encoding="utf-8").splitlines():
-        step = _step_of(line)
-        if step is not None and step <= progress.step:
-            kept.append(line)
-        elif step is not None:
-            lost.add(step)
-    progress.repeated_steps += len(lost)
-    curves.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    return progress
-
-
-def _step_of(line: str) -> int | None:
-    try:
-        return int(json.loads(line)["step"])
-    except ValueError:  # the line that the kill cut off
-        return None
-
-
-def _write(curves: Any, row: Mapping[str, float]) -> None:
-    curves.write(json.dumps(row) + "\n")
-    curves.flush()

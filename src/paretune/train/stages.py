@@ -15,7 +15,7 @@ from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_b
 from paretune.model.forward import packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
-from paretune.train.checkpoint import checkpoint_options, find_checkpoint, remove_checkpoints
+from paretune.train.checkpoint import checkpoint_options, find_checkpoint, write_curves
 from paretune.train.loop import Run, fit
 
 _BIT_OPTIONS = ("forward_tokens", "accumulate", "pack")
@@ -52,7 +52,7 @@ def _train(
 ) -> dict[str, Any]:
     config, settings = context.config, context.config["train"]
     # A checkpoint may be there from options that rounded otherwise; the run goes on with those it began with.
-    found = find_checkpoint(context.draft)
+    found = find_checkpoint(context.resume)
     options = checkpoint_options(found) if found else _bit_options(context)
     torch.set_num_threads(options["threads"])
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
@@ -73,14 +73,14 @@ def _train(
         device=config["device"],
         options=options,
         checkpoint_seconds=context.options.checkpoint_seconds,
-        draft=context.draft,
+        resume=context.resume,
         emit=context.emit,
     )
     progress = fit(packed, examples["train"], examples["validation"], run)
     model.eval()
     parameters, trainable = count_parameters(model)
     save(loaded)
-    remove_checkpoints(context.draft)
+    repeated_steps = write_curves(context.resume, context.draft, progress.step)
     steps_per_epoch = -(-len(examples["train"]) // settings["batch_size"])
     return {
         "parameters": parameters,
@@ -95,7 +95,7 @@ def _train(
         "best_step": progress.best_step,
         "best_validation_loss": _best_loss(context),
         "stopped_early": progress.stopped_early,
-        "repeated_steps": progress.repeated_steps,
+        "repeated_steps": repeated_steps,
         "precision": config["precision"],
         "base_dropout": dropout,
         "packed": options["pack"] and packed.isolates,
