@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from paretune.errors import SpecError, StoreError
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.pipeline.plan import Plan, PlannedCell
@@ -41,6 +43,7 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
     cell = find_cell(plan, wanted)
     if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
         raise StoreError(f"--to: `{to}` exists and is not empty; name another directory")
+    disable_progress_bar()
     with _whole(to) as draft:
         if form == "adapter":
             _write_adapter(cell, store, draft, to)

@@ -1,0 +1,83 @@
+"""What several test modules share: a small study of a tiny model on generated text."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+# Two threads on a tiny model wait for each other more than they compute. Before torch is imported, and for the workers.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+
+from tests.tiny import make_model
+
+_NOUNS = "harbour engine letter lamp train driver winter garden bridge market school river".split()
+_VERBS = "waits turns opens closes leaves returns shines breaks grows sinks".split()
+
+STUDY = """
+study: small
+bases: {tiny: {path: model}}
+data:
+  notes:
+    source: {path: notes.jsonl}
+    document: title
+    text: "{{ title }}\\n\\n{{ content }}"
+train: {epochs: 2, batch_size: 4, max_length: 64}
+precision: {compute: float32}
+seeds: [0, 1]
+variants:
+  base: []
+  full:     [{train.full: {learning_rate: 1.0e-3}}]
+  original: [{train.lora: {r: 4, targets: all-linear, learning_rate: 5.0e-3}}]
+  reduced:  [{prune.blocks: {count: 1, choose: last}}, {train.lora: {r: 4, targets: all-linear, learning_rate: 5.0e-3}}]
+evaluate:
+  perplexity: {}
+  qa: {path: qa.json, slice_by: [difficulty]}
+  generate: {prompts: ["The train", "A lamp"], max_new_tokens: 8}
+  latency: {prompt_tokens: 8, new_tokens: 4, repeats: 2, warmup: 1}
+"""
+
+
+def write_notes(file: Path, count: int = 40, seed: int = 0) -> None:
+    """Documents of 20 to 80 words that differ from each other."""
+    draw = random.Random(seed)
+    rows = [
+        {
+            "title": f"Note {number}",
+            "content": " ".join(f"the {draw.choice(_NOUNS)} {draw.choice(_VERBS)}." for _ in range(draw.randint(8, 28))),
+            "type": draw.choice(["a", "b"]),
+        }
+        for number in range(count)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_questions(file: Path) -> None:
+    questions = [
+        {
+            "id": number,
+            "category": "multiple_choice" if number % 2 else "factual",
+            "question": f"What does the {noun} do?",
+            "answer": "it waits",
+            "difficulty": "easy" if number < 3 else "hard",
+        }
+        | ({"options": ["it waits", "it sinks", "it grows"], "answer_index": 0} if number % 2 else {})
+        for number, noun in enumerate(_NOUNS[:6])
+    ]
+    file.write_text(json.dumps({"questions": questions}), encoding="utf-8")
+
+
+def write_study(folder: Path, text: str = STUDY) -> Path:
+    """A study file with everything that it names; returns the file."""
+    make_model("llama", folder / "model")
+    write_notes(folder / "notes.jsonl")
+    write_questions(folder / "qa.json")
+    file = folder / "study.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    return write_study(tmp_path)

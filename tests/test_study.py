@@ -1,0 +1,110 @@
+"""From a study file to the comparison and the exported models, by the command line, on a tiny model."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from paretune.cli import main
+from tests.conftest import write_study
+
+OUTPUTS = ["curves.csv", "estimates.csv", "figures", "generations.jsonl", "report.md", "report.txt", "results.csv"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A study that has run once."""
+    folder = tmp_path_factory.mktemp("study")
+    assert main(["run", str(write_study(folder)), "--out", str(folder / "out")]) == 0
+    return folder
+
+
+def study(folder: Path) -> str:
+    return str(folder / "study.yaml")
+
+
+def test_all_outputs_are_there(folder):
+    assert sorted(path.name for path in (folder / "out").iterdir()) == OUTPUTS
+    results = pd.read_csv(folder / "out" / "results.csv")
+    assert set(results["variant"]) == {"base", "full", "original", "reduced"}
+    assert set(results[results["variant"] == "full"]["seed"]) == {0, 1}
+    assert results[results["variant"] == "base"]["seed"].isna().all()  # nothing in the base depends on a seed
+    losses = results[(results["metric"] == "loss") & (results["split"] == "test")].groupby("variant")["value"].mean()
+    assert losses["full"] < losses["base"]
+
+
+def test_a_second_run_reuses_everything(folder, capsys):
+    started = time.perf_counter()
+    assert main(["run", study(folder), "--out", str(folder / "again")]) == 0
+    assert time.perf_counter() - started < 10
+    assert re.search(r"(\d+) stages: \1 reused, 0 to run", capsys.readouterr().err)
+    for name in ("results.csv", "estimates.csv", "curves.csv", "report.txt"):
+        assert (folder / "again" / name).read_text() == (folder / "out" / name).read_text()
+
+
+@pytest.mark.parametrize("variant", ["base", "full", "original", "reduced"])
+def test_an_exported_directory_gives_the_loss_of_the_results(folder, variant, tmp_path, capsys):
+    seed = [] if variant == "base" else ["--seed", "1"]
+    assert main(["export", study(folder), variant, "--to", str(tmp_path / "model"), *seed]) == 0
+    results = pd.read_csv(folder / "out" / "results.csv")
+    chosen = results[(results["variant"] == variant) & (results["metric"] == "loss") & (results["split"] == "test")]
+    expected = chosen["value"].iloc[-1]
+    (documents,) = (folder / ".paretune").glob("data-*/documents.parquet")
+    script = Path(__file__).parent.parent / "scripts" / "exported_loss.py"
+    command = [sys.executable, str(script), str(tmp_path / "model"), str(documents), "--max-length", "64"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert float(printed) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_exported_adapter_is_loaded_by_peft_onto_its_pruned_base(folder, tmp_path):
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    for form in ("adapter", "hf"):
+        arguments = ["export", study(folder), "reduced", "--to", str(tmp_path / form), "--format", form, "--seed", "0"]
+        assert main(arguments) == 0
+    adapter = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    ids = torch.arange(2, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(adapter(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["redcued", "--seed", "0"], "no variant `redcued`; did you mean `reduced`?"),
+        (["reduced"], "--seed: `reduced` has `0`, `1`; name one"),
+        (["reduced", "--seed", "7"], "--seed: no `7`; there is `0`, `1`"),
+        (["full", "--seed", "0", "--format", "adapter"], "`full` does not end in an adapter"),
+        (["full", "--seed", "0", "--format", "onnx"], "--format: no `onnx`"),
+    ],
+)
+def test_a_wrong_export_says_what_to_write(folder, tmp_path, capsys, arguments, message):
+    assert main(["export", study(folder), *arguments, "--to", str(tmp_path / "x")]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_does_not_overwrite(folder, tmp_path, capsys):
+    (tmp_path / "mine").write_text("kept")
+    assert main(["export", study(folder), "base", "--to", str(tmp_path)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_report_is_written_without_torch(folder):
+    code = (
+        "import sys; from paretune.cli import main; "
+        f"assert main(['report', {study(folder)!r}, '--out', {str(folder / 'third')!r}]) == 0; "
+        f"assert main(['plan', {study(folder)!r}]) == 0; "
+        "loaded = {'torch', 'transformers', 'peft'} & set(sys.modules); assert not loaded, loaded"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert (folder / "third" / "report.md").read_text() == (folder / "out" / "report.md").read_text()
