@@ -291,4 +291,4 @@ def _of(sample: Sample, seed: Seed) -> float:
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value >= 700 else math.exp(value)

@@ -167,10 +167,11 @@ def _cheaper_is_chosen(measured: Measured, group: Group, chosen: Place, best: Pl
         reason = "it needs no training"
     else:
         reason = f"it {wording.listed(cheaper)}" if cheaper else "it needs no training"
+    apart = f"; the {difference.n_seeds} seeds lie far apart" if difference.detected_for_weights else ""
     how = f"Recommended, on the thin evidence of {sources(difference)}" if difference.n_documents < _THIN else "Recommended"
     return (
         f"{how}: {_subject(measured, group, chosen)}. Its {noun(difference.quantity)} cannot be told apart from the "
-        f"best, that of {named(best)} ({amount_of(difference, signed=True)}, {interval_of(difference)}), and {reason}."
+        f"best, that of {named(best)} ({amount_of(difference, signed=True)}, {interval_of(difference)}{apart}), and {reason}."
     )
 
 

@@ -99,8 +99,8 @@ def sign_flip_interval(sums: Floats, weights: Floats, level: float, seed: int = 
 
 def _end(kept: Callable[[float], bool], start: float, farthest: float) -> float:
     """The largest value from `start` on that is kept; beyond `farthest` nothing new can be rejected."""
-    step = max(abs(farthest - start), 1e-12)
-    low, high = start, farthest + 1e-6 * step
+    step = max(abs(farthest - start), 1e-9 * abs(start), 1e-12)
+    low, high = start, farthest + 1e-3 * step
     if kept(high):
         return float("inf")
     while high - low > 1e-5 * step:

@@ -19,7 +19,7 @@ from paretune.analysis.document import Block, Bullets, Document, Paragraph, Pict
 WIDTH = 120
 _CODE = re.compile(r"`([^`]*)`")
 _MARKS = re.compile(r"([\\*_\[\]<>#|~&$])")
-_FIRST = re.compile(r"^(\s*)([-+>]|\d+[.)])(\s)")
+_LIST = re.compile(r"^(\d*)([-+.)])(?=\s)")
 _BAR = re.compile(r"(?<!\\)\|")
 _NAME_WIDTH = 34
 _LABEL_WIDTH = 26
@@ -70,7 +70,7 @@ def escaped(text: str) -> str:
     pieces = []
     for index, piece in enumerate(_CODE.split(" ".join(visible(text).split()))):
         pieces.append(f"`{piece}`" if index % 2 else _MARKS.sub(r"\\\1", piece))
-    return _FIRST.sub(r"\1\\\2\3", "".join(pieces))
+    return _LIST.sub(r"\1\\\2", "".join(pieces))
 
 
 def fenced(text: str) -> str:

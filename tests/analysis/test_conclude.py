@@ -1,0 +1,148 @@
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from paretune.analysis.conclude import conclude, remarks
+from paretune.analysis.measured import Measured, measure
+from paretune.pipeline.records import Results
+from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results, write_scores
+
+QUIET = Shape(seeds=(0,), seed_effect=0.0, evaluations=("perplexity", "latency"), epochs=1)
+BASE, FULL, LORA, REDUCED = (VARIANTS[name] for name in ("base", "full", "original", "reduced"))
+
+
+def said(results: Results) -> list[str]:
+    measured = measure(results)
+    found = conclude(measured, measured.groups[0])
+    return [*found.recommendation, *found.findings]
+
+
+def study(tmp_path: Path, shape: Shape = QUIET, **variants: Truth) -> list[str]:
+    return said(make_results(tmp_path, replace(shape, variants=variants)))
+
+
+def having(sentences: Sequence[str], *words: str) -> list[str]:
+    return [sentence for sentence in sentences if all(word in sentence for word in words)]
+
+
+def test_a_detected_loss_of_quality_is_a_trade_with_its_price(tmp_path: Path) -> None:
+    sentences = study(tmp_path, original=LORA, reduced=REDUCED)
+    assert having(sentences, "Recommended: `original`.", "lowest test perplexity", "lead over every other variant is detected")
+    (trade,) = having(sentences, "Cheaper at a price: `reduced` has 11.3 % fewer parameters than `original`, trains 1.1")
+    assert "but its test perplexity is" in trade
+    assert "higher (95 % interval " in trade
+    assert "generates 1." in trade
+
+
+def test_where_no_difference_is_detected_the_cheaper_variant_is_recommended(tmp_path: Path) -> None:
+    sentences = study(tmp_path, original=LORA, reduced=replace(REDUCED, loss=LORA.loss - 1e-4))
+    (recommended,) = having(sentences, "Recommended")
+    assert "`reduced`" in recommended
+    assert (
+        "11.3 % fewer parameters" in recommended
+        or "`original` cannot be told apart from it and is not clearly cheaper" in recommended
+    )
+    assert not having(sentences, " higher ("), sentences
+    assert not having(sentences, " lower (")
+
+
+def test_a_variant_that_is_better_and_cheaper_is_no_trade(tmp_path: Path) -> None:
+    sentences = study(tmp_path, original=LORA, reduced=replace(REDUCED, loss=3.9))
+    assert having(sentences, "Recommended: `reduced`.")
+    assert not having(sentences, "Cheaper at a price")
+    assert having(sentences, "`reduced` has 11.3 % fewer parameters", ", and its test perplexity is", "lower")
+
+
+def test_a_variant_worse_than_the_untouched_base_is_said_to_be_so(tmp_path: Path) -> None:
+    sentences = study(tmp_path, base=BASE, full=replace(FULL, loss=5.3), original=LORA)
+    assert having(sentences, "`full` is worse than the untouched base: its test perplexity is")
+    assert having(sentences, "`original` is better than the untouched base: test perplexity from ")
+    assert not having(sentences, "Every other variant is better")
+
+
+def test_a_base_that_nothing_beats_is_recommended(tmp_path: Path) -> None:
+    sentences = study(tmp_path, base=BASE, full=replace(FULL, loss=5.3), original=replace(LORA, loss=5.0))
+    assert having(sentences, "Recommended: the untouched base, `base`.")
+
+
+def test_times_of_different_machines_are_not_spoken_of(tmp_path: Path) -> None:
+    results = make_results(tmp_path, replace(QUIET, variants={"original": LORA, "reduced": REDUCED}))
+    assert having(said(results), "trains 1.")
+    cells = tuple(
+        replace(
+            cell,
+            methods=tuple(replace(record, machine={"processor": f"of {cell.variant}"}) for record in cell.methods),
+            evaluations={
+                name: replace(record, machine={"processor": f"of {cell.variant}"}) for name, record in cell.evaluations.items()
+            },
+        )
+        for cell in results.cells
+    )
+    sentences = said(replace(results, cells=cells))
+    assert not having(sentences, "trains ")
+    assert not having(sentences, "generates ")
+    assert having(sentences, "`reduced` has 11.3 % fewer parameters than `original`")
+
+
+def test_seeds_that_lie_too_far_apart_are_not_a_verdict_about_methods(tmp_path: Path) -> None:
+    shape = replace(QUIET, seeds=(0, 1), seed_effect=0.05)
+    sentences = study(tmp_path, shape, full=replace(FULL, loss=4.08), original=LORA)
+    assert having(sentences, "Recommended: `original`", "cannot be told apart from the best", "; the 2 seeds lie far apart)")
+    sentences = study(tmp_path, shape, base=BASE, cut=replace(LORA, loss=4.55))
+    assert having(sentences, "Recommended: the untouched base, `base`.", "and it needs no training")
+
+
+@pytest.mark.parametrize(("seeds", "words"), [((0,), "One training seed"), ((0, 1), "Two training seeds"), ((0, 1, 2), None)])
+def test_what_the_number_of_seeds_allows_to_say(tmp_path: Path, seeds: tuple[int, ...], words: str | None) -> None:
+    found = remarks(measure(make_results(tmp_path, replace(QUIET, seeds=seeds, documents=6))))
+    assert [sentence for sentence in found if "seed" in sentence] == ([] if words is None else having(found, words))
+
+
+def with_answers(tmp_path: Path, **right: int) -> Measured:
+    """A study of ten questions of which each variant answers the first `right` ones."""
+    variants = {"original": LORA, "reduced": REDUCED}
+    results = make_results(tmp_path, replace(QUIET, variants=variants, evaluations=("perplexity", "qa"), documents=40))
+    for cell in results.cells:
+        rows = [
+            {"split": "", "document": str(index), "example": str(index), "metric": "accuracy", "weight": 1.0}
+            | {"value": float(index < right[cell.variant])}
+            for index in range(10)
+        ]
+        write_scores(cell.evaluations["qa"].path, rows)
+    return measure(results)
+
+
+def test_two_answers_apart_are_no_difference(tmp_path: Path) -> None:
+    measured = with_answers(tmp_path, original=7, reduced=5)
+    sentences = conclude(measured, measured.groups[0]).findings
+    (found,) = having(sentences, "Accuracy on `qa` (10 questions): from 5 of 10 (`reduced`) to 7 of 10 (`original`)")
+    assert "no variant is told apart from `original` (widest gap 2 answers, `reduced`, exact test p = 0.5)" in found
+    assert having(remarks(measured), "With 10 questions", "differ on at least 6")
+
+
+def test_seven_answers_apart_are_one(tmp_path: Path) -> None:
+    measured = with_answers(tmp_path, original=8, reduced=1)
+    sentences = conclude(measured, measured.groups[0]).findings
+    assert having(sentences, "Accuracy on `qa`", "`reduced` is worse than `original` (1 of 10 against 8 of 10")
+    assert not having(sentences, "Accuracy on `qa`", "no variant is told apart")
+
+
+def test_equal_answers_are_said_to_be_equal(tmp_path: Path) -> None:
+    measured = with_answers(tmp_path, original=4, reduced=4)
+    assert having(conclude(measured, measured.groups[0]).findings, "all variants answer 4 of 10 correctly")
+
+
+def test_one_document_gives_no_recommendation(tmp_path: Path) -> None:
+    sentences = study(tmp_path, replace(QUIET, documents=1), original=LORA, reduced=REDUCED)
+    assert having(sentences, "No recommendation: 1 document cannot tell variants apart")
+    assert not having(sentences, "Recommended")
+
+
+def test_a_perplexity_that_only_memory_can_give_is_flagged(tmp_path: Path) -> None:
+    assert having(
+        study(tmp_path, original=replace(LORA, loss=0.2)), "so low that held-out text is likely to stand in the training"
+    )
+    (tmp_path / "sane").mkdir()
+    assert not having(study(tmp_path / "sane", original=LORA), "so low that")

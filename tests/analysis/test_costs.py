@@ -1,0 +1,66 @@
+from dataclasses import replace
+from pathlib import Path
+
+from paretune.analysis.costs import Cost, ratio, read_costs
+from paretune.analysis.scores import Place
+from tests.analysis.synthetic import Shape, make_results
+
+SMALL = Shape(documents=6, evaluations=("latency",), epochs=1)
+BASE, FULL, LORA = (Place("novels", "news", name) for name in ("base", "full", "original"))
+
+
+def costs_of(**figures: Cost) -> dict[Place, dict[str, Cost]]:
+    return {LORA: {"train_seconds": figures["one"]}, FULL: {"train_seconds": figures["other"]}}
+
+
+def test_costs_are_read_by_seed_and_untrained_variants_have_none_of_training(tmp_path: Path) -> None:
+    costs = read_costs(make_results(tmp_path, SMALL))
+    assert costs[LORA]["parameters"].by_seed == {0: 7_073_728, 1: 7_073_728}
+    assert costs[LORA]["trainable_parameters"].mean == 73_728
+    assert set(costs[LORA]["train_seconds"].by_seed) == {0, 1}
+    assert "train_seconds" not in costs[BASE]
+    assert "threads" not in costs[BASE]
+    assert {"first_token_ms", "ms_per_token", "ms_per_token_median"} <= set(costs[BASE])
+
+
+def test_a_variant_that_trains_twice_pays_twice(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    cell = next(cell for cell in results.cells if cell.variant == "original")
+    twice = replace(cell, methods=(*cell.methods, *cell.methods))
+    once = read_costs(replace(results, cells=(cell,)))[LORA]
+    found = read_costs(replace(results, cells=(twice,)))[LORA]
+    assert found["train_seconds"].mean == 2 * once["train_seconds"].mean
+    assert found["train_tokens"].mean == 2 * once["train_tokens"].mean
+    assert found["peak_memory_bytes"].mean == once["peak_memory_bytes"].mean
+    assert round(found["train_tokens_per_second"].mean) == round(once["train_tokens_per_second"].mean)
+
+
+def test_times_of_different_machines_have_no_ratio_and_sizes_do(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    cells = tuple(
+        replace(cell, methods=tuple(replace(record, machine={"processor": "other"}) for record in cell.methods))
+        if cell.variant == "full"
+        else cell
+        for cell in results.cells
+    )
+    costs = read_costs(replace(results, cells=cells))
+    assert ratio(costs, "train_seconds", LORA, FULL) is None
+    assert ratio(costs, "parameters", LORA, FULL) is not None
+    assert ratio(read_costs(results), "train_seconds", LORA, FULL) is not None
+
+
+def test_a_time_ratio_is_clear_only_beyond_noise_and_beyond_the_seeds() -> None:
+    machine = frozenset({"m"})
+    clear = ratio(
+        costs_of(one=Cost({0: 50.0, 1: 52.0}, machine), other=Cost({0: 98.0, 1: 100.0}, machine)), "train_seconds", LORA, FULL
+    )
+    assert clear is not None
+    assert clear.clear
+    close = ratio(costs_of(one=Cost({0: 97.0}, machine), other=Cost({0: 100.0}, machine)), "train_seconds", LORA, FULL)
+    assert close is not None
+    assert not close.clear
+    mixed = ratio(
+        costs_of(one=Cost({0: 50.0, 1: 99.0}, machine), other=Cost({0: 98.0, 1: 100.0}, machine)), "train_seconds", LORA, FULL
+    )
+    assert mixed is not None
+    assert not mixed.clear

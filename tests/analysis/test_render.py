@@ -1,0 +1,63 @@
+import pytest
+
+from paretune.analysis.document import Bullets, Document, Paragraph, Section, SideBySide, Table, Text
+from paretune.analysis.render import as_markdown, as_text, escaped, fenced, visible
+
+
+def one(*blocks: object) -> Document:
+    return Document("title", [Section("part", list(blocks))])  # type: ignore[arg-type]
+
+
+def test_control_characters_do_not_reach_a_terminal() -> None:
+    assert visible("a\x1b[31mb\r\nc\td\u202ee\x00") == "a<U+001B>[31mb\nc    d<U+202E>e<U+0000>"
+    document = one(SideBySide("\x1b[2J", [Text("x", "note", "\x1b]0;title\x07")]), Paragraph("\x1b[0m"))
+    assert "\x1b" not in as_text(document)
+    assert "\x1b" not in as_markdown(document)
+
+
+@pytest.mark.parametrize(
+    ("text", "markdown"),
+    [
+        ("2 * 3 * 4 and [a](b)", "2 \\* 3 \\* 4 and \\[a\\](b)"),
+        ("<b>&amp;</b>", "\\<b\\>\\&amp;\\</b\\>"),
+        ("`a_b` and a_b", "`a_b` and a\\_b"),
+        ("1. no list", "1\\. no list"),
+        ("- no list + either", "\\- no list + either"),
+        ("-3.1 %", "-3.1 %"),
+        ("# no heading", "\\# no heading"),
+        ("$x$", "\\$x\\$"),
+    ],
+)
+def test_markdown_takes_words_literally(text: str, markdown: str) -> None:
+    assert escaped(text) == markdown
+
+
+def test_bars_do_not_end_a_cell() -> None:
+    text = as_markdown(one(Table(("name", "value"), [["a|b `c|d`", "1"]])))
+    assert "| a\\|b `c\\|d` | 1 |" in text
+
+
+def test_a_fence_is_longer_than_any_inside() -> None:
+    assert fenced("```\ncode\n````").startswith("`````text\n")
+    assert fenced("plain").startswith("```text\n")
+
+
+def test_no_line_is_wider_than_a_terminal() -> None:
+    wide = Table(("name", "words", "number"), [["v" * 200, "word " * 80, "1.23 (1.11 to 1.35)"]], words=2)
+    texts = SideBySide("prompt " * 60, [Text("l" * 80, "n" * 60, "t" * 500), Text("b", "", "中文" * 200)])
+    text = as_text(one(Paragraph("p" * 300), Bullets(["b " * 200]), wide, texts))
+    assert max(len(line) for line in text.splitlines()) <= 120
+    assert text.count("v") == 200
+
+
+def test_a_grouped_name_is_said_once_in_text_and_always_in_markdown() -> None:
+    table = Table(("variant", "epoch"), [["full", "1"], ["full", "2"]], grouped=True)
+    assert as_text(one(table)).count("full") == 1
+    assert as_markdown(one(table)).count("full") == 2
+
+
+def test_an_empty_generation_is_shown_as_such_and_a_long_one_is_cut() -> None:
+    text = as_text(one(SideBySide("p", [Text("a", "", ""), Text("b", "", "x" * 3000)])))
+    assert "(nothing)" in text
+    assert text.count("x") == 1500
+    assert "(all of it in generations.jsonl)" in " ".join(text.split())

@@ -1,0 +1,204 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from paretune.analysis.measured import measure
+from paretune.analysis.outputs import write_outputs
+from paretune.analysis.render import as_markdown, as_text
+from paretune.analysis.report import build_report
+from paretune.pipeline.records import Cell, Record, Results
+from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results
+
+SMALL = Shape(documents=12, epochs=2)
+LONG = "lora-with-a-name-that-goes-on-and-on-for-much-longer-than-any-column-of-a-table-can-hold"
+CASES = {
+    "one variant": replace(SMALL, variants={"full": VARIANTS["full"]}, seeds=(0,)),
+    "nothing trained": replace(SMALL, variants={"base": VARIANTS["base"], "cut": Truth("[{prune.blocks: {count: 1}}]", 5.5)}),
+    "one seed": replace(SMALL, seeds=(0,)),
+    "no questions": replace(SMALL, evaluations=("perplexity", "generate")),
+    "only questions": replace(SMALL, evaluations=("qa",)),
+    "only generations": replace(SMALL, evaluations=("generate",)),
+    "no test split": replace(SMALL, splits=("validation",)),
+    "one document": replace(SMALL, documents=1, questions=1),
+    "bases and datasets": replace(SMALL, bases=("novels", "stories"), datasets=("news", "books"), seeds=(0,)),
+    "long names": replace(SMALL, variants={LONG + str(index): VARIANTS["original"] for index in range(3)}),
+    "wild text": replace(
+        SMALL,
+        prompts=("# *a* | `b`\n\n```\n" + "long " * 300, "\x1b[31m<script>$x$"),
+        text="\n\n# no heading\n```\n| a | b |\x07" + "word " * 400,
+    ),
+    "leakage allowed": replace(SMALL, leakage="allow"),
+}
+
+
+def report_of(results: Results) -> str:
+    """report.md without the figures, which take most of the time."""
+    return as_markdown(build_report(measure(results), frozenset()))
+
+
+def part(text: str, title: str) -> str:
+    """A section of report.md."""
+    return re.split(r"\n##+ ", text.split(f"# {title}\n", 1)[1], maxsplit=1)[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_study_has_a_report_that_fits(case: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    written = write_outputs(make_results(tmp_path, CASES[case]), out)
+    assert all(file.is_file() for file in written)
+    text, markdown = ((out / name).read_text(encoding="utf-8") for name in ("report.txt", "report.md"))
+    assert max(cell_len(line) for line in text.splitlines()) <= 120
+    for word in ("nan", "None", "inf ", "Infinity", "<U+000A>"):
+        assert word not in re.sub(r"```+text\n.*?\n```+", "", markdown, flags=re.DOTALL).replace("information", "")
+    for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", markdown):
+        assert (out / picture).is_file()
+    assert [line for line in markdown.splitlines() if line.startswith("## ")][:2] == ["## In short", "## What was compared"]
+
+
+def test_both_reports_say_the_same(tmp_path: Path) -> None:
+    report = build_report(measure(make_results(tmp_path, SMALL)), frozenset())
+    text, markdown = as_text(report), as_markdown(report)
+    plain = " ".join(text.split())
+    for line in part(markdown, "In short").splitlines():
+        assert " ".join(line.replace("\\", "").split()) in plain
+    numbers = set(re.findall(r"\d[\d,]*\.\d+", markdown)) - {"0.1"}
+    assert numbers == set(re.findall(r"\d[\d,]*\.\d+", text)) - {"0.1"}
+
+
+def test_equal_records_give_equal_outputs(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    files = [write_outputs(results, tmp_path / name) for name in ("one", "two")]
+    for one, two in zip(*files, strict=True):
+        assert one.read_bytes() == two.read_bytes(), one.name
+
+
+def test_what_was_compared_names_base_data_training_machine_versions_and_date(tmp_path: Path) -> None:
+    markdown = report_of(make_results(tmp_path, SMALL))
+    found = part(markdown, "What was compared")
+    for words in (
+        "Base `novels`: `models/novels`, 7,000,000 parameters.",
+        "2 epochs, 8 examples a step, at most 512 tokens an example, cosine schedule",
+        "seeds 0 and 1",
+        "Precision: trained in float32, measured in float32.",
+        "`Example CPU`, 2 cores, memory 8.00 GB",
+        "Run: 2026-08-20, with paretune 0.1.0, python 3.12.0, torch 2.13.0",
+        "| news | train | 96 | 96 | 192,000 | 43,200 |",
+        "Left out of `news`: 2 records without text.",
+        "prune.blocks (count 1), then train.lora (learning\\_rate 0.0003, r 8, alpha 16)",
+    ):
+        assert words in found
+
+
+def test_the_share_of_trained_parameters_is_printed_in_full(tmp_path: Path) -> None:
+    truth = replace(VARIANTS["original"], parameters=124_734_720, trainable=294_912)
+    markdown = report_of(make_results(tmp_path, replace(SMALL, variants={"lora": truth})))
+    assert "`lora` trains 294,912 of 124,734,720 (0.2364 %) parameters." in part(markdown, "Cost")
+
+
+def test_a_failed_variant_is_named_and_the_others_are_reported(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+
+    def failed(cell: Cell) -> Cell:
+        return replace(cell, methods=(), evaluations={}, missing=("train.lora-0123abcd", "evaluate.qa-4567cdef"))
+
+    cells = tuple(failed(cell) if cell.variant == "reduced" else cell for cell in results.cells)
+    markdown = report_of(replace(results, cells=cells))
+    assert "Incomplete: 2 stages failed or did not run; see the notes." in part(markdown, "In short")
+    notes = part(markdown, "Notes")
+    assert "`reduced` of `novels` on `news`, seed 1: `train.lora-0123abcd` and `evaluate.qa-4567cdef` failed" in notes
+    assert "| reduced | - | - | - | - | - |" in part(markdown, "Held-out text")
+    assert "`full`" in part(markdown, "In short")
+
+
+def test_leaked_numbers_are_marked_and_others_are_not(tmp_path: Path) -> None:
+    markdown = report_of(make_results(tmp_path, CASES["leakage allowed"]))
+    held_out = part(markdown, "Held-out text")
+    test, validation = held_out.split("Validation,")
+    assert "†" in test
+    assert "†" not in validation.split("Change of")[0]
+    assert "†" in part(markdown, "Questions and answers")
+    assert "Part of `qa` and `test` also stands in the training data of `news`" in part(markdown, "In short")
+    clean = report_of(make_results(tmp_path, SMALL))
+    assert "†" not in clean
+
+
+def changed(results: Results, **metrics: object) -> Results:
+    """The first trained cell with other metrics."""
+    target = next(cell for cell in results.cells if cell.methods)
+
+    def edit(record: Record) -> Record:
+        return replace(record, metrics={**record.metrics, **metrics})
+
+    cells = tuple(replace(cell, methods=tuple(map(edit, cell.methods))) if cell is target else cell for cell in results.cells)
+    return replace(results, cells=cells)
+
+
+def test_deviations_are_printed(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    odd = changed(results, stopped_early=True, steps=7, epochs_done=1.5, best_step=4, repeated_steps=3, train_tokens=999)
+    found = part(report_of(odd), "What was compared")
+    for words in (
+        "`full` (seed 0) stopped early, after 7 optimizer steps (1.5 epochs).",
+        "`full` (seed 0) was interrupted and went on from a checkpoint; 3 steps ran twice.",
+        "those with the lowest validation loss were kept: `full` (seed 0) step 4 of 7.",
+        "trained with unequal tokens: ",
+        "trained with unequal optimizer steps: ",
+    ):
+        assert words in found
+    plain = part(report_of(results), "What was compared")
+    for word in ("stopped early", "interrupted", "lowest validation loss", "unequal"):
+        assert word not in plain
+
+
+def test_times_of_another_machine_are_shown_and_not_compared(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    cells = tuple(
+        replace(cell, methods=tuple(replace(record, machine={"processor": "Other"}) for record in cell.methods))
+        if cell.variant == "reduced"
+        else cell
+        for cell in results.cells
+    )
+    markdown = report_of(replace(results, cells=cells))
+    rows = [
+        line for line in part(markdown, "Training").splitlines() if line.startswith("| reduced") and "other machine" in line
+    ]
+    assert len(rows) == 1
+    assert "times and memory are compared only within one" in part(markdown, "What was compared")
+    assert "`reduced` trains" not in part(markdown, "In short")
+
+
+def test_bases_of_different_tokenizers_are_compared_in_bits_per_byte_only(tmp_path: Path) -> None:
+    results = make_results(tmp_path, replace(SMALL, bases=("novels", "stories"), seeds=(0,)))
+    short = part(report_of(results), "In short")
+    across = short.split("Across bases on `news`:")[1]
+    assert "bits per byte is" in across
+    assert "perplexity is" not in across
+    assert "The bases have different tokenizers" in across
+    tokens = {key: replace(record, config={**record.config, "tokenizer": "same"}) for key, record in results.tokens.items()}
+    same = part(report_of(replace(results, tokens=tokens)), "In short")
+    assert "The bases have different tokenizers" not in same
+
+
+def test_overfitting_is_told_from_a_loss_that_still_falls(tmp_path: Path) -> None:
+    results = make_results(tmp_path, replace(SMALL, epochs=3))
+    assert "Validation loss was still falling in the last epoch for `full`" in part(report_of(results), "Training")
+    for cell in results.cells:
+        for record in cell.methods:
+            file = record.path / "curves.jsonl"
+            if file.exists():
+                lines = [line for line in file.read_text().splitlines() if "validation_loss" not in line]
+                steps = (len(lines) // 3, 2 * len(lines) // 3, len(lines))
+                for step, loss in zip(steps, (4.0, 3.9, 4.2), strict=True):
+                    epoch = 3 * step / len(lines)
+                    row = {"step": step, "epoch": epoch, "seconds": 1, "tokens": step * 3600, "validation_loss": loss}
+                    lines.append(json.dumps(row))
+                file.write_text("\n".join(lines) + "\n")
+    found = part(report_of(results), "Training")
+    assert "still falling" not in found
+    assert "`original`: validation loss was lowest after epoch 2 of 3 and rose after it (overfitting)." in found
