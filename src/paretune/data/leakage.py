@@ -7,6 +7,7 @@ question with another answer). An inverted index of the held-out n-grams finds a
 """
 
 import hashlib
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -108,29 +109,29 @@ def _field_pairs(texts: Mapping[str, Texts], contents: Mapping[str, Contents]) -
 
 def _text_pairs(texts: Mapping[str, Texts], threshold: float) -> Iterator[Pair]:
     groups: dict[bytes, _Group] = {}
-    targets = [
+    held_out = [
         _distinct_grams(_hashes(words), NGRAM)
         for split in ("test", "validation")
         for document, text in texts[split].items()
         if _joins(groups, words := words_of(text), text, split, document)
     ]
-    held_out = list(groups)
-    index, membership = _index(targets)
+    targets = list(groups.values())
+    index, membership = _index(held_out)
     rows = [
         _positions(index, _distinct_grams(_hashes(words), NGRAM))
         for document, text in texts["train"].items()
         if _joins(groups, words := words_of(text), text, "train", document)
     ]
-    inner = [n for n, key in enumerate(held_out) if any(split != "test" for split, _ in groups[key])]
-    sources = [*list(groups)[len(held_out) :], *(held_out[n] for n in inner)]
+    inner = [n for n, group in enumerate(targets) if any(split != "test" for split, _ in group)]
+    sources = [*list(groups.values())[len(targets) :], *(targets[n] for n in inner)]
     covered = _covered(_matrix(rows, len(index)), membership, inner, threshold)
     for group in groups.values():
         for (split, document), (other, other_document) in _sides(group, group):
             text, other_text = texts[split][document], texts[other][other_document]
             kind: Kind = "exact" if text == other_text else "normalised"
             yield Pair(kind, split, document, other, other_document, 1.0, _short(other_text))
-    for source, target, coverage in _strongest(covered):
-        for (split, document), (other, other_document) in _sides(groups[sources[source]], groups[held_out[target]]):
+    for source, target, coverage in _strongest(covered, sources, targets):
+        for (split, document), (other, other_document) in _sides(sources[source], targets[target]):
             _, excerpt = _shared(texts[split][document], texts[other][other_document])
             yield Pair("near", split, document, other, other_document, coverage, excerpt)
 
@@ -319,13 +320,22 @@ def _covered(training: csr_array, targets: csr_array, inner: Sequence[int], thre
     return found
 
 
-def _strongest(found: Sequence[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
-    """For each source and for each target the pair with the highest coverage; grows with the documents, not their square."""
-    best: dict[tuple[str, int], tuple[int, int, float]] = {}
+def _strongest(
+    found: Sequence[tuple[int, int, float]], sources: Sequence[_Group], targets: Sequence[_Group]
+) -> list[tuple[int, int, float]]:
+    """For each source and for each target, split by split, the pair with the highest coverage among those across splits.
+
+    Their number grows with the documents, not with their square.
+    """
+    earlier = [{split for split, _ in group} & {"train", "validation"} for group in sources]
+    later = [{split for split, _ in group} & {"validation", "test"} for group in targets]
+    best: dict[tuple[int, int, str, str], tuple[int, int, float]] = {}
     for source, target, share in found:
-        for side in (("source", source), ("target", target)):
-            if side not in best or share > best[side][2]:
-                best[side] = (source, target, share)
+        for first, second in itertools.product(earlier[source], later[target]):
+            if first != second:
+                for key in ((0, source, first, second), (1, target, first, second)):
+                    if key not in best or share > best[key][2]:
+                        best[key] = (source, target, share)
     return sorted(set(best.values()))
 
 

@@ -1,0 +1,211 @@
+import random
+from collections import Counter
+
+import pytest
+
+from paretune.data.leakage import (
+    COMMON,
+    MOSTLY_COMMON,
+    NGRAM,
+    Pair,
+    block_message,
+    content_digest,
+    find_item_pairs,
+    find_pairs,
+    words_of,
+)
+
+_DRAW = random.Random(0)
+_VOCABULARY = [f"word{number}" for number in range(2000)]
+
+
+def article(words: int = 120, draw: random.Random = _DRAW) -> str:
+    return " ".join(f"{' '.join(draw.choices(_VOCABULARY, k=10)).capitalize()}." for _ in range(words // 10))
+
+
+def splits(
+    train: dict[str, str], validation: dict[str, str] | None = None, test: dict[str, str] | None = None
+) -> dict[str, dict[str, str]]:
+    return {"train": train, "validation": validation or {}, "test": test or {}}
+
+
+def brief(pairs: list[Pair]) -> set[tuple[str, str, str, str, str]]:
+    return {(pair.kind, pair.split, pair.document, pair.other, pair.other_document) for pair in pairs}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Don\u2019t STOP\u00a0now, it's 24-hour\tStra\u00dfe!", ["dont", "stop", "now", "its", "24", "hour", "strasse"]),
+        ("\ufb01ne auto\u00admobil zero\u200bwidth _emphasis_", ["fine", "automobil", "zerowidth", "emphasis"]),
+        ("caf\u00e9 cafe\u0301", ["caf\u00e9", "caf\u00e9"]),
+        ("\u81ea\u52d5\u8eca BMW", ["\u81ea", "\u52d5", "\u8eca", "bmw"]),
+        ("...", []),
+    ],
+)
+def test_words_are_compared_without_case_punctuation_and_presentation(text: str, words: list[str]) -> None:
+    assert words_of(text) == words
+
+
+def test_exact_and_normalised_duplicates_are_found_between_all_splits() -> None:
+    one, two, three = article(), article(), "A short one, of ten words: it's here twice."
+    found = find_pairs(
+        splits(
+            {"a": one, "b": two, "c": article()},
+            {"d": one, "e": three},
+            {"f": two.upper().replace(".", ""), "g": "a short one of ten words its here twice", "h": article()},
+        )
+    )
+    assert brief(found) == {
+        ("exact", "train", "a", "validation", "d"),
+        ("normalised", "train", "b", "test", "f"),
+        ("normalised", "validation", "e", "test", "g"),
+    }
+    assert all(pair.coverage == 1 for pair in found)
+    assert found[0].excerpt == one[:77] + "..."
+
+
+def test_texts_without_words_are_compared_as_they_are() -> None:
+    assert brief(find_pairs(splits({"a": "!!!", "b": "\u2026"}, {"c": " !!! "}, {"d": "???"}))) == {
+        ("normalised", "train", "a", "validation", "c")
+    }
+
+
+def coverage_by_definition(texts: dict[str, dict[str, str]], threshold: float) -> dict[tuple[str, str], float]:
+    """The definition of the docstring with sets of tuples of words; documents with the same words do not occur here."""
+    grams = {
+        document: {tuple(words[n : n + NGRAM]) for n in range(len(words) - NGRAM + 1)}
+        for documents in texts.values()
+        for document, words in ((name, words_of(text)) for name, text in documents.items())
+    }
+    times = Counter(gram for each in grams.values() for gram in each)
+    found = {}
+    for split, later in (("train", ("validation", "test")), ("validation", ("test",))):
+        for other in (name for part in later for name in texts[part]):
+            rare = {gram for gram in grams[other] if times[gram] <= COMMON}
+            counted = rare if len(grams[other]) - len(rare) <= MOSTLY_COMMON * len(grams[other]) else grams[other]
+            for document in texts[split]:
+                share = len(counted & grams[document]) / len(counted) if counted else 0.0
+                if share >= threshold:
+                    found[document, other] = share
+    return found
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def test_near_duplicates_are_those_of_the_definition(threshold: float) -> None:
+    draw = random.Random(0)
+    notice = article(40, draw)
+    sources = [article(draw.choice([20, 60, 120]), draw) for _ in range(30)]
+    documents = []
+    for number in range(150):
+        words = draw.choice(sources).split()
+        begin = draw.randrange(10)
+        taken = " ".join(words[begin : begin + draw.randint(20, 120)])
+        documents.append(f"{taken} {number} {article(draw.choice([0, 20, 60]), draw)} {notice if number % 3 else ''}")
+    texts = {
+        split: {f"{split} {number}": text for number, text in enumerate(documents[begin::3])}
+        for begin, split in enumerate(("train", "validation", "test"))
+    }
+    expected = coverage_by_definition(texts, threshold)
+    found = find_pairs(texts, threshold=threshold)
+    assert len(expected) > 10
+    assert {pair.kind for pair in found} == {"near"}
+    assert all(expected[pair.document, pair.other_document] == pytest.approx(pair.coverage, rel=1e-12) for pair in found)
+    assert {pair.document for pair in found} == {document for document, _ in expected}
+    assert {pair.other_document for pair in found} == {other for _, other in expected}
+
+
+def test_boilerplate_is_no_duplicate() -> None:
+    notice = article(200)
+    documents = {str(number): f"{article(100)} {notice}" for number in range(30)}
+    side = ("train", "validation", "test")
+    texts = {split: {name: documents[name] for name in list(documents)[begin::3]} for begin, split in enumerate(side)}
+    assert find_pairs(texts) == []
+    few = {split: dict(list(part.items())[:2]) for split, part in texts.items()}
+    assert len(brief(find_pairs(few))) >= 4
+
+
+def test_many_near_copies_are_not_taken_for_boilerplate() -> None:
+    text = article(300)
+    copies = {str(number): f"{text} Number {number}." for number in range(60)}
+    names = list(copies)
+    texts = splits({name: copies[name] for name in names[:40]}, {}, {name: copies[name] for name in names[40:]})
+    found = find_pairs(texts)
+    assert {pair.document for pair in found} == set(names[:40])
+    assert {pair.other_document for pair in found} == set(names[40:])
+
+
+def test_a_near_copy_is_found_through_a_training_document_that_is_held_out_too() -> None:
+    text = article(200)
+    texts = splits({"a": text, "x": article()}, {"b": text}, {"c": text + " " + article(40)})
+    assert {("near", "train", "a", "test", "c"), ("near", "validation", "b", "test", "c")} <= brief(find_pairs(texts))
+
+
+def test_pairs_grow_with_the_copies_and_not_with_their_square() -> None:
+    texts = splits({f"a{n}": "the very same text" for n in range(300)}, {}, {f"b{n}": "the very same text" for n in range(200)})
+    found = find_pairs(texts)
+    assert len(found) == 300
+    assert len({pair.document for pair in found}) == 300
+    assert len({pair.other_document for pair in found}) == 200
+
+
+def test_one_field_in_common_is_found_under_another_title() -> None:
+    content = "Here you can see the webcast of the keynote at the mobility show this year."
+    texts = splits({"a": f"{article(40)}\n\n{content}", "b": article()}, {}, {"c": f"{article(40)}\n\n{content}"})
+    digest = content_digest(content)
+    assert digest is not None
+    assert digest == content_digest(content.upper())
+    assert find_pairs(texts) == []
+    (pair,) = find_pairs(texts, {"train": {"a": [digest], "b": [1]}, "test": {"c": [digest, 2]}})
+    assert (pair.kind, pair.document, pair.other_document) == ("field", "a", "c")
+    assert pair.excerpt == " ".join(words_of(content))
+    assert 0 < pair.coverage < 0.1
+
+
+def test_a_short_field_is_nobodys_content() -> None:
+    assert content_digest("one two three four five six seven eight nine ten eleven twelve") is None
+
+
+QUESTION = "Who designed the first art car of the company in 1975?"
+ITEM = f"{QUESTION} Alexander Calder"
+
+
+@pytest.mark.parametrize(
+    ("passage", "kind"),
+    [
+        (f"Quiz. {ITEM} wins.", "exact"),
+        ("quiz: WHO DESIGNED the first art-car, of the company, in 1975 - alexander calder", "normalised"),
+        (f"Q: {QUESTION} (a) Roy Lichtenstein (b) Alexander Calder", "exact"),
+        ("Nobody asked who designed the first art car of the company in 1974.", "near"),
+        ("The first art car of the company was designed in 1975 by Alexander Calder.", None),
+        ("Alexander Calder", None),
+    ],
+)
+def test_a_question_that_stands_verbatim_is_leakage_and_one_that_can_be_answered_is_not(passage: str, kind: str | None) -> None:
+    training = {"x": article(), "a": f"{article(30)} {passage} {article(30)}"}
+    found = find_item_pairs(training, {"quiz": ["What else is there to know?", ITEM]})
+    assert brief(found) == ({(kind, "train", "a", "quiz", "2")} if kind else set())
+
+
+def test_short_items_count_as_one_run_and_very_short_ones_not_at_all() -> None:
+    training = {"a": "Somebody asked: who owns the red mill? It is Ann. What is it? Nobody knows."}
+    found = find_item_pairs(
+        training, {"quiz": ["who owns the red mill? It is Bob.", "What is it? Gold", "the mill red owns who"]}
+    )
+    assert brief(found) == {("exact", "train", "a", "quiz", "1")}
+
+
+def test_no_items_and_no_documents_are_no_pairs() -> None:
+    assert find_item_pairs({"a": article()}, {}) == []
+    assert find_item_pairs({"a": article()}, {"quiz": []}) == []
+    assert find_pairs(splits({}, {}, {})) == []
+
+
+def test_the_message_counts_shows_and_gives_the_ways_out() -> None:
+    pairs = [Pair("near", "train", f"a{n}", "test", f"b{n}", 0.75, "some words") for n in range(7)]
+    message = block_message([*pairs, Pair("exact", "train", "a0", "quiz", "3", 1.0, "who?")], shown=2)
+    assert "1 between `train` and `quiz`, 7 between `train` and `test`" in message
+    assert "  near: test `b0` in train `a0` (75% of it): some words" in message
+    assert "... and 6 more" in message
+    assert "`leakage: remove` to leave 7 document(s)" in message
+    assert "`leakage: allow`" in message
