@@ -304,7 +304,8 @@ def _covered(training: csr_array, targets: csr_array, inner: Sequence[int], thre
     sizes = np.diff(targets.indptr)
     mostly_common = targets @ common.astype(np.int32) > MOSTLY_COMMON * sizes
     counts = ~common[targets.indices] | np.repeat(mostly_common, sizes)
-    counted = csr_array((counts.astype(np.int32), targets.indices, targets.indptr), shape=targets.shape)
+    # A copy, because eliminate_zeros works in place on arrays that would be those of `targets` too.
+    counted = csr_array((counts.astype(np.int32), targets.indices, targets.indptr), shape=targets.shape, copy=True)
     counted.eliminate_zeros()
     totals = np.diff(counted.indptr)
     inner_rows = np.asarray(inner, dtype=np.int64)
