@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paretune.errors import ParetuneError
+from paretune.errors import ParetuneError, SpecError
 
 app = typer.Typer(
     add_completion=False,
@@ -91,6 +91,77 @@ def export_command(
 
     opened = open_study(study, store)
     typer.echo(export_variant(opened.plan, opened.store, Wanted(variant, base, data, seed), to, form))
+
+
+@app.command("init")
+def init_command(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A data file: jsonl, json, csv, parquet or text.")],
+    to: Annotated[Path, typer.Option("--to", help="The study file to write.")] = Path("study.yaml"),
+) -> None:
+    """Look at a data file and write a study file that runs as it is."""
+    from paretune.data.first_study import first_study
+
+    if to.exists():
+        raise SpecError(f"--to: `{to}` exists; name another file")
+    text = first_study(data, to)
+    to.write_text(text, encoding="utf-8")
+    typer.echo(f"{text}\nwritten to {to}; look at it, then: paretune run {to}")
+
+
+@app.command("why")
+def why_command(
+    study: StudyFile,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A stage as `plan` names it, or the beginning of its name.")],
+    store: StorePath = None,
+) -> None:
+    """Say why a stage is new: which fields differ from the nearest artifact of its kind."""
+    from paretune.api import open_study
+    from paretune.pipeline.reasons import explain
+
+    opened = open_study(study, store)
+    typer.echo(explain(opened.plan, opened.store, stage))
+
+
+@app.command("methods")
+def methods_command(markdown: Annotated[bool, typer.Option(help="The whole reference of the study file.")] = False) -> None:
+    """Show what can be written in a study."""
+    from paretune.spec import reference
+
+    typer.echo(reference.markdown() if markdown else reference.methods_text(), nl=not markdown)
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Show what this machine can run."""
+    from paretune.pipeline.doctor import examine
+
+    text, sound = examine(Path())
+    typer.echo(text)
+    raise typer.Exit(0 if sound else 2)
+
+
+@app.command("clean")
+def clean_command(
+    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="All studies that use the store.")],
+    store: StorePath = None,
+    yes: Annotated[bool, typer.Option(help="Remove without asking.")] = False,
+) -> None:
+    """Remove artifacts that none of the studies names."""
+    from paretune.api import open_study
+    from paretune.pipeline.clean import remove, size_of, unnamed
+
+    opened = [open_study(study, store) for study in studies]
+    if len({one.store.root.resolve() for one in opened}) > 1:
+        raise SpecError("the studies have different stores; name one with --store, or clean them one by one")
+    found = unnamed(opened[0].store, [one.plan for one in opened])
+    if not found:
+        typer.echo("nothing to remove: every artifact is named by a study")
+        return
+    for directory in found:
+        typer.echo(f"{size_of(directory) / 1e6:10.1f} MB  {directory}")
+    if yes or typer.confirm(f"remove {len(found)} directories?"):
+        remove(found)
+        typer.echo(f"removed {len(found)} directories")
 
 
 def _write_report(opened: Any, out: Path | None) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from paretune.errors import SpecError
 from paretune.pipeline.plan import Plan
 from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Stage
@@ -32,6 +33,37 @@ def review(plan: Plan, store: Store) -> list[PlannedStage]:
         reason = f"its {' and '.join(parents)} is new" if parents else difference(stage, records)
         reviewed.append(PlannedStage(stage, "new", reason))
     return reviewed
+
+
+def explain(plan: Plan, store: Store, name: str) -> str:
+    """Why the stage whose name begins with `name` is what it is: reused, or every field that differs from the nearest record.
+
+    Where a parent is new the reason lies there, so the first new ancestors are explained instead. SpecError for no such stage.
+    """
+    found = [stage for stage in plan.stages if stage.name.startswith(name)]
+    if len(found) != 1:
+        names = [stage.name for stage in found or plan.stages]
+        told = "names several stages" if found else "is no stage of this study"
+        raise SpecError(f"`{name}` {told}: {', '.join(names)}")
+    if store.find(found[0]):
+        return f"{found[0].name}: reused; the store holds it"
+    records = list(store.records())
+    return "\n".join(_explained(stage, records, found[0]) for stage in _first_new(found[0], store))
+
+
+def _first_new(stage: Stage, store: Store) -> list[Stage]:
+    parents = [parent for parent in stage.inputs.values() if store.find(parent) is None]
+    return [stage] if not parents else list(dict.fromkeys(first for parent in parents for first in _first_new(parent, store)))
+
+
+def _explained(stage: Stage, records: list[Record], asked: Stage) -> str:
+    because = "" if stage == asked else f"{asked.name} is new because {stage.name} is, which it needs\n"
+    of_kind = [record for record in records if record.kind == stage.kind]
+    if not of_kind:
+        return f"{because}{stage.name}: new; no {stage.kind} in the store yet"
+    nearest = min(of_kind, key=lambda record: len(_differences(stage, record)))
+    lines = "".join(f"\n  {line}" for line in _differences(stage, nearest))
+    return f"{because}{stage.name}: new; from the nearest, {nearest.path.name}, it differs in{lines}"
 
 
 def difference(stage: Stage, records: list[Record]) -> str:

@@ -1,0 +1,161 @@
+"""A first study file from a look at a data file: `paretune init`.
+
+Fields of prose become the text, a heading that names the record its document, a field of few values the stratum. All of it is a
+guess from the first records, stands with a comment, and runs as it is on the base that ships with the package.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from paretune.data.sources import iterate_rows
+from paretune.errors import DataError
+from paretune.spec.base import validate
+from paretune.spec.data import Source
+
+_LOOK = 1000
+"""Records that are looked at."""
+_CHAPTER = r"^(?:CHAPTER|Chapter|BOOK|Book|PART|Part|[IVXLC]+\.)\s+\S.*$"
+_PROSE_WORDS = 4
+"""A field with so many words on average is read as prose."""
+_STRATUM = range(2, 21)
+
+_STUDY = """\
+# A first comparison on your data, made by `paretune init`. It runs as it is: `paretune run {file}`.
+study: {name}
+bases:
+  small: {{builtin: newsroom-base}}          # ships with Paretune; yours: {{path: DIR}} or {{hub: distilbert/distilgpt2}}
+data:
+  {name}:
+    source: {source}
+{about}    split: {{train: 0.8, validation: 0.1, test: 0.1, seed: 13}}
+    leakage: remove                         # duplicates between the splits leave the training side; block | allow
+    text: {text}
+train: {{epochs: 2, batch_size: 8, max_length: 256}}
+seeds: [0]                                  # three or more to say something about a method and not just these weights
+variants:
+  base: []
+  full:    [{{train.full: {{learning_rate: 1.0e-3}}}}]
+  lora:    [{{train.lora: {lora}}}]
+  shorter: [{{prune.blocks: {{count: 1, choose: last}}}}, {{train.lora: {lora}}}]
+evaluate:
+  perplexity: {{}}
+  generate: {{prompts: [{prompt}], max_new_tokens: 60}}
+  latency: {{}}
+"""
+_LORA = "{r: 16, alpha: 32, targets: all-linear, learning_rate: 3.0e-3}"
+
+
+@dataclass(frozen=True)
+class _Guess:
+    text: str
+    prompt: str
+    source: str = ""
+    document: str | None = None
+    stratify: str | None = None
+
+
+def first_study(data: Path, file: Path) -> str:
+    """The text of a study `file` about `data`; DataError for data that cannot be read or holds no prose."""
+    source = validate(Source, {"path": str(data)}, str(data))
+    rows = _look(source, data)
+    columns = ""
+    if source.resolved_format == "csv" and any(len(field.split()) > _PROSE_WORDS for field in rows[0]):
+        # The first row is prose, so it is no header.
+        names = [f"column{number + 1}" for number in range(len(rows[0]))]
+        rows = _look(source.model_copy(update={"header": False, "columns": tuple(names)}), data)
+        columns = f", header: false, columns: [{', '.join(names)}]"
+    guess = _of_text(data, rows) if source.resolved_format == "text" else _of_records(data, rows)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", data.stem).strip("-") or "data"
+    path = os.path.relpath(data.resolve(), file.resolve().parent)
+    about = ""
+    if guess.document:
+        about += f"    document: {guess.document}".ljust(44) + "# never on two sides of the split\n"
+    if guess.stratify:
+        about += f"    stratify: {guess.stratify}".ljust(44) + "# keeps its shares in every split\n"
+    return _STUDY.format(
+        file=file, name=name, about=about, text=guess.text, prompt=_quoted(guess.prompt), lora=_LORA,
+        source=f"{{path: {_quoted(path)}{columns}{guess.source}}}",
+    )  # fmt: skip
+
+
+def _look(source: Source, data: Path) -> list[Mapping[str, Any]]:
+    return [row.values for row in islice(iterate_rows(source, str(data)), _LOOK)]
+
+
+def _of_text(data: Path, rows: Sequence[Mapping[str, Any]]) -> _Guess:
+    text = "\n\n".join(str(row["text"]) for row in rows)
+    chapters = len(re.findall(_CHAPTER, text, re.MULTILINE))
+    source = f", chapters: '{_CHAPTER}'" if chapters >= 10 else ", blocks: 4000"
+    start, end = (re.search(rf"\*\*\* ?{word} OF TH.*", text) for word in ("START", "END"))
+    if start and end:
+        source += r", start: '\*\*\* ?START OF TH.*', end: '\*\*\* ?END OF TH.*'"
+        text = text[start.end() : end.start()]
+    return _Guess('"{{ text }}"', _opening(text[len(text) // 2 :], data), source)
+
+
+def _of_records(data: Path, rows: Sequence[Mapping[str, Any]]) -> _Guess:
+    prose = [field for field in rows[0] if _mean_words(rows, field) >= _PROSE_WORDS and not _is_address(rows, field)]
+    if not prose:
+        raise DataError(
+            f"{data}: no field of its records is prose ({', '.join(f'`{f}`' for f in rows[0])}); write `text:` by hand"
+        )
+    longest = max(prose, key=lambda field: _mean_words(rows, field))
+    # Fields that are sometimes empty would stop the template; the longest is the one worth an error.
+    used = [field for field in prose if field == longest or all(_is_text(row.get(field)) for row in rows)]
+    headings = [field for field in used if field != longest and _mean_words(rows, field) <= 30]
+    text = '"' + r"\n\n".join(f"{{{{ {field} }}}}" for field in used) + '"'
+    document = headings[0] if headings else _repeated_id(rows)
+    return _Guess(text, _opening(str(rows[0][used[0]]), data), "", document, _stratum(rows, document))
+
+
+def _repeated_id(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """A field called an id under which several records stand, such as the answers to one question."""
+    for field in rows[0]:
+        values = {row.get(field) for row in rows}
+        if field.lower().endswith("id") and None not in values and len(rows) // 10 < len(values) < len(rows):
+            return field
+    return None
+
+
+def _stratum(rows: Sequence[Mapping[str, Any]], document: str | None) -> str | None:
+    """A field of few, frequent values of which a document has only one."""
+    for field in rows[0]:
+        values = [row.get(field) for row in rows]
+        if not all(isinstance(value, str) and value.strip() for value in values):
+            continue
+        counts = Counter(values)
+        pairs = {(row.get(document), row.get(field)) for row in rows} if document else set()
+        if len(counts) in _STRATUM and min(counts.values()) >= 10 and len(pairs) == len({pair[0] for pair in pairs}):
+            return field
+    return None
+
+
+def _mean_words(rows: Sequence[Mapping[str, Any]], field: str) -> float:
+    texts = [str(row[field]) for row in rows if _is_text(row.get(field))]
+    return sum(len(text.split()) for text in texts) / len(texts) if texts else 0.0
+
+
+def _is_address(rows: Sequence[Mapping[str, Any]], field: str) -> bool:
+    return all(str(row.get(field) or "http").startswith("http") for row in rows)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _opening(text: str, data: Path) -> str:
+    words = text.split()[:5]
+    if not words:
+        raise DataError(f"{data}: the first record is empty; write the study by hand")
+    return " ".join(words)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
