@@ -197,3 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command_line() -> None:
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run_command_line()

@@ -65,7 +65,7 @@ class Display:
 
     def _stage_progress(self, event: Mapping[str, Any]) -> None:
         stage = event["stage"]
-        numbers = " ".join(f"{name} {value:.4g}" for name, value in event.items() if name not in _STANDARD)
+        numbers = " ".join(f"{name} {_short(value)}" for name, value in event.items() if name not in _STANDARD)
         self.progress.update(self.tasks[stage], completed=event["done"], total=event["total"], numbers=numbers)
         if not self.console.is_terminal and time.monotonic() - self.last_line[stage] > _LINE_EVERY:
             self.last_line[stage] = time.monotonic()
@@ -86,6 +86,10 @@ class Display:
 
     def _line(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 _STANDARD = {"time", "run", "event", "stage", "done", "total"}

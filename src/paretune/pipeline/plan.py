@@ -197,8 +197,9 @@ class _Planner:
             "evaluation": evaluation,
             "precision": self.lock.evaluate,
             "device": self.lock.device,
-            "max_length": self.study.train.max_length,
         }
+        if row.uses_tokens:
+            config["max_length"] = self.study.train.max_length
         if row.measures_time:
             config["machine"] = fingerprint()
         inputs = {"model": model} if model else {}

@@ -1,0 +1,151 @@
+"""The commands around a run: init, why, methods, doctor, clean, plan; and how light the command line is."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from paretune.cli import main
+from paretune.spec.reference import markdown
+from paretune.spec.study import load_study
+from tests.conftest import write_notes, write_study
+
+LIGHT = {"torch", "transformers", "peft", "accelerate"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A study of one variant that has run."""
+    folder = tmp_path_factory.mktemp("cli")
+    file = write_study(folder)
+    text = file.read_text().split("variants:")[0]
+    file.write_text(text + "variants: {base: []}\nevaluate: {perplexity: {}}\n")
+    assert main(["run", str(file), "--out", str(folder / "out")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["methods"]])
+def test_light_commands_import_nothing_heavy(arguments):
+    code = (
+        f"import sys; from paretune.cli import main; assert main({arguments!r}) == 0; "
+        f"loaded = {LIGHT | {'pandas', 'datasets', 'matplotlib'}!r} & set(sys.modules); assert not loaded, loaded"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_plan_before_the_first_run_shows_every_stage_as_new(tmp_path, capsys):
+    file = write_study(tmp_path)
+    assert main(["plan", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "45 stages: 0 reused, 45 new" in shown
+    assert "tiny/notes/reduced seed 1" in shown
+    assert not (tmp_path / ".paretune").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "notes.jsonl", "qa.json", "study.yaml"]
+
+
+def test_why_names_the_field_that_changed(folder, tmp_path, capsys):
+    file = folder / "wider.yaml"
+    file.write_text((folder / "study.yaml").read_text().replace("perplexity: {}", "perplexity: {stride: 8}"))
+    assert main(["why", str(file), "evaluate.perplexity"]) == 0
+    assert "evaluation.stride: None -> 8" in capsys.readouterr().out
+    assert main(["why", str(file), "data"]) == 0
+    assert "reused" in capsys.readouterr().out
+    assert main(["why", str(file), "nothing"]) == 2
+    assert "is no stage of this study" in capsys.readouterr().err
+
+
+def test_why_looks_for_the_reason_in_what_a_stage_needs(folder, capsys):
+    write_notes(folder / "other.jsonl", seed=1)
+    file = folder / "other.yaml"
+    file.write_text((folder / "study.yaml").read_text().replace("notes.jsonl", "other.jsonl"))
+    assert main(["why", str(file), "evaluate.perplexity"]) == 0
+    shown = capsys.readouterr().out
+    assert "is new because data-" in shown
+    assert "dataset.source.path: sha256:" in shown
+
+
+def test_clean_removes_what_no_study_names_and_nothing_else(folder, capsys):
+    store, study = folder / ".paretune", folder / "study.yaml"
+    file = folder / "longer.yaml"
+    file.write_text(study.read_text().replace("max_length: 64", "max_length: 32"))
+    assert main(["run", str(file), "--out", str(folder / "longer")]) == 0
+    before = {path.parent.name for path in store.glob("*/record.json")}
+    assert main(["clean", str(study), str(file), "--yes"]) == 0
+    assert "nothing to remove" in capsys.readouterr().out
+    assert main(["clean", str(study), "--yes"]) == 0
+    after = {path.parent.name for path in store.glob("*/record.json")}
+    assert sorted(name.split("-")[0] for name in before - after) == ["evaluate.perplexity", "tokenize"]
+    assert main(["run", str(study), "--out", str(folder / "out")]) == 0
+    assert " 0 to run" in capsys.readouterr().err
+
+
+def test_doctor_says_what_runs_here(capsys):
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "GFLOP/s in float32" in shown
+    assert "MISSING" not in shown
+
+
+def test_methods_lists_every_row_with_its_fields(capsys):
+    assert main(["methods"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("prune.blocks", "train.full", "train.lora", "perplexity", "qa", "generate", "latency", "learning_rate"):
+        assert word in shown
+
+
+def test_the_reference_in_docs_is_the_generated_one():
+    written = (Path(__file__).parent.parent / "docs" / "study-file.md").read_text(encoding="utf-8")
+    assert written == markdown(), "run: paretune methods --markdown > docs/study-file.md"
+
+
+DATA = {
+    "notes.jsonl": "".join(
+        json.dumps({"name": f"n{i}", "heading": f"The long heading number {i}", "body": "a word " * 40, "kind": "ab"[i % 2]})
+        + "\n"
+        for i in range(40)
+    ),
+    "answers.csv": "questionID,link,answer\n" + "".join(f"{i // 2},http://x/{i},a b c d e f {i}\n" for i in range(40)),
+    "bare.csv": "".join(f"{i % 3},This is the title of {i},And this is the text of number {i}\n" for i in range(40)),
+    "book.txt": "front\n\n" + "".join(f"Chapter {i}\n\nIt was a dark night in the year {i}.\n\n" for i in range(12)),
+    "plain.txt": "One two three four five six.\n\n" * 40,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("notes.jsonl", {"document": "heading", "stratify": "kind", "text": "{{ heading }}\n\n{{ body }}"}),
+        ("answers.csv", {"document": "questionID", "stratify": None, "text": "{{ answer }}"}),
+        ("bare.csv", {"document": "column2", "text": "{{ column2 }}\n\n{{ column3 }}"}),
+        ("book.txt", {"document": None, "text": "{{ text }}"}),
+        ("plain.txt", {"text": "{{ text }}"}),
+    ],
+)
+def test_init_writes_a_study_that_is_read_back(tmp_path, capsys, name, expected):
+    (tmp_path / name).write_text(DATA[name])
+    file = tmp_path / "study.yaml"
+    assert main(["init", str(tmp_path / name), "--to", str(file)]) == 0
+    (dataset,) = load_study(file).data.values()
+    assert {field: getattr(dataset, field) for field in expected} == expected
+    if name.endswith(".txt"):
+        assert (dataset.source.chapters is not None) == (name == "book.txt")
+    assert main(["init", str(tmp_path / name), "--to", str(file)]) == 2
+    assert "exists; name another file" in capsys.readouterr().err
+
+
+def test_init_refuses_numbers(tmp_path, capsys):
+    (tmp_path / "numbers.csv").write_text("a,b\n" + "1,2\n" * 30)
+    assert main(["init", str(tmp_path / "numbers.csv"), "--to", str(tmp_path / "study.yaml")]) == 2
+    assert "no field of its records is prose" in capsys.readouterr().err
+    assert not (tmp_path / "study.yaml").exists()
+
+
+def test_help_answers_at_once():
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "paretune.cli", "--help"], capture_output=True, check=True)
+    # Half a second on a quiet machine; the bound only tells it from seconds of imports.
+    assert time.perf_counter() - started < 5
