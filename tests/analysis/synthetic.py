@@ -16,7 +16,7 @@ import pandas as pd
 from paretune.pipeline.records import Cell, Record, Results, write_record
 from paretune.spec.study import load_study
 
-MACHINE = {"processor": "Example CPU", "cores": 2, "memory_bytes": 8_000_000_000, "device": "cpu"}
+MACHINE = {"system": "Linux", "processor": "Example CPU", "cores": 2, "memory_gib": 8, "accelerator": None}
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _data_record(root: Path, name: str, shape: Shape) -> Record:
 def _token_record(root: Path, base: str, name: str, shape: Shape) -> Record:
     sizes = {"train": 8 * shape.documents, "validation": shape.documents, "test": shape.documents}
     metrics = {f"tokens_{split}": documents * 450 for split, documents in sizes.items()}
-    config = {"base": {"name": base}, "tokenizer": f"sha256:{base}", "max_length": 512, "too_long": "windows", "data": name}
+    config = {"base": {"digest": f"sha256:{base}"}, "max_length": 512, "too_long": "windows", "data": name}
     return _record(root, "tokenize", config, metrics | {"lossy_examples": 0, "skipped_examples": 0})
 
 

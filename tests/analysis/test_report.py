@@ -86,7 +86,7 @@ def test_what_was_compared_names_base_data_training_machine_versions_and_date(tm
         "2 epochs, 8 examples a step, at most 512 tokens an example, cosine schedule",
         "seeds 0 and 1",
         "Precision: trained in float32, measured in float32.",
-        "`Example CPU`, 2 cores, memory 8.00 GB",
+        "Machine: Linux, Example CPU, 2 cores, 8 GiB memory.",
         "Run: 2026-08-20, with paretune 0.1.0, python 3.12.0, torch 2.13.0",
         "| news | train | 96 | 96 | 192,000 | 43,200 |",
         "Left out of `news`: 2 records without text.",
@@ -180,7 +180,9 @@ def test_bases_of_different_tokenizers_are_compared_in_bits_per_byte_only(tmp_pa
     assert "bits per byte is" in across
     assert "perplexity is" not in across
     assert "The bases have different tokenizers" in across
-    tokens = {key: replace(record, config={**record.config, "tokenizer": "same"}) for key, record in results.tokens.items()}
+    tokens = {
+        key: replace(record, config={**record.config, "base": {"digest": "same"}}) for key, record in results.tokens.items()
+    }
     same = part(report_of(replace(results, tokens=tokens)), "In short")
     assert "The bases have different tokenizers" not in same
 

@@ -127,8 +127,8 @@ def headline(measured: Measured, group: Group) -> Quantity | None:
 def same_tokenizer(measured: Measured, bases: set[str], dataset: str) -> bool:
     """Whether loss and perplexity of these bases are per the same tokens."""
     records = [measured.results.tokens.get((base, dataset)) for base in bases]
-    digests = {repr(record.config.get("tokenizer")) if record else None for record in records}
-    return len(digests) == 1
+    digests = {None if record is None else record.config["base"]["digest"] for record in records}
+    return len(digests) == 1 and None not in digests
 
 
 def _difference(measured: Measured, variant: Place, reference: Place, quantity: Quantity) -> Difference | None:

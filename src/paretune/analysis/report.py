@@ -184,12 +184,13 @@ def _machine(records: Sequence[Record]) -> Iterator[str]:
 def _machine_words(record: Record) -> str:
     words = []
     for name, value in record.machine.items():
-        if name.endswith("_bytes"):
-            words.append(f"{name.removesuffix('_bytes').replace('_', ' ')} {wording.size(float(value))}")
+        label = name.replace("_", " ")
+        if name == "memory_gib":
+            words.append(f"{value} GiB memory")
         elif isinstance(value, str):
-            words.append(wording.code(value) if name == "processor" else f"{name.replace('_', ' ')} {wording.code(value)}")
-        else:
-            words.append(f"{value} {name.replace('_', ' ')}")
+            words.append(value if name in ("system", "processor") else f"{label} {value}")
+        elif value is not None:
+            words.append(f"{value} {label}")
     return ", ".join(words) or record.device
 
 
