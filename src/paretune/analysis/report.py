@@ -7,6 +7,7 @@ from paretune.analysis.conclude import across_bases, conclude, remarks
 from paretune.analysis.deviations import Marks, deviations, marks_of
 from paretune.analysis.document import Block, Bullets, Document, Paragraph, Section, Table
 from paretune.analysis.measured import Group, Measured, estimate_of, headline, same_tokenizer
+from paretune.analysis.scores import Place, place_of
 from paretune.analysis.sections import (
     cost_section,
     generations_section,
@@ -14,7 +15,7 @@ from paretune.analysis.sections import (
     questions_section,
 )
 from paretune.analysis.training import training_section
-from paretune.pipeline.records import Cell, Record
+from paretune.pipeline.records import Record
 from paretune.spec.data import SPLITS
 from paretune.spec.study import Base, Variant
 
@@ -131,7 +132,7 @@ def _compared(measured: Measured) -> Iterator[Block]:
     if found:
         yield Paragraph("Deviations:")
         yield Bullets(found)
-    else:
+    elif not any(cell.missing for cell in measured.results.cells):
         yield Paragraph("No deviations: nothing was left out, and every variant was trained and measured alike.")
 
 
@@ -258,17 +259,21 @@ def _data_table(measured: Measured) -> Table:
 
 def _notes(measured: Measured, marks: Marks) -> Iterator[Block]:
     level = f"{100 * measured.level:g} %"
-    missing = [f"Missing: {_cell_name(cell)}: {_codes(cell.missing)} failed or did not run." for cell in _incomplete(measured)]
-    yield Bullets([*missing, *marks.explanations, *(text.format(level=level) for text in _DEFINITIONS)])
+    yield Bullets([*_missing(measured), *marks.explanations, *(text.format(level=level) for text in _DEFINITIONS)])
 
 
-def _incomplete(measured: Measured) -> list[Cell]:
-    return [cell for cell in measured.results.cells if cell.missing]
-
-
-def _cell_name(cell: Cell) -> str:
-    seed = "" if cell.seed is None else f", seed {cell.seed}"
-    return f"{wording.code(cell.variant)} of {wording.code(cell.base)} on {wording.code(cell.dataset)}{seed}"
+def _missing(measured: Measured) -> Iterator[str]:
+    """What failed or did not run, variant by variant; a model that is missing takes its measurements with it."""
+    found: dict[Place, dict[str, None]] = {}
+    for cell in measured.results.cells:
+        models = [name for name in cell.missing if not name.startswith("evaluate.")]
+        found.setdefault(place_of(cell), {}).update(dict.fromkeys(models or cell.missing))
+    for place, names in found.items():
+        if names:
+            who = f"{wording.code(place.variant)} of {wording.code(place.base)} on {wording.code(place.dataset)}"
+            kinds = {name.startswith("evaluate.") for name in names}
+            rest = ", and with it what depends on it" if False in kinds else ""
+            yield f"Missing: {who}: {_codes(list(names))} failed or did not run{rest}."
 
 
 def _codes(names: Sequence[str]) -> str:

@@ -56,7 +56,7 @@ def cost_section(measured: Measured, group: Group, figures: frozenset[str], firs
         row = [
             place.variant,
             cost_cell(costs, "parameters", wording.count),
-            _trained_share(costs),
+            _trained_share(costs, trains=any(use.row.trains for use in measured.study.variants[place.variant].methods)),
             cost_cell(costs, "model_bytes", wording.size),
             cost_cell(costs, "adapter_bytes", wording.size),
             cost_cell(costs, "train_seconds", wording.seconds),
@@ -226,9 +226,9 @@ def _answers(found: Estimate | None, mark: str, *, interval: bool = True) -> str
     return f"{right} ({100 * found.low:.{places}f} to {100 * found.high:.{places}f} %)"
 
 
-def _trained_share(costs: Mapping[str, Cost]) -> str:
+def _trained_share(costs: Mapping[str, Cost], trains: bool) -> str:
     if "trainable_parameters" not in costs:
-        return "0"
+        return wording.UNKNOWN if trains else "0"
     part = costs["trainable_parameters"].mean
     whole = costs["parameters"].mean if "parameters" in costs else math.nan
     return f"{part:,.0f}" if math.isnan(whole) else f"{100 * part / whole:.4g} %"
