@@ -59,12 +59,12 @@ def conclude(measured: Measured, group: Group) -> Conclusions:
     ranked = [] if quantity is None else ranked_places(measured, group, quantity)
     if quantity is None or not ranked:
         return Conclusions(("Nothing was measured that variants could be ranked by.",), ())
-    recommendation, said = _recommend(measured, group, ranked, quantity)
+    recommendation, said = _recommend(measured, ranked, quantity)
     findings = [
         *_learned(measured, group, ranked, quantity, said),
         *_trades(measured, group, ranked, quantity, said),
         *answer_sentences(measured, group, quantity),
-        *_warnings(measured, ranked, quantity),
+        *_warnings(measured, ranked),
     ]
     return Conclusions(tuple(recommendation), tuple(findings))
 
@@ -116,9 +116,7 @@ def _seeds(measured: Measured) -> Iterator[str]:
         )
 
 
-def _recommend(
-    measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity
-) -> tuple[list[str], set[tuple[Place, Place]]]:
+def _recommend(measured: Measured, ranked: Sequence[Place], quantity: Quantity) -> tuple[list[str], set[tuple[Place, Place]]]:
     """Sentences, and the pairs (variant, reference) that they have dealt with."""
     best = ranked[0]
     if len(ranked) == 1:
@@ -134,9 +132,9 @@ def _recommend(
             chosen = place
     said = {(chosen, best), (best, chosen)}
     if chosen == best:
-        sentences = [_best_is_chosen(measured, group, best, near, quantity)]
+        sentences = [_best_is_chosen(measured, best, near, quantity)]
     else:
-        sentences = [_cheaper_is_chosen(measured, group, chosen, best, quantity)]
+        sentences = [_cheaper_is_chosen(measured, chosen, best, quantity)]
     for place in ranked:
         if place != chosen and place not in near and _cheaper(measured, place, chosen):
             trade = trade_sentence(measured, place, chosen, quantity)
@@ -146,12 +144,12 @@ def _recommend(
     return sentences, said
 
 
-def _best_is_chosen(measured: Measured, group: Group, best: Place, near: Sequence[Place], quantity: Quantity) -> str:
+def _best_is_chosen(measured: Measured, best: Place, near: Sequence[Place], quantity: Quantity) -> str:
     found = estimate_of(measured, best, _as_shown(measured, best, quantity))
     assert found is not None
     shown = wording.share(found.mean) if quantity.metric in SHARES else wording.number(found.mean)
     what = f"the {better_word(quantity)} {noun(_as_shown(measured, best, quantity))} ({shown})"
-    subject = _subject(measured, group, best)
+    subject = _subject(measured, best)
     if not near:
         return f"Recommended: {subject}. It has {what}, and its lead over every other variant is detected."
     others = wording.listed([named(place) for place in near])
@@ -159,7 +157,7 @@ def _best_is_chosen(measured: Measured, group: Group, best: Place, near: Sequenc
     return f"Recommended: {subject}. It has {what}; {others} cannot be told apart from it and {cheaper}."
 
 
-def _cheaper_is_chosen(measured: Measured, group: Group, chosen: Place, best: Place, quantity: Quantity) -> str:
+def _cheaper_is_chosen(measured: Measured, chosen: Place, best: Place, quantity: Quantity) -> str:
     difference = _spoken(measured, chosen, best, quantity)
     assert difference is not None
     cheaper, _ = cost_clauses(measured, chosen, best)
@@ -170,7 +168,7 @@ def _cheaper_is_chosen(measured: Measured, group: Group, chosen: Place, best: Pl
     apart = f"; the {difference.n_seeds} seeds lie far apart" if difference.detected_for_weights else ""
     how = f"Recommended, on the thin evidence of {sources(difference)}" if difference.n_documents < _THIN else "Recommended"
     return (
-        f"{how}: {_subject(measured, group, chosen)}. Its {noun(difference.quantity)} cannot be told apart from the "
+        f"{how}: {_subject(measured, chosen)}. Its {noun(difference.quantity)} cannot be told apart from the "
         f"best, that of {named(best)} ({amount_of(difference, signed=True)}, {interval_of(difference)}{apart}), and {reason}."
     )
 
@@ -228,7 +226,7 @@ def _trades(
         yield f"{wording.plural(len(left) - _TOLD, 'variant')} with a worse {noun(quantity)} than these: see the tables."
 
 
-def _warnings(measured: Measured, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
+def _warnings(measured: Measured, ranked: Sequence[Place]) -> Iterator[str]:
     for place in ranked:
         for held_out, sample in measured.samples[place].items():
             if held_out.metric == "loss" and held_out.split in ("validation", "test") and not held_out.slice:
@@ -253,7 +251,7 @@ def _cheaper(measured: Measured, variant: Place, reference: Place) -> bool:
     return found is not None and found.clear and found.value < 1
 
 
-def _subject(measured: Measured, group: Group, place: Place) -> str:
+def _subject(measured: Measured, place: Place) -> str:
     return f"the untouched base, {named(place)}" if _is_untouched(measured, place) else named(place)
 
 

@@ -38,10 +38,6 @@ def share(value: float) -> str:
     return UNKNOWN if math.isnan(value) else f"{100 * value:.1f} %"
 
 
-def share_with_interval(mean: float, low: float, high: float) -> str:
-    return share(mean) if math.isnan(low) else f"{100 * mean:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-
-
 def part_of(part: int, whole: int) -> str:
     """`294,912 of 124,734,720 (0.2364 %)`."""
     return f"{part:,} of {whole:,} ({100 * part / whole:.4g} %)"
@@ -56,14 +52,6 @@ def change(ratio: float, *, signed: bool = True) -> str:
     if round(abs(percent), places) == 0:
         return "0 %"
     return f"{percent:+.{places}f} %" if signed else f"{abs(percent):.{places}f} %"
-
-
-def change_range(low: float, high: float) -> str:
-    """Two ratios as an interval of changes: `+2.2 to +4.0 %`."""
-    ends = [change(low), change(high)]
-    if all(end.endswith(" %") for end in ends):
-        return f"{ends[0].removesuffix(' %')} to {ends[1]}"
-    return f"{ends[0]} to {ends[1]}"
 
 
 def times(ratio: float) -> str:
