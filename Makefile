@@ -17,7 +17,7 @@ demo: install
 	$(BIN)/paretune run examples/quickstart.yaml
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: install
 	$(BIN)/ruff format --check .

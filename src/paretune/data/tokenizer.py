@@ -31,6 +31,10 @@ SCHEMA = pa.schema(
 )
 
 
+_MARKS = ("\ue000", "\n", ".")
+"""What is put before a piece to keep the dummy space off it; the first is private use, so no merge reaches into the piece."""
+
+
 @dataclass(frozen=True)
 class TextTokenizer:
     hf: PreTrainedTokenizerBase
@@ -52,8 +56,11 @@ class TextTokenizer:
             return self.encode(text)
         if text.startswith(" "):
             return self.encode(text[1:])  # the dummy space is the space that the piece begins with
-        marked, mark = self.encode("\n" + text), self.encode("\n")
-        return marked[len(mark) :] if marked[: len(mark)] == mark else self.encode(text)
+        for mark in _MARKS:
+            marked, begun = self.encode(mark + text), self.encode(mark)
+            if marked[: len(begun)] == begun:
+                return marked[len(begun) :]
+        return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.hf.decode(list(ids), clean_up_tokenization_spaces=False))

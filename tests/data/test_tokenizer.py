@@ -1,0 +1,64 @@
+"""The seam rule on the two families of tokenizers: bytes, and SentencePiece with its dummy space."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from paretune.data.tokenizer import TextTokenizer, load_tokenizer
+from paretune.errors import NeedsError
+from tests.tiny import make_model, make_tokenizer
+
+
+def wrapped(hf: PreTrainedTokenizerFast) -> TextTokenizer:
+    return TextTokenizer(hf, prefix_id=0, eos_id=1, stop_ids=frozenset({1}), pad_id=1)
+
+
+@pytest.fixture(scope="module")
+def with_dummy_space() -> TextTokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False)
+    tokenizer.train_from_iterator(["The answer is Paris. The question is where.\nParis"] * 3, trainer)
+    return wrapped(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"))
+
+
+PIECES = [("Question: where?\nAnswer:", " Paris"), ("The ", "answer"), ("Title: ", "Paris\n"), ("a\n", "\n b"), ("x", "")]
+
+
+@pytest.mark.parametrize(("start", "piece"), PIECES)
+def test_pieces_tokenized_apart_join_to_the_literal_text(with_dummy_space, start, piece):
+    for tokenizer in (with_dummy_space, wrapped(make_tokenizer())):
+        joined = tokenizer.encode(start) + tokenizer.encode_continuation(piece)
+        assert tokenizer.decode(joined) == start + piece
+
+
+def test_a_beginning_does_get_the_dummy_space(with_dummy_space):
+    assert with_dummy_space.encode_continuation("Paris") != with_dummy_space.encode("Paris")
+    assert with_dummy_space.encode_continuation(" Paris") == with_dummy_space.encode("Paris")
+
+
+def test_special_ids_come_from_tokenizer_and_configs(tmp_path):
+    directory = make_model("llama", tmp_path, eos_token_id=[1, 7])
+    tokenizer = load_tokenizer({"trust_remote_code": False}, str(directory))
+    assert (tokenizer.prefix_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 1)
+    assert tokenizer.stop_ids == {1, 7}
+
+
+def test_without_bos_the_end_of_text_stands_before_every_text(tmp_path):
+    directory = make_model("gpt2", tmp_path, bos_token_id=None)
+    make_tokenizer().save_pretrained(directory)
+    config = directory / "tokenizer_config.json"
+    config.write_text(config.read_text().replace('"bos_token": "<bos>",', ""))
+    assert load_tokenizer({"trust_remote_code": False}, str(directory)).prefix_id == 1
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+    directory = make_model("gpt2", tmp_path, eos_token_id=None)
+    config = directory / "tokenizer_config.json"
+    config.write_text(config.read_text().replace('"eos_token": "<|endoftext|>",', ""))
+    with pytest.raises(NeedsError, match="no end-of-text token; add `eos_token`"):
+        load_tokenizer({"trust_remote_code": False}, str(directory))
