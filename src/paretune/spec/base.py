@@ -33,8 +33,7 @@ def validate(model: type[SpecT], value: object, where: str) -> SpecT:
         # Through JSON: strict mode then takes a list for a tuple and `1` for a float, and still refuses "1".
         return model.model_validate_json(json.dumps(value))
     except ValidationError as error:
-        lines = [_told(model, dict(detail), where) for detail in error.errors()]
-        raise SpecError("\n".join(dict.fromkeys(lines))) from None
+        raise SpecError("\n".join(_told(model, error, where))) from None
 
 
 def check_name(name: str, where: str) -> None:
@@ -59,16 +58,57 @@ def shown(value: object) -> str:
     return f"`{text if len(text) <= 80 else text[:77] + '...'}`"
 
 
-def _told(model: type[BaseModel], detail: dict[str, Any], where: str) -> str:
-    keys = [key for key in detail["loc"] if not (isinstance(key, str) and key.startswith("as:"))]
-    place = where + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
-    if detail["type"] == "extra_forbidden":
-        owner = _model_at(model, detail["loc"][:-1])
-        return f"{place}: unknown key{suggestion(str(keys[-1]), owner.model_fields)}"
-    if detail["type"] == "missing":
-        return f"{place}: missing; this field has no default"
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "`true` or `false`",
+    "string_type": "a text",
+    "tuple_type": "a list `[...]`",
+    "list_type": "a list `[...]`",
+    "dict_type": "a mapping of fields",
+    "model_type": "a mapping of fields",
+    "model_attributes_type": "a mapping of fields",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "{le:g} or less",
+    "too_short": "{min_length} or more entries",
+}
+"""What pydantic's errors ask for, by their type, in the words of a study file."""
+_BRANCH = re.compile(r"(literal|tuple|list)\[.*\]|int|float|str|bool|as:.*")
+"""What pydantic puts into the place of an error to say which branch of a union was tried."""
+
+
+def _told(model: type[BaseModel], error: ValidationError, where: str) -> list[str]:
+    """One line for each wrong field; what the branches of a union expect stands in one."""
+    expected: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
+    lines: list[str] = []
+    for detail in error.errors():
+        location = detail["loc"]
+        keys = [key for key in location if not (isinstance(key, str) and _BRANCH.fullmatch(key))]
+        place = where + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+        if detail["type"] == "extra_forbidden":
+            owner = _model_at(model, location[:-1])
+            lines.append(f"{place}: unknown key{suggestion(str(keys[-1]), owner.model_fields)}")
+        elif detail["type"] == "missing":
+            lines.append(f"{place}: missing; this field has no default")
+        else:
+            expected.setdefault(place, []).append(_expected(dict(detail)))
+            values[place] = shown(detail["input"])
+    told = [f"{place}: {' or '.join(dict.fromkeys(words))}, got {values[place]}" for place, words in expected.items()]
+    return lines + [line.replace(" or expected ", " or ") for line in told]
+
+
+def _expected(detail: dict[str, Any]) -> str:
+    if detail["type"] == "literal_error":
+        return "expected " + str(detail["ctx"]["expected"]).replace("'", "`")
+    if detail["type"] in _EXPECTED:
+        return "expected " + _EXPECTED[detail["type"]].format(**detail.get("ctx", {}))
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{place}: {message[:1].lower()}{message[1:]}, got {shown(detail['input'])}"
+    return f"{message[:1].lower()}{message[1:]}"
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

@@ -58,7 +58,7 @@ def find_evaluation(name: str, where: str) -> Evaluation:
     """The row called `name`; SpecError with a suggestion if there is none."""
     rows = evaluations()
     if name not in rows:
-        raise SpecError(f"{where}: unknown evaluation `{name}`{suggestion(name, rows)}; `kind:` names it if the key is a name")
+        raise SpecError(f"{where}: unknown evaluation `{name}`{suggestion(name, rows)} (or name its `kind:`)")
     return rows[name]
 
 

@@ -199,7 +199,7 @@ def _parse(value: Mapping[str, Any]) -> Study:
 def _named(value: Mapping[str, Any], section: str) -> list[tuple[str, Any]]:
     entries = value[section]
     if not isinstance(entries, Mapping) or not entries:
-        raise SpecError(f"{section}: expected a mapping of names with at least one entry, got {shown(entries)}")
+        raise SpecError(f"{section}: expected at least one entry `NAME: ...`, got {shown(entries)}")
     for name in entries:
         check_name(name, f"{section}.{name}")
     return list(entries.items())
@@ -208,6 +208,8 @@ def _named(value: Mapping[str, Any], section: str) -> list[tuple[str, Any]]:
 def _variant(value: Any, where: str) -> Variant:
     if isinstance(value, Mapping):
         unknown = [key for key in value if key not in Variant.model_fields]
+        if unknown and unknown[0] in methods():
+            raise SpecError(f"{where}: the methods of a variant stand in a list: `[{{{unknown[0]}: {{...}}}}]`, with brackets")
         if unknown:
             raise SpecError(f"{where}.{unknown[0]}: unknown key{suggestion(unknown[0], Variant.model_fields)}")
         bases = value.get("bases")
@@ -233,7 +235,10 @@ def _method(value: Any, where: str) -> MethodUse:
     row = find_method(name, where)
     if len(value) > 1:
         fields = ", ".join(f"`{key}`" for key in list(value)[1:])
-        raise SpecError(f"{where}: {fields} stand beside `{name}`; indent the fields of a method under its name")
+        raise SpecError(
+            f"{where}: written beside `{name}`: {fields}; indent the fields of a method under its name, "
+            "and write one method an entry"
+        )
     return MethodUse(name=name, config=validate(row.config, {} if config is None else config, f"{where}.{name}"))
 
 
@@ -249,8 +254,8 @@ def _evaluation(name: str, value: Any, where: str) -> EvaluationUse:
 
 def _seeds(value: Any) -> tuple[int, ...]:
     whole = isinstance(value, list) and value and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in value)
-    if not whole or len(set(value)) < len(value) or min(value) < 0:
-        raise SpecError(f"seeds: expected a list of distinct whole numbers from 0, got {shown(value)}")
+    if not whole or len(set(value)) < len(value) or min(value) < 0 or max(value) >= 2**32:
+        raise SpecError(f"seeds: expected a list `[0, 1, 2]` of distinct whole numbers from 0 to 2**32 - 1, got {shown(value)}")
     return tuple(value)
 
 
