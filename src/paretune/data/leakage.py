@@ -311,7 +311,8 @@ def _covered(training: csr_array, targets: csr_array, inner: Sequence[int], thre
     inner_rows = np.asarray(inner, dtype=np.int64)
     sources = vstack([training, targets[inner_rows]], format="csr")
     itself = np.concatenate([np.full(training.shape[0], -1), inner_rows])
-    by_gram, found = counted.T.tocsr(), []
+    by_gram = counted.T.tocsr()
+    found: list[tuple[int, int, float]] = []
     for begin in range(0, sources.shape[0], _ROWS):
         shared = (sources[begin : begin + _ROWS] @ by_gram).tocoo()
         rows, columns = shared.row + begin, shared.col

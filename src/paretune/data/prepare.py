@@ -53,11 +53,11 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     dataset = Dataset.model_validate_json(json.dumps(context.config["dataset"]))
     template = parse_template(dataset.template)
     if isinstance(dataset.source, SplitSources):
-        read = {split: list(_read(dataset, template, split, context)) for split in SPLITS}
+        read = {split: list(_read(dataset, getattr(dataset.source, split), template, split, context)) for split in SPLITS}
         parts, unused = {split: _filled(examples, f"source.{split}") for split, examples in read.items()}, 0
         _refuse_shared(parts, dataset)
     else:
-        read = {"": list(_read(dataset, template, None, context))}
+        read = {"": list(_read(dataset, dataset.source, template, None, context))}
         parts, unused = _split(_filled(read[""], "source"), dataset)
     records = sum(map(len, read.values()))
     empty = sum(not example.text for examples in read.values() for example in examples)
@@ -109,9 +109,8 @@ def read_documents(file: Path) -> tuple[dict[str, dict[str, str]], dict[str, dic
     return joined, contents
 
 
-def _read(dataset: Dataset, template: Template, split: str | None, context: StageContext) -> Iterator[Example]:
-    """The records of the source (of `split`, if each has its own) as examples; one that renders to white space has no text."""
-    source = dataset.source if split is None else getattr(dataset.source, split)
+def _read(dataset: Dataset, source: Source, template: Template, split: str | None, context: StageContext) -> Iterator[Example]:
+    """The records of `source` (of `split`, if each has its own) as examples; one that renders to white space has no text."""
     place = context.resources["source" if split is None else f"source.{split}"]
     # The characters rendered so far, out of the bytes of the file: near enough for the time left.
     size, rendered = Path(place).stat().st_size if source.path and Path(place).exists() else 0, 0

@@ -59,8 +59,8 @@ def whole_counts(quotas: Sequence[Fraction], total: int) -> list[int]:
 
 def _shares(split: Split) -> list[Fraction]:
     shares = [Fraction(repr(share)) for share in (split.train, split.validation, split.test)]
-    unused = 1 - sum(shares) if split.unused else Fraction(0)
-    total = sum(shares) + unused
+    unused = 1 - sum(shares, Fraction(0)) if split.unused else Fraction(0)
+    total = sum(shares, unused)
     return [share / total for share in (*shares, unused)]
 
 
