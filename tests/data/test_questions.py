@@ -26,7 +26,7 @@ OPENBOOK_HUB = {
 }
 ARC = {
     "id": "Mercury_1",
-    "question": "Fog is likely around",
+    "question": "Fog is likely near",
     "choices": {"text": ["a marsh", "a desert"], "label": ["1", "2"]},
     "answerKey": "2",
 }
@@ -46,7 +46,7 @@ def test_every_format_in_one_list(tmp_path: Path) -> None:
         Question("f", "How many?", (), "25", None, {}),
         Question("7-1", fog, marsh, "a marsh", 0, {}),
         Question("7-2", fog, marsh, "a desert", 1, {"fact1": "fog is water"}),
-        Question("Mercury_1", fog, marsh, "a desert", 1, {}),
+        Question("Mercury_1", "Fog is likely near", marsh, "a desert", 1, {}),
     ]
 
 
@@ -132,6 +132,7 @@ def test_what_is_no_question_is_refused_with_its_place(record: Any, told: str, t
         (json.dumps(FACTUAL) + "\n{broken\n", "line 2: not JSON"),
         (json.dumps(FACTUAL) + "\n\n3\n", "line 3: is `3`"),
         ([FACTUAL, OURS, FACTUAL], 'record 3: `id` `"f"` is that of record 1'),
+        ([FACTUAL, OURS, FACTUAL | {"id": 9}], 'record 3: `"How many?"` is the question of record 1'),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(content: Any, told: str, tmp_path: Path) -> None:

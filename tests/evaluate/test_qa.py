@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from paretune.data.questions import Question
+from paretune.data.requests import request_of, slices_of
 from paretune.data.templates import parse_template
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import DataError
-from paretune.evaluate.qa import Likelihoods, choices_of, evaluate_qa, request_of, slices_of
+from paretune.evaluate.qa import Likelihoods, choices_of, evaluate_qa
 from tests.evaluate.stages import BASE, make_context, read_scores, reference_nats
 from tests.tiny import make_model
 

@@ -50,7 +50,7 @@ def read_questions(place: str | Path) -> list[Question]:
     found = [parse_question(record, f"{file}: {where}", str(n)) for n, (where, record) in enumerate(_records(file), start=1)]
     if not found:
         raise DataError(f"{file}: holds no question; {_FORMATS}")
-    _check_ids(found, file)
+    _check_distinct(found, file)
     return found
 
 
@@ -198,12 +198,20 @@ def _id(record: Mapping[str, Any], where: str, number: str) -> str:
     return str(name)
 
 
-def _check_ids(questions: list[Question], file: Path) -> None:
-    first: dict[str, int] = {}
+def _check_distinct(questions: list[Question], file: Path) -> None:
+    ids: dict[str, int] = {}
+    asked: dict[tuple[str, tuple[str, ...], str], int] = {}
     for n, question in enumerate(questions, start=1):
-        if question.id in first:
-            raise DataError(f"{file}: record {n}: `id` {shown(question.id)} is that of record {first[question.id]}; rename one")
-        first[question.id] = n
+        if question.id in ids:
+            raise DataError(f"{file}: record {n}: `id` {shown(question.id)} is that of record {ids[question.id]}; rename one")
+        # A question that counts twice makes the intervals narrower than they are.
+        content = (question.question, question.options, question.answer)
+        if content in asked:
+            raise DataError(
+                f"{file}: record {n}: {shown(question.question)} is the question of record {asked[content]}, with the same "
+                "answer; remove one"
+            )
+        ids[question.id] = asked[content] = n
 
 
 def _text(value: Any, field: str, where: str) -> str:

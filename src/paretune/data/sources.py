@@ -112,10 +112,12 @@ def _parsed(text: str, where: str, *, lines: bool = False, whole_line: bool = Tr
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         place = f"{where}: line {error.lineno}, column {error.colno}" if lines else f"{where}, column {error.colno}"
-        if not whole_line or (lines and not text[error.pos :].strip()):
+        if not whole_line or (lines and (not text[error.pos :].strip() or error.msg.startswith("Unterminated string"))):
             raise DataError(f"{place}: the file ends in the middle of a record; was it copied whole?") from None
         hint = "" if lines or text.strip() not in "[{" else "; a record over several lines needs `format: json`"
-        raise DataError(f"{place}: not JSON ({error.msg}), got {shown(text[error.pos : error.pos + 40])}{hint}") from None
+        raise DataError(
+            f"{place}: not JSON ({error.msg}), got {shown(text[error.pos :][:40].strip() or text.strip()[-40:])}{hint}"
+        ) from None
     except _Constant as error:
         place = f"{where}: line {_line_of_constant(text)}" if lines else where
         raise DataError(f"{place}: `{error}` is no JSON value; write `null`, or leave the record out") from None

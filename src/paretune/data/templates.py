@@ -5,6 +5,7 @@ which Python would write with brackets and quotes. A template sees the record an
 """
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -59,7 +60,8 @@ def render(template: Template, record: Mapping[str, Any], where: str) -> str:
     try:
         return template.compiled.render(values)
     except jinja2.UndefinedError as error:
-        raise DataError(f"{where}: {error.message} in {shown(template.source)}; {_way_out(template, record)}") from None
+        message = error.message or "a field is missing"
+        raise DataError(f"{where}: {message} in {shown(template.source)}; {_way_out(record, message)}") from None
     except _NotPrintable as error:
         names = [name for name in template.fields if values.get(name) is error.value]
         subject = f"field `{names[0]}`" if names else "an expression"
@@ -71,16 +73,19 @@ def render(template: Template, record: Mapping[str, Any], where: str) -> str:
         raise DataError(f"{where}: {shown(template.source)} cannot be filled in ({error})") from None
 
 
-def _way_out(template: Template, record: Mapping[str, Any]) -> str:
+def _way_out(record: Mapping[str, Any], message: str) -> str:
     columns = "the record has " + (", ".join(f"`{name}`" for name in record) or "no fields")
-    absent = [name for name in template.fields if name not in record]
-    near = suggestion(absent[0], record) if absent else ""
+    named = re.match("field `([^`]+)` is", message)
+    if named is None:
+        return columns + "; repair the record, or ask with `is defined` before it is used"
+    name = named[1]
+    if len(record) == 1 and re.search(r"[;,|\t]", next(iter(record))):
+        return columns + ", one field; is `delimiter:` right?"
+    near = "" if name in record else suggestion(name, record)
     if near.startswith("; did you mean"):
         return columns + near
-    empty = absent or [name for name in template.fields if record[name] is None]
-    if not empty:
-        return columns + "; repair the record, or ask with `is defined` before it is used"
-    return f"{columns}; where it may be missing write `{{{{ {empty[0]} | default('') }}}}`"
+    correct = "" if name in record else "correct the name, or "
+    return f"{columns}; {correct}where it may be missing write `{{{{ {name} | default('') }}}}`"
 
 
 class _Missing(jinja2.StrictUndefined):

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from paretune.data.questions import Question, read_questions
-from paretune.data.templates import Template, parse_template, render
+from paretune.data.requests import Request, request_of, slices_of
+from paretune.data.templates import parse_template
 from paretune.data.trees import Example
 from paretune.errors import DataError
 from paretune.evaluate.generate import GenerationSettings, generate
@@ -27,20 +28,6 @@ from paretune.spec.evaluations import Qa
 
 TIE = 1e-5
 """Relative difference under which two options count as equal: what packing and padding move in float32."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a model is asked about one question."""
-
-    question: Question
-    prompt: str
-    answers: tuple[str, ...]
-    """The options as they follow the prompt, or the one answer of a factual question."""
-
-    @property
-    def factual(self) -> bool:
-        return not self.question.options
 
 
 @dataclass(frozen=True)
@@ -71,18 +58,6 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
     write_generations(generations, context.draft)
     ties = sum(choices_of(q, found)[1] for q, found in zip(questions, likelihoods, strict=True) if q.options)
     return {"questions": len(questions), "multiple_choice": len(questions) - len(answers), "ties": ties}
-
-
-def request_of(question: Question, prompt: Template, answer: Template) -> Request:
-    """The templates filled with a question, taken literally: nothing is trimmed, and the prompt does not know the answer.
-
-    DataError for a field that the question lacks.
-    """
-    where = f"question `{question.id}`"
-    fields = {**question.fields, "question": question.question, "options": list(question.options)}
-    texts = question.options or (question.answer,)
-    answers = (render(answer, {**fields, "answer": text}, where) for text in texts)
-    return Request(question, render(prompt, fields, where), tuple(answers))
 
 
 def answer_likelihoods(loaded: LoadedModel, requests: Sequence[Request], forward_tokens: int) -> list[Likelihoods]:
@@ -135,17 +110,6 @@ def best(values: Sequence[float]) -> list[int]:
     """Indices of the highest value, and of those within `TIE` of it."""
     highest = max(values)
     return [index for index, value in enumerate(values) if math.isclose(value, highest, rel_tol=TIE)]
-
-
-def slices_of(question: Question, names: Sequence[str]) -> dict[str, str]:
-    """The value of each field that scores are broken down by; DataError for one that is missing or no single value."""
-    missing = [name for name in names if not isinstance(question.fields.get(name), str | int | float | bool)]
-    if missing:
-        raise DataError(
-            f"question `{question.id}` has no single value in the field `{missing[0]}` that `slice_by` names; add it to the "
-            "question, or leave it out of `slice_by`"
-        )
-    return {name: str(question.fields[name]) for name in names}
 
 
 def _example(loaded: LoadedModel, request: Request, answer: str) -> Example:
