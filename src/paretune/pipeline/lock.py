@@ -7,10 +7,13 @@ another key; a hub commit, the device and the precision stay as they are until t
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from paretune.errors import NeedsError, StoreError
 from paretune.pipeline import hub, machine
@@ -18,10 +21,9 @@ from paretune.spec.data import Source
 from paretune.spec.study import Base, Study
 
 SCHEMA = 1
-_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.jinja")
-_FASTER = 1.3
-"""bfloat16 is chosen where its matrix products are so many times faster; below that, rounding buys nothing."""
+_MODEL_FILES = (*hub.CONFIG_FILES, *hub.WEIGHT_FILES, *hub.TOKENIZER_FILES)
+_TOKENIZER_FILES = ("config.json", *hub.TOKENIZER_FILES)
+"""config.json names the class of a tokenizer that does not name it itself."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,41 @@ class Lock:
     evaluate: str
     """Number format of everything that is measured."""
     matmul_gflops: Mapping[str, float]
-    """By number format, as measured on the machine that the lock was made on."""
+    """By number format, as measured on the machine that the lock was made on; empty where nothing depends on it."""
     bases: Mapping[str, LockedBase]
     files: Mapping[str, str]
     """SHA-256 by path, as the study writes the path."""
-    hub_datasets: Mapping[str, str]
-    """Commit by name."""
+    hub_commits: Mapping[str, str]
+    """By `commit_name`."""
     seen: Mapping[str, Any] = field(default_factory=dict)
-    """Size, time and digest of files, so that a big one is not read again while it has not been touched."""
+    """Stamp and digest of files, so that a big one is not read again while it has not been touched."""
+
+    def commit(self, kind: str, name: str, revision: str | None) -> str:
+        """The pinned commit of a hub repository."""
+        return self.hub_commits[commit_name(kind, name, revision)]
+
+
+class _Seen(BaseModel):
+    stamp: list[int]
+    sha256: str
+
+
+class _Written(BaseModel):
+    """What is read back of a lock; the rest is there for people, and for the record."""
+
+    device: str | None = None
+    matmul_gflops: dict[str, float] = {}
+    hub_commits: dict[str, str] = {}
+    seen: dict[str, _Seen] = {}
 
 
 def lock_file(study_file: Path) -> Path:
     return study_file.with_suffix(".lock")
+
+
+def commit_name(kind: str, name: str, revision: str | None) -> str:
+    """How a lock names a hub repository: with the revision that the study asks for, so that another one is resolved anew."""
+    return f"{kind}:{name}@{revision or 'main'}"
 
 
 def resolve_lock(study: Study, study_file: Path, device: str = "auto") -> Lock:
@@ -62,41 +87,39 @@ def resolve_lock(study: Study, study_file: Path, device: str = "auto") -> Lock:
     Raises NeedsError for what cannot be found (a file, a hub repository without network), StoreError for a damaged lock.
     """
     old = _read(lock_file(study_file))
-    folder = study_file.parent
-    digests = _Digests(folder, old.get("seen", {}))
-    kind = machine.device_kind(device, old.get("device"))
+    digests = _Digests(study_file.parent, old.seen)
+    kind = machine.device_kind(device, old.device)
     compute, rates = _precision(study, old, kind)
-    commits: Mapping[str, str] = {name: base["digest"] for name, base in old.get("bases", {}).items()}
+    commits = dict(_commits(study, old.hub_commits))
     return Lock(
         device=kind,
         compute=compute,
         evaluate=study.precision.evaluate,
         matmul_gflops=rates,
-        bases={name: _base(name, base, folder, digests, commits.get(name)) for name, base in study.bases.items()},
+        bases={name: _base(name, base, digests, commits) for name, base in study.bases.items()},
         files={path: digests.of_file(path, where) for path, where in _files(study)},
-        hub_datasets={
-            f"{source.hub}@{source.revision or 'main'}": hub.dataset_commit(
-                source.hub, source.revision, old.get("hub_datasets", {}).get(f"{source.hub}@{source.revision or 'main'}")
-            )
-            for _, source in sources(study)
-            if source.hub
-        },
-        seen=digests.seen,
+        hub_commits=commits,
+        seen={name: seen.model_dump() for name, seen in digests.seen.items()},
     )
 
 
 def write_lock(lock: Lock, study_file: Path) -> None:
     """Write the lock beside the study, at once or not at all; StoreError if the folder cannot be written."""
     target = lock_file(study_file)
-    content = json.dumps({"schema": SCHEMA, **asdict(lock)}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    if target.exists() and target.read_text(encoding="utf-8") == content:
-        return
+    fields = asdict(lock)
+    for base in fields["bases"].values():
+        del base["resource"]  # a path of this machine, which says nothing to another
+    content = json.dumps({"schema": SCHEMA, **fields}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
+        if target.exists() and target.read_text(encoding="utf-8") == content:
+            return
         draft.write_text(content, encoding="utf-8")
         draft.replace(target)
     except OSError as error:
         raise StoreError(f"{target}: cannot be written ({error.strerror}); the study's folder must be writable") from None
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def sources(study: Study) -> list[tuple[str, Source]]:
@@ -119,60 +142,72 @@ def _files(study: Study) -> list[tuple[str, str]]:
     return files
 
 
-def _precision(study: Study, old: Mapping[str, Any], device: str) -> tuple[str, dict[str, float]]:
-    if old.get("device") == device and study.precision.compute in ("auto", old["compute"]):
-        return old["compute"], dict(old["matmul_gflops"])
-    rates = machine.measure_precision(device)
-    fast = rates["bfloat16"] >= _FASTER * rates["float32"]
-    chosen = "bfloat16" if fast else "float32"
-    return (chosen if study.precision.compute == "auto" else study.precision.compute), rates
+def _commits(study: Study, pinned: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for base_name, base in study.bases.items():
+        if base.hub:
+            name = commit_name(hub.MODEL, base.hub, base.revision)
+            # Asked for although it is pinned: config.json is needed, and without it and a network this says so at once.
+            wanted = pinned.get(name, base.revision)
+            yield name, hub.resolve_commit(hub.MODEL, base.hub, wanted, f"bases.{base_name}.hub")
+    for where, source in sources(study):
+        if source.hub:
+            name = commit_name(hub.DATASET, source.hub, source.revision)
+            commit = pinned.get(name) or hub.resolve_commit(hub.DATASET, source.hub, source.revision, f"{where}.hub")
+            yield name, commit
 
 
-def _base(name: str, base: Base, folder: Path, digests: "_Digests", locked_digest: str | None) -> LockedBase:
+def _precision(study: Study, old: _Written, device: str) -> tuple[str, dict[str, float]]:
+    """The number format of training, and the rates of this machine that it follows from."""
+    asked = study.precision.compute
+    rates = old.matmul_gflops if old.device == device else {}
+    # On CUDA measured in any case: it shows that torch reaches the device before the first stage needs it.
+    if not rates and (asked == "auto" or device == "cuda"):
+        rates = machine.measure_precision(device)
+    if asked != "auto":
+        return asked, rates
+    return machine.faster_format(rates), rates
+
+
+def _base(name: str, base: Base, digests: "_Digests", commits: Mapping[str, str]) -> LockedBase:
     if base.hub:
-        return _hub_base(base, locked_digest)
-    directory = hub.builtin_base(base.builtin) if base.builtin else folder / str(base.path)
+        commit = commits[commit_name(hub.MODEL, base.hub, base.revision)]
+        resource = f"hub:{base.hub}@{commit}"
+        return LockedBase(resource, resource, resource, hub.model_config(base.hub, commit, f"bases.{name}.hub"))
     where = f"bases.{name}.{'builtin' if base.builtin else 'path'}"
-    if not directory.is_dir():
-        raise NeedsError(f"{where}: no directory `{directory}`; name one that holds config.json and model.safetensors")
-    config = hub.read_config(directory / "config.json", where)
-    if not list(directory.glob("*.safetensors")):
-        raise NeedsError(f"{where}: `{directory}` holds no .safetensors file (other formats are not read: they can run code)")
-    return LockedBase(
-        resource=str(directory.resolve()),
-        digest=digests.of_directory(directory, _MODEL_FILES + _TOKENIZER_FILES),
-        tokenizer_digest=digests.of_directory(directory, _TOKENIZER_FILES),
-        config=config,
-    )
-
-
-def _hub_base(base: Base, locked_digest: str | None) -> LockedBase:
-    pinned = None
-    if locked_digest and locked_digest.startswith(f"hub:{base.hub}@") and base.revision is None:
-        pinned = locked_digest.rpartition("@")[2]
-    commit, config = hub.model_commit_and_config(str(base.hub), base.revision, pinned)
-    resource = f"hub:{base.hub}@{commit}"
-    return LockedBase(resource=resource, digest=resource, tokenizer_digest=resource, config=config)
+    directory = hub.builtin_base(base.builtin) if base.builtin else digests.folder / str(base.path)
+    with _readable(where, str(directory)):
+        if not directory.is_dir():
+            raise NeedsError(f"{where}: no directory `{directory}`; name one that holds config.json and model.safetensors")
+        config = hub.read_config(directory / "config.json", where)
+        if not hub.weight_files(directory):
+            raise NeedsError(
+                f"{where}: `{directory}` holds no model.safetensors, nor all the files that a model.safetensors.index.json "
+                "names (other formats are not read: they can run code)"
+            )
+        return LockedBase(
+            resource=str(directory.resolve()),
+            digest=digests.of_directory(directory, _MODEL_FILES),
+            tokenizer_digest=digests.of_directory(directory, _TOKENIZER_FILES),
+            config=config,
+        )
 
 
 class _Digests:
-    """SHA-256 of files; a file of the same size and time as last time is not read again."""
+    """SHA-256 of files; a file of the same size and times as last time is not read again."""
 
-    def __init__(self, folder: Path, seen: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, known: Mapping[str, _Seen]) -> None:
         self.folder = folder
-        self.known = seen
-        self.seen: dict[str, Any] = {}
+        self.known = known
+        self.seen: dict[str, _Seen] = {}
 
     def of_file(self, path: str, where: str) -> str:
         file = self.folder / path
-        try:
+        with _readable(where, path):
+            if not file.exists():
+                raise NeedsError(f"{where}: no file `{path}` (looked in `{self.folder.resolve()}`)")
+            if not file.is_file():
+                raise NeedsError(f"{where}: `{path}` is a {'directory' if file.is_dir() else 'device or pipe'}; name a file")
             return self._digest(file)
-        except FileNotFoundError:
-            raise NeedsError(f"{where}: no file `{path}` (looked in `{self.folder.resolve()}`)") from None
-        except IsADirectoryError:
-            raise NeedsError(f"{where}: `{path}` is a directory; name a file") from None
-        except OSError as error:
-            raise NeedsError(f"{where}: `{path}` cannot be read ({error.strerror})") from None
 
     def of_directory(self, directory: Path, patterns: tuple[str, ...]) -> str:
         files = sorted({file for pattern in patterns for file in directory.glob(pattern) if file.is_file()})
@@ -181,26 +216,40 @@ class _Digests:
 
     def _digest(self, file: Path) -> str:
         status = file.stat()
-        name, stamp = os.path.relpath(file, self.folder), [status.st_size, status.st_mtime_ns]
-        old = self.known.get(name)
-        if old is None or old["stamp"] != stamp:
+        # The time of change too: tools that copy keep size and time of modification.
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        name = os.path.relpath(file, self.folder)
+        found = self.seen.get(name) or self.known.get(name)
+        if found is None or found.stamp != stamp:
             with file.open("rb") as stream:
-                old = {"stamp": stamp, "sha256": hashlib.file_digest(stream, _sha256).hexdigest()}
-        self.seen[name] = old
-        return str(old["sha256"])
+                found = _Seen(stamp=stamp, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+        self.seen[name] = found
+        return found.sha256
 
 
-_sha256: Callable[[], Any] = hashlib.sha256
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
+@contextmanager
+def _readable(where: str, path: str) -> Iterator[None]:
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        schema = content.pop("schema")
-    except (ValueError, KeyError, AttributeError) as error:
+        yield
+    except OSError as error:
+        raise NeedsError(f"{where}: `{path}` cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _read(file: Path) -> _Written:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        newer = content["schema"] > SCHEMA
+        old = None if newer else _Written.model_validate(content)
+    except FileNotFoundError:
+        return _Written()
+    except ValidationError as error:
+        detail = error.errors()[0]
+        place = ".".join(map(str, detail["loc"]))
+        raise StoreError(f"{file}: not a lock (`{place}`: {detail['msg']}); remove it, and it is made again") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file}: not a lock ({error}); remove it, and it is made again") from None
-    if schema > SCHEMA:
+    except OSError as error:
+        raise StoreError(f"{file}: the lock cannot be read ({error.strerror}); check its permissions") from None
+    if old is None:
         raise StoreError(f"{file}: written by a newer Paretune; update Paretune, or remove the lock")
-    return content
+    return old

@@ -4,15 +4,23 @@ import functools
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from paretune.errors import NeedsError
+
+_DEVICES = ("cpu", "cuda")
+_FASTER = 1.3
+"""bfloat16 is chosen where its matrix products are so many times faster; below that, rounding buys nothing."""
 
 
 @functools.cache
@@ -29,13 +37,35 @@ def fingerprint() -> dict[str, Any]:
 
 def device_kind(asked: str, locked: str | None) -> str:
     """`cpu` or `cuda`: as asked, else as the lock says, else what there is; NeedsError for a GPU that is not there."""
-    kind = asked.split(":")[0] if asked != "auto" else locked or ("cuda" if _nvidia_model() else "cpu")
-    if kind not in ("cpu", "cuda"):
-        raise NeedsError(f"--device: `{asked}` is no device; known: `auto`, `cpu`, `cuda`")
+    if asked not in ("auto", *_DEVICES):
+        raise NeedsError(
+            f"--device: `{asked}` is no device; known: `auto`, `cpu`, `cuda` (CUDA_VISIBLE_DEVICES chooses among several GPUs)"
+        )
+    kind = asked if asked != "auto" else locked or ("cuda" if _nvidia_model() else "cpu")
+    if kind not in _DEVICES:
+        raise NeedsError(f"the lock names the device `{kind}`, which is unknown; pass `--device cpu` or `--device cuda`")
     if kind == "cuda" and _nvidia_model() is None:
         origin = "--device" if asked != "auto" else "the lock"
         raise NeedsError(f"{origin} names the device `cuda`, and this machine has no NVIDIA GPU; pass `--device cpu`")
     return kind
+
+
+def has(need: str, device: str) -> bool:
+    """Whether what a method or evaluation needs is here: `cuda`, or a module by its name."""
+    if need == "cuda":
+        return device == "cuda"
+    try:
+        return find_spec(need) is not None
+    except ModuleNotFoundError:  # of the package that a dotted name stands in
+        return False
+
+
+def way_to(need: str, device: str) -> str:
+    """A need in words, with how to meet it."""
+    if need == "cuda":
+        return f"an NVIDIA GPU, and this study runs on `{device}`; run it on a machine with one, or pass `--device cuda`"
+    package = need.partition(".")[0]
+    return f"the package `{package}`, which is not installed: `pip install {_extra_with(package) or package}`"
 
 
 def measure_precision(device: str) -> dict[str, float]:
@@ -43,9 +73,25 @@ def measure_precision(device: str) -> dict[str, float]:
     command = [sys.executable, "-m", "paretune.model.precision", device]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
-        raise NeedsError(f"torch does not run here: {finished.stderr.strip().splitlines()[-1]}")
+        reason = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
+        way_out = "; pass `--device cpu`, or install torch with CUDA" if device == "cuda" else ""
+        raise NeedsError(f"torch does not run on `{device}` here: {reason}{way_out}")
     rates: Mapping[str, float] = json.loads(finished.stdout)
     return dict(rates)
+
+
+def faster_format(rates: Mapping[str, float]) -> str:
+    """The number format to train in, by the rates of `measure_precision`."""
+    return "bfloat16" if rates["bfloat16"] >= _FASTER * rates["float32"] else "float32"
+
+
+def _extra_with(package: str) -> str | None:
+    """The extra of this project that brings a package, as pip takes it."""
+    for requirement in metadata.requires("paretune") or []:
+        found = re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", requirement)
+        if found and found[1].replace("-", "_").lower() == package.lower():
+            return f"'paretune[{found[2]}]'"
+    return None
 
 
 def _processor() -> str:
@@ -63,4 +109,10 @@ def _nvidia_model() -> str | None:
         for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("Model:"):
                 return line.split(":", 1)[1].strip()
-    return None
+    # Windows' subsystem for Linux has no such files, but the command.
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    listed = subprocess.run([command, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+    names = listed.stdout.strip().splitlines()
+    return names[0] if names and listed.returncode == 0 else None

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paretune.errors import SpecError
+from paretune.errors import NeedsError, SpecError
+from paretune.pipeline.hub import DATASET
 from paretune.pipeline.lock import Lock, LockedBase
-from paretune.pipeline.machine import fingerprint
+from paretune.pipeline.machine import fingerprint, has, way_to
 from paretune.pipeline.stage import Stage
 from paretune.spec.data import Dataset, Source
-from paretune.spec.registry import Evaluation
+from paretune.spec.registry import Evaluation, Method
 from paretune.spec.study import EvaluationUse, MethodUse, Study
 
 SIZE = "size"
@@ -60,8 +61,12 @@ def cell_name(cell: PlannedCell) -> str:
 
 
 def make_plan(study: Study, lock: Lock, folder: Path) -> Plan:
-    """The stages of `study`, whose relative paths start at `folder`; SpecError for what no model of the study can do."""
+    """The stages of `study`, whose relative paths start at `folder`.
+
+    Raises SpecError for what no model of the study can do, NeedsError for what a method needs and this machine does not have.
+    """
     _check_lengths(study, lock)
+    _check_needs(study, lock.device)
     return _Planner(study, lock, folder).plan()
 
 
@@ -113,7 +118,7 @@ class _Planner:
             content |= {"path": f"sha256:{self.lock.files[source.path]}", "format": source.resolved_format}
         elif source.hub:
             resources[role] = source.hub
-            content["revision"] = self.lock.hub_datasets[f"{source.hub}@{source.revision or 'main'}"]
+            content["revision"] = self.lock.commit(DATASET, source.hub, source.revision)
         else:
             resources[role] = f"builtin:{source.builtin}"
         return content
@@ -192,7 +197,7 @@ class _Planner:
         tokens: Stage,
         gate: Stage,
     ) -> Stage:
-        config = {
+        config: dict[str, Any] = {
             "base": self._base(base),
             "evaluation": evaluation,
             "precision": self.lock.evaluate,
@@ -227,6 +232,17 @@ def _check_lengths(study: Study, lock: Lock) -> None:
                 f"train.max_length: {study.train.max_length} is longer than base `{name}` reaches ({positions} positions); "
                 f"write at most {positions}"
             )
+
+
+def _check_needs(study: Study, device: str) -> None:
+    users: list[tuple[str, Method | Evaluation]] = []
+    for name, variant in study.variants.items():
+        users += [(f"variants.{name}: `{method.name}`", method.row) for method in variant.methods]
+    users += [(f"evaluate.{name}: `{use.kind}`", use.row) for name, use in study.evaluate.items()]
+    for user, row in users:
+        for need in row.needs:
+            if not has(need, device):
+                raise NeedsError(f"{user} needs {way_to(need, device)}; or take it out of the study")
 
 
 def _with_parents(stage: Stage) -> Iterator[Stage]:

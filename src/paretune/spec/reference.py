@@ -1,6 +1,6 @@
 """The reference of the study file, generated from the classes that read it: text for the terminal, Markdown for docs/."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -21,8 +21,9 @@ _SECTIONS: tuple[tuple[str, str, tuple[type[Spec], ...]], ...] = (
 
 def methods_text() -> str:
     """Every method and evaluation with its fields, for the terminal."""
+    tables: dict[str, Mapping[str, Method | Evaluation]] = {"Methods": methods(), "Evaluations": evaluations()}
     lines = []
-    for title, rows in (("Methods", methods()), ("Evaluations", evaluations())):
+    for title, rows in tables.items():
         lines += [title, "=" * len(title)]
         for name, row in sorted(rows.items()):
             lines += ["", f"{name}: {_summary(row.config)}{_needs(row)}"]
