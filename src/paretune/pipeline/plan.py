@@ -243,6 +243,9 @@ def _check_needs(study: Study, device: str) -> None:
         for need in row.needs:
             if not has(need, device):
                 raise NeedsError(f"{user} needs {way_to(need, device)}; or take it out of the study")
+        module = row.body.partition(":")[0]
+        if not has(module, device):
+            raise NeedsError(f"{user}: its code, the module `{module}`, is not installed; repair the package that brings it")
 
 
 def _with_parents(stage: Stage) -> Iterator[Stage]:

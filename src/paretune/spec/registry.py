@@ -4,12 +4,13 @@ A row is (name, config class, "module:function", needs); the function is importe
 light. Third parties ship the same rows through the entry-point groups `paretune.methods` and `paretune.evaluations`.
 """
 
+import functools
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from paretune.errors import SpecError
+from paretune.errors import NeedsError, SpecError
 from paretune.spec.base import Spec, suggestion
 
 
@@ -62,13 +63,17 @@ def find_evaluation(name: str, where: str) -> Evaluation:
     return rows[name]
 
 
+@functools.cache
 def methods() -> dict[str, Method]:
+    """All rows by name; NeedsError for an installed package whose row cannot be used."""
     from paretune.spec.methods import METHODS
 
     return _with_plugins(METHODS, "paretune.methods", Method)
 
 
+@functools.cache
 def evaluations() -> dict[str, Evaluation]:
+    """All rows by name; NeedsError for an installed package whose row cannot be used."""
     from paretune.spec.evaluations import EVALUATIONS
 
     return _with_plugins(EVALUATIONS, "paretune.evaluations", Evaluation)
@@ -83,10 +88,26 @@ def load_function(address: str) -> Any:
 def _with_plugins(builtin: tuple[Any, ...], group: str, row_type: type[Any]) -> dict[str, Any]:
     rows = {row.name: row for row in builtin}
     for entry in entry_points(group=group):
-        row: Any = entry.load()
-        if not isinstance(row, row_type):
-            raise SpecError(f"entry point `{entry.name}` of `{group}` is no {row_type.__name__} row, but {type(row).__name__}")
-        if row.name in rows:
-            raise SpecError(f"entry point `{entry.name}` of `{group}` names `{row.name}`, which exists already")
+        package = f" of the package `{entry.dist.name}`" if entry.dist else ""
+        wrong, row = _load(entry, row_type)
+        if wrong is None and row.name in rows:
+            wrong = f"names `{row.name}`, which exists already"
+        if wrong:
+            raise NeedsError(f"entry point `{entry.name}` in `{group}`{package} {wrong}; repair or uninstall the package")
         rows[row.name] = row
     return rows
+
+
+def _load(entry: EntryPoint, row_type: type[Any]) -> tuple[str | None, Any]:
+    """What is wrong with the row of an entry point, and the row."""
+    try:
+        row: Any = entry.load()
+    except Exception as error:  # noqa: BLE001  an import runs code of others, which may raise anything
+        return f"cannot be loaded ({type(error).__name__}: {error})", None
+    if not isinstance(row, row_type):
+        return f"is no {row_type.__name__} row, but {type(row).__name__}", None
+    if not (isinstance(row.config, type) and issubclass(row.config, Spec)):
+        return f"has a config that is no subclass of Spec: {row.config!r}", None
+    if not all(row.body.partition(":")):
+        return f"has a body that is no `module:function`: `{row.body}`", None
+    return None, row
