@@ -14,7 +14,8 @@ from paretune.pipeline.results import read_results
 from paretune.pipeline.runner import EventHandler, Outcome, run_plan
 from paretune.pipeline.stage import RunOptions
 from paretune.pipeline.store import Store
-from paretune.spec.study import Study, load_study
+from paretune.preflight import check_study
+from paretune.spec.study import Study, load_study, located
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,13 @@ def open_study(file: str | Path, store: str | Path | None = None, device: str = 
     """Read a study, resolve its lock and plan it; raises the UserErrors of each."""
     file = Path(file)
     study = load_study(file)
-    lock = resolve_lock(study, file, device)
     place = Store(Path(store) if store else file.parent / ".paretune")
-    place.check()
-    return OpenStudy(study, file, lock, make_plan(study, lock, file.parent), place)
+    with located(file):
+        lock = resolve_lock(study, file, device)
+        place.check()
+        plan = make_plan(study, lock, file.parent)
+        check_study(study, lock, file.parent)
+    return OpenStudy(study, file, lock, plan, place)
 
 
 def plan(file: str | Path, store: str | Path | None = None) -> list[PlannedStage]:

@@ -14,10 +14,9 @@ from typing import Any
 from paretune.data.leakage import Contents, Pair, Texts, block_message, content_digest, find_item_pairs, find_pairs
 from paretune.data.sources import Row, iterate_rows
 from paretune.data.splits import UNUSED, split_documents
-from paretune.data.templates import Template, parse_template, render
+from paretune.data.templates import Template, named_value, parse_template, render
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
-from paretune.spec.base import shown, suggestion
 from paretune.spec.data import SPLITS, Dataset, Source, SplitSources
 from paretune.spec.registry import load_function
 
@@ -127,37 +126,19 @@ def _read(dataset: Dataset, source: Source, template: Template, split: str | Non
             _document(dataset, source, row, number, split),
             number,
             text,
-            "" if dataset.stratify is None else _named(row, dataset.stratify, "stratify"),
+            "" if dataset.stratify is None else named_value(row.values, dataset.stratify, "stratify", row.where),
             _contents(dataset, template, row.values),
         )
 
 
 def _document(dataset: Dataset, source: Source, row: Row, number: int, split: str | None) -> str:
     if dataset.document is not None:
-        name = _named(row, dataset.document, "document")
+        name = named_value(row.values, dataset.document, "document", row.where)
         _refuse_surrogates(name, row.where)
         return name
     name = row.values["document"] if source.resolved_format == "text" else str(number)
     # Sources of their own for the splits count from 0 each; the names must differ all the same.
     return name if split is None else f"{split} {name}"
-
-
-def _named(row: Row, field: str, key: str) -> str:
-    """The value of the field that `document:` or `stratify:` names, as text."""
-    if field not in row.values:
-        columns = ", ".join(f"`{name}`" for name in row.values)
-        raise DataError(
-            f"{row.where}: no field `{field}`, which `{key}` names{suggestion(field, row.values)} (it has {columns})"
-        )
-    value = row.values[field]
-    if isinstance(value, dict | list | bytes):
-        raise DataError(f"{row.where}: `{key}: {field}` is {shown(value)}; it takes a field that holds a text or a number")
-    if value is None or not str(value).strip():
-        way_out = "leave `document` out, and every record is one" if key == "document" else "leave `stratify` out"
-        raise DataError(
-            f"{row.where}: `{key}: {field}` is empty, {shown(value)}; fill it in, leave out the record, or {way_out}"
-        )
-    return str(value)
 
 
 def _refuse_surrogates(text: str, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Templates over the fields of a record: Jinja2 in a sandbox, everything outside the braces literal.
+"""Fields of a record, and templates over them: Jinja2 in a sandbox, everything outside the braces literal.
 
 A field that is missing or null is an error where it is written out, never an empty string or the word "None"; so is a list,
 which Python would write with brackets and quotes. A template sees the record and nothing else: no globals, no files, no chance.
@@ -71,6 +71,20 @@ def render(template: Template, record: Mapping[str, Any], where: str) -> str:
         ) from None
     except _RENDER_ERRORS as error:
         raise DataError(f"{where}: {shown(template.source)} cannot be filled in ({error})") from None
+
+
+def named_value(record: Mapping[str, Any], field: str, key: str, where: str) -> str:
+    """The value of the field that `document:` or `stratify:` (the `key`) names, as text; DataError where it has none."""
+    if field not in record:
+        columns = ", ".join(f"`{name}`" for name in record)
+        raise DataError(f"{where}: no field `{field}`, which `{key}` names{suggestion(field, record)} (it has {columns})")
+    value = record[field]
+    if isinstance(value, dict | list | bytes):
+        raise DataError(f"{where}: `{key}: {field}` is {shown(value)}; it takes a field that holds a text or a number")
+    if value is None or not str(value).strip():
+        way_out = "leave `document` out, and every record is one" if key == "document" else "leave `stratify` out"
+        raise DataError(f"{where}: `{key}: {field}` is empty, {shown(value)}; fill it in, leave out the record, or {way_out}")
+    return str(value)
 
 
 def _way_out(record: Mapping[str, Any], message: str) -> str:

@@ -1,32 +1,44 @@
 """What a run would take, before it runs: optimizer steps, tokens, peak memory and disk, by arithmetic on configs and files.
 
-Token counts are exact once the tokenize stage has run, and estimated from the data file (`~`) before. Memory and disk are
-always estimates: weights, gradients and moments are counted; activations and the libraries' memory are rules of thumb.
+Steps and tokens are exact once the tokenize stage has run, and estimated from a sample of the data (`~`) before. Memory and
+disk are always estimates: weights, gradients and moments are counted; activations and the libraries' memory are rules of thumb.
 """
 
+import itertools
 import json
 import math
-import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from paretune.pipeline import hub
+from paretune.pipeline.downloads import pending
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.plan import Plan
 from paretune.pipeline.reasons import PlannedStage, review
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
+from paretune.pipeline.weights import weight_shapes
+from paretune.spec.data import Dataset, Source
+from paretune.spec.registry import load_function
 from paretune.spec.study import Study
 
-_LIBRARIES = 700e6
-"""Resident memory of a worker with torch and transformers imported."""
-_ACTIVATIONS = 40
-"""Bytes kept for the backward pass by token, block and unit of width."""
-_SAMPLE = 200_000
-"""Bytes of a data file that are tokenized to find its tokens per byte."""
+_LIBRARIES = 430e6
+"""Resident memory of a worker with torch and transformers imported; on CUDA only the device's memory counts."""
+_ACTIVATIONS = {"train.full": 80, "train.lora": 64}
+"""Bytes kept for the backward pass by token, block and unit of width, in float32."""
+_HEAD = 16 * 1024
+"""Bytes by word of the vocabulary: a chunk of logits with its gradient."""
+_LONG = ("jsonl", "csv", "parquet")
+"""Formats that are read record by record; of such a file the first records are enough for an estimate."""
+_ROWS = 5_000
+_SAMPLE = 300
+"""Of the records that were read, evenly, so many are tokenized."""
+_TOKENS_PER_BYTE = 0.25
+"""Where the tokenizer is not at hand."""
 
 
 @dataclass(frozen=True)
@@ -36,44 +48,59 @@ class Cost:
     steps: int | None = None
     tokens: int | None = None
     exact: bool = True
+    """Whether the tokens were counted."""
     memory: float | None = None
     disk: float | None = None
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What an epoch of training takes: windows, and the tokens that are learned (end-of-text included)."""
+
+    windows: float
+    tokens: float
+    exact: bool
 
 
 def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store) -> str:
     """The plan as a table: each stage with status, reason, users and costs, and what a run would add."""
     reviewed = review(plan, store)
-    costs = {one.stage: _cost(one.stage, study, lock, plan, store) for one in reviewed}
+    costs = plan_costs(study, lock, plan, store)
     rows: list[tuple[str, ...]] = [("stage", "status", "steps", "tokens", "memory", "disk", "for / because")]
-    rows += [_row(one, costs[one.stage], plan) for one in reviewed]
+    rows += [_row(one, costs[one.stage], plan, study) for one in reviewed]
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[6]]) for row in rows]
     new = [costs[one.stage] for one in reviewed if one.status == "new"]
-    steps, tokens = (sum(getattr(cost, name) or 0 for cost in new) for name in ("steps", "tokens"))
-    summary = (
-        f"{len(rows) - 1} stages: {len(rows) - 1 - len(new)} reused, {len(new)} new; to run: "
-        f"{steps:,} optimizer steps, {tokens:,} tokens to train on, "
-        f"peak memory about {_bytes(max((cost.memory or 0 for cost in new), default=0))}, "
-        f"disk about {_bytes(sum(cost.disk or 0 for cost in new))}"
-    )
-    places = f"device {lock.device}, training in {lock.compute}, measuring in {lock.evaluate}, store {store.root}"
-    return "\n".join([*lines, "", summary, places])
+    lines += ["", f"{len(reviewed)} stages: {len(reviewed) - len(new)} reused, {len(new)} new{_to_run(new, study)}"]
+    lines += [f"a run downloads: {one}" for one in pending(plan, store)]
+    lines.append(f"device {lock.device}, training in {lock.compute}, measuring in {lock.evaluate}, store {store.root}")
+    return "\n".join(lines)
+
+
+def plan_costs(study: Study, lock: Lock, plan: Plan, store: Store) -> dict[Stage, Cost]:
+    """What each stage takes, whether it is new or not."""
+    amounts: dict[Stage, Amount | None] = {}
+    for stage in plan.stages:
+        tokens = stage.inputs.get("tokens")
+        if "train" in stage.config and tokens and tokens not in amounts:
+            dataset = next(study.data[name] for (_, name), one in plan.tokens.items() if one == tokens)
+            amounts[tokens] = _counted(tokens, store) or _sampled(tokens, dataset)
+    return {stage: _cost(stage, study, lock, amounts) for stage in plan.stages}
 
 
 def count_weights(directory: Path) -> int:
-    """Parameters in the safetensors files of a directory, read from their headers alone."""
-    total = 0
-    for file in directory.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header: Mapping[str, Any] = json.loads(stream.read(length))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return total
+    """Parameters of the model in a directory, from the headers of its safetensors files alone."""
+    # Some checkpoints keep buffers beside the weights: causal masks, of four dimensions, and rotary frequencies.
+    return sum(
+        math.prod(shape)
+        for name, shape in weight_shapes(directory).items()
+        if len(shape) < 4 and not name.endswith((".masked_bias", ".inv_freq"))
+    )
 
 
-def _row(one: PlannedStage, cost: Cost, plan: Plan) -> tuple[str, ...]:
+def _row(one: PlannedStage, cost: Cost, plan: Plan, study: Study) -> tuple[str, ...]:
     mark = "" if cost.exact else "~"
-    steps = "" if cost.steps is None else f"{mark}{cost.steps:,}"
+    steps = "" if cost.steps is None else f"{'' if study.train.max_steps else mark}{cost.steps:,}"
     tokens = "" if cost.tokens is None else f"{mark}{cost.tokens:,}"
     sizes = [_bytes(cost.memory), _bytes(cost.disk)]
     users = plan.uses(one.stage)
@@ -81,58 +108,123 @@ def _row(one: PlannedStage, cost: Cost, plan: Plan) -> tuple[str, ...]:
     return one.stage.name, one.status, steps, tokens, *sizes, "; ".join(filter(None, (uses, one.reason)))
 
 
-def _cost(stage: Stage, study: Study, lock: Lock, plan: Plan, store: Store) -> Cost:
+def _to_run(costs: Sequence[Cost], study: Study) -> str:
+    told = []
+    steps = [cost.steps for cost in costs if cost.steps is not None]
+    if steps:
+        told.append(f"{'at most ' if study.train.early_stopping else ''}{sum(steps):,} optimizer steps")
+    tokens = [cost.tokens for cost in costs if cost.tokens is not None]
+    if tokens:
+        told.append(f"{sum(tokens):,} tokens to train on")
+    memory, disk = [cost.memory for cost in costs if cost.memory], [cost.disk for cost in costs if cost.disk]
+    if memory:
+        told.append(f"peak memory about {_bytes(max(memory))}")
+    if disk:
+        told.append(f"disk about {_bytes(sum(disk))}")
+    return f"; to run: {', '.join(told)}" if told else ""
+
+
+def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount | None]) -> Cost:
     if "base" not in stage.resources or stage.kind == "tokenize":
         return Cost()
-    directory = Path(stage.resources["base"])
-    weights = count_weights(directory) if directory.is_dir() else None
+    directory = _directory(stage.resources["base"])
+    weights = count_weights(directory) if directory else None
+    libraries = 0 if lock.device == "cuda" else _LIBRARIES
     config = next(base.config for base in lock.bases.values() if base.resource == stage.resources["base"])
     if "train" not in stage.config:
-        memory = weights and _LIBRARIES + 8 * weights
+        # While it is loaded, a weight is in memory twice: as in the file and as it is used.
+        memory = None if weights is None else libraries + 8 * weights
         return Cost(memory=memory, disk=4 * weights if weights and stage.kind.startswith("prune") else None)
-    windows, tokens, exact = _amount(stage.inputs["tokens"], study, plan, store)
-    epochs = study.train.num_epochs
-    per_epoch = math.ceil(windows / study.train.batch_size)
-    steps = study.train.max_steps or per_epoch * (epochs or 0)
-    memory, disk = _training_memory(stage, weights, config)
-    return Cost(steps, round(tokens * steps / max(per_epoch, 1)), exact, memory, disk)
+    amount = amounts[stage.inputs["tokens"]]
+    batch, steps = study.train.batch_size, study.train.max_steps
+    epochs = study.train.num_epochs or 0.0
+    if amount is not None:
+        per_epoch = max(1, math.ceil(amount.windows / batch))
+        epochs, steps = (steps / per_epoch, steps) if steps else (epochs, per_epoch * (study.train.num_epochs or 0))
+    tokens = None if amount is None else round(amount.tokens * epochs)
+    length = study.train.max_length if amount is None else amount.tokens / max(1, amount.windows)
+    in_pass = min(RunOptions().forward_tokens, round(batch * length))
+    memory, disk = _training(stage, weights, config, in_pass)
+    return Cost(steps, tokens, amount is None or amount.exact, memory and libraries + memory, disk)
 
 
-def _training_memory(stage: Stage, weights: int | None, config: Mapping[str, Any]) -> tuple[float | None, float | None]:
+def _training(stage: Stage, weights: int | None, config: Mapping[str, Any], tokens: int) -> tuple[float | None, float | None]:
+    """Bytes of memory, and on disk, of training with `tokens` in one pass."""
     if weights is None:
         return None, None
     width = config.get("hidden_size") or config.get("n_embd") or 0
     blocks = config.get("num_hidden_layers") or config.get("n_layer") or 0
-    activations = RunOptions().forward_tokens * blocks * width * _ACTIVATIONS
-    if stage.kind == "train.full":
-        return _LIBRARIES + 16 * weights + activations, 4 * weights
-    adapter = 2 * stage.config["method"].get("r", 0) * width * blocks * 4
-    return _LIBRARIES + 4 * weights + 16 * adapter + activations, 4 * adapter
+    activations = tokens * blocks * width * _ACTIVATIONS.get(stage.kind, 80) + _HEAD * config.get("vocab_size", 0)
+    rank = stage.config["method"].get("r")
+    if rank is None:
+        return 16 * weights + activations, 4 * weights
+    adapter = 16 * rank * width * blocks  # about: the targets are known once the model is built
+    return 4 * weights + 16 * adapter + activations, 4 * adapter
 
 
-def _amount(tokens: Stage, study: Study, plan: Plan, store: Store) -> tuple[int, int, bool]:
-    """Windows and tokens of the training split, and whether they are counted or estimated."""
-    record = store.find(tokens)
-    if record:
-        return record.metrics["windows_train"], record.metrics["tokens_train"], True
-    dataset = next(name for (_, name), stage in plan.tokens.items() if stage == tokens)
-    sources = tokens.inputs["data"].resources
-    alone = "source.train" in sources
-    file = Path(sources["source.train" if alone else "source"])
-    if not file.is_file():
-        return 0, 0, False
-    share = 1.0 if alone else study.data[dataset].split.train
-    estimated = round(file.stat().st_size * share * _tokens_per_byte(file, Path(tokens.resources["base"])))
-    return math.ceil(estimated / study.train.max_length), estimated, False
+def _directory(resource: str) -> Path | None:
+    """Where a base lies; None for one of the hub that the cache does not hold yet."""
+    if resource.startswith("hub:"):
+        name, _, commit = resource.removeprefix("hub:").rpartition("@")
+        return hub.cached_model(name, commit)
+    return Path(resource)
 
 
-def _tokens_per_byte(file: Path, base: Path) -> float:
-    with file.open("rb") as stream:
-        sample = stream.read(_SAMPLE).decode("utf-8", errors="ignore")
-    definition = base / "tokenizer.json"
-    if not sample or not definition.is_file():
-        return 0.25
-    return len(Tokenizer.from_file(str(definition)).encode(sample).ids) / len(sample.encode())
+def _counted(tokens: Stage, store: Store) -> Amount | None:
+    """From the records of the tokenize and data stages; None where they have not run."""
+    record, data = store.find(tokens), store.find(tokens.inputs["data"])
+    if record is None or data is None:
+        return None
+    windows = record.metrics["windows_train"]
+    # Each example adds its end-of-text. Where examples are skipped, those that are left have one window each.
+    examples = windows if record.metrics["skipped_examples"] else data.metrics["examples_train"]
+    return Amount(windows, record.metrics["tokens_train"] + examples, exact=True)
+
+
+def _sampled(tokens: Stage, dataset: Dataset) -> Amount | None:
+    """From a sample of the records; None for a hub dataset, which is not at hand yet. DataError if the data is bad."""
+    split = not isinstance(dataset.source, Source)
+    source = dataset.source if isinstance(dataset.source, Source) else dataset.source.train
+    place = tokens.inputs["data"].resources["source.train" if split else "source"]
+    if source.hub:
+        return None
+    read, parse, render = (
+        load_function(f"paretune.data.{name}")
+        for name in ("sources:iterate_rows", "templates:parse_template", "templates:render")
+    )
+    whole = source.resolved_format not in _LONG
+    rows = list(itertools.islice(read(source, place), None if whole else _ROWS))
+    records = len(rows) if whole or len(rows) < _ROWS else _num_records(source, place, rows)
+    template = parse(dataset.template)
+    chosen = rows[:: math.ceil(len(rows) / _SAMPLE)]
+    texts = [text for row in chosen if (text := render(template, row.values, row.where)).strip()]
+    counts, length = _count_tokens(texts, _directory(tokens.resources["base"])), tokens.config["max_length"]
+    if tokens.config["too_long"] == "skip":
+        counts = [count for count in counts if count + 2 <= length]
+    share = records / len(chosen) * (1 if split else dataset.split.train)
+    windows = sum(math.ceil((count + 1) / (length - 1)) for count in counts)
+    return Amount(windows * share, sum(count + 1 for count in counts) * share, exact=False)
+
+
+def _count_tokens(texts: list[str], base: Path | None) -> list[int]:
+    definition = base / "tokenizer.json" if base else None
+    if definition is None or not definition.is_file():
+        return [math.ceil(len(text.encode()) * _TOKENS_PER_BYTE) for text in texts]
+    encodings = Tokenizer.from_file(str(definition)).encode_batch(texts, add_special_tokens=False)
+    return [len(encoding.ids) for encoding in encodings]
+
+
+def _num_records(source: Source, place: str, rows: Sequence[Any]) -> float:
+    """How many records a file holds, by its size and that of its first `rows`."""
+    if source.resolved_format == "parquet":
+        import pyarrow.parquet
+
+        return float(pyarrow.parquet.ParquetFile(place).metadata.num_rows)
+    if source.resolved_format == "csv":
+        read = sum(len(",".join(row.values.values()).encode()) + 1 for row in rows)
+    else:
+        read = sum(len(json.dumps(row.values, ensure_ascii=False).encode()) + 1 for row in rows)
+    return len(rows) * Path(place).stat().st_size / read
 
 
 def _bytes(size: float | None) -> str:

@@ -74,7 +74,7 @@ _EXPECTED = {
     "greater_than_equal": "{ge:g} or more",
     "less_than": "less than {lt:g}",
     "less_than_equal": "{le:g} or less",
-    "too_short": "{min_length} or more entries",
+    "too_short": "a list with {min_length} or more entries",
 }
 """What pydantic's errors ask for, by their type, in the words of a study file."""
 _BRANCH = re.compile(r"(literal|tuple|list)\[.*\]|int|float|str|bool|as:.*")
@@ -99,7 +99,7 @@ def _told(model: type[BaseModel], error: ValidationError, where: str) -> list[st
             expected.setdefault(place, []).append(_expected(dict(detail)))
             values[place] = shown(detail["input"])
     told = [f"{place}: {' or '.join(dict.fromkeys(words))}, got {values[place]}" for place, words in expected.items()]
-    return lines + [line.replace(" or expected ", " or ") for line in told]
+    return lines + [line.replace(" or expected ", ", or ") for line in told]
 
 
 def _expected(detail: dict[str, Any]) -> str:

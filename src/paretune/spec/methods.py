@@ -1,6 +1,6 @@
 """The methods that a study can chain: one config class each, and the table of their rows."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,7 +26,7 @@ class TrainLora(Spec):
     """On the adapter's input."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which bias vectors are trained as well."""
-    targets: Literal["default", "all-linear"] | tuple[str, ...] = "default"
+    targets: Literal["default", "all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "default"
     """Modules by the end of their name; `default` is PEFT's choice for the architecture, `all-linear` all but the head."""
 
 

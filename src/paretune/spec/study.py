@@ -4,13 +4,14 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from paretune.errors import SpecError
+from paretune.errors import SpecError, UserError
 from paretune.spec.base import Spec, check_name, shown, suggestion, validate
 from paretune.spec.data import Dataset
 from paretune.spec.registry import Evaluation, Method, find_evaluation, find_method, methods
@@ -166,7 +167,18 @@ def load_study(file: str | Path) -> Study:
     try:
         return _parse(value)
     except SpecError as error:
-        raise SpecError("\n".join(_located(line, file, lines) for line in str(error).splitlines())) from None
+        told = (_with_line(line, file, lines) for line in str(error).splitlines())
+        raise SpecError("\n".join(line if line.startswith(str(file)) else f"{file}: {line}" for line in told)) from None
+
+
+@contextmanager
+def located(file: Path) -> Iterator[None]:
+    """Say in which line of the study what an error names stands: `bases.gpt2.path: ...` becomes `study.yaml:3: bases...`."""
+    try:
+        yield
+    except UserError as error:
+        _, lines = read_yaml(file)
+        raise type(error)("\n".join(_with_line(line, file, lines) for line in str(error).splitlines())) from None
 
 
 def _parse(value: Mapping[str, Any]) -> Study:
@@ -271,11 +283,13 @@ def _check_references(study: Study) -> None:
         raise SpecError("evaluate.size: the name `size` is taken (parameters and bytes of every variant); choose another")
 
 
-def _located(message: str, file: Path, lines: dict[Path_, int]) -> str:
-    """`file:line: message`, the line being that of the deepest key of the message's path that stands in the file."""
+def _with_line(message: str, file: Path, lines: dict[Path_, int]) -> str:
+    """`file:line: message`, the line being that of the deepest key of the message's path; as it is where none stands there."""
     place = message.split(": ", 1)[0]
     deepest = max((path for path in lines if _stands_in(_dotted(path), place)), key=len, default=None)
-    return f"{file}:{lines[deepest]}: {message}" if deepest else f"{file}: {message}"
+    # `data.jsonl` is no field of `data`, but a file.
+    found = deepest is not None and (len(deepest) > 1 or _dotted(deepest) == place)
+    return f"{file}:{lines[deepest]}: {message}" if deepest and found else message
 
 
 def _stands_in(prefix: str, place: str) -> bool:
