@@ -94,9 +94,9 @@ def keeps_apart(model: PreTrainedModel) -> bool:
     vocabulary = model.config.get_text_config().vocab_size
     first, second = (Example(np.arange(a, a + 6, dtype=np.int32) % vocabulary) for a in (3, 11))
     with torch.no_grad(), _evaluating(model):
-        alone = [hidden_states(model, lay_out([[example]]).to(model.device)) for example in (first, second)]
+        alone = [hidden_states(model, lay_out([[example]], 6).to(model.device)) for example in (first, second)]
         try:
-            packed = hidden_states(model, lay_out([[first, second]]).to(model.device))
+            packed = hidden_states(model, lay_out([[first, second]], 12).to(model.device))
         except (TypeError, ValueError, RuntimeError):  # an architecture that takes no mask of this form
             return False
     return _close(torch.cat(alone), packed)
