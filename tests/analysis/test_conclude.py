@@ -62,6 +62,29 @@ def test_a_variant_worse_than_the_untouched_base_is_said_to_be_so(tmp_path: Path
     assert not having(sentences, "Every other variant is better")
 
 
+def test_what_is_worse_than_the_untouched_base_is_no_bargain(tmp_path: Path) -> None:
+    sentences = study(tmp_path, base=BASE, original=LORA, reduced=replace(REDUCED, loss=6.5))
+    assert not having(sentences, "Cheaper at a price")
+    (worse,) = having(sentences, "`reduced` is worse than the untouched base")
+    assert " times as high (95 % interval " in worse
+    assert worse.endswith(" times).")
+
+
+def test_disturbed_times_are_told_and_quiet_ones_not(tmp_path: Path) -> None:
+    results = make_results(tmp_path, replace(QUIET, variants={"base": BASE, "original": LORA, "reduced": REDUCED}))
+    assert not having(remarks(measure(results)), "disturbed")
+    cells = []
+    for cell in results.cells:
+        record = cell.evaluations["latency"]
+        slow = {name: value * 3 for name, value in record.metrics.items() if name != "threads"}
+        record = replace(record, metrics=slow) if cell.variant == "base" else record
+        cells.append(replace(cell, evaluations={**cell.evaluations, "latency": record}))
+    disturbed = replace(results, cells=tuple(cells))
+    assert having(remarks(measure(disturbed)), "Times were disturbed", "time per token by 3.", "not told")
+    assert having(said(results), "generates 1.")
+    assert not having(said(disturbed), "generates 1.")
+
+
 def test_a_base_that_nothing_beats_is_recommended(tmp_path: Path) -> None:
     sentences = study(tmp_path, base=BASE, full=replace(FULL, loss=5.3), original=replace(LORA, loss=5.0))
     assert having(sentences, "Recommended: the untouched base, `base`.")

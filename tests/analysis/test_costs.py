@@ -1,7 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from paretune.analysis.costs import Cost, ratio, read_costs
+from paretune.analysis.costs import Cost, noise_of, ratio, read_costs
 from paretune.analysis.scores import Place
 from tests.analysis.synthetic import Shape, make_results
 
@@ -64,3 +64,22 @@ def test_a_time_ratio_is_clear_only_beyond_noise_and_beyond_the_seeds() -> None:
     )
     assert mixed is not None
     assert not mixed.clear
+
+
+def test_variants_of_one_size_show_how_busy_the_machine_was() -> None:
+    machine = frozenset({"m"})
+
+    def timed(size: float, *times: float) -> dict[str, Cost]:
+        return {"model_bytes": Cost({None: size}), "ms_per_token": Cost(dict(enumerate(times)), machine)}
+
+    quiet = {BASE: timed(100, 4.0), LORA: timed(100, 4.1, 4.2), FULL: timed(80, 3.0)}
+    assert noise_of(quiet, "ms_per_token", BASE) == 4.2 / 4.0
+    found = ratio(quiet, "ms_per_token", FULL, LORA)
+    assert found is not None
+    assert found.clear
+    busy = quiet | {BASE: timed(100, 8.0)}
+    found = ratio(busy, "ms_per_token", FULL, LORA)
+    assert found is not None
+    assert not found.clear
+    elsewhere = {**quiet, BASE._replace(base="other"): timed(100, 9.0)}
+    assert noise_of(elsewhere, "ms_per_token", BASE) == 4.2 / 4.0

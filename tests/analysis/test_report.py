@@ -159,6 +159,21 @@ def test_deviations_are_printed(tmp_path: Path) -> None:
         assert word not in plain
 
 
+def test_only_runs_of_one_seed_have_to_see_the_same_tokens(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+
+    def edit(cell: Cell) -> Cell:
+        return replace(
+            cell,
+            methods=tuple(
+                replace(record, metrics={**record.metrics, "train_tokens": 1000 + (cell.seed or 0)}) for record in cell.methods
+            ),
+        )
+
+    shuffled = replace(results, cells=tuple(map(edit, results.cells)))
+    assert "unequal" not in report_of(shuffled)
+
+
 def test_times_of_another_machine_are_shown_and_not_compared(tmp_path: Path) -> None:
     results = make_results(tmp_path, SMALL)
     cells = tuple(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from paretune.analysis import wording
 from paretune.analysis.answers import answer_sentences, ranked_places, smallest_detectable
 from paretune.analysis.compare import Difference
-from paretune.analysis.costs import ratio, trained_records
+from paretune.analysis.costs import noise_of, ratio, trained_records
 from paretune.analysis.deviations import marks_of
 from paretune.analysis.measured import (
     Group,
@@ -39,6 +39,8 @@ from paretune.analysis.sentences import (
     value_of,
 )
 
+_DISTURBED = 1.15
+"""Ratio of times that should be equal from which the machine counts as busy with something else."""
 _MEMORISED = 1.5
 """Perplexity of held-out text below which memorised text is likelier than a good model."""
 _THIN = 30
@@ -93,7 +95,7 @@ def across_bases(measured: Measured, dataset: str) -> list[str]:
 
 def remarks(measured: Measured) -> list[str]:
     """What holds for the whole study: what so few questions, so few seeds, and leaked texts allow to say."""
-    return [*_leaks(measured), *smallest_detectable(measured), *_seeds(measured)]
+    return [*_leaks(measured), *_disturbed(measured), *smallest_detectable(measured), *_seeds(measured)]
 
 
 def _leaks(measured: Measured) -> Iterator[str]:
@@ -103,6 +105,22 @@ def _leaks(measured: Measured) -> Iterator[str]:
         if touched:
             names = wording.listed([wording.code(name) for name in touched])
             yield f"Part of {names} also stands in the training data of {wording.code(dataset)}: those figures are too good."
+
+
+def _disturbed(measured: Measured) -> Iterator[str]:
+    """Where the machine was too busy for its times to be trusted."""
+    for group in measured.groups:
+        places = [group.place(name) for name in group.variants]
+        timed = [place for place in places if "ms_per_token" in measured.costs.get(place, {})]
+        names = {"train_tokens_per_second": "training speed", latency_name(measured, timed): "time per token"}
+        noise = {word: noise_of(measured.costs, name, places[0]) for name, word in names.items()}
+        told = [f"{word} by {wording.times(factor)}" for word, factor in noise.items() if factor > _DISTURBED]
+        if told:
+            where = f" ({wording.code(group.base)} on {wording.code(group.dataset)})" if len(measured.groups) > 1 else ""
+            yield (
+                f"Times were disturbed{where}: runs that should be equally fast differ in {wording.listed(told)}; smaller "
+                "differences of speed are not told."
+            )
 
 
 def _seeds(measured: Measured) -> Iterator[str]:
@@ -138,7 +156,7 @@ def _recommend(measured: Measured, ranked: Sequence[Place], quantity: Quantity) 
     for place in ranked:
         if place != chosen and place not in near and _cheaper(measured, place, chosen):
             trade = trade_sentence(measured, place, chosen, quantity)
-            if trade is not None and not _is_untouched(measured, place):
+            if trade is not None and not _is_untouched(measured, place) and not _worse_than_base(measured, place, quantity):
                 sentences.append(f"Cheaper at a price: {trade}")
                 said |= {(place, chosen), (chosen, place)}
     return sentences, said
@@ -253,6 +271,12 @@ def _cheaper(measured: Measured, variant: Place, reference: Place) -> bool:
 
 def _subject(measured: Measured, place: Place) -> str:
     return f"the untouched base, {named(place)}" if _is_untouched(measured, place) else named(place)
+
+
+def _worse_than_base(measured: Measured, place: Place, quantity: Quantity) -> bool:
+    base = untouched(measured, Group(place.base, place.dataset, tuple(measured.study.variants)))
+    difference = None if base is None else _spoken(measured, place, base, quantity)
+    return difference is not None and difference.detected and not difference.better
 
 
 def _is_untouched(measured: Measured, place: Place) -> bool:

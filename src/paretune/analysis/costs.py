@@ -18,7 +18,7 @@ _SUMMED = ("train_seconds", "wall_seconds", "train_tokens")
 _OF_A_MACHINE = frozenset({"train_seconds", "wall_seconds", "train_tokens_per_second", "peak_memory_bytes"})
 _MILLISECONDS = re.compile(r"(^|_)ms(_|$)")
 _NOISE = 0.05
-"""Relative difference below which two measured times or memories count as equal."""
+"""Relative difference below which two measured times or memories count as equal, however quiet the machine."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Ratio:
 
     value: float
     clear: bool
-    """More than 5 % from 1, and the seeds of the two do not overlap; for sizes: not equal."""
+    """Beyond the noise, and the seeds of the two do not overlap; for sizes: not equal."""
 
 
 Costs = Mapping[Place, Mapping[str, Cost]]
@@ -75,7 +75,21 @@ def ratio(costs: Costs, name: str, variant: Place, reference: Place) -> Ratio | 
     if not one.machines:
         return Ratio(value, clear=one.mean != other.mean)
     apart = one.low > other.high or one.high < other.low
-    return Ratio(value, clear=apart and abs(value - 1) > _NOISE)
+    return Ratio(value, clear=apart and max(value, 1 / value) > max(1 + _NOISE, noise_of(costs, name, reference)))
+
+
+def noise_of(costs: Costs, name: str, place: Place) -> float:
+    """The largest ratio between two measurements beside `place` (same base and dataset) that should have been equal.
+
+    These are the seeds of one variant and, for latency, variants whose exported models have the same size. A busy machine shows
+    here, and a ratio of variants that is not larger than this says nothing.
+    """
+    runs: dict[object, list[Cost]] = {}
+    for other, found in costs.items():
+        if other[:2] == place[:2] and name in found:
+            size = found["model_bytes"].mean if _MILLISECONDS.search(name) and "model_bytes" in found else other
+            runs.setdefault((size, found[name].machines), []).append(found[name])
+    return max((max(one.high for one in same) / min(one.low for one in same) for same in runs.values()), default=1.0)
 
 
 def trained_records(cell: Cell) -> list[Record]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from paretune.analysis import wording
 from paretune.analysis.costs import fingerprint, trained_records
 from paretune.analysis.measured import Measured
-from paretune.analysis.scores import Place
+from paretune.analysis.scores import Place, Seed
 from paretune.pipeline.records import Cell, Record
 from paretune.spec.data import SPLITS
 
@@ -136,8 +136,9 @@ def _unequal(measured: Measured) -> Iterator[str]:
         ]
         where = f"{wording.code(group.base)} on {wording.code(group.dataset)}: " if len(measured.groups) > 1 else ""
         for name, word in (("train_tokens", "tokens"), ("steps", "optimizer steps"), ("precision", "precision")):
-            found = _by_value(measured, runs, name)
-            if len(found) > 1:
+            # Seeds shuffle, and 40 steps of one order are not the tokens of 40 steps of another.
+            unequal = [found for seed in {cell.seed for cell, _ in runs} if len(found := _by_value(runs, name, seed)) > 1]
+            for found in unequal[:1]:
                 shares = [f"{value} ({wording.listed(sorted(who))})" for value, who in found.items()]
                 yield f"{where}trained with unequal {word}: {wording.listed(shares)}."
         machines = {fingerprint(record) for _, record in runs}
@@ -145,11 +146,12 @@ def _unequal(measured: Measured) -> Iterator[str]:
             yield f"{where}trained on {len(machines)} different machines; times and memory are compared only within one."
 
 
-def _by_value(measured: Measured, runs: list[tuple[Cell, Record]], name: str) -> Mapping[str, set[str]]:
+def _by_value(runs: list[tuple[Cell, Record]], name: str, seed: Seed) -> Mapping[str, set[str]]:
+    """The variants that have each value of a metric, of one seed."""
     found: dict[str, set[str]] = {}
     for cell, record in runs:
         value = record.metrics.get(name)
-        if value is not None:
+        if value is not None and cell.seed == seed:
             found.setdefault(f"{value:,}" if isinstance(value, int | float) else str(value), set()).add(
                 wording.code(cell.variant)
             )

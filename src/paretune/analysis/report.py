@@ -39,7 +39,7 @@ _TOLD_VERSIONS = ("paretune", "python", "torch", "transformers", "peft")
 def build_report(measured: Measured, figures: frozenset[str]) -> Document:
     """`figures` are the names of the files that were drawn."""
     marks = marks_of(measured)
-    sections = [Section("In short", list(_in_short(measured))), Section("What was compared", list(_compared(measured)))]
+    sections = [Section("In short", list(_in_short(measured, marks))), Section("What was compared", list(_compared(measured)))]
     shown: set[str] = set()
     for group in measured.groups:
         many = len(measured.groups) > 1
@@ -64,7 +64,7 @@ def _question(measured: Measured) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _in_short(measured: Measured) -> Iterator[Block]:
+def _in_short(measured: Measured, marks: Marks) -> Iterator[Block]:
     for dataset in dict.fromkeys(group.dataset for group in measured.groups):
         groups = [group for group in measured.groups if group.dataset == dataset]
         for group in groups:
@@ -73,7 +73,7 @@ def _in_short(measured: Measured) -> Iterator[Block]:
             concluded = conclude(measured, group)
             yield Bullets([*concluded.recommendation, *concluded.findings])
         if len(groups) > 1:
-            yield from _across(measured, dataset, groups)
+            yield from _across(measured, dataset, groups, marks)
     if said := remarks(measured):
         if len(measured.groups) > 1:
             yield Paragraph("Of all of this:")
@@ -85,7 +85,7 @@ def _in_short(measured: Measured) -> Iterator[Block]:
         yield Paragraph("Nothing has been measured yet.")
 
 
-def _across(measured: Measured, dataset: str, groups: Sequence[Group]) -> Iterator[Block]:
+def _across(measured: Measured, dataset: str, groups: Sequence[Group], marks: Marks) -> Iterator[Block]:
     """All variants of all bases on one dataset, in bits per byte."""
     rows = []
     for group in groups:
@@ -93,11 +93,13 @@ def _across(measured: Measured, dataset: str, groups: Sequence[Group]) -> Iterat
         if quantity is None or quantity.metric != "bits_per_byte":
             continue
         for name in group.variants:
-            found = estimate_of(measured, group.place(name), quantity)
+            place = group.place(name)
+            found = estimate_of(measured, place, quantity)
             if found is not None:
-                costs = measured.costs.get(group.place(name), {})
+                costs = measured.costs.get(place, {})
                 size = wording.count(costs["parameters"].mean) if "parameters" in costs else wording.UNKNOWN
-                text = wording.with_interval(found.mean, found.low, found.high)
+                mark = marks.of(place, quantity.task, quantity.split) + marks.lossy(place)
+                text = wording.with_interval(found.mean, found.low, found.high) + mark
                 rows.append((found.mean, [f"{group.base} {name}", text, size]))
     if not rows:
         return

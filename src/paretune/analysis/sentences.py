@@ -65,9 +65,11 @@ def interval_of(difference: Difference, *, signed: bool = True) -> str:
     if not signed and difference.mean < 0:
         ends.reverse()
     first, last = (_amount(difference.quantity.metric, end, signed) for end in ends)
+    level = f"{100 * difference.level:g} % interval"
+    if first.startswith("x ") and last.startswith("x "):
+        return f"{level} {first[2:]} to {last[2:]} times"
     number, _, unit = first.partition(" ")
-    same_unit = unit == last.partition(" ")[2] and not first.startswith("x")
-    return f"{100 * difference.level:g} % interval {number if same_unit else first} to {last}"
+    return f"{level} {number if unit == last.partition(' ')[2] else first} to {last}"
 
 
 def quality_clause(difference: Difference, whose: str = "its") -> str:
