@@ -130,6 +130,10 @@ def waits(context: StageContext) -> dict[str, Any]:
     return {}
 
 
+def interrupts(context: StageContext) -> dict[str, Any]:
+    return {"blocked": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])}
+
+
 def thread_count(context: StageContext) -> dict[str, Any]:
     import torch
 

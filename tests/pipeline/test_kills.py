@@ -51,6 +51,13 @@ def group(process: subprocess.Popen) -> list[int]:
     return found
 
 
+def wait_for_processes(process: subprocess.Popen, number: int) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while len(group(process)) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def wait_until_all_ended(process: subprocess.Popen) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while group(process):
@@ -94,13 +101,13 @@ def test_a_killed_server_of_workers_costs_nothing(folder):
     assert (runs(folder, "waits"), runs(folder, "ok")) == (1, 1)
 
 
-@pytest.mark.parametrize("moment", ["at once", "in a stage"])
+@pytest.mark.parametrize("moment", ["while the server of workers starts", "in a stage"])
 def test_an_interrupt_ends_everything_quietly(folder, moment):
     with running(folder, "waits") as process:
         if moment == "in a stage":
             wait_for(folder / "waits")
         else:
-            wait_for(folder.parent / "store" / "events.jsonl")
+            wait_for_processes(process, 3)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=WAIT_SECONDS)
         wait_until_all_ended(process)

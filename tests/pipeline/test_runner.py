@@ -1,6 +1,7 @@
 """Running a plan: what fails blocks what needs it and nothing else, is told in one line, and is never kept."""
 
 import re
+import signal
 import threading
 from pathlib import Path
 
@@ -110,6 +111,14 @@ def test_leftovers_of_a_finished_stage_go(store, folder):
     leftover.mkdir()
     run(store, stage)
     assert not leftover.exists()
+
+
+def test_an_interrupt_reaches_no_worker(store, folder):
+    stage = make_stage("interrupts", folder)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    run(store, stage)
+    assert store.find(stage).metrics == {"blocked": True}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_two_stages_side_by_side_share_the_threads(store, folder):

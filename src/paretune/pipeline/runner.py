@@ -69,7 +69,8 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
             for stage in _ready(waiting, outcome)[: options.workers - len(running)]:
                 waiting.remove(stage)
                 log.write("started", stage=stage.name, uses=plan.uses(stage)[:3])
-                running.append(_start(stage, run))
+                with _without_interrupts():
+                    running.append(_start(stage, run))
             multiprocessing.connection.wait([one.outcome for one in running], timeout=_POLL_SECONDS)
             for one in [one for one in running if one.outcome.poll()]:
                 running.remove(one)
@@ -115,7 +116,7 @@ def _start(stage: Stage, run: RunContext, *, again: bool = True) -> _Running:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(stage, run, sender), name=stage.name)
     try:
-        with _without_interrupts(), _without_main():
+        with _without_main():
             process.start()
     except (EOFError, OSError) as error:
         if again:  # somebody killed the server that forks the workers; the next start starts it anew
@@ -170,7 +171,10 @@ def _without_main() -> Iterator[None]:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C is for this process, which then ends its workers: what is started inside inherits the blocked signal."""
+    """Ctrl-C is for this process, which then ends its workers: what is started inside inherits the blocked signal.
+
+    Nor can it fall between the start of a worker and its entry in the list of those to end.
+    """
     multiprocessing.resource_tracker.ensure_running()  # it would unblock the signal, were it started inside
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
