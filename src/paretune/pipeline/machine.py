@@ -19,6 +19,7 @@ import psutil
 from paretune.errors import NeedsError
 
 _DEVICES = ("cpu", "cuda")
+_DRIVER = Path("/proc/driver/nvidia/gpus")
 _FASTER = 1.3
 """bfloat16 is chosen where its matrix products are so many times faster; below that, rounding buys nothing."""
 
@@ -105,7 +106,7 @@ def _processor() -> str:
 
 @functools.cache
 def _nvidia_model() -> str | None:
-    for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+    for information in sorted(_DRIVER.glob("*/information")):
         for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("Model:"):
                 return line.split(":", 1)[1].strip()

@@ -1,5 +1,6 @@
 """Why a stage is new: which fields differ from the nearest artifact of its kind."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,8 @@ def review(plan: Plan, store: Store) -> list[PlannedStage]:
             continue
         parents = [role for role, parent in stage.inputs.items() if parent in new]
         new.add(stage)
-        reason = f"its {' and '.join(parents)} is new" if parents else difference(stage, records)
-        reviewed.append(PlannedStage(stage, "new", reason))
+        inputs = f"its input{'s are' if len(parents) > 1 else ' is'} new: {' and '.join(parents)}"
+        reviewed.append(PlannedStage(stage, "new", inputs if parents else difference(stage, records)))
     return reviewed
 
 
@@ -60,33 +61,55 @@ def _explained(stage: Stage, records: list[Record], asked: Stage) -> str:
     because = "" if stage == asked else f"{asked.name} is new because {stage.name} is, which it needs\n"
     of_kind = [record for record in records if record.kind == stage.kind]
     if not of_kind:
-        return f"{because}{stage.name}: new; no {stage.kind} in the store yet"
+        return f"{because}{stage.name}: new; the first {stage.kind} in this store"
     nearest = min(of_kind, key=lambda record: len(_differences(stage, record)))
     lines = "".join(f"\n  {line}" for line in _differences(stage, nearest))
-    return f"{because}{stage.name}: new; from the nearest, {nearest.path.name}, it differs in{lines}"
+    return f"{because}{stage.name}: new; it differs from the nearest, {nearest.path.name}, in{lines}"
 
 
 def difference(stage: Stage, records: list[Record]) -> str:
     """In words: what tells `stage` from the nearest record of its kind."""
     candidates = [_differences(stage, record) for record in records if record.kind == stage.kind]
     if not candidates:
-        return f"no {stage.kind} in the store yet"
-    return ", ".join(min(candidates, key=len)[:3])
+        return f"the first {stage.kind} in this store"
+    told = min(candidates, key=len)
+    return f"differs in {', '.join(told[:_TOLD])}{f' and {len(told) - _TOLD} more' if len(told) > _TOLD else ''}"
 
 
 def _differences(stage: Stage, record: Record) -> list[str]:
+    """What `stage` differs in, each a phrase that follows `differs in`."""
     old, new = dict(_leaves(record.config)), dict(_leaves(stage.config))
-    told = [
-        f"{name}: {_short(old.get(name, 'absent'))} -> {_short(new.get(name, 'absent'))}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name, _ABSENT) != new.get(name, _ABSENT)
-    ]
+    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
+    told = [_phrase(name, old.get(name), new.get(name)) for name in names]
     if record.revision != stage.revision:
-        told.append(f"revision of the method: {record.revision} -> {stage.revision}")
+        told.append(f"the revision of its code ({record.revision} -> {stage.revision})")
     roles = sorted(record.inputs.keys() | stage.inputs.keys())
-    return told + [f"another {role}" for role in roles if record.inputs.get(role) != _key(stage, role)]
+    return told + [f"the {role} that it is given" for role in roles if record.inputs.get(role) != _key(stage, role)]
 
 
+def _phrase(name: str, old: Any, new: Any) -> str:
+    if _is_digest(old) or _is_digest(new):  # 64 hexadecimal digits say nothing to anybody
+        for pattern, words in _WORDS:
+            if found := re.fullmatch(pattern, name):
+                return words.format(*found.groups())
+    return f"{_OWNER.sub('', name)} ({_short(old)} -> {_short(new)})"
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("(sha256:)?[0-9a-f]{64}", value) is not None
+
+
+_TOLD = 3
+"""Differences that stand in a line of the plan."""
+_WORDS = (
+    (r"base\.digest", "the files of the base"),
+    (r"dataset\.source\.(?:\w+\.)?path", "the data file"),
+    (r"evaluation\.path", "the question file"),
+    (r"items\.(.*)\.digest", "the question file of `{}`"),
+)
+"""Fields that hold digests, by name."""
+_OWNER = re.compile(r"(method|evaluation|dataset)\.")
+"""What a stage's config puts before the fields that the study writes."""
 _ABSENT = object()
 
 
@@ -103,5 +126,5 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = "nothing" if value is None else str(value)
     return text if len(text) <= 32 else f"{text[:29]}..."

@@ -1,0 +1,292 @@
+"""The plan: which stages there are, which are shared, and what does and does not give them new keys."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from paretune.errors import NeedsError, SpecError
+from paretune.pipeline import plan as planning
+from paretune.pipeline.plan import Plan, cell_name
+from paretune.spec.registry import Method
+from tests.pipeline.planned import GPT2, STUDY, described, plan_of, write_base, write_planned
+
+MACHINE = {"system": "Linux", "processor": "example", "cores": 2, "memory_gib": 8, "accelerator": None}
+GOLDEN = {
+    "notes: data": "825ae036547c",
+    "notes: leakage": "6f70e5dfd4d9",
+    "small/notes: tokenize": "c726e41dd0d1",
+    "small/notes/base: size": "d3ff7a2d396d",
+    "small/notes/base: perplexity": "baa26fae6615",
+    "small/notes/base: qa": "59388b65071a",
+    "small/notes/base: generate": "010ecb672bfe",
+    "small/notes/base: latency": "c020baad1f33",
+    "small/notes/full seed 0: train.full": "196fddf74a13",
+    "small/notes/full seed 0: perplexity": "85c5807c1c04",
+    "small/notes/original seed 0: train.lora": "8ebbfbb41ef8",
+    "small/notes/original seed 0: perplexity": "07d04ef68117",
+    "small/notes/reduced seed 0: prune.blocks": "e049dd42690e",
+    "small/notes/reduced seed 0: train.lora": "b39cb9af79b6",
+    "small/notes/reduced seed 0: perplexity": "d5007646fc8f",
+    "small/notes/shorter: perplexity": "c3007a49fd28",
+    "small/notes/named: prune.blocks": "cb0675195d5b",
+    "small/notes/named: perplexity": "432a215d2caa",
+}
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "fingerprint", lambda: MACHINE)
+
+
+def keys(plan: Plan) -> dict[str, str]:
+    return {name: stage.key for name, stage in described(plan).items()}
+
+
+def changed(before: Plan, after: Plan) -> set[str]:
+    """What has a new key, without the cell that it belongs to: `train.full`, `qa of a trained model`."""
+    old, new = described(before), described(after)
+    return {_sort(name, new[name].inputs) for name in new if name not in old or old[name].key != new[name].key}
+
+
+def _sort(name: str, inputs: object) -> str:
+    cell, _, kind = name.rpartition(": ")
+    if kind in ("data", "leakage", "tokenize") or "." in kind:
+        return kind
+    return f"{kind} of the base" if cell.endswith("/base") else f"{kind} of a model"
+
+
+def replan(file: Path, old: str, new: str) -> Plan:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    return plan_of(file)
+
+
+def test_the_keys_of_the_example_study_are_frozen(tmp_path: Path) -> None:
+    """A key that changes makes its stage run again in every store. Where an answer changes, a row's `revision` says so."""
+    found = {name: key[:12] for name, key in keys(plan_of(write_planned(tmp_path))).items()}
+    assert {name: found[name] for name in GOLDEN} == GOLDEN
+
+
+def test_keys_do_not_know_where_and_when_and_by_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys(plan_of(write_planned(tmp_path / "here")))
+    shutil.copytree(tmp_path / "here", tmp_path / "there" / "deeper")
+    for file in (tmp_path / "there").rglob("*"):
+        os.utime(file, (1, 1))
+    monkeypatch.chdir(tmp_path / "there")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert keys(plan_of(Path("deeper/study.yaml"))) == before
+    (tmp_path / "there" / "deeper" / "small" / "README.md").write_text("A card.")
+    assert keys(plan_of(Path("deeper/study.yaml"))) == before
+
+
+def test_names_are_not_part_of_a_key(tmp_path: Path) -> None:
+    file = write_planned(tmp_path)
+    before = {stage.key for stage in plan_of(file).stages}
+    for old, new in (
+        ("study: example", "study: other"),
+        ("{baseline: original}", "{}"),
+        ("original:", "renamed:"),
+        ("notes:", "news:"),
+    ):
+        assert {stage.key for stage in replan(file, old, new).stages} == before
+
+
+TRAINED = {"train.full", "train.lora"}
+OF_MODELS = {f"{name} of a model" for name in ("size", "perplexity", "qa", "generate", "latency")}
+OF_THE_BASE = {f"{name} of the base" for name in ("size", "perplexity", "qa", "generate", "latency")}
+ON_TOKENS = {f"{name} of {what}" for name in ("perplexity", "latency") for what in ("a model", "the base")}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("notes.jsonl", {"data", "leakage", "tokenize"} | TRAINED | OF_MODELS | ON_TOKENS),
+        ("questions.json", {"leakage", "qa of a model", "qa of the base"}),
+        ("small/tokenizer.json", {"tokenize", "prune.blocks"} | TRAINED | OF_MODELS | OF_THE_BASE),
+        ("small/model.safetensors", {"prune.blocks"} | TRAINED | OF_MODELS | OF_THE_BASE),
+        ("small/config.json", {"tokenize", "prune.blocks"} | TRAINED | OF_MODELS | OF_THE_BASE),
+    ],
+)
+def test_a_changed_file_renews_what_depends_on_it(tmp_path: Path, name: str, expected: set[str]) -> None:
+    file = write_planned(tmp_path)
+    before = plan_of(file)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\n")
+    after = plan_of(file)
+    assert changed(before, after) == expected
+    of_others = {
+        name: key for name, key in keys(before).items() if name.startswith("other/") and "small" in str(tmp_path / name)
+    }
+    assert of_others.items() <= keys(after).items() or not name.startswith("small")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("epochs: 2", "epochs: 3", TRAINED | OF_MODELS),
+        ("max_length: 64", "max_length: 32", {"tokenize"} | TRAINED | OF_MODELS | ON_TOKENS),
+        ("{train.full: {learning_rate: 3.0e-5}}", "{train.full: {learning_rate: 1.0e-5}}", {"train.full"} | OF_MODELS),
+        ("max_new_tokens: 8", "max_new_tokens: 9", {"generate of a model", "generate of the base"}),
+        ("{compute: float32}", "{compute: bfloat16}", TRAINED | OF_MODELS),
+        ("{compute: float32}", "{compute: float32, evaluate: bfloat16}", OF_MODELS | OF_THE_BASE),
+        ("document: title,", "document: title, leakage: allow,", {"leakage"}),
+        ("document: title,", "document: title, too_long: skip,", {"tokenize"} | TRAINED | OF_MODELS | ON_TOKENS),
+        ("seeds: [0, 1]", "seeds: [0]", set()),
+        ("bases: [small], methods", "bases: [small, other], methods", {"prune.blocks"} | OF_MODELS),
+    ],
+)
+def test_a_changed_field_renews_what_depends_on_it(tmp_path: Path, old: str, new: str, expected: set[str]) -> None:
+    file = write_planned(tmp_path)
+    before = plan_of(file)
+    assert changed(before, replan(file, old, new)) == expected
+
+
+def test_adding_a_variant_adds_its_stages_only(tmp_path: Path) -> None:
+    file = write_planned(tmp_path)
+    before = {stage.key for stage in plan_of(file).stages}
+    after = replan(file, "  base: []\n", "  base: []\n  wide: [{train.lora: {r: 16}}]\n")
+    added = [stage for stage in after.stages if stage.key not in before]
+    assert before < {stage.key for stage in after.stages}
+    assert all(cell_name(cell).split("/")[2].startswith("wide") for cell in after.cells if {*cell.methods} & {*added})
+    assert len(added) == 2 * 2 * (1 + 5)  # bases x seeds x (the adapter, and five evaluations)
+
+
+def test_a_question_set_does_not_retrain_unless_its_copies_are_removed(tmp_path: Path) -> None:
+    extra = "  more: {kind: qa, path: questions.json}\n"
+    file = write_planned(tmp_path)
+    for mode in ("block", "allow"):
+        file.write_text(STUDY.replace("document: title,", f"document: title, leakage: {mode},"), encoding="utf-8")
+        before = plan_of(file)
+        assert changed(before, replan(file, "evaluate:\n", f"evaluate:\n{extra}")) == {
+            "leakage",
+            "more of a model",
+            "more of the base",
+        }
+    file.write_text(STUDY.replace("document: title,", "document: title, leakage: remove,"), encoding="utf-8")
+    before = plan_of(file)
+    after = replan(file, "evaluate:\n", f"evaluate:\n{extra}")
+    assert {"data", "tokenize", "train.full", "train.lora"} < changed(before, after)
+    assert sorted(after.data["notes"].config["items"]) == ["more", "qa"]
+    assert after.data["notes"].resources["items.more"] == str(tmp_path / "questions.json")
+
+
+def test_what_several_variants_need_stands_in_the_plan_once(tmp_path: Path) -> None:
+    plan = plan_of(write_planned(tmp_path))
+    stages = described(plan)
+    pruned = stages["small/notes/shorter: prune.blocks"]
+    assert {stages[f"small/notes/reduced seed {seed}: prune.blocks"] for seed in (0, 1)} == {pruned}
+    assert plan.uses(pruned) == ["small/notes/reduced seed 0", "small/notes/reduced seed 1", "small/notes/shorter"]
+    assert len({stage.key for stage in plan.stages}) == len(plan.stages)
+    for number, stage in enumerate(plan.stages):
+        assert {*stage.inputs.values(), *stage.after} <= set(plan.stages[:number]), "parents come first"
+
+
+def test_the_base_is_measured_once_however_often_it_is_named(tmp_path: Path) -> None:
+    file = write_planned(tmp_path)
+    before = len(plan_of(file).stages)
+    after = replan(file, "  base: []\n", "  base: []\n  again: []\n")
+    assert len(after.stages) == before
+    assert (
+        len(after.cells) == 2 * 9 + 1 + 2 - 2
+    )  # per base: 2 without seed and 3 trained ones of two; one cell of `named`; `again`
+
+
+def test_only_what_trains_has_seeds_and_only_its_bases_have_a_variant(tmp_path: Path) -> None:
+    plan = plan_of(write_planned(tmp_path))
+    seeds: dict[tuple[str, str], list[int | None]] = {}
+    for cell in plan.cells:
+        seeds.setdefault((cell.base, cell.variant), []).append(cell.seed)
+    assert seeds["small", "full"] == seeds["small", "reduced"] == [0, 1]
+    assert seeds["small", "base"] == seeds["other", "shorter"] == seeds["small", "named"] == [None]
+    assert ("other", "named") not in seeds
+    trained = described(plan)["small/notes/reduced seed 1: train.lora"]
+    assert trained.config["seed"] == 1
+    assert sorted(trained.inputs) == ["model", "tokens"]
+    assert trained.after == (plan.leakage["notes"],)
+
+
+def test_only_times_depend_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_planned(tmp_path)
+    before = plan_of(file)
+    monkeypatch.setattr(planning, "fingerprint", lambda: MACHINE | {"processor": "another"})
+    assert changed(before, plan_of(file)) == {"latency of the base", "latency of a model"}
+
+
+def test_separate_sources_for_the_splits_need_no_split(tmp_path: Path) -> None:
+    text = STUDY.replace(
+        "source: {path: notes.jsonl}",
+        "source: {train: {path: notes.jsonl}, validation: {path: b.jsonl}, test: {hub: owner/x, revision: " + "a" * 40 + "}}",
+    )
+    file = write_planned(tmp_path, text)
+    shutil.copy(tmp_path / "notes.jsonl", tmp_path / "b.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("paretune.pipeline.hub.resolve_commit", lambda kind, name, revision, where: "a" * 40)
+        stage = plan_of(file).data["notes"]
+    dataset = stage.config["dataset"]
+    assert "split" not in dataset
+    assert dataset["source"]["train"]["path"].startswith("sha256:")
+    assert dataset["source"]["test"]["revision"] == "a" * 40
+    assert stage.resources["source.test"] == "owner/x"
+    assert stage.resources["source.validation"] == str(tmp_path / "b.jsonl")
+
+
+@pytest.mark.parametrize(("field", "positions"), [("n_positions", 1024), ("max_position_embeddings", 1024)])
+def test_a_length_beyond_the_positions_is_refused(tmp_path: Path, field: str, positions: int) -> None:
+    file = write_planned(tmp_path, STUDY.replace("max_length: 64", "max_length: 1024"))
+    config = {name: value for name, value in GPT2.items() if name != "n_positions"}
+    write_base(tmp_path / "small", config | {field: positions})
+    plan_of(file)  # as long as it reaches
+    write_base(tmp_path / "small", config | {field: positions - 1})
+    with pytest.raises(
+        SpecError, match=r"train.max_length: 1024 is longer than base `small` reaches \(1023 positions\); write at most"
+    ):
+        plan_of(file)
+
+
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        (
+            ("cuda",),
+            "variants.full: `train.full` needs an NVIDIA GPU, and this study runs on `cpu`; run it on a machine with one",
+        ),
+        (
+            ("no_such_module",),
+            "needs the package `no_such_module`, which is not installed: `pip install no_such_module`; or take",
+        ),
+        (("no_such.module",), "needs the package `no_such`, which is not installed"),
+        (("json", "torch"), None),
+    ],
+)
+def test_needs_are_checked_before_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: tuple[str, ...], message: str | None
+) -> None:
+    from paretune.spec import registry
+    from paretune.spec.methods import TrainFull
+
+    row = Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True, needs=needs)
+    monkeypatch.setitem(registry.methods(), "train.full", row)
+    file = write_planned(tmp_path)
+    if message is None:
+        assert plan_of(file).cells
+        return
+    with pytest.raises(NeedsError) as told:
+        plan_of(file)
+    assert message in str(told.value)
+
+
+def test_code_that_is_not_installed_is_told_in_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paretune.spec import registry
+    from paretune.spec.evaluations import Perplexity
+
+    monkeypatch.setitem(
+        registry.evaluations(),
+        "perplexity",
+        registry.Evaluation("perplexity", Perplexity, "gone.away:measure", uses_tokens=True),
+    )
+    with pytest.raises(
+        NeedsError, match=r"evaluate.perplexity: `perplexity`: its code, the module `gone.away`, is not installed"
+    ):
+        plan_of(write_planned(tmp_path))
