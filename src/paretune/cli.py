@@ -3,11 +3,15 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paretune.errors import ParetuneError, SpecError
+from paretune.errors import ParetuneError, SpecError, StoreError
+
+if TYPE_CHECKING:
+    from paretune.api import OpenStudy
+    from paretune.pipeline.runner import Outcome
 
 app = typer.Typer(
     add_completion=False,
@@ -56,13 +60,15 @@ def run_command(
     options = RunOptions(device=device, workers=workers, accumulate=accumulate)
     with Display(Console(stderr=True)) as display:
         outcome = run_plan(opened.plan, opened.store, options, display.show)
-    _write_report(opened, out)
-    for stage, failure in outcome.failed.items():
-        typer.echo(f"failed: {stage.name}: {failure.message}", err=True)
-        if debug and failure.traceback:
+    reported = _write_report(opened, out)
+    if reported:
+        # Above the report, the display has told it once, and it has scrolled away.
+        _tell_failures(outcome)
+    if debug:
+        for failure in outcome.failed.values():
             typer.echo(failure.traceback, err=True)
     if outcome.blocked:
-        typer.echo(f"not run, because they need what failed: {', '.join(s.name for s in outcome.blocked)}", err=True)
+        typer.echo(f"{len(outcome.blocked)} stages did not run, because they need what failed", err=True)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -71,7 +77,9 @@ def report_command(study: StudyFile, store: StorePath = None, out: OutPath = Non
     """Write the outputs again from what is in the store."""
     from paretune.api import open_study
 
-    _write_report(open_study(study, store), out)
+    opened = open_study(study, store)
+    if not _write_report(opened, out):
+        raise StoreError(f"{opened.store.root}: holds no result of this study; first: `paretune run {study}`")
 
 
 @app.command("export")
@@ -164,17 +172,31 @@ def clean_command(
         typer.echo(f"removed {len(found)} directories")
 
 
-def _write_report(opened: Any, out: Path | None) -> None:
+def _write_report(opened: "OpenStudy", out: Path | None) -> bool:
+    """Write and print the comparison; False, with nothing written, where nothing has been measured yet."""
     from paretune.analysis.outputs import write_outputs
+    from paretune.pipeline.plan import SIZE
     from paretune.pipeline.results import read_results
 
     results = read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store)
+    if not any(set(cell.evaluations) - {SIZE} for cell in results.cells):
+        return False
     directory = out or opened.results_directory
     written = write_outputs(results, directory)
     report = directory / "report.txt"
     if report in written:
         typer.echo(report.read_text(encoding="utf-8"))
     typer.echo(f"written to {directory}: {', '.join(str(path.relative_to(directory)) for path in written)}", err=True)
+    return True
+
+
+def _tell_failures(outcome: "Outcome") -> None:
+    """Each message once, with the stages that ended in it."""
+    stages: dict[str, list[str]] = {}
+    for stage, failure in outcome.failed.items():
+        stages.setdefault(failure.message, []).append(stage.name)
+    for message, names in stages.items():
+        typer.echo(f"failed: {', '.join(names)}: {message}", err=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -191,7 +213,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         typer.echo("interrupted; what is finished is kept, run again to go on", err=True)
         return 130
     except typer.exceptions.TyperException as error:
-        error.show()
+        given = list(sys.argv[1:] if argv is None else argv)
+        if given and Path(given[0]).suffix in (".yaml", ".yml"):
+            typer.echo(f"error: `{given[0]}` is no command; write what to do with it: `paretune run {given[0]}`", err=True)
+        else:
+            error.show()
         return error.exit_code
 
 

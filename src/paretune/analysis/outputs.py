@@ -11,7 +11,6 @@ from paretune.analysis.tables import write_tables
 from paretune.errors import StoreError
 from paretune.pipeline.records import Results
 
-
 _DRAFT = ".draft"
 """Directory inside the outputs that they are written to first, so that a full disk leaves the old ones as they were."""
 
