@@ -11,7 +11,7 @@ from huggingface_hub import constants, get_token
 
 from paretune.errors import NeedsError
 from paretune.pipeline.machine import device_kind, fingerprint, measure_precision
-from paretune.spec.registry import evaluations, methods
+from paretune.spec.registry import Evaluation, Method, evaluations, methods
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -53,7 +53,8 @@ def _machine() -> Iterator[tuple[str, bool]]:
 
 def _needs() -> Iterator[tuple[str, bool]]:
     """Methods and evaluations whose needs are not met are named, and no fault: a study may do without them."""
-    for name, row in sorted({**methods(), **evaluations()}.items()):
+    rows: dict[str, Method | Evaluation] = {**methods(), **evaluations()}
+    for name, row in sorted(rows.items()):
         missing = [need for need in row.needs if not (fingerprint()["accelerator"] if need == "cuda" else find_spec(need))]
         if missing:
             yield f"without {', '.join(missing)}, a study cannot use `{name}`", True
