@@ -92,7 +92,8 @@ def _phrase(name: str, old: Any, new: Any) -> str:
         for pattern, words in _WORDS:
             if found := re.fullmatch(pattern, name):
                 return words.format(*found.groups())
-    return f"{_OWNER.sub('', name)} ({_short(old)} -> {_short(new)})"
+    before, after = _short(old), _short(new)
+    return f"{_OWNER.sub('', name)} ({'changed' if before == after else f'{before} -> {after}'})"
 
 
 def _is_digest(value: Any) -> bool:
@@ -126,5 +127,5 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
+    text = "nothing" if value is None else str(value).replace("\n", "\\n")
     return text if len(text) <= 32 else f"{text[:29]}..."
