@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -110,6 +110,12 @@ class Store:
         draft.rename(target)
         _flush(self.root)
         self.forget_attempts(stage)
+
+    def drop_draft(self, stage: Stage) -> None:
+        """Remove the draft of a failed attempt, on a disk that may be full; what it left to go on from stays."""
+        shutil.rmtree(self._draft(stage), ignore_errors=True)
+        with suppress(OSError):  # where it is not empty
+            resume_of(self._draft(stage)).rmdir()
 
     def forget_attempts(self, stage: Stage) -> None:
         """Remove what unfinished attempts at a finished stage have left."""

@@ -1,0 +1,284 @@
+"""Mistakes in the study file: none of them may get as far as a worker process."""
+
+from pathlib import Path
+
+from tests.bad_input.harness import Case, edit, write
+from tests.conftest import STUDY
+
+
+def case(name: str, old: str, new: str, *words: str) -> Case:
+    return Case(name, edit(old, new), ("study.yaml", *words))
+
+
+def _a_directory(folder: Path) -> None:
+    (folder / "study.yaml").unlink()
+    (folder / "study.yaml").mkdir()
+
+
+_TEMPLATE = '"{{ title }}\\n\\n{{ content }}"'
+_LORA = "{r: 4, targets: all-linear, learning_rate: 5.0e-3}"
+_FULL = "[{train.full: {learning_rate: 1.0e-3}}]"
+_DOCUMENT = "    document: title\n"
+
+_FILE = (
+    Case("no such study file", lambda _: None, ("studdy.yaml", "no such file", "paretune init"), ("run", "studdy.yaml")),
+    Case("study is a directory", _a_directory, ("study.yaml", "is a directory", "name the study file")),
+    Case("study is empty", write(""), ("study.yaml", "is empty", "paretune init")),
+    Case("study is not UTF-8", write("study: größe".encode("latin1")), ("study.yaml", "not UTF-8 (byte 9)", "save the file")),
+    Case("study is a list", write("- small\n"), ("study.yaml", "begins with `study: NAME`", '`["small"]`')),
+    case("bracket not closed", "seeds: [0, 1]", "seeds: [0, 1", ":12:", "not YAML", "a bracket or quote that is not closed"),
+    case("quote not closed", _TEMPLATE, _TEMPLATE[:-1], "not YAML", "a bracket or quote that is not closed"),
+    case("tab as indentation", "  notes:\n", "\tnotes:\n", ":5:", "not YAML", "with spaces, not with tabs"),
+    case("wrong indentation", "    document: title", "   document: title", ":7:", "not YAML", "at the indentation"),
+    case("colon in a plain text", "study: small", "study: small: big", ":2:", "holds `: ` stands in quotes"),
+    case("template without quotes", _TEMPLATE, "{{ title }}", ":8: data.notes.text", '`"{{ title }}"`, with the quotes'),
+    case("text after a bare template", _TEMPLATE, "{{ title }} {{ content }}", ":8:", "with the quotes"),
+    case("duplicate key", "seeds: [0, 1]", "seeds: [0, 1]\nseeds: [2]", ":12:", '"seeds"', "each key stands once"),
+    case("duplicate variant", "base: []", "base: []\n  base: []", ":14:", '"base"', "each key stands once"),
+    case("a YAML tag", "seeds: [0, 1]", "seeds: !!python/tuple [0, 1]", ":11: seeds", "tag", "write the plain value"),
+    case("two YAML documents", "seeds: [0, 1]", "---\nseeds: [0, 1]", ":11:", "remove the line `---`"),
+)
+
+_KEYS = (
+    case("unknown section", "train: {epochs", "trian: {epochs", ":9: trian: unknown key; did you mean `train`?"),
+    case("unknown key of train", "batch_size", "batchsize", ":9: train.batchsize: unknown key; did you mean `batch_size`?"),
+    case("unknown key of a base", "path: model", "pth: model", ":3: bases.tiny.pth: unknown key; did you mean `path`?"),
+    case("unknown key of a source", "notes.jsonl", "notes.jsonl, fromat: json", ":6: data.notes.source.fromat", "`format`?"),
+    case("unknown key of a dataset", "document:", "documnet:", ":7: data.notes.documnet", "did you mean `document`?"),
+    case(
+        "unknown key of a method", "{r: 4, ", "{rank: 4, ", "variants.original[0].train.lora.rank: unknown key; known:", "`r`"
+    ),
+    case(
+        "unknown key of an evaluation", "max_new_tokens", "new_tokens", ":20: evaluate.generate.new_tokens", "`max_new_tokens`?"
+    ),
+    case("missing section", "bases: {tiny: {path: model}}\n", "", "bases: missing; a study needs", "`bases`"),
+    case("missing text", f"    text: {_TEMPLATE}\n", "", ":5: data.notes: `text` is missing", "{{ title }}"),
+    case(
+        "bases as a list",
+        "{tiny: {path: model}}",
+        "[model]",
+        ":3: bases: expected at least one entry `NAME: ...`",
+        '`["model"]`',
+    ),
+    case("base without path or hub", "{path: model}", "model", ":3: bases.tiny: expected a mapping of fields", '`"model"`'),
+    case("base with path and hub", "{path: model}", "{path: model, hub: a/b}", ":3: bases.tiny: name exactly one of"),
+    Case(
+        "evaluations as a list",
+        write(STUDY[: STUDY.index("evaluate:")] + "evaluate: [perplexity, qa]\n"),
+        ("study.yaml:17: evaluate: expected at least one entry `NAME: ...`", '`["perplexity", "qa"]`'),
+    ),
+)
+
+_NAMES = (
+    case("study name is a path", "study: small", "study: ../small", ":2: study: `../small` cannot be a name; use letters"),
+    case("variant name is a path", "  full: ", "  a/b: ", ":14: variants.a/b: `a/b` cannot be a name"),
+    case("evaluation name is a path", "  qa: {", "  q/a: {kind: qa, ", ":19: evaluate.q/a: `q/a` cannot be a name"),
+    case("empty name", "study: small", 'study: ""', ":2: study: `` cannot be a name; use letters"),
+    case("name beyond ASCII", "study: small", "study: größe", ":2: study: `größe` cannot be a name; use letters"),
+    case("name is a number", "study: small", "study: 7", ":2: study: a name is text, got `7`"),
+    case(
+        "evaluation called size", "perplexity: {}", "size: {kind: perplexity}", ":18: evaluate.size: the name `size` is taken"
+    ),
+    case("unknown method", "train.full", "train.ful", ":14: variants.full[0]: unknown method `train.ful`", "`train.full`?"),
+    case("unknown evaluation", "latency: {", "latncy: {", ":21: evaluate.latncy: unknown evaluation `latncy`", "`latency`?"),
+    case("unknown base of a variant", "base: []", "base: {bases: [tinny], methods: []}", ":13: variants.base.bases", "`tiny`?"),
+    case(
+        "unknown baseline",
+        "evaluate:\n",
+        "compare: {baseline: ful}\nevaluate:\n",
+        ":17: compare.baseline: no variant",
+        "`full`?",
+    ),
+    case("method without brackets", _FULL, _FULL[1:-1], ":14: variants.full: the methods of a variant stand in a list", "`[{"),
+    case(
+        "variant without methods", "base: []", "base:", ":13: variants.base: expected a list of methods", "or `[]`, got `null`"
+    ),
+    case(
+        "fields beside a method's name",
+        f"full:     {_FULL}",
+        "full:\n    - train.full:\n      learning_rate: 1.0e-3",
+        ":15: variants.full[0]: written beside `train.full`: `learning_rate`; indent",
+    ),
+    case(
+        "two methods in one entry",
+        "{prune.blocks: {count: 1, choose: last}}, {",
+        "{prune.blocks: {count: 1}, ",
+        "one method an entry",
+    ),
+)
+
+_VALUES = (
+    case("batch size 0", "batch_size: 4", "batch_size: 0", ":9: train.batch_size: expected 1 or more, got `0`"),
+    case("number in quotes", "batch_size: 4", 'batch_size: "4"', ":9: train.batch_size: expected a whole number", '`"4"`'),
+    case("fraction of a batch", "batch_size: 4", "batch_size: 4.5", "train.batch_size: expected a whole number, got `4.5`"),
+    case("negative learning rate", "1.0e-3", "-1.0e-3", "learning_rate: expected more than 0, got `-0.001`"),
+    case(
+        "learning rate NaN", "1.0e-3", ".nan", "variants.full[0].train.full.learning_rate: expected a finite number, got `NaN`"
+    ),
+    case("learning rate infinite", "1.0e-3", ".inf", "learning_rate: expected a finite number, got `Infinity`"),
+    case("learning rate with a comma", "1.0e-3", '"0,001"', "learning_rate: expected a number", '`"0,001"`'),
+    case("a list as a grid", "1.0e-3", "[1.0e-3, 1.0e-4]", "learning_rate: expected a number, got `[0.001, 0.0001]`"),
+    case("warm-up of all steps", "epochs: 2", "epochs: 2, warmup: 1", ":9: train.warmup: expected less than 1, got `1`"),
+    case("epochs and steps", "epochs: 2", "epochs: 2, max_steps: 9", ":9: train: `epochs` and `max_steps` exclude each other"),
+    case(
+        "unknown schedule",
+        "epochs: 2",
+        "epochs: 2, schedule: cosin",
+        "train.schedule: expected `cosine`, `linear` or",
+        '"cosin"',
+    ),
+    case("evaluate every word", "epochs: 2", "epochs: 2, evaluate_every: s", "expected `epoch`, or a whole number", '`"s"`'),
+    case(
+        "patience as a switch", "epochs: 2", "epochs: 2, early_stopping: true", "early_stopping: expected a mapping of fields"
+    ),
+    case("shares over 1", _DOCUMENT, _DOCUMENT + "    split: {test: 0.3}\n", ":8: data.notes.split: the shares sum to 1.2"),
+    case(
+        "shares in per cent", _DOCUMENT, _DOCUMENT + "    split: {train: 80}\n", "split.train: expected less than 1, got `80`"
+    ),
+    case(
+        "unknown leakage mode", _DOCUMENT, _DOCUMENT + "    leakage: warn\n", "leakage: expected `block`, `remove` or `allow`"
+    ),
+    case("seeds as a number", "seeds: [0, 1]", "seeds: 3", ":11: seeds: expected a list `[0, 1, 2]`", "got `3`"),
+    case("seed twice", "seeds: [0, 1]", "seeds: [0, 0]", ":11: seeds: expected a list `[0, 1, 2]` of distinct whole numbers"),
+    case("seed too large", "seeds: [0, 1]", f"seeds: [{2**64}]", ":11: seeds:", "to 2**32 - 1"),
+    case("precision unknown", "compute: float32", "compute: fp16", ":10: precision.compute: expected `auto`, `float32` or"),
+    case(
+        "interval in per cent", "evaluate:\n", "compare: {interval: 95}\nevaluate:\n", "compare.interval: expected less than 1"
+    ),
+    case(
+        "format not known",
+        "notes.jsonl",
+        "notes.dat",
+        ":6: data.notes.source: the suffix of `path` names no format; add `format:",
+    ),
+    case("chapters of jsonl", "notes.jsonl", 'notes.jsonl, chapters: "^C"', "`chapters` is for `format: text` only"),
+    case(
+        "broken regular expression",
+        "notes.jsonl",
+        'n.txt, chapters: "[a"',
+        "source.chapters: not a regular expression",
+        '`"[a"`',
+    ),
+    case("no header and no columns", "notes.jsonl", "notes.csv, header: false", "`header: false` needs `columns: [...]`"),
+    case("stride 0", "perplexity: {}", "perplexity: {stride: 0}", ":18: evaluate.perplexity.stride: expected 1 or more"),
+    case(
+        "top_p without temperature", "max_new_tokens: 8", "top_p: 0.9", ":20: evaluate.generate: `top_p`", "set a temperature"
+    ),
+)
+
+_AGAINST_THE_BASE = (
+    case(
+        "no block left",
+        "count: 1",
+        "count: 4",
+        ":16: variants.reduced[0].prune.blocks.count",
+        "base `tiny` has 4 blocks",
+        "at most 3",
+    ),
+    case(
+        "no block left, named",
+        "count: 1, choose: last",
+        "blocks: [0, 1, 2, 3]",
+        "prune.blocks.blocks: removing 4 leaves no block",
+    ),
+    case(
+        "block out of range",
+        "count: 1, choose: last",
+        "blocks: [4]",
+        "there is no block `4`; base `tiny` has 4 blocks",
+        "0 to 3",
+    ),
+    case(
+        "no block left by the second cut",
+        "{prune.blocks: {count: 1, choose: last}}",
+        "{prune.blocks: {count: 2}}, {prune.blocks: {blocks: [2]}}",
+        ":16: variants.reduced[1].prune.blocks.blocks: there is no block `2`; base `tiny` has 2 blocks at this point",
+    ),
+    case("blocks and count", "choose: last", "blocks: [0]", "prune.blocks: name either `blocks: [...]` or `count: N`"),
+    case(
+        "unknown LoRA target", "all-linear", "[c_attn]", ":15: variants.original[0].train.lora.targets", "`c_attn`", "`q_proj`"
+    ),
+    case("LoRA target is no matrix", "all-linear", "[input_layernorm]", "no linear module `input_layernorm`", "`down_proj`"),
+    case("LoRA target without brackets", "all-linear", "q_proj", "targets: expected `default` or `all-linear`, or a list"),
+    case("no LoRA target", "all-linear", "[]", "targets: expected `default` or `all-linear`, or a list with 1 or more entries"),
+    case(
+        "longer than the model",
+        "max_length: 64",
+        "max_length: 4096",
+        ":9: train.max_length: 4096",
+        "512 positions",
+        "at most 512",
+    ),
+    case("stride of a whole window", "perplexity: {}", "perplexity: {stride: 64}", "stride: `64` leaves no context", "1 to 63"),
+    case(
+        "prompt longer than the model",
+        "A lamp",
+        "A lamp " * 400,
+        ":20: evaluate.generate.prompts[1]",
+        "512 positions",
+        "shorten",
+    ),
+    case(
+        "latency longer than the model",
+        "prompt_tokens: 8",
+        "prompt_tokens: 510",
+        ":21: evaluate.latency",
+        "514 tokens",
+        "lower one",
+    ),
+)
+
+_TEMPLATES = (
+    case(
+        "brace of a template missing",
+        "{{ title }}",
+        "{{ title }",
+        ":8: data.notes.text: template",
+        "a field is written `{{ name }}`",
+    ),
+    case(
+        "template with an unknown filter", "{{ title }}", "{{ title | uper }}", ":8: data.notes.text", "No filter named 'uper'"
+    ),
+    case(
+        "template without a field",
+        _TEMPLATE,
+        "hello",
+        ":8: data.notes.text: `hello` uses no field",
+        "all texts would be the same",
+    ),
+    Case(
+        "template with an unknown field", edit("{{ title }}", "{{ titel }}"), ("notes.jsonl: line 1: field `titel`", "`title`?")
+    ),
+    case(
+        "broken prompt of questions",
+        "slice_by",
+        'prompt: "{{ question", slice_by',
+        ":19: evaluate.qa.prompt: template",
+        "written `{{",
+    ),
+    case(
+        "prompt of questions without a field",
+        "slice_by",
+        'prompt: "Q:", slice_by',
+        ":19: evaluate.qa.prompt: `Q:` uses no field",
+    ),
+    case(
+        "unknown field in a prompt",
+        "slice_by",
+        'prompt: "{{ qestion }}", slice_by',
+        ":19: evaluate.qa: question `0`",
+        "`question`?",
+    ),
+    case(
+        "answer template without the answer", "slice_by", 'answer: "A", slice_by', ":19: evaluate.qa.answer", "`{{ answer }}`"
+    ),
+    case(
+        "slice by an unknown field",
+        "[difficulty]",
+        "[level]",
+        ":19: evaluate.qa: question `0`",
+        "`level` that `slice_by` names",
+    ),
+)
+
+CASES = (*_FILE, *_KEYS, *_NAMES, *_VALUES, *_AGAINST_THE_BASE, *_TEMPLATES)
