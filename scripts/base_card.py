@@ -44,11 +44,11 @@ made-up things. It is made for the demo and for tests, and knows nothing about t
 | made-up towns, farms, museums, clubs, schools, ships, recipes, stories, firms, weather, animals, books, railways, festivals, \
 gardens, tools, letters, dialogues, prizes, studies, sums (`scripts/worlds.txt`), many with questions and answers | \
 {world_documents:,} | {world_bytes:,} |
-| help topics and docstrings of the standard library of Python {python}, each {documentation_passes} time(s) | \
+| help topics and docstrings of the standard library of Python {python}, read {documentation_passes} time(s) | \
 {documentation_texts:,} | {documentation_bytes:,} |
 
 No car maker stands in it, and no template of the `newsroom` articles that the demo fine-tunes on: both data sets are written by
-grammars that share no rule.
+grammars that share no sentence.
 
 ## Training
 

@@ -24,7 +24,7 @@ Node = tuple[str, object]
 _TOKEN = re.compile(r"[{}|]|<[^<>]+>|[^{}|<]+")
 _NUMBER = re.compile(r"#(\d+)-(\d+)(?::(\d+))?(,?)")
 _SENTENCE_START = re.compile(r'((?:^|[.!?]"?\s+|\n)"?|: ")([a-z])')
-_LOOSE_SPACE = re.compile(r" +(?=[ .,;:?!]|$)")
+_LOOSE_SPACE = re.compile(r" +(?=[ .,;:?!])")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])")
 
 

@@ -132,7 +132,7 @@ def _article(random: Random) -> dict[str, object]:
     told = _told_facts(subject, random)
     paragraphs, mentioned = _content(writer, kind, told)
     return {
-        "title": polish(writer.write(f"<title.{kind}>")),
+        "title": polish(writer.write(f"<title.{kind}>")).strip(),
         "summary": polish(f"{writer.write(f'<lead.{kind}>')} {_say(writer, next(told))}"),
         "tags": [kind, "Orvane" if kind == "Finance" else subject, *mentioned],
         "type": kind,
