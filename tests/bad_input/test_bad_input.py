@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_input import study_cases
+from tests.bad_input import data_cases, study_cases
 from tests.bad_input.harness import Case, Outcome, make_template, run_case
 from tests.bad_input.table import row
 
-GROUPS = {"study": study_cases.CASES}
+GROUPS = {"study": study_cases.CASES, "data": data_cases.CASES}
 
 
 @pytest.fixture(scope="module")

@@ -220,7 +220,7 @@ def _text(value: Any, field: str, where: str) -> str:
     if not isinstance(value, str):
         _refuse(where, f"`{field}` is {shown(value)}; expected a text, in quotes")
     if not value.strip():
-        _refuse(where, f"`{field}` is empty")
+        _refuse(where, f"`{field}` is empty; fill it in, or leave the record out")
     return value
 
 

@@ -51,8 +51,11 @@ class Plan:
         object.__setattr__(self, "stages", tuple(dict.fromkeys(s for stage in wanted for s in _with_parents(stage))))
 
     def uses(self, stage: Stage) -> list[str]:
-        """The cells that need a stage, like `gpt2/news/reduced seed 0`."""
-        return [cell_name(cell) for cell in self.cells if stage in (*cell.methods, *cell.evaluations.values())]
+        """What needs a stage: cells like `gpt2/news/reduced seed 0`, or datasets like `news`, `gpt2/news` for its tokens."""
+        of_data = [name for stages in (self.data, self.leakage) for name, one in stages.items() if one == stage]
+        of_tokens = ["/".join(pair) for pair, one in self.tokens.items() if one == stage]
+        cells = [cell_name(cell) for cell in self.cells if stage in (*cell.methods, *cell.evaluations.values())]
+        return of_data + of_tokens + cells
 
 
 def cell_name(cell: PlannedCell) -> str:

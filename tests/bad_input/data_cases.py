@@ -1,0 +1,284 @@
+"""Mistakes in data and question files: what the first record shows is refused before a worker starts, the rest by a stage."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from tests.bad_input.harness import ONE_STAGE_EACH, Case, edit, write
+from tests.conftest import STUDY
+
+_QUESTIONS = STUDY.replace("  perplexity: {}\n", "")
+_TEXT = ONE_STAGE_EACH.replace("    document: title\n", "").replace("{{ title }}\\n\\n{{ content }}", "{{ text }}")
+_MIB = 2**20
+
+
+def case(name: str, change: Callable[[list[dict]], str | bytes], *words: str, study: str = ONE_STAGE_EACH) -> Case:
+    """The data file with other content, made from the records of the good one."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / "notes.jsonl"
+        content = change([json.loads(line) for line in file.read_text().splitlines()])
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return Case(name, spoil, words, study=study)
+
+
+def other(name: str, file: str, content: str | bytes, *words: str, fields: str = "", study: str = ONE_STAGE_EACH) -> Case:
+    """Another data file, of another format."""
+    return Case(name, write(content, file), words, study=study.replace("notes.jsonl", file + fields))
+
+
+def questions(name: str, content: Any, *words: str) -> Case:
+    text = content if isinstance(content, str | bytes) else json.dumps(content)
+    return Case(name, write(text, "qa.json"), words, study=_QUESTIONS)
+
+
+def _lines(records: list[dict]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def _with(**fields: Any) -> Callable[[list[dict]], str]:
+    return lambda records: _lines([record | fields for record in records])
+
+
+def _and(line: str | bytes) -> Callable[[list[dict]], bytes]:
+    return lambda records: _lines(records).encode() + (line if isinstance(line, bytes) else line.encode())
+
+
+def _a_directory(folder: Path) -> None:
+    (folder / "notes.jsonl").unlink()
+    (folder / "notes.jsonl").mkdir()
+
+
+def _a_pipe(folder: Path) -> None:
+    (folder / "notes.jsonl").unlink()
+    os.mkfifo(folder / "notes.jsonl")
+
+
+def _without_data(folder: Path) -> None:
+    (folder / "notes.jsonl").unlink()
+
+
+def _a_line(bytes_: int) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        with (folder / "notes.jsonl").open("wb") as stream:
+            stream.write(b'{"title": "a", "content": "')
+            stream.truncate(bytes_)
+
+    return spoil
+
+
+def _parquet_without_the_field(folder: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"headline": ["a"]}), folder / "notes.parquet")
+
+
+def _copies(records: list[dict]) -> str:
+    return _lines(records + [record | {"title": f"Copy of {record['title']}"} for record in records])
+
+
+_PLACE = (
+    Case("data file missing", _without_data, ("study.yaml:6: data.notes.source.path: no file `notes.jsonl` (looked in",)),
+    Case("data is a directory", _a_directory, ("data.notes.source.path: `notes.jsonl` is a directory; name a file",)),
+    Case("data is a pipe", _a_pipe, ("data.notes.source.path: `notes.jsonl` is a device or pipe; name a file",)),
+)
+
+_CONTENT = (
+    case("data file empty", lambda _: "", "notes.jsonl: holds no records; a dataset needs at least one"),
+    case("only blank lines", lambda _: "\n \n\n", "notes.jsonl: holds no records"),
+    case(
+        "half a record",
+        _and('{"title": "x", "con'),
+        "line 41, column 16: the file ends in the middle of a record",
+        "copied whole?",
+    ),
+    case("bad UTF-8", _and(b'{"title": "\xe9"}\n'), "notes.jsonl: line 41: byte offset", "(0xe9) is not UTF-8", "iconv -f"),
+    case("UTF-16", lambda r: _lines(r).encode("utf-16"), "notes.jsonl: is UTF-16; save it as UTF-8"),
+    case("record is a list", _and("[1]\n"), "notes.jsonl: line 41: a record is an object", "got `[1]`"),
+    case("NaN in JSON", _and('{"title": NaN}\n'), "line 41: `NaN` is no JSON value; write `null`, or leave the record out"),
+    case(
+        "half a character",
+        _and('{"title": "x", "content": "\\ud83d"}\n'),
+        "line 41",
+        "half of a surrogate pair (U+D83D)",
+        "repair",
+    ),
+    case("JSON list as jsonl", lambda r: json.dumps(r), "line 1: a record is an object", "then `format: json`"),
+    case(
+        "indented JSON as jsonl", lambda r: json.dumps(r, indent=1), "line 1", "not JSON", 'got `"["`', "needs `format: json`"
+    ),
+    case("wrong columns", lambda r: _lines([{"Title": x["title"]} for x in r]), "line 1: field `title` is missing", "`Title`?"),
+    case("field missing later", _and('{"title": "x"}\n'), "line 41: field `content` is missing", "{{ content | default('') }}"),
+    case("null in a field", _and('{"title": "x", "content": null}\n'), "line 41: field `content` is null", "default('')"),
+    case("list in a field", _with(content=["a", "b"]), "line 1: field `content` is a list", "{{ content | join(', ') }}"),
+    case("object in a field", _with(content={"a": 1}), "line 1: field `content` is an object", "with a filter"),
+    case("mixed types", _and('{"title": "x", "content": ["a"]}\n'), 'line 41: field `content` is a list, `["a"]`'),
+    case(
+        "all texts blank",
+        _with(title=" ", content="\t"),
+        "`source`: all 40 records render to nothing but white space; look at `text`",
+        study=ONE_STAGE_EACH.replace("    document: title\n", ""),
+    ),
+    case("all rows equal", lambda r: _lines([r[0]] * 40), "1 document(s) cannot fill the splits", "name a finer `document`"),
+    case("too few documents", lambda r: _lines(r[:4]), "4 document(s) cannot fill the splits", "need about 10 documents"),
+    case(
+        "one text under many titles", lambda r: _lines([r[0] | {"title": f"T{i}"} for i in range(40)]), "two sides", "leakage:"
+    ),
+    case(
+        "copies across the split",
+        _copies,
+        "the same text stands on two sides",
+        "in train `",
+        "`leakage: remove`",
+        "`leakage: allow`",
+    ),
+    case(
+        "document empty", _and('{"title": "", "content": "a"}\n'), "line 41: `document: title` is empty", "leave out the record"
+    ),
+    case(
+        "document field missing",
+        _lines,
+        "line 1: no field `url`, which `document` names",
+        "`title`",
+        study=ONE_STAGE_EACH.replace("document: title", "document: url"),
+    ),
+    case(
+        "stratum missing",
+        _lines,
+        "line 1: no field `kind`, which `stratify` names",
+        "`type`",
+        study=ONE_STAGE_EACH.replace("document: title", "document: title\n    stratify: kind"),
+    ),
+    case(
+        "document longer than asked",
+        _lines,
+        "tokens and `train.max_length` is 64; raise it, or write `too_long: windows`",
+        study=ONE_STAGE_EACH.replace("document: title", "document: title\n    too_long: error"),
+    ),
+    case(
+        "every document too long",
+        _lines,
+        "no document of the train split fits into 8 tokens; write `too_long: windows`",
+        study=ONE_STAGE_EACH.replace("document: title", "document: title\n    too_long: skip").replace("h: 64", "h: 8"),
+    ),
+    Case(
+        "a line of 50 MB that does not end",
+        _a_line(50 * _MIB),
+        ("notes.jsonl: line 1", "the file ends in the middle of a record"),
+        study=ONE_STAGE_EACH,
+    ),
+    Case(
+        "a line of 1 GB",  # sparse; no more than the limit of it is read
+        _a_line(1024 * _MIB),
+        ("notes.jsonl: line 1: is longer than 64 MiB, which is no record", "write one record a line"),
+        ("plan", "study.yaml"),
+        study=ONE_STAGE_EACH,
+    ),
+)
+
+_FORMATS = (
+    other("ragged csv", "n.csv", "title,content\na,b\nc,d,e\n", "n.csv: line 3: 3 fields, the header names 2", "in quotes"),
+    other("csv without a header", "n.csv", "a,b\nc,d\n", "n.csv: line 2: field `title` is missing", "the record has `a`, `b`"),
+    other("csv with semicolons", "n.csv", "title;content\na;b\n", "the record has `title;content`, one field; is `delimiter:`"),
+    other(
+        "csv quote not closed", "n.csv", 'title,content\na,"b\n', "n.csv: line 2: a quoted field never ends", "is written twice"
+    ),
+    other(
+        "csv column twice", "n.csv", "title,title\na,b\n", "n.csv: line 1: two columns are called `title`", "`columns: [...]`"
+    ),
+    other("csv of a header alone", "n.csv", "title,content\n", "n.csv: holds no records"),
+    other("csv of Windows", "n.csv", "title,content\nGröße,x\n".encode("cp1252"), "n.csv: line 2", "not UTF-8", "WINDOWS-1252"),
+    other("truncated json", "n.json", '[{"title": "a", "content": "abc', "n.json: line 1", "ends in the middle of a record"),
+    other(
+        "json with two lists",
+        "n.json",
+        '{"a": [], "b": []}',
+        "n.json: an object as a dataset holds exactly one list",
+        "`a`, `b`",
+    ),
+    other("json of a number", "n.json", "3", "n.json: expected a list of records", "got `3`"),
+    other(
+        "parquet that is none", "n.parquet", b"PAR1 text", "n.parquet: not a Parquet file, or a damaged one", "write it again"
+    ),
+    Case(
+        "parquet without the field",
+        _parquet_without_the_field,
+        ("notes.parquet: row 1: field `title` is missing", "the record has `headline`"),
+        study=ONE_STAGE_EACH.replace("notes.jsonl", "notes.parquet"),
+    ),
+    other(
+        "no line matches chapters",
+        "n.txt",
+        "Some words.\n" * 50,
+        "n.txt: no line matches `chapters: ^CHAPTER`; a line of the text is",
+        fields=', chapters: "^CHAPTER"',
+        study=_TEXT,
+    ),
+    other(
+        "a text too short to split",
+        "n.txt",
+        "Some words.\n",
+        "1 document(s) cannot fill the splits",
+        "(`chapters`",
+        study=_TEXT,
+    ),
+)
+
+_ONE = {"question": "Which?", "options": ["a", "b"], "answer": "a", "difficulty": "easy"}
+
+_QUESTION_FILES = (
+    questions("question file empty", "", "qa.json: is empty; expected `{"),
+    questions("question file truncated", '{"questions": [{"question"', "qa.json: not JSON (", "correct it there"),
+    questions("question file not UTF-8", b'[{"question": "\xe9"}]', "qa.json: not UTF-8 (byte 15); save the file"),
+    questions("no questions", {"questions": []}, "qa.json: holds no question; expected"),
+    questions("question file is a number", "3", "qa.json: holds `3`; expected a list of records"),
+    questions("question is a number", [_ONE | {"question": 1}], "qa.json: record 1: `question` is `1`; expected a text"),
+    questions("question is blank", [_ONE | {"question": " "}], "qa.json: record 1: `question` is empty"),
+    questions("no answer", [{"question": "Which?"}], "qa.json: record 1: `answer` is missing"),
+    questions("one option", [_ONE | {"options": ["a"]}], "record 1: `options` holds 1; multiple choice needs two or more"),
+    questions(
+        "answer is no option", [_ONE | {"answer": "c"}], 'record 1: `answer` `"c"` is not among the options `["a", "b"]`'
+    ),
+    questions(
+        "answer_index too large", [_ONE | {"answer_index": 2}], "record 1: `answer_index` is `2`", "counts the 2 options"
+    ),
+    questions("two answers", [_ONE | {"answer_index": 1}], '`answer_index: 1` is `"b"` and `answer` `"a"`; correct one'),
+    questions("answer twice among the options", [_ONE | {"options": ["a", "a"]}], 'holds the answer `"a"` twice; remove one'),
+    questions(
+        "id twice", [_ONE | {"id": 7}, _ONE | {"id": 7, "answer": "b"}], 'record 2: `id` `"7"` is that of record 1; rename'
+    ),
+    questions("question twice", [_ONE, _ONE], 'record 2: `"Which?"` is the question of record 1', "remove one"),
+    questions(
+        "answer key without a choice",
+        [{"question": {"stem": "?", "choices": [{"text": t, "label": t} for t in "AB"]}, "answerKey": "C"}],
+        'record 1: `answerKey` `"C"` is none of the labels `["A", "B"]`',
+    ),
+    questions(
+        "question longer than the model", [_ONE | {"question": "Which? " * 200}], "evaluate.qa: question `1`", "512 positions"
+    ),
+    Case(
+        "training text among the questions",
+        lambda folder: write(
+            json.dumps(
+                [
+                    {"question": json.loads(line)["content"], "answer": "x", "difficulty": "easy"}
+                    for line in (folder / "notes.jsonl").read_text().splitlines()
+                ]
+            ),
+            "qa.json",
+        )(folder),
+        ("the same text stands on two sides", "`qa`", "`leakage: remove`"),
+        study=ONE_STAGE_EACH.replace("perplexity: {}", "qa: {path: qa.json}"),
+    ),
+    Case(
+        "question file missing",
+        edit("qa.json", "qas.json"),
+        ("study.yaml:19: evaluate.qa.path: no file `qas.json` (looked in",),
+    ),
+)
+
+CASES = (*_PLACE, *_CONTENT, *_FORMATS, *_QUESTION_FILES)
