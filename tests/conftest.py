@@ -12,8 +12,8 @@ import pytest
 
 from tests.tiny import make_model
 
-_NOUNS = "harbour engine letter lamp train driver winter garden bridge market school river".split()
-_VERBS = "waits turns opens closes leaves returns shines breaks grows sinks".split()
+_NOUNS = ["harbour", "engine", "letter", "lamp", "train", "driver", "winter", "garden", "bridge", "market", "school", "river"]
+_VERBS = ["waits", "turns", "opens", "closes", "leaves", "returns", "shines", "breaks", "grows", "sinks"]
 
 STUDY = """
 study: small

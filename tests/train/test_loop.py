@@ -1,5 +1,6 @@
 """The loop against a reference written with nothing but torch and transformers: padded batches, the model's own logits."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_a_window_ends_with_eos_and_windows_share_one_token():
     np.testing.assert_array_equal(targets, [*ids, 1])
     assert found[0].ids[0] == 0
     assert max(len(example.ids) for example in found) == 32
-    assert all(before.ids[-1] == after.ids[0] for before, after in zip(found, found[1:], strict=False))
+    assert all(before.ids[-1] == after.ids[0] for before, after in itertools.pairwise(found))
 
 
 def test_order_follows_the_seed_alone_and_each_epoch_has_its_own():
