@@ -151,3 +151,10 @@ def test_a_file_that_is_not_there_or_not_utf8_is_refused(tmp_path: Path) -> None
     (tmp_path / "latin.json").write_bytes('[{"question": "née"}]'.encode("latin-1"))
     with pytest.raises(DataError, match=r"not UTF-8 \(byte 16\)"):
         read_questions(tmp_path / "latin.json")
+
+
+def test_the_built_in_questions_are_read():
+    found = read_questions("builtin:newsroom")
+    assert len(found) >= 200
+    assert {len(question.options) for question in found} == {0, 4}
+    assert len({question.id for question in found}) == len(found)

@@ -45,7 +45,8 @@ def read_questions(place: str | Path) -> list[Question]:
     if str(place) == NEWSROOM:
         from paretune.data.newsroom import questions
 
-        return [parse_question(record, f"{NEWSROOM}: record {n}", str(n)) for n, record in enumerate(questions(), start=1)]
+        records = questions()["questions"]
+        return [parse_question(record, f"{NEWSROOM}: record {n}", str(n)) for n, record in enumerate(records, start=1)]
     file = Path(place)
     found = [parse_question(record, f"{file}: {where}", str(n)) for n, (where, record) in enumerate(_records(file), start=1)]
     if not found:
