@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from paretune.errors import SpecError
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Spec(BaseModel):
@@ -39,8 +39,10 @@ def validate(model: type[SpecT], value: object, where: str) -> SpecT:
 def check_name(name: str, where: str) -> None:
     """Names become directory names and table entries: letters, digits, `.`, `_` and `-` only."""
     if not NAME.fullmatch(name):
+        told = f"`{name}`" if name.isprintable() and len(name) <= 100 else shown(name)
         raise SpecError(
-            f"{where}: `{name}` cannot be a name; use letters, digits, `.`, `_` and `-`, beginning with a letter or digit"
+            f"{where}: {told} cannot be a name; use letters, digits, `.`, `_` and `-`, beginning with a letter or digit, "
+            "and at most 100 characters"
         )
 
 

@@ -213,7 +213,7 @@ def _named(value: Mapping[str, Any], section: str) -> list[tuple[str, Any]]:
     if not isinstance(entries, Mapping) or not entries:
         raise SpecError(f"{section}: expected at least one entry `NAME: ...`, got {shown(entries)}")
     for name in entries:
-        check_name(name, f"{section}.{name}")
+        check_name(name, f"{section}.{name}" if name.isprintable() else section)
     return list(entries.items())
 
 

@@ -1,6 +1,7 @@
 """Read a YAML 1.2 file into plain values, and remember on which line each of them stands."""
 
 import datetime
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,21 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from paretune.errors import SpecError
+from paretune.spec.base import shown
 
 Path_ = tuple[str | int, ...]
+_MAX_BYTES = 1_000_000
+_MAX_VALUES = 100_000
+"""Aliases of aliases of lists grow exponentially; no study holds as much."""
 _QUOTED = '`"{{ title }}"`, with the quotes'
 
 
 def read_yaml(file: Path) -> tuple[Any, dict[Path_, int]]:
     """The plain value of `file`, and the line (from 1) of each of its keys by path; SpecError if it cannot be read."""
     try:
-        text = file.read_text(encoding="utf-8")
+        if file.stat().st_size > _MAX_BYTES:
+            raise SpecError(f"{file}: is too large for a study; for a data file, `paretune init {file}` writes a first study")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise SpecError(f"{file}: no such file; `paretune init DATA` writes a first study file") from None
     except IsADirectoryError:
@@ -27,6 +34,8 @@ def read_yaml(file: Path) -> tuple[Any, dict[Path_, int]]:
         raise SpecError(f"{file}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
     except OSError as error:
         raise SpecError(f"{file}: cannot be read ({error.strerror})") from None
+    if re.match(r"%YAML\s+(?!1\.2\b)", text):
+        raise SpecError(f"{file}:1: a study is YAML 1.2; remove the line {shown(text.splitlines()[0])}")
     try:
         tree = YAML(typ="rt").load(text)
     except DuplicateKeyError as error:
@@ -38,6 +47,11 @@ def read_yaml(file: Path) -> tuple[Any, dict[Path_, int]]:
         raise SpecError(f"{file}:{line}: not YAML: {problem}{_way_out(problem, text, line)}") from None
     except YAMLError as error:
         raise SpecError(f"{file}: not YAML: {str(error).splitlines()[0]}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets in brackets
+        reason = str(error).split(";")[0]
+        raise SpecError(
+            f"{file}: a value that cannot be read ({reason}); look at dates, long numbers and deep nesting"
+        ) from None
     lines: dict[Path_, int] = {}
     return _plain(tree, (), lines, file), lines
 
@@ -49,15 +63,10 @@ def _plain(node: Any, path: Path_, lines: dict[Path_, int], file: Path) -> Any:
             f"{file}:{lines.get(path, 1)}: {where}: the tag `{node.tag.value}` has no place in a study file; "
             "write the plain value"
         )
+    if len(lines) > _MAX_VALUES:
+        raise SpecError(f"{file}: holds more than {_MAX_VALUES:,} values; do aliases (`*name`) repeat lists of lists?")
     if isinstance(node, CommentedMap):
-        result = {}
-        for key, value in node.items():
-            if isinstance(key, CommentedMap | CommentedSeq | CommentedKeyMap | CommentedKeySeq):
-                line = node.lc.line + 1
-                raise SpecError(f"{file}:{line}: {where}: braces that are not in quotes; a template is written {_QUOTED}")
-            lines[(*path, str(key))] = node.lc.key(key)[0] + 1
-            result[str(key)] = _plain(value, (*path, str(key)), lines, file)
-        return result
+        return _plain_mapping(node, path, lines, file)
     if isinstance(node, CommentedSeq):
         for index in range(len(node)):
             lines[(*path, index)] = node.lc.item(index)[0] + 1
@@ -65,12 +74,42 @@ def _plain(node: Any, path: Path_, lines: dict[Path_, int], file: Path) -> Any:
     if isinstance(node, bool) or node is None:
         return node
     # ruamel's scalars remember their spelling; the study needs the plain value.
+    if isinstance(node, int) and abs(node) >= 2**63:
+        raise SpecError(
+            f"{file}:{lines.get(path, 1)}: {where}: a number of {len(str(node))} digits; 18 are enough for anything"
+        )
+    if isinstance(node, str) and re.search("[\ud800-\udfff]", node):
+        raise SpecError(
+            f"{file}:{lines.get(path, 1)}: {where}: holds half of a surrogate pair (`\\ud...`), which is no character"
+        )
     for plain in (int, float, str):
         if isinstance(node, plain):
             return plain(node)
     if isinstance(node, datetime.date | datetime.datetime):
         return node.isoformat()
-    raise SpecError(f"{file}: {where}: a value of type {type(node).__name__} has no place in a study file")
+    raise SpecError(
+        f"{file}:{lines.get(path, 1)}: {where}: only texts, numbers, lists and mappings have a place in a study file, "
+        f"got {shown(node)}"
+    )
+
+
+def _plain_mapping(node: CommentedMap, path: Path_, lines: dict[Path_, int], file: Path) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    where = ".".join(str(key) for key in path)
+    for key, value in node.items():
+        # A key that a merge (`<<: *name`) brings has no line of its own.
+        line = (node.lc.key(key)[0] if key in (node.lc.data or ()) else node.lc.line) + 1
+        place = f"{file}:{line}: {where}: " if where else f"{file}:{line}: "
+        if isinstance(key, CommentedMap | CommentedSeq | CommentedKeyMap | CommentedKeySeq):
+            raise SpecError(f"{place}braces that are not in quotes; a template is written {_QUOTED}")
+        if key is None or isinstance(key, bool):
+            raise SpecError(f"{place}`{'null' if key is None else str(key).lower()}` is no name; put it in quotes if it is one")
+        name = str(key)
+        if name in result:
+            raise SpecError(f'{place}found duplicate key "{name}"; each key stands once')
+        lines[(*path, name)] = line
+        result[name] = _plain(value, (*path, name), lines, file)
+    return result
 
 
 def _has_tag(node: Any) -> bool:
@@ -89,7 +128,7 @@ def _way_out(problem: str, text: str, number: int) -> str:
     lines = text.splitlines()
     line = lines[number - 1] if number <= len(lines) else ""
     value = line.partition(": ")[2].strip()
-    if "\t" in line[: len(line) - len(line.lstrip())]:
+    if "'\\t'" in problem or "\t" in line[: len(line) - len(line.lstrip())]:
         return "; indent with spaces, not with tabs"
     if value.startswith(("{{", "{%")):
         return f"; a template is written {_QUOTED}"
