@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from paretune.errors import DataError, StageError
 from paretune.pipeline import runner
 from paretune.pipeline.plan import Plan, PlannedCell
@@ -106,6 +108,11 @@ def full_disk(context: StageContext) -> dict[str, Any]:
     (context.draft / "weights").symlink_to("/dev/full")
     (context.draft / "weights").write_text("1" * 100_000)
     return {}
+
+
+def full_disk_of_safetensors(context: StageContext) -> dict[str, Any]:
+    """What it said on a small file system; /dev/full it replaces by a file."""
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 def full_disk_at_the_record(context: StageContext) -> dict[str, Any]:

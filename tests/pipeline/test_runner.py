@@ -59,8 +59,9 @@ FAILURES = {
     "vanish": (1, r"ended without a word \(exit code 3\)"),
     "killed": (1, r"was killed, most likely for using too much memory"),
     "not_a_number": (1, r"ValueError: Out of range float values"),
-    "full_disk": (1, r"No space left on device"),
-    "full_disk_at_the_record": (1, r"No space left on device"),
+    "full_disk": (1, r"No space left on device; free some"),
+    "full_disk_of_safetensors": (1, r"No space left on device; free some"),
+    "full_disk_at_the_record": (1, r"No space left on device; free some"),
 }
 
 

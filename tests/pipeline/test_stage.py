@@ -6,23 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paretune.pipeline.lock import Lock, LockedBase
-from paretune.pipeline.plan import make_plan
 from paretune.pipeline.stage import Stage, canonical_json
-from paretune.spec.study import load_study
 
 PARENT = Stage("data", {"path": "sha256:00", "shares": [0.8, 0.1, 0.1]}, "module:body")
 STAGE = Stage(
     "train.lora", {"seed": 0, "method": {"r": 8, "learning_rate": 3.0e-4}, "name": "Zoë"}, "module:body", {"tokens": PARENT}
 )
-
-STUDY = """
-study: frozen
-bases: {gpt2: {path: model}}
-data: {news: {source: {path: news.jsonl}, document: title, text: "{{ title }}"}}
-variants: {lora: [{prune.blocks: {count: 1}}, {train.lora: {r: 4}}]}
-evaluate: {perplexity: {}, generate: {prompts: ["The"]}}
-"""
 
 
 def test_canonical_json_sorts_keys_and_wastes_nothing():
@@ -84,22 +73,3 @@ def test_frozen_keys_of_plain_stages():
     assert PARENT.key == "f607e07d23217294aa1fdbfa0a593fd094e10cbfaed16cbdbe3cf673c9d8a4f3"
     assert STAGE.key == "1c2c501c245d8aeb2e9d76b58cad1d900fcb9233905e8dd9eb3d97a418ee58a1"
     assert STAGE.name == f"train.lora-{STAGE.key[:8]}"
-
-
-def test_frozen_keys_of_a_study(tmp_path):
-    """Whoever changes one of these throws away what users have computed; a new field must be left out at its default."""
-    file = tmp_path / "study.yaml"
-    file.write_text(STUDY)
-    base = LockedBase(resource="/base", digest="b" * 64, tokenizer_digest="c" * 64, config={})
-    lock = Lock("cpu", "float32", "float32", {}, {"gpt2": base}, {"news.jsonl": "d" * 64}, {})
-    plan = make_plan(load_study(file), lock, tmp_path)
-    assert [stage.name for stage in plan.stages] == [
-        "data-29f8ae86",
-        "leakage-bf7c56c3",
-        "tokenize-a2d47361",
-        "prune.blocks-df07bca1",
-        "train.lora-ec315d70",
-        "evaluate.size-1e7171d1",
-        "evaluate.perplexity-7e0c9d82",
-        "evaluate.generate-27ab2735",
-    ]

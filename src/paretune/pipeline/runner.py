@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
+import os
 import signal
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
     outcome.reused = [stage for stage in plan.stages if store.find(stage)]
     for stage in outcome.reused:
         store.forget_attempts(stage)  # left where a kill fell right after the last rename
-    log.write("run", stages=len(plan.stages), reused=len(outcome.reused))
+    log.write("run", pid=os.getpid(), stages=len(plan.stages), reused=len(outcome.reused))
     waiting = [stage for stage in plan.stages if stage not in set(outcome.reused)]
     running: list[_Running] = []
     _pass_on(tail, on_event)

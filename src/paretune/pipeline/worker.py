@@ -5,6 +5,7 @@ imports; an out-of-memory kill takes one stage, and peak memory is that stage's.
 a run that was killed leaves nobody behind who computes on and holds locks.
 """
 
+import errno
 import multiprocessing
 import os
 import platform
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -43,6 +45,7 @@ _PACKAGES = ("paretune", "torch", "transformers", "peft", "accelerate", "tokeniz
 _EMIT_EVERY = 0.25
 _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 """What torch says in a RuntimeError, on CUDA and on the CPU."""
+_FULL_DISK = os.strerror(errno.ENOSPC)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ def _told(error: Exception) -> str:
     """An error that no body has put into words, in one line."""
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
         return "out of memory; run again with `--accumulate 2` or more, or lower `train.max_length`"
+    if _FULL_DISK in str(error):  # safetensors and pyarrow have errors of their own for it
+        return f"{_FULL_DISK}; free some of the store's disk and run again: what is finished is kept"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}; run again when that is mended"
     return " ".join(f"{type(error).__name__}: {error}".split())
@@ -168,6 +173,7 @@ def _throttled(log: EventLog, stage: Stage) -> Any:
 def _quiet() -> None:
     """Bars and advice of the libraries would mix with the run's own display."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # one library to another
     if "transformers" in sys.modules:
         logging = sys.modules["transformers"].utils.logging
         logging.set_verbosity_error()
