@@ -27,7 +27,8 @@ check: install
 	$(BIN)/codespell
 
 bench: install
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/leakage.py --scale 20000
+	$(BIN)/python benchmarks/kills.py
 
 clean:
 	rm -rf .venv results examples/.paretune studies/.paretune
