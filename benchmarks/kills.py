@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=80, help="of one study alone")
     parser.add_argument("--pairs", type=int, default=20, help="of one of two studies side by side")
-    parser.add_argument("--commands", type=int, default=6, help="of the command")
+    parser.add_argument("--commands", type=int, default=5, help="of the command")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     draw, started = random.Random(arguments.seed), time.monotonic()
@@ -263,17 +263,12 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def is_killed(attempt: Attempt, expected: Mapping[str, Any], kills: int, tally: Tally, draw: random.Random) -> bool:
-    """Kill it at a random moment; False if it has ended before, or if there are enough kills: then it has run to its end.
-
-    The moment lies anywhere in the first, second or third stage that it works on (every tenth in what comes before), so that
-    short stages are hit as well as long ones.
-    """
-    number, share = (draw.choice((1, 2, 3)), draw.random()) if draw.random() < 0.9 else (0, draw.random())
-    moment = None if number else time.monotonic() + attempt.startup * share
+    """Kill it at a random moment; False if it has ended before, or if there are enough kills: then it has run to its end."""
+    stage, share = draw_stage(attempt, expected["seconds"], tally, draw), draw.random()
+    moment = None if stage else time.monotonic() + attempt.startup * share
     while attempt.poll(block=tally.kills.total() >= kills) is None:
-        stages = [event["stage"] for event in attempt.events() if event["event"] == "started"]
-        if moment is None and len(stages) >= number:
-            moment = time.monotonic() + share * expected["seconds"][stages[number - 1]]
+        if moment is None and any(event["event"] == "started" and event["stage"] == stage for event in attempt.events()):
+            moment = time.monotonic() + share * expected["seconds"][stage]
         if moment is not None and time.monotonic() >= moment:
             attempt.kill()
             note(attempt, tally)
@@ -282,13 +277,29 @@ def is_killed(attempt: Attempt, expected: Mapping[str, Any], kills: int, tally: 
     return False
 
 
+def draw_stage(attempt: Attempt, seconds: Mapping[str, float], tally: Tally, draw: random.Random) -> str | None:
+    """The stage to be hit, out of the next three: likelier a long one, and one of a kind that was not hit yet.
+
+    None, once in ten, for the time before the first.
+    """
+    missing = [stage for stage in seconds if not (attempt.store / stage).exists()][:3]
+    if not missing or draw.random() < 0.1:
+        return None
+    weights = [seconds[stage] * (1 if tally.kills[kind_of(stage)] else 10) for stage in missing]
+    return draw.choices(missing, weights)[0]
+
+
+def kind_of(stage: str) -> str:
+    return stage.rpartition("-")[0]
+
+
 def note(attempt: Attempt, tally: Tally) -> None:
     """Write down what a kill has hit, and how many steps of training it has cost."""
     at_work, stage = "nothing yet", ""
     for event in attempt.events():
         if event["event"] in ("started", "progress", "waiting"):
             stage = event["stage"]
-            at_work = WAITING if event["event"] == "waiting" else stage.rpartition("-")[0]
+            at_work = WAITING if event["event"] == "waiting" else kind_of(stage)
         elif event["event"] == "finished":
             at_work = "between stages"
     tally.kills[at_work] += 1

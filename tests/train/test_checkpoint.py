@@ -86,6 +86,17 @@ def test_killed_at_any_operation_on_files_it_loses_one_interval_at_most(folder):
     assert answer(killed) == answer(whole)
 
 
+def test_an_adapter_tells_nothing_of_where_or_when_it_was_made(folder):
+    training = make(folder, "told", train={"max_steps": 1})
+    assert attempt(training) == 0
+    adapter = training.draft / "adapter"
+    assert sorted(path.name for path in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert len(config["target_modules"]) > 1
+    assert config["target_modules"] == sorted(config["target_modules"])  # in the order of a set otherwise
+    assert str(folder.parent) not in json.dumps(config)
+
+
 def test_it_goes_on_with_the_options_that_it_began_with(folder):
     whole = make(folder, "options whole", method="full", threads=2)
     killed = make(folder, "options killed", method="full", threads=2, options=EVERY_STEP)

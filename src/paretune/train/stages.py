@@ -4,6 +4,7 @@ import json
 import resource
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def train_lora(context: StageContext) -> dict[str, Any]:
 
     def save(_: LoadedModel) -> None:
         wrapped["peft"].save_pretrained(str(context.draft / ADAPTER), save_embedding_layers=False)
+        _make_reproducible(context.draft / ADAPTER)
 
     return _train(context, make_trainable, save)
 
@@ -101,6 +103,15 @@ def _train(
         "packed": options["pack"] and packed.isolates,
         "options": options,
     }
+
+
+def _make_reproducible(adapter: Path) -> None:
+    """PEFT writes the targets in a random order, where the base lay, and a card with nothing in it."""
+    (adapter / "README.md").unlink()
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": None, "target_modules": sorted(config["target_modules"])}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _bit_options(context: StageContext) -> dict[str, Any]:
