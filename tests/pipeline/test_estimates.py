@@ -230,11 +230,14 @@ def test_memory_grows_with_what_is_trained(tmp_path: Path) -> None:
     costs = costs_of(file)
     full, adapter, measured = (
         costs[f"small/notes/{name}"].memory
-        for name in ("full seed 0: train.full", "original seed 0: train.lora", "base: perplexity")
+        for name in ("full seed 0: train.full", "original seed 0: train.lora", "base: generate")
     )
     assert full is not None
     assert adapter is not None
     assert measured is not None
-    assert full - adapter == pytest.approx(12 * 1e8, rel=0.02), "gradients and moments"
+    assert full - adapter == pytest.approx(12 * 1e8, rel=0.03), "gradients and moments"
     assert adapter > 4 * 1e8
     assert measured == pytest.approx(430e6 + 8e8, rel=0.01)
+    scored = costs["small/notes/base: perplexity"].memory
+    assert scored is not None
+    assert measured < scored < adapter

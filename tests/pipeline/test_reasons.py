@@ -164,9 +164,9 @@ def test_an_explanation_goes_back_to_what_changed(file: Path, store: Store) -> N
     assert told.splitlines()[2:] == ["  count (1 -> 2)"]
 
 
-def test_a_name_that_fits_no_stage_or_several_lists_them(file: Path, store: Store) -> None:
+def test_a_name_that_fits_no_stage_or_several_is_told(file: Path, store: Store) -> None:
     plan = plan_of(file)
-    with pytest.raises(SpecError, match=r"`train.ful-` is no stage of this study: data-"):
+    with pytest.raises(SpecError, match=r"`train.ful-` is no stage of this study"):
         explain(plan, store, "train.ful-")
     with pytest.raises(SpecError, match=r"`train.full` names several stages: train.full-"):
         explain(plan, store, "train.full")

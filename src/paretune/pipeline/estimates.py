@@ -28,8 +28,11 @@ from paretune.spec.study import Study
 
 _LIBRARIES = 430e6
 """Resident memory of a worker with torch and transformers imported; on CUDA only the device's memory counts."""
-_ACTIVATIONS = {"train.full": 80, "train.lora": 64}
+_ACTIVATIONS = {"train.full": 96, "train.lora": 112}
 """Bytes kept for the backward pass by token, block and unit of width, in float32."""
+_ATTENTION = 8
+"""Bytes kept for the backward pass by token, block, head and position of a row."""
+_SCORING = ("evaluate.perplexity", "evaluate.qa")
 _HEAD = 16 * 1024
 """Bytes by word of the vocabulary: a chunk of logits with its gradient."""
 _LONG = ("jsonl", "csv", "parquet")
@@ -134,6 +137,10 @@ def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount
     if "train" not in stage.config:
         # While it is loaded, a weight is in memory twice: as in the file and as it is used.
         memory = None if weights is None else libraries + 8 * weights
+        if memory and stage.kind in _SCORING:
+            # A block at a time: nothing is kept for a backward pass.
+            one_block = {**config, "num_hidden_layers": 1, "n_layer": 1}
+            memory += _forward(one_block, RunOptions().forward_tokens, study.train.max_length, 80)
         return Cost(memory=memory, disk=4 * weights if weights and stage.kind.startswith("prune") else None)
     amount = amounts[stage.inputs["tokens"]]
     batch, steps = study.train.batch_size, study.train.max_steps
@@ -144,22 +151,33 @@ def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount
     tokens = None if amount is None else round(amount.tokens * epochs)
     length = study.train.max_length if amount is None else amount.tokens / max(1, amount.windows)
     in_pass = min(RunOptions().forward_tokens, round(batch * length))
-    memory, disk = _training(stage, weights, config, in_pass)
+    kept = _forward(config, in_pass, study.train.max_length, _ACTIVATIONS.get(stage.kind, 112))
+    memory, disk = _training(stage, weights, config, kept)
     return Cost(steps, tokens, amount is None or amount.exact, memory and libraries + memory, disk)
 
 
-def _training(stage: Stage, weights: int | None, config: Mapping[str, Any], tokens: int) -> tuple[float | None, float | None]:
-    """Bytes of memory, and on disk, of training with `tokens` in one pass."""
+def _forward(config: Mapping[str, Any], tokens: int, length: int, activations: int) -> float:
+    """Bytes that a pass over `tokens` in rows of `length` keeps of every block, and of a chunk of logits."""
+    width = config.get("hidden_size") or config.get("n_embd") or 0
+    heads = config.get("num_attention_heads") or config.get("n_head") or 0
+    by_block = tokens * (width * activations + heads * min(length, tokens) * _ATTENTION)
+    return float(_blocks(config) * by_block + _HEAD * config.get("vocab_size", 0))
+
+
+def _blocks(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_hidden_layers") or config.get("n_layer") or 1)
+
+
+def _training(stage: Stage, weights: int | None, config: Mapping[str, Any], kept: float) -> tuple[float | None, float | None]:
+    """Bytes of memory, and on disk, of training that keeps `kept` bytes for the backward pass."""
     if weights is None:
         return None, None
-    width = config.get("hidden_size") or config.get("n_embd") or 0
-    blocks = config.get("num_hidden_layers") or config.get("n_layer") or 0
-    activations = tokens * blocks * width * _ACTIVATIONS.get(stage.kind, 80) + _HEAD * config.get("vocab_size", 0)
     rank = stage.config["method"].get("r")
     if rank is None:
-        return 16 * weights + activations, 4 * weights
-    adapter = 16 * rank * width * blocks  # about: the targets are known once the model is built
-    return 4 * weights + 16 * adapter + activations, 4 * adapter
+        return 16 * weights + kept, 4 * weights
+    width = config.get("hidden_size") or config.get("n_embd") or 0
+    adapter = 16 * rank * width * _blocks(config)  # about: the targets are known once the model is built
+    return 4 * weights + 16 * adapter + kept, 4 * adapter
 
 
 def _directory(resource: str) -> Path | None:
