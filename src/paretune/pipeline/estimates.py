@@ -28,6 +28,8 @@ from paretune.spec.study import Study
 
 _LIBRARIES = 430e6
 """Resident memory of a worker with torch and transformers imported; on CUDA only the device's memory counts."""
+_LOADING = 8
+"""Bytes of a weight while it is loaded: it is in memory as in the file and as it is used."""
 _ACTIVATIONS = {"train.full": 96, "train.lora": 112}
 """Bytes kept for the backward pass by token, block and unit of width, in float32."""
 _ATTENTION = 8
@@ -135,12 +137,11 @@ def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount
     libraries = 0 if lock.device == "cuda" else _LIBRARIES
     config = next(base.config for base in lock.bases.values() if base.resource == stage.resources["base"])
     if "train" not in stage.config:
-        # While it is loaded, a weight is in memory twice: as in the file and as it is used.
-        memory = None if weights is None else libraries + 8 * weights
-        if memory and stage.kind in _SCORING:
-            # A block at a time: nothing is kept for a backward pass.
-            one_block = {**config, "num_hidden_layers": 1, "n_layer": 1}
-            memory += _forward(one_block, RunOptions().forward_tokens, study.train.max_length, 80)
+        # A block at a time: nothing is kept for a backward pass.
+        one_block = {**config, "num_hidden_layers": 1, "n_layer": 1}
+        scoring = _forward(one_block, RunOptions().forward_tokens, study.train.max_length, 80)
+        used = scoring if stage.kind in _SCORING else 0.0
+        memory = None if weights is None else libraries + max(_LOADING * weights, 4 * weights + used)
         return Cost(memory=memory, disk=4 * weights if weights and stage.kind.startswith("prune") else None)
     amount = amounts[stage.inputs["tokens"]]
     batch, steps = study.train.batch_size, study.train.max_steps
@@ -177,7 +178,7 @@ def _training(stage: Stage, weights: int | None, config: Mapping[str, Any], kept
         return 16 * weights + kept, 4 * weights
     width = config.get("hidden_size") or config.get("n_embd") or 0
     adapter = 16 * rank * width * _blocks(config)  # about: the targets are known once the model is built
-    return 4 * weights + 16 * adapter + kept, 4 * adapter
+    return max(_LOADING * weights, 4 * weights + 16 * adapter + kept), 4 * adapter
 
 
 def _directory(resource: str) -> Path | None:
