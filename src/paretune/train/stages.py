@@ -110,7 +110,9 @@ def _make_reproducible(adapter: Path) -> None:
     (adapter / "README.md").unlink()
     file = adapter / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    config |= {"base_model_name_or_path": None, "target_modules": sorted(config["target_modules"])}
+    config["base_model_name_or_path"] = None
+    if isinstance(config["target_modules"], list):  # for some architectures it is a regular expression
+        config["target_modules"].sort()
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
