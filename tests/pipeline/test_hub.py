@@ -389,5 +389,5 @@ def test_the_weights_of_a_directory_are_those_that_transformers_reads(tmp_path: 
 
 
 def test_an_unknown_builtin_base_names_those_there_are() -> None:
-    with pytest.raises(NeedsError, match="no built-in base `nothing`; known:"):
-        client.builtin_base("nothing")
+    with pytest.raises(NeedsError, match="here: no built-in base `nothing`; known:"):
+        client.builtin_base("nothing", "here")

@@ -83,7 +83,10 @@ def head_of(model: PreTrainedModel) -> Logits:
         expected = model(input_ids=ids, use_cache=False).logits
         found = logits_of(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
     if not expected.isfinite().all():
-        raise StageError(f"{type(model).__name__}: its weights give logits that are no numbers (NaN or infinite weights?)")
+        raise StageError(
+            f"the weights of `{model.name_or_path}` give logits that are no numbers; are they NaN or infinite? Copy the base "
+            "again, or train with a lower learning rate"
+        )
     if not _close(expected, found):
         raise StageError(f"{type(model).__name__} makes its logits in a way that is not known here, so it cannot be scored")
     return logits_of

@@ -38,13 +38,20 @@ def load_model(context: StageContext, dtype: torch.dtype | None = None) -> Loade
 def load_pretrained(name: str, dtype: torch.dtype, **arguments: Any) -> PreTrainedModel:
     """A causal LM from a directory or the hub; StageError if any of its weights would be left at random."""
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **arguments)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, in words
+            **arguments,
+        )
     except (OSError, ValueError) as error:
         raise NeedsError(f"{name}: model cannot be loaded: {str(error).splitlines()[0]}") from None
     broken = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if broken:
         raise StageError(
-            f"{name}: {len(broken)} weights are missing or of another shape, like `{broken[0]}`; not a whole model"
+            f"{name}: {len(broken)} weights are missing or of another shape than config.json says, like `{broken[0]}`; "
+            "copy the model again, whole"
         )
     return model
 

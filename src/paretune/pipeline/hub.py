@@ -166,12 +166,12 @@ def _cached_builder(name: str, config: str | None, commit: str) -> Any:
     return builder if builder.hash == commit else None
 
 
-def builtin_base(name: str | None) -> Path:
-    """Directory of a model that ships with the package; NeedsError if there is none of that name."""
+def builtin_base(name: str | None, where: str) -> Path:
+    """Directory of a model that ships with the package; NeedsError, beginning with `where`, if there is none of that name."""
     assets = Path(str(resources.files("paretune") / "assets"))
     known = sorted(config.parent.name for config in assets.glob("*/config.json"))
     if name not in known:
-        raise NeedsError(f"no built-in base `{name}`; known: {', '.join(f'`{k}`' for k in known)}")
+        raise NeedsError(f"{where}: no built-in base `{name}`; known: {', '.join(f'`{k}`' for k in known)}")
     return assets / name
 
 
@@ -193,8 +193,16 @@ def read_config(file: Path, where: str) -> dict[str, Any]:
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NeedsError(f"{where}: no config.json in `{file.parent}`; name a directory in Hugging Face format") from None
-    except (ValueError, OSError) as error:
+        is_adapter = (file.parent / "adapter_config.json").exists()
+        what = (
+            "it holds an adapter, so name the directory of its base"
+            if is_adapter
+            else "name a directory in Hugging Face format"
+        )
+        raise NeedsError(f"{where}: no config.json in `{file.parent}`; {what}") from None
+    except OSError as error:
+        raise NeedsError(f"{where}: `{file}` cannot be read ({error.strerror}); check its permissions") from None
+    except ValueError as error:
         raise NeedsError(f"{where}: `{file}` cannot be read as JSON ({error}); copy the model again") from None
     if not isinstance(config, dict):
         raise NeedsError(f"{where}: `{file}` holds no configuration, but a {type(config).__name__}; copy the model again")

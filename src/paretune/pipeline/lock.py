@@ -7,6 +7,7 @@ another key; a hub commit, the device and the precision stay as they are until t
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,8 @@ SCHEMA = 1
 _MODEL_FILES = (*hub.CONFIG_FILES, *hub.WEIGHT_FILES, *hub.TOKENIZER_FILES)
 _TOKENIZER_FILES = ("config.json", *hub.TOKENIZER_FILES)
 """config.json names the class of a tokenizer that does not name it itself."""
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -174,10 +177,13 @@ def _base(name: str, base: Base, digests: "_Digests", commits: Mapping[str, str]
         resource = f"hub:{base.hub}@{commit}"
         return LockedBase(resource, resource, resource, hub.model_config(base.hub, commit, f"bases.{name}.hub"))
     where = f"bases.{name}.{'builtin' if base.builtin else 'path'}"
-    directory = hub.builtin_base(base.builtin) if base.builtin else digests.folder / str(base.path)
+    directory = hub.builtin_base(base.builtin, where) if base.builtin else digests.folder / str(base.path)
     with _readable(where, str(directory)):
         if not directory.is_dir():
-            raise NeedsError(f"{where}: no directory `{directory}`; name one that holds config.json and model.safetensors")
+            or_hub = f", or write `hub: {base.path}` for a model of the hub" if _HUB_NAME.fullmatch(str(base.path)) else ""
+            raise NeedsError(
+                f"{where}: no directory `{directory}`; name one that holds config.json and model.safetensors{or_hub}"
+            )
         config = hub.read_config(directory / "config.json", where)
         if not hub.weight_files(directory):
             raise NeedsError(
@@ -232,7 +238,9 @@ def _readable(where: str, path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NeedsError(f"{where}: `{path}` cannot be read ({error.strerror}); check its permissions") from None
+        raise NeedsError(
+            f"{where}: `{error.filename or path}` cannot be read ({error.strerror}); check its permissions"
+        ) from None
 
 
 def _read(file: Path) -> _Written:

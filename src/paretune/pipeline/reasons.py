@@ -10,6 +10,7 @@ from paretune.pipeline.plan import Plan
 from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
+from paretune.spec.base import suggestion
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,14 @@ def explain(plan: Plan, store: Store, name: str) -> str:
     """
     found = [stage for stage in plan.stages if stage.name.startswith(name)]
     if len(found) != 1:
-        names = [stage.name for stage in found or plan.stages]
-        told = "names several stages" if found else "is no stage of this study"
-        raise SpecError(f"`{name}` {told}: {', '.join(names)}")
+        if found:
+            raise SpecError(
+                f"`{name}` names several stages: {', '.join(stage.name for stage in found)}; write more of one name"
+            )
+        names = {stage.name for stage in plan.stages}
+        near = suggestion(name, names | {stage.kind for stage in plan.stages})
+        way_out = near if "did you mean" in near else "; `paretune plan` lists them"
+        raise SpecError(f"`{name}` is no stage of this study{way_out}")
     if store.find(found[0]):
         return f"{found[0].name}: reused; the store holds it"
     records = list(store.records())

@@ -45,6 +45,7 @@ _PACKAGES = ("paretune", "torch", "transformers", "peft", "accelerate", "tokeniz
 _EMIT_EVERY = 0.25
 _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 """What torch says in a RuntimeError, on CUDA and on the CPU."""
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _FULL_DISK = os.strerror(errno.ENOSPC)
 
 
@@ -96,11 +97,17 @@ def _attempt(stage: Stage, run: RunContext) -> Failure | None:
 def _told(error: Exception) -> str:
     """An error that no body has put into words, in one line."""
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
-        return "out of memory; run again with `--accumulate 2` or more, or lower `train.max_length`"
+        return (
+            "out of memory; close other programs, run again with `--accumulate 2` or more, or choose a smaller "
+            "`train.max_length` or base"
+        )
     if _FULL_DISK in str(error):  # safetensors and pyarrow have errors of their own for it
         return f"{_FULL_DISK}; free some of the store's disk and run again: what is finished is kept"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}; run again when that is mended"
+    system = _SYSTEM_ERROR.search(str(error))
+    if system:  # of a library in Rust, like safetensors
+        return f"{os.strerror(int(system[1]))}; run again when that is mended"
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

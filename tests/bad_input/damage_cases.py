@@ -1,0 +1,160 @@
+"""Bases, stores and locks that are damaged, not whole, or of another kind."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bad_input.harness import ONE_STAGE_EACH, STORE, Case, edit, write
+
+
+def base(name: str, spoil: Callable[[Path], object], *words: str) -> Case:
+    """A base that is not whole; `spoil` is given its directory."""
+    return Case(name, lambda folder: spoil(folder / "model"), words, study=ONE_STAGE_EACH)
+
+
+def store(name: str, spoil: Callable[[Path], object], *words: str) -> Case:
+    """A store of a finished study that is not as it was."""
+    return Case(name, spoil, words, finished=True)
+
+
+def _change_config(**fields: object) -> Callable[[Path], None]:
+    def spoil(model: Path) -> None:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | fields))
+
+    return spoil
+
+
+def _remove(*names: str) -> Callable[[Path], None]:
+    return lambda model: [(model / name).unlink() for name in names]
+
+
+def _pickle_only(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+def _cut_weights(model: Path) -> None:
+    os.truncate(model / "model.safetensors", 100_000)
+
+
+def _lose_a_shard(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def _an_adapter(model: Path) -> None:
+    shutil.rmtree(model)
+    model.mkdir()
+    (model / "adapter_config.json").write_text("{}")
+
+
+def _no_base(model: Path) -> None:
+    shutil.rmtree(model)
+
+
+_BASES = (
+    base("base missing", _no_base, "study.yaml:3: bases.tiny.path: no directory `model`", "config.json and model.safetensors"),
+    base(
+        "base without config.json",
+        _remove("config.json"),
+        "bases.tiny.path: no config.json in `model`",
+        "Hugging Face format",
+    ),
+    base(
+        "base with a broken config.json",
+        write("{", "config.json"),
+        "`model/config.json` cannot be read as JSON",
+        "copy the model",
+    ),
+    base(
+        "base is an encoder", _change_config(architectures=["BertModel"]), "`BertModel` is no causal language model", "encoders"
+    ),
+    base(
+        "base answers by extraction",
+        _change_config(architectures=["BertForQuestionAnswering"]),
+        "`BertForQuestionAnswering` is no causal language model; Paretune trains",
+    ),
+    base(
+        "base is an adapter",
+        _an_adapter,
+        "bases.tiny.path: no config.json in `model`",
+        "the directory of its base",
+    ),
+    base("base without weights", _remove("model.safetensors"), "bases.tiny.path: `model` holds no model.safetensors"),
+    base("base in pickle files", _pickle_only, "`model` holds no model.safetensors", "they can run code"),
+    base("base without a shard", _lose_a_shard, "nor all the files that a model.safetensors.index.json names"),
+    base("weights cut off", _cut_weights, "model.safetensors: has 100,000 bytes instead of", "copy the model again, whole"),
+    base(
+        "weights are text", write("not weights", "model.safetensors"), "model.safetensors: is no safetensors file, or a damaged"
+    ),
+    base(
+        "weights are a pointer", write("version https://git-lfs", "model.safetensors"), "a pointer of git-lfs", "`git lfs pull`"
+    ),
+    base(
+        "base without a tokenizer",
+        _remove("tokenizer.json"),
+        "study.yaml:3: bases.tiny: `",
+        "holds no tokenizer",
+        "copy it beside",
+    ),
+    base("broken tokenizer", write("{", "tokenizer.json"), "model/tokenizer.json` cannot be read as JSON", "copy it again"),
+    Case("hub name as a path", edit("path: model", "path: openai/gpt2"), ("no directory `openai/gpt2`", "`hub: openai/gpt2`")),
+    Case(
+        "unknown built-in base",
+        edit("path: model", "builtin: gpt2"),
+        ("study.yaml:3: bases.tiny.builtin: no built-in base `gpt2`",),
+    ),
+)
+
+
+def _artifact(folder: Path, kind: str) -> Path:
+    (found,) = (folder / STORE).glob(f"{kind}-*")
+    return found
+
+
+def _older_lock(folder: Path) -> None:
+    lock = json.loads((folder / "study.lock").read_text())
+    (folder / "study.lock").write_text(json.dumps(lock | {"schema": 99}))
+
+
+def _newer_record(folder: Path) -> None:
+    file = _artifact(folder, "data") / "record.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 99}))
+
+
+_STORES = (
+    Case(
+        "store is a file",
+        lambda _: None,
+        ("notes.jsonl: the store cannot be written", "--store"),
+        ("run", "study.yaml", "--store", "notes.jsonl"),
+    ),
+    store(
+        "store of a newer version",
+        write('{"schema": 99}', f"{STORE}/store.json"),
+        "a store of a newer Paretune; update",
+        "--store",
+    ),
+    store(
+        "store marker damaged",
+        write("x", f"{STORE}/store.json"),
+        "store.json: cannot be read",
+        "remove it, and it is made again",
+    ),
+    store("record damaged", lambda f: write("{", "record.json")(_artifact(f, "data")), "record.json", "remove"),
+    store("record of a newer version", _newer_record, "record.json", "newer"),
+    store(
+        "artifact damaged",
+        lambda f: os.truncate(_artifact(f, "tokenize") / "tokens.parquet", 9),
+        "`tokens.parquet` is not as recorded",
+        "remove the directory",
+    ),
+    store("lock damaged", write("{", "study.lock"), "study.lock: not a lock", "remove it, and it is made again"),
+    store("lock of a newer version", _older_lock, "study.lock: written by a newer Paretune; update Paretune, or remove"),
+)
+
+
+CASES = (*_BASES, *_STORES)
