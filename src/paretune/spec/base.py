@@ -76,6 +76,7 @@ _EXPECTED = {
     "greater_than_equal": "{ge:g} or more",
     "less_than": "less than {lt:g}",
     "less_than_equal": "{le:g} or less",
+    "string_too_short": "a text with {min_length} or more characters",
     "too_short": "a list with {min_length} or more entries",
 }
 """What pydantic's errors ask for, by their type, in the words of a study file."""
@@ -97,6 +98,8 @@ def _told(model: type[BaseModel], error: ValidationError, where: str) -> list[st
             lines.append(f"{place}: unknown key{suggestion(str(keys[-1]), owner.model_fields)}")
         elif detail["type"] == "missing":
             lines.append(f"{place}: missing; this field has no default")
+        elif detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]:
+            continue  # counted without the entries that are wrong, and those have lines of their own
         else:
             expected.setdefault(place, []).append(_expected(dict(detail)))
             values[place] = shown(detail["input"])

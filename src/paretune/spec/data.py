@@ -27,6 +27,11 @@ _SUFFIXES: dict[str, Format] = {
 }
 
 
+_OF_HUB = ("revision", "config", "split")
+_OF_CSV = ("header", "columns", "delimiter")
+_OF_TEXT = ("chapters", "blocks", "separator", "start", "end")
+
+
 class Source(Spec):
     """One place that records come from: exactly one of `path`, `hub` and `builtin`."""
 
@@ -46,15 +51,15 @@ class Source(Spec):
     """By the file's suffix unless given."""
     header: bool = True
     """csv: whether the first row names the columns."""
-    columns: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = Field(None, min_length=1)
     """csv: the names of the columns, needed where `header: false`."""
     delimiter: str | None = None
     """csv: one character; tab for `.tsv`, comma otherwise unless given."""
-    chapters: str | None = None
+    chapters: str | None = Field(None, min_length=1)
     """text: a regular expression (multi-line); each line that matches begins a new document."""
     blocks: int | None = Field(None, ge=200)
     """text: documents of about so many characters, cut at blank lines; 4,000 where nothing else is said."""
-    separator: str | None = None
+    separator: str | None = Field(None, min_length=1)
     """text: documents are what stands between occurrences of this string."""
     start: str | None = None
     """text: a regular expression; everything up to and including its first match is left out (licence headers)."""
@@ -74,20 +79,41 @@ class Source(Spec):
             raise ValueError("name exactly one of `path`, `hub` and `builtin`")
         if self.path is not None and self.resolved_format is None:
             raise ValueError("the suffix of `path` names no format; add `format: jsonl | json | csv | parquet | text`")
+        if self.path is None and self.format is not None:
+            raise ValueError("`format` is for `path` only")
         if not self.header and not self.columns:
             raise ValueError("`header: false` needs `columns: [...]`")
         return self
 
     @model_validator(mode="after")
-    def _fields_of_the_format(self) -> Self:
-        of_text = [name for name in ("chapters", "blocks", "separator", "start", "end") if getattr(self, name) is not None]
-        if of_text and self.resolved_format != "text":
-            raise ValueError(f"`{of_text[0]}` is for `format: text` only")
-        if len({"chapters", "blocks", "separator"} & set(of_text)) > 1:
+    def _fields_of_the_place(self) -> Self:
+        # By value and not by presence: a stage's config writes out every field.
+        given = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        for fields, owner, fits in (
+            (_OF_HUB, "`hub`", self.hub is not None),
+            (_OF_CSV, "`format: csv`", self.resolved_format == "csv"),
+            (_OF_TEXT, "`format: text`", self.resolved_format == "text"),
+        ):
+            wrong = [name for name in fields if name in given and not fits]
+            if wrong:
+                raise ValueError(f"`{wrong[0]}` is for {owner} only")
+        if len({"chapters", "blocks", "separator"} & given) > 1:
             raise ValueError("name at most one of `chapters`, `blocks` and `separator`")
-        if self.delimiter is not None and len(self.delimiter) != 1:
-            raise ValueError("`delimiter` is one character")
         return self
+
+    @field_validator("delimiter")
+    @classmethod
+    def _is_one_character(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) != 1 or value in '"\r\n'):
+            raise ValueError("`delimiter` is one character, no quote and no line end")
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _are_distinct(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("two columns have the same name")
+        return value
 
     @field_validator("chapters", "start", "end")
     @classmethod
@@ -104,17 +130,24 @@ class SplitSources(Spec):
     """Separate sources for the three splits, made by somebody else; `split:` is then left out."""
 
     train: Source
+    """What the methods learn from."""
     validation: Source
+    """What training is watched on: early stopping and the choice of weights follow it."""
     test: Source
+    """What nothing is chosen by."""
 
 
 class Split(Spec):
     """Shares of the documents, drawn by `seed`, which does not follow `seeds`. What is left of 1 is not used."""
 
     train: float = Field(0.8, gt=0, lt=1)
+    """What the methods learn from."""
     validation: float = Field(0.1, gt=0, lt=1)
+    """What training is watched on: early stopping and the choice of weights follow it."""
     test: float = Field(0.1, gt=0, lt=1)
-    seed: int = 13
+    """What nothing is chosen by."""
+    seed: int = Field(13, ge=0)
+    """Of the draw."""
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
@@ -144,10 +177,12 @@ class Dataset(Spec):
     """Named data of a study."""
 
     source: AnySource
-    document: str | None = None
+    """Where the records come from: one source, or one for each of `train`, `validation` and `test`."""
+    document: str | None = Field(None, min_length=1)
     """The field that names a document: the unit of splitting and of error bars. Each record is one unless given."""
     split: Split = Split()
-    stratify: str | None = None
+    """Shares of the documents."""
+    stratify: str | None = Field(None, min_length=1)
     """A field whose values keep their shares in every split."""
     too_long: Literal["windows", "skip", "error"] = "windows"
     """Documents longer than `max_length`: split into windows, left out (and counted), or refused."""
@@ -163,6 +198,8 @@ class Dataset(Spec):
             raise ValueError('`text` is missing: a template over the fields of a record, like "{{ title }}\\n\\n{{ content }}"')
         if isinstance(self.source, SplitSources) and "split" in self.model_fields_set:
             raise ValueError("`split` and separate sources for the splits exclude each other; leave `split` out")
+        if isinstance(self.source, SplitSources) and self.stratify is not None:
+            raise ValueError("`stratify` is for a split that is drawn here; leave it out with separate sources for the splits")
         return self
 
     @property

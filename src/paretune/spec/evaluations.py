@@ -12,8 +12,15 @@ class Perplexity(Spec):
     """Loss, perplexity, bits per byte and token accuracy on held-out documents."""
 
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(("validation", "test"), min_length=1)
+    """Which splits are scored."""
     stride: int | None = Field(None, ge=1)
     """Tokens between windows of a long document; half of `max_length` unless given. Every token is scored once."""
+
+    @model_validator(mode="after")
+    def _distinct_splits(self) -> Self:
+        if len(set(self.splits)) < len(self.splits):
+            raise ValueError("`splits` names a split twice")
+        return self
 
 
 class Qa(Spec):
@@ -43,12 +50,15 @@ class Generate(Spec):
     """Continuations of prompts, side by side for all variants."""
 
     prompts: tuple[str, ...] = Field(min_length=1)
+    """Texts to continue."""
     max_new_tokens: int = Field(100, ge=1)
+    """Longest continuation."""
     temperature: float = Field(0.0, ge=0)
     """0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the likeliest tokens that have this probability together; 1 keeps the whole vocabulary."""
     top_k: int = Field(0, ge=0)
-    """0 keeps the whole vocabulary."""
+    """Draw from so many of the likeliest tokens; 0 keeps the whole vocabulary."""
     repetition_penalty: float = Field(1.0, gt=0)
     """1 leaves the logits as they are."""
     seed: int = 0
@@ -67,9 +77,13 @@ class Latency(Spec):
     """Time to the first token and for each further token, one sequence at a time."""
 
     prompt_tokens: int = Field(64, ge=1)
+    """Length of each prompt, cut from the data."""
     new_tokens: int = Field(64, ge=2)
+    """Tokens that are generated after it."""
     repeats: int = Field(20, ge=1)
+    """Runs that are timed."""
     warmup: int = Field(3, ge=0)
+    """Runs before them that are not."""
 
 
 EVALUATIONS = (

@@ -12,12 +12,14 @@ class TrainFull(Spec):
     """Full fine-tuning: every weight is trained, in float32."""
 
     learning_rate: float = Field(3.0e-5, gt=0)
+    """At its highest, after the warm-up."""
 
 
 class TrainLora(Spec):
     """Low-rank adapters on frozen weights (Hu et al. 2021, arXiv 2106.09685), through PEFT."""
 
     learning_rate: float = Field(3.0e-4, gt=0)
+    """At its highest, after the warm-up; about ten times that of full fine-tuning."""
     r: int = Field(8, ge=1)
     """Rank of the update."""
     alpha: int = Field(16, ge=1)

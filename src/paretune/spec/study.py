@@ -45,7 +45,9 @@ class EarlyStopping(Spec):
     """Stop when validation has not improved for `patience` evaluations."""
 
     patience: int = Field(ge=1)
+    """Evaluations without improvement."""
     metric: Literal["loss", "token_accuracy"] = "loss"
+    """What has to improve, on validation."""
 
 
 class Train(Spec):
@@ -60,13 +62,17 @@ class Train(Spec):
     max_length: int = Field(512, ge=8)
     """Tokens of an example at most."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up: down to 0 in a cosine or a line, or as it is."""
     warmup: float = Field(0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's; on matrices only."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """A longer gradient is scaled down to this norm."""
     evaluate_every: Literal["epoch"] | int = "epoch"
     """Validation loss every epoch, or every so many steps."""
     early_stopping: EarlyStopping | None = None
+    """Stop before the end; off unless given."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the artifact: of the evaluation with the lowest validation loss, or of the last step."""
     base_dropout: Literal["keep"] | float = "keep"
@@ -98,6 +104,8 @@ class Precision(Spec):
 
 
 class Compare(Spec):
+    """What the other variants are compared with, and how sure the intervals are."""
+
     baseline: str | None = None
     """The variant that the others are compared with; the first trained one of the file unless given."""
     interval: float = Field(0.95, gt=0, lt=1)

@@ -128,8 +128,10 @@ def _way_out(problem: str, text: str, number: int) -> str:
     lines = text.splitlines()
     line = lines[number - 1] if number <= len(lines) else ""
     value = line.partition(": ")[2].strip()
-    if "'\\t'" in problem or "\t" in line[: len(line) - len(line.lstrip())]:
+    if "\t" in line[: len(line) - len(line.lstrip())]:
         return "; indent with spaces, not with tabs"
+    if "'\\t'" in problem:
+        return "; write spaces, not tabs"
     if value.startswith(("{{", "{%")):
         return f"; a template is written {_QUOTED}"
     if ": " in value and value[0] not in "\"'{[":

@@ -1,0 +1,49 @@
+"""The reference of the study file is generated from the config classes, so every field says what it is for."""
+
+import pytest
+
+from paretune.spec.base import Spec
+from paretune.spec.data import Dataset, Source, Split, SplitSources
+from paretune.spec.reference import markdown, methods_text
+from paretune.spec.registry import evaluations, load_function, methods
+from paretune.spec.study import Base, Compare, EarlyStopping, Precision, Train
+
+SECTIONS = [Base, Dataset, Source, SplitSources, Split, Train, EarlyStopping, Precision, Compare]
+ROWS = {**methods(), **evaluations()}
+
+
+@pytest.mark.parametrize("model", [*SECTIONS, *(row.config for row in ROWS.values())], ids=lambda model: model.__name__)
+def test_every_class_and_field_says_what_it_is_for(model: type[Spec]) -> None:
+    assert model.__doc__
+    assert model.__doc__.strip().endswith(".")
+    for name, field in model.model_fields.items():
+        assert field.description, f"{model.__name__}.{name} has no docstring"
+        assert field.description.rstrip()[-1] in ".?!", f"{model.__name__}.{name}: a sentence ends with a full stop"
+
+
+def test_every_field_stands_in_the_reference() -> None:
+    text = markdown()
+    for model in (*SECTIONS, *(row.config for row in ROWS.values())):
+        for name in model.model_fields:
+            assert f"| `{name}` |" in text, name
+    for name in ROWS:
+        assert f"### `{name}`" in text
+        assert f"\n{name}: " in methods_text()
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_every_row_can_be_used_as_it_stands(name: str) -> None:
+    row = ROWS[name]
+    assert row.name == name
+    assert callable(load_function(row.body))
+    assert row.revision >= 1
+    required = [field for field, info in row.config.model_fields.items() if info.is_required()]
+    assert required in ([], ["prompts"])
+
+
+def test_the_rows_stand_in_alphabetical_order() -> None:
+    from paretune.spec.evaluations import EVALUATIONS
+    from paretune.spec.methods import METHODS
+
+    for rows in (METHODS, EVALUATIONS):
+        assert [row.name for row in rows] == sorted(row.name for row in rows)
