@@ -157,6 +157,8 @@ def run_chain(store: Path, folder: Path, bodies: list[str]) -> Outcome:
 
 if __name__ == "__main__":
     runner.PRELOAD[:] = ["paretune.pipeline.worker"]
+    # A job in the background of a shell inherits that interrupts are ignored; a person's command does not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import tests.pipeline.bodies as module  # under its own name, which the workers know
 
     sys.exit(module.run_chain(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]).exit_code)
