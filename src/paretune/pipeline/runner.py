@@ -2,6 +2,7 @@
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import signal
@@ -70,18 +71,18 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
             for stage in _ready(waiting, outcome)[: options.workers - len(running)]:
                 waiting.remove(stage)
                 log.write("started", stage=stage.name, uses=plan.uses(stage)[:3])
-                with _without_interrupts():
-                    running.append(_start(stage, run))
+                _start(stage, run, running)
             multiprocessing.connection.wait([one.outcome for one in running], timeout=_POLL_SECONDS)
             for one in [one for one in running if one.outcome.poll()]:
                 running.remove(one)
                 _finish(one, outcome, log)
             _pass_on(tail, on_event)
     finally:
-        for one in running:
-            one.process.terminate()
-        for one in running:
-            _end(one.process)
+        started = [one.process for one in running if one.process.pid is not None]
+        for process in started:
+            process.terminate()
+        for process in started:
+            _end(process)
     return outcome
 
 
@@ -110,22 +111,35 @@ def _needs(stage: Stage) -> tuple[Stage, ...]:
     return (*stage.inputs.values(), *stage.after)
 
 
-def _start(stage: Stage, run: RunContext, *, again: bool = True) -> _Running:
-    """A worker at `stage`; StageError where no process can be started."""
+def _start(stage: Stage, run: RunContext, running: list[_Running], *, again: bool = True) -> None:
+    """Put a worker at `stage` into `running`; StageError where no process can be started."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(stage, run, sender), name=stage.name)
+    # Before it starts, so that whatever interrupts the start finds it among those to end.
+    running.append(_Running(stage, process, receiver))
     try:
+        _start_server()
         with _without_main():
             process.start()
     except (EOFError, OSError) as error:
-        if again:  # somebody killed the server that forks the workers; the next start starts it anew
-            return _start(stage, run, again=False)
-        raise StageError(f"{stage.name}: its process cannot be started ({error}); is there memory left?") from None
+        running.pop()
+        if not again:
+            raise StageError(f"{stage.name}: its process cannot be started ({error}); is there memory left?") from None
+        _start(stage, run, running, again=False)  # somebody killed the server that forks the workers
     finally:
         sender.close()
-    return _Running(stage, process, receiver)
+
+
+def _start_server() -> None:
+    """The server that forks workers, which inherit that Ctrl-C is blocked: it is for this process, which then ends them."""
+    multiprocessing.resource_tracker.ensure_running()  # it would unblock the signal, were it started below
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _finish(one: _Running, outcome: Outcome, log: EventLog) -> None:
@@ -168,20 +182,6 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         main.__dict__.update(saved)
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C is for this process, which then ends its workers: what is started inside inherits the blocked signal.
-
-    Nor can it fall between the start of a worker and its entry in the list of those to end.
-    """
-    multiprocessing.resource_tracker.ensure_running()  # it would unblock the signal, were it started inside
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _git_commit() -> str | None:
