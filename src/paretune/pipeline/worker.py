@@ -16,7 +16,6 @@ import threading
 import time
 import traceback
 import warnings
-import warnings
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
