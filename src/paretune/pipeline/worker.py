@@ -180,7 +180,6 @@ def _throttled(log: EventLog, stage: Stage) -> Any:
 def _quiet() -> None:
     """Bars and advice of the libraries would mix with the run's own display."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of one library to another
     warnings.filterwarnings("ignore", category=FutureWarning)  # one library to another
     if "transformers" in sys.modules:
         logging = sys.modules["transformers"].utils.logging
