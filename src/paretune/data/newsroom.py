@@ -58,8 +58,8 @@ def articles(count: int = 1200, seed: int = 0) -> list[dict[str, object]]:
 def questions(seed: int = 0) -> dict[str, list[dict[str, object]]]:
     """`{"questions": [...]}`: kinds and difficulties crossed, PER_CELL each, the right options evenly spread.
 
-    Easy questions ask for facts that are told often, with wrong options that stand in no article; medium ones for facts that
-    are told seldom, with the values of other subjects as wrong options; hard ones go back from the value to the subject.
+    Of the four options of an easy question one stands in the articles, of a medium one two, of a hard one all. Easy questions
+    ask for facts that are told often, medium ones for facts that are told seldom, hard ones go back from value to subject.
     """
     random = Random(f"newsroom-questions-{seed}")
     found: list[dict[str, object]] = []
@@ -71,7 +71,7 @@ def questions(seed: int = 0) -> dict[str, list[dict[str, object]]]:
                 question: dict[str, object] = {"id": len(found) + 1, "category": category}
                 question |= _question(fact, difficulty, len(found))
                 if category == "multiple_choice":
-                    wrong = shuffled(_wrong_options(fact, difficulty), random)[:3]
+                    wrong = _wrong_options(fact, difficulty, random)
                     index = next(positions)
                     question["options"] = [*wrong[:index], question["answer"], *wrong[index:]]
                     question["answer_index"] = index
@@ -115,11 +115,13 @@ def _question(fact: Fact, difficulty: str, number: int) -> dict[str, object]:
     return {"question": words, "answer": fact.name if hard else fact.value}
 
 
-def _wrong_options(fact: Fact, difficulty: str) -> list[str]:
-    if difficulty == "easy":
-        return list(_grammar("world.txt")[f"not.{fact.relation}"])
-    siblings = [other for other in world_facts() if other.relation == fact.relation]
-    return [other.name if difficulty == "hard" else other.value for other in siblings if other != fact]
+def _wrong_options(fact: Fact, difficulty: str, random: Random) -> list[str]:
+    siblings = [other for other in world_facts() if other.relation == fact.relation and other.value != fact.value]
+    if difficulty == "hard":
+        return [other.name for other in shuffled(siblings, random)[:3]]
+    told = [other.value for other in shuffled(siblings, random)][: DIFFICULTIES.index(difficulty)]
+    untold = shuffled(_grammar("world.txt")[f"not.{fact.relation}"], random)
+    return shuffled([*told, *untold[: 3 - len(told)]], random)
 
 
 def _article(random: Random) -> dict[str, object]:
