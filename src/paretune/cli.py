@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paretune.errors import ParetuneError, SpecError, StoreError
+from paretune.errors import DataError, ParetuneError, SpecError, StoreError
 
 if TYPE_CHECKING:
     from paretune.api import OpenStudy
@@ -111,8 +111,15 @@ def init_command(
 
     if to.exists():
         raise SpecError(f"--to: `{to}` exists; name another file")
+    if data.is_dir():
+        raise DataError(f"{data}: is a directory; name a data file")
     text = first_study(data, to)
-    to.write_text(text, encoding="utf-8")
+    try:
+        to.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(
+            f"--to: `{to}` cannot be written ({error.strerror}); name a file in a directory that is there"
+        ) from None
     typer.echo(f"{text}\nwritten to {to}; look at it, then: paretune run {to}")
 
 

@@ -15,13 +15,14 @@ from tokenizers import Tokenizer
 
 from paretune.data.questions import read_questions
 from paretune.data.requests import Request, request_of, slices_of
-from paretune.data.sources import iterate_rows
+from paretune.data.sources import BUILTIN, iterate_rows
 from paretune.data.templates import Template, named_value, parse_template, render
 from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.hub import cached_model
 from paretune.pipeline.lock import Lock, LockedBase
 from paretune.pipeline.plan import num_positions
 from paretune.pipeline.weights import weight_shapes
+from paretune.spec.base import suggestion
 from paretune.spec.data import Dataset, Source
 from paretune.spec.evaluations import Generate, Latency, Perplexity, Qa
 from paretune.spec.methods import PruneBlocks, TrainLora
@@ -63,9 +64,14 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
 def _check_dataset(dataset: Dataset, where: str, folder: Path) -> None:
     template = _template(dataset.template, f"{where}.text")
     if not template.fields:
-        raise SpecError(f"{where}.text: `{dataset.template}` uses no field of a record, so all texts would be the same")
+        raise SpecError(
+            f"{where}.text: `{dataset.template}` uses no field of a record, so all texts would be the same; "
+            "a field is written `{{ name }}`"
+        )
     sources = [dataset.source] if isinstance(dataset.source, Source) else [source for _, source in dataset.source]
     for source in sources:
+        if source.builtin and source.builtin not in BUILTIN:
+            raise SpecError(f"{where}.source.builtin: no dataset `{source.builtin}`{suggestion(source.builtin, BUILTIN)}")
         if source.path and source.resolved_format in _STREAMED:
             row = next(iterate_rows(source, str(folder / source.path)))
             render(template, row.values, row.where)
@@ -156,9 +162,11 @@ def _check_questions(config: Qa, lock: Lock, where: str, folder: Path) -> None:
         raise SpecError(f"{where}.prompt: `{config.prompt}` uses no field of a question, so all prompts would be the same")
     if "answer" not in answer.fields:
         raise SpecError(f"{where}.answer: `{config.answer}` does not use `{{{{ answer }}}}`, so all options would be the same")
-    if config.path is None:
-        return
-    for question in read_questions(folder / config.path):
+    try:
+        found = read_questions(f"builtin:{config.builtin}" if config.path is None else folder / config.path)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    for question in found:
         try:
             slices_of(question, config.slice_by)
             request = request_of(question, prompt, answer)

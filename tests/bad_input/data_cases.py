@@ -83,6 +83,18 @@ def _copies(records: list[dict]) -> str:
 
 _PLACE = (
     Case("data file missing", _without_data, ("study.yaml:6: data.notes.source.path: no file `notes.jsonl` (looked in",)),
+    Case("data file misspelt", edit("notes.jsonl", "nots.jsonl"), ("no file `nots.jsonl`", "did you mean `notes.jsonl`?")),
+    Case(
+        "data at an address",
+        edit("notes.jsonl", "https://a.example/n.jsonl"),
+        ("nothing is fetched from an address", "download"),
+    ),
+    Case("data below the home directory", edit("notes.jsonl", "~/notes.jsonl"), ("`~` is not expanded, write the whole path",)),
+    Case(
+        "unknown built-in data",
+        edit("path: notes.jsonl", "builtin: news"),
+        ("source.builtin: no dataset `news`; did you mean",),
+    ),
     Case("data is a directory", _a_directory, ("data.notes.source.path: `notes.jsonl` is a directory; name a file",)),
     Case("data is a pipe", _a_pipe, ("data.notes.source.path: `notes.jsonl` is a device or pipe; name a file",)),
 )
@@ -183,6 +195,14 @@ _CONTENT = (
 _FORMATS = (
     other("ragged csv", "n.csv", "title,content\na,b\nc,d,e\n", "n.csv: line 3: 3 fields, the header names 2", "in quotes"),
     other("csv without a header", "n.csv", "a,b\nc,d\n", "n.csv: line 2: field `title` is missing", "the record has `a`, `b`"),
+    other(
+        "csv with a hyphen in a name",
+        "n.csv",
+        "title,my-text\na,b\n",
+        "`my-text`",
+        "renames",
+        study=ONE_STAGE_EACH.replace("{{ content", "{{ my-text"),
+    ),
     other("csv with semicolons", "n.csv", "title;content\na;b\n", "the record has `title;content`, one field; is `delimiter:`"),
     other(
         "csv quote not closed", "n.csv", 'title,content\na,"b\n', "n.csv: line 2: a quoted field never ends", "is written twice"

@@ -25,6 +25,12 @@ _FILE = (
     Case("study is a directory", _a_directory, ("study.yaml", "is a directory", "name the study file")),
     Case("study is empty", write(""), ("study.yaml", "is empty", "paretune init")),
     Case("study is not UTF-8", write("study: größe".encode("latin1")), ("study.yaml", "not UTF-8 (byte 9)", "save the file")),
+    Case(
+        "data in place of the study",
+        lambda _: None,
+        ("notes.jsonl: is no study but data; `paretune init notes.jsonl`",),
+        ("run", "notes.jsonl"),
+    ),
     Case("study is a list", write("- small\n"), ("study.yaml", "begins with `study: NAME`", '`["small"]`')),
     case("bracket not closed", "seeds: [0, 1]", "seeds: [0, 1", ":12:", "not YAML", "a bracket or quote that is not closed"),
     case("quote not closed", _TEMPLATE, _TEMPLATE[:-1], "not YAML", "a bracket or quote that is not closed"),

@@ -53,6 +53,10 @@ _COMMANDS = (
     command("export over other files", "export @ base --to model", "--to: `model` exists and is not empty; name another"),
     command("export into a file", "export @ base --to qa.json/x", "--to: `qa.json/x` cannot be written", finished=True),
     command("first study of no file", "init nothing.csv --to new.yaml", "nothing.csv: no such file"),
+    command("first study of a directory", "init model --to new.yaml", "model: is a directory; name a data file"),
+    command(
+        "first study into nowhere", "init notes.jsonl --to a/new.yaml", "--to: `a/new.yaml` cannot be written", "that is there"
+    ),
     command("first study over another", "init notes.jsonl --to study.yaml", "--to: `study.yaml` exists; name another file"),
     command("why of no stage", "why @ trian.full", "`trian.full` is no stage of this study"),
 )

@@ -47,6 +47,8 @@ def read_questions(place: str | Path) -> list[Question]:
 
         records = questions()["questions"]
         return [parse_question(record, f"{NEWSROOM}: record {n}", str(n)) for n, record in enumerate(records, start=1)]
+    if str(place).startswith("builtin:"):
+        raise DataError(f"no built-in questions `{str(place).removeprefix('builtin:')}`; known: `newsroom`")
     file = Path(place)
     found = [parse_question(record, f"{file}: {where}", str(n)) for n, (where, record) in enumerate(_records(file), start=1)]
     if not found:

@@ -23,6 +23,8 @@ MAX_WHOLE_BYTES = 2**30
 """json and text files are parsed in one piece, which takes about 4 times their size (json of records of 120 bytes)."""
 BLOCK_CHARACTERS = 4000
 """Of a text whose source names no other way to cut it."""
+BUILTIN = ("newsroom",)
+"""Datasets that ship with the package."""
 FRONT_MATTER = "front matter"
 NAME_CHARACTERS = 80
 """Of a chapter's heading as the name of a document."""
@@ -234,8 +236,8 @@ def _hub_rows(source: Source) -> Iterator[Row]:
 
 
 def _builtin_rows(name: str) -> Iterator[Row]:
-    if name != "newsroom":
-        raise DataError(f"built-in dataset `{name}`: there is none of that name{suggestion(name, ['newsroom'])}")
+    if name not in BUILTIN:
+        raise DataError(f"built-in dataset `{name}`: there is none of that name{suggestion(name, BUILTIN)}")
     from paretune.data.newsroom import articles
 
     for number, values in enumerate(articles(), 1):

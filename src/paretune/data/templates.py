@@ -19,6 +19,8 @@ from jinja2.utils import missing
 from paretune.errors import DataError, SpecError
 from paretune.spec.base import shown, suggestion
 
+_NAME_WITH_SPACE = re.compile(r"\{\{\s*\w+ +\w+")
+_RENAME = "one whose name holds a space or a hyphen needs another name (`columns: [...]` renames those of a csv)"
 _RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 
@@ -43,9 +45,9 @@ def parse_template(source: str) -> Template:
         fields = tuple(sorted(meta.find_undeclared_variables(_ENVIRONMENT.parse(source))))
         return Template(source, fields, _ENVIRONMENT.from_string(source))
     except jinja2.TemplateSyntaxError as error:
+        more = _RENAME if _NAME_WITH_SPACE.search(source) else "literal braces stand between `{% raw %}` and `{% endraw %}`"
         raise SpecError(
-            f"template {shown(source)}: line {error.lineno}: {error.message}; a field is written `{{{{ name }}}}`, "
-            "and literal braces stand between `{% raw %}` and `{% endraw %}`"
+            f"template {shown(source)}: line {error.lineno}: {error.message}; a field is written `{{{{ name }}}}`, and {more}"
         ) from None
     except jinja2.TemplateError as error:
         raise SpecError(f"template {shown(source)}: {error}") from None
@@ -95,6 +97,8 @@ def _way_out(record: Mapping[str, Any], message: str) -> str:
     name = named[1]
     if len(record) == 1 and re.search(r"[;,|\t]", next(iter(record))):
         return columns + ", one field; is `delimiter:` right?"
+    if name not in record and any(name in re.split(r"[\W]+", field) for field in record if not field.isidentifier()):
+        return f"{columns}; {_RENAME}"
     near = "" if name in record else suggestion(name, record)
     if near.startswith("; did you mean"):
         return columns + near

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from paretune.errors import NeedsError, StoreError
 from paretune.pipeline import hub, machine
+from paretune.spec.base import suggestion
 from paretune.spec.data import Source
 from paretune.spec.study import Base, Study
 
@@ -180,9 +181,12 @@ def _base(name: str, base: Base, digests: "_Digests", commits: Mapping[str, str]
     directory = hub.builtin_base(base.builtin, where) if base.builtin else digests.folder / str(base.path)
     with _readable(where, str(directory)):
         if not directory.is_dir():
+            if directory.is_file():
+                raise NeedsError(f"{where}: `{directory}` is a file; name the directory that holds config.json and the weights")
             or_hub = f", or write `hub: {base.path}` for a model of the hub" if _HUB_NAME.fullmatch(str(base.path)) else ""
             raise NeedsError(
-                f"{where}: no directory `{directory}`; name one that holds config.json and model.safetensors{or_hub}"
+                f"{where}: no directory `{directory}`; name one that holds config.json and model.safetensors"
+                f"{or_hub}{_likely(directory)}"
             )
         config = hub.read_config(directory / "config.json", where)
         if not hub.weight_files(directory):
@@ -210,7 +214,8 @@ class _Digests:
         file = self.folder / path
         with _readable(where, path):
             if not file.exists():
-                raise NeedsError(f"{where}: no file `{path}` (looked in `{self.folder.resolve()}`)")
+                hint = _likely(file) or "; paths are relative to the study"
+                raise NeedsError(f"{where}: no file `{path}` (looked in `{self.folder.resolve()}`){hint}")
             if not file.is_file():
                 raise NeedsError(f"{where}: `{path}` is a {'directory' if file.is_dir() else 'device or pipe'}; name a file")
             return self._digest(file)
@@ -231,6 +236,17 @@ class _Digests:
                 found = _Seen(stamp=stamp, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
         self.seen[name] = found
         return found.sha256
+
+
+def _likely(missing: Path) -> str:
+    """What is most likely meant by a path at which there is nothing; empty where that cannot be told."""
+    if missing.as_posix().startswith("~") or "/~/" in missing.as_posix():
+        return "; `~` is not expanded, write the whole path"
+    if re.search("https?:/", missing.as_posix()):
+        return "; nothing is fetched from an address, so download it and name the file"
+    beside = [entry.name for entry in missing.parent.iterdir()] if missing.parent.is_dir() else []
+    near = suggestion(missing.name, beside)
+    return near if "did you mean" in near else ""
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from paretune.spec.data import Dataset
 from paretune.spec.registry import Evaluation, Method, find_evaluation, find_method, methods
 from paretune.spec.yaml_file import Path_, read_yaml
 
+_SUFFIXES_OF_DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
+
 
 class Base(Spec):
     """A pretrained causal LM and its tokenizer: exactly one of `path`, `hub` and `builtin`."""
@@ -167,6 +169,8 @@ class Study(Spec):
 def load_study(file: str | Path) -> Study:
     """The study in `file`; SpecError naming line, field, value and way out for whatever is wrong with it."""
     file = Path(file)
+    if file.suffix.lower() in _SUFFIXES_OF_DATA:
+        raise SpecError(f"{file}: is no study but data; `paretune init {file}` writes a study about it")
     value, lines = read_yaml(file)
     if value is None:
         raise SpecError(f"{file}: is empty; `paretune init DATA` writes a first study file")
