@@ -20,11 +20,12 @@ KINDS = {"models": "model", "datasets": "dataset"}
 
 @dataclass
 class Repository:
-    """Commits by id, branches and tags by name; private where it has a token."""
+    """Commits by id, branches and tags by name; private where it has a token, gated where nobody may read it yet."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     token: str | None = None
+    gated: bool = False
 
     def commit(self, files: Mapping[str, bytes], ref: str = "main") -> str:
         """Add a commit of exactly these files and move `ref` to it; returns its id."""
@@ -171,6 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
             if given:
                 raise _Refused(404, "RepoNotFound", "Repository not found")
             raise _Refused(401, "RepoNotFound", "Invalid username or password.")
+        if repository.gated and "resolve" in self.path:
+            raise _Refused(403, "GatedRepo", "Access to this model is restricted")
         return repository
 
     def _commit(self, repository: Repository, revision: str) -> str:

@@ -292,11 +292,14 @@ def test_a_broken_download_goes_on_where_it_broke(folder: Path, online: Process,
         ("owner/no-config", "bases.tiny.hub: hub model `owner/no-config` holds no config.json"),
         ("owner/encoder", "bases.tiny.hub: `BertForMaskedLM` is no causal language model"),
         ("owner/not a name", "bases.tiny.hub: `owner/not a name` cannot be a repository of the hub; write `owner/name`"),
+        ("owner/gated", "bases.tiny.hub: hub model `owner/gated` is gated; ask for access on its page, then log in with"),
         ("owner/tiny, revision: v9", "bases.tiny.hub: hub model `owner/tiny` has no such `revision`"),
     ],
 )
 def test_what_is_not_there_is_named(folder: Path, online: Process, hub: Hub, name: str, message: str) -> None:
     hub.repository("model", "owner/no-config").commit({"README.md": b""})
+    hub.repository("model", "owner/gated").commit({"config.json": b"{}"})
+    hub.repository("model", "owner/gated").gated = True
     hub.repository("model", "owner/encoder").commit({"config.json": b'{"architectures": ["BertForMaskedLM"]}'})
     code, told = online.plan(write_study(folder / "wrong", base=f"{{hub: {name}}}"))
     assert code == 2

@@ -182,7 +182,7 @@ def test_what_is_missing_is_named_with_its_place_in_the_study(tmp_path: Path) ->
     cases = {
         "{path: small}": (
             ("{path: gone}", "bases.small.path: no directory `"),
-            ("{path: notes.jsonl}", "bases.small.path: no directory `"),
+            ("{path: notes.jsonl}", "notes.jsonl`"),
             ("{path: empty}", "bases.small.path: no config.json in `"),
             ("{path: pickled}", "holds no model.safetensors, nor all the files that a model.safetensors.index.json names"),
             ("{path: half}", "holds no model.safetensors, nor all the files that a model.safetensors.index.json names"),
