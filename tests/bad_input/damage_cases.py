@@ -103,6 +103,11 @@ _BASES = (
     base("broken tokenizer", write("{", "tokenizer.json"), "model/tokenizer.json` cannot be read as JSON", "copy it again"),
     Case("hub name as a path", edit("path: model", "path: openai/gpt2"), ("no directory `openai/gpt2`", "`hub: openai/gpt2`")),
     Case(
+        "weights in place of the base",
+        edit("path: model", "path: model/model.safetensors"),
+        ("study.yaml:3: bases.tiny.path: `model/model.safetensors` is a file; name the directory",),
+    ),
+    Case(
         "unknown built-in base",
         edit("path: model", "builtin: gpt2"),
         ("study.yaml:3: bases.tiny.builtin: no built-in base `gpt2`",),
