@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from paretune.pipeline.downloads import fetch, pending
 from paretune.pipeline.lock import Lock, resolve_lock, write_lock
 from paretune.pipeline.plan import Plan, make_plan
 from paretune.pipeline.reasons import PlannedStage, review
@@ -62,6 +63,7 @@ def run(
     options = options or RunOptions()
     opened = open_study(file, store, options.device)
     write_lock(opened.lock, opened.file)
+    fetch(pending(opened.plan, opened.store), lambda text: on_event({"event": "download", "message": text}))
     return run_plan(opened.plan, opened.store, options, on_event)
 
 

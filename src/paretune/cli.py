@@ -51,12 +51,14 @@ def run_command(
 
     from paretune.api import open_study
     from paretune.console import Display
+    from paretune.pipeline.downloads import fetch, pending
     from paretune.pipeline.lock import write_lock
     from paretune.pipeline.runner import run_plan
     from paretune.pipeline.stage import RunOptions
 
     opened = open_study(study, store, device)
     write_lock(opened.lock, opened.file)
+    fetch(pending(opened.plan, opened.store), lambda text: typer.echo(text, err=True))
     options = RunOptions(device=device, workers=workers, accumulate=accumulate)
     with Display(Console(stderr=True)) as display:
         outcome = run_plan(opened.plan, opened.store, options, display.show)

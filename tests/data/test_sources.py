@@ -128,26 +128,25 @@ def test_text_without_a_way_to_cut_it_is_blocks_of_4000_characters(tmp_path: Pat
     assert len(records) == 4
 
 
-def test_hub_datasets_come_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+class Builder:
+    """Stands for a prepared dataset of the hub; the hub itself is in tests/pipeline/test_hub.py."""
 
-    def load_dataset(*names: Any, **options: Any) -> datasets.Dataset:
-        asked.append((names, options))
+    def as_dataset(self, split: str) -> datasets.Dataset:
+        if split != "validation":
+            raise ValueError(f'Unknown split "{split}". Should be one of ["validation"].')
         return datasets.Dataset.from_list([{"text": "a", "score": math.nan}, {"text": None, "score": 1.0}])
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+def test_a_hub_dataset_is_read_at_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("paretune.data.sources.open_dataset", lambda *names: asked.append(names) or Builder())
     source = Source(hub="owner/name", config="small", split="validation", revision="abc")
     assert read_records(source, "owner/name") == [{"text": "a", "score": None}, {"text": None, "score": 1.0}]
-    assert asked == [(("owner/name", "small"), {"split": "validation", "revision": "abc"})]
-
-
-def test_a_hub_that_cannot_be_reached_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(*_: Any, **__: Any) -> None:
-        raise ConnectionError("Couldn't reach 'owner/name' on the Hub (LocalEntryNotFoundError)")
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(NeedsError, match=r"hub dataset `owner/name` .*split train.*Couldn't reach.*HF_HOME.*`path:`"):
-        read_records(Source(hub="owner/name"), "owner/name")
+    assert asked == [("owner/name", "small", "abc")]
+    with pytest.raises(
+        DataError, match=r"hub dataset `owner/name` .*split train\): Unknown split .* choose another with `split:`"
+    ):
+        read_records(Source(hub="owner/name", revision="abc"), "owner/name")
 
 
 def test_a_directory_that_is_named_like_a_hub_dataset_is_not_read_in_its_place(

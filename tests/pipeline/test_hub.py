@@ -145,8 +145,9 @@ def cut_off(folder: Path) -> Iterator[Process]:
 def ran(folder: Path, online: Process) -> Path:
     """A study of the private model on the notes, run to its end."""
     study = write_study(folder / "run", base="{hub: owner/tiny}", source="{hub: owner/notes}")
-    program = f"from paretune.api import run\nresult = run({str(study)!r}).exit_code"
+    program = f"from paretune.api import run\nresult = run({str(study)!r}, on_event=lambda event: print(event)).exit_code"
     assert online.do(program) == 0
+    (folder / "told").write_text(online.told)
     return study
 
 
@@ -181,6 +182,12 @@ def test_a_study_of_a_private_model_and_hub_data_runs_and_pins_both(ran: Path, h
     assert not asked(hub, "/original/") + asked(hub, "consolidated")
 
 
+def test_nothing_is_downloaded_unseen(ran: Path, folder: Path) -> None:
+    told = (folder / "told").read_text()
+    begins = [told.index(text) for text in ("downloading hub model `owner/tiny`", "reading hub dataset `owner/notes`")]
+    assert max(begins) < told.index("'event': 'started'"), "before the first stage"
+
+
 def test_the_token_is_in_no_file_that_the_run_wrote(ran: Path, folder: Path) -> None:
     written = [file for file in (*ran.parent.rglob("*"), *(folder / "cache").rglob("*")) if file.is_file()]
     assert len(written) > 20
@@ -210,6 +217,7 @@ def test_a_new_variant_of_a_cached_model_needs_no_network(ran: Path, cut_off: Pr
     )
     assert cut_off.do(program) == []
     assert cut_off.told == ""
+    assert cut_off.do(f"from paretune.api import run\nresult = run({str(study)!r}).exit_code") == 0
 
 
 def test_offline_mode_works_from_the_cache_and_asks_for_nothing(ran: Path, folder: Path, hub: Hub) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from paretune.errors import DataError, NeedsError
+from paretune.pipeline.hub import DATASET, open_dataset, resolve_commit
 from paretune.spec.base import shown, suggestion
 from paretune.spec.data import Source
 
@@ -218,19 +219,15 @@ def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hub_rows(source: Source) -> Iterator[Row]:
-    import datasets
-
     name = str(source.hub)
     where = f"hub dataset `{name}` (config {source.config or 'default'}, split {source.split})"
     if Path(name).exists():
         raise DataError(f"{where}: a file or directory here has the same name and would be read instead; use `path:` for it")
+    commit = source.revision or resolve_commit(DATASET, name, None, where)
     try:
-        data = datasets.load_dataset(name, source.config, split=source.split, revision=source.revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise NeedsError(
-            f"{where}: cannot be loaded ({_first_line(error)}). Check the name, `config` and `split`; without a network, "
-            "load it once on a machine that has one and copy its cache (`HF_HOME`), or give a file with `path:`"
-        ) from None
+        data = open_dataset(name, source.config, commit).as_dataset(split=source.split)
+    except ValueError as error:
+        raise DataError(f"{where}: {_first_line(error)}; choose another with `split:`") from None
     for number, values in enumerate(data, 1):
         yield Row(f"hub dataset `{name}`: row {number}", _without_nan(values))
 

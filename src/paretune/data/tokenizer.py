@@ -6,6 +6,7 @@ SentencePiece-style tokenizers put before what they take for the beginning of a 
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from paretune.errors import DataError, NeedsError
+from paretune.pipeline.hub import fetch_model
 from paretune.pipeline.stage import StageContext
 from paretune.spec.data import SPLITS
 
@@ -70,12 +72,16 @@ class TextTokenizer:
 
 
 def pretrained_arguments(base: Mapping[str, Any], resource: str) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` takes for a base: a directory or hub name, and keyword arguments (commit, remote code)."""
+    """What `from_pretrained` takes for a base: a directory, in the cache for one of the hub, and keyword arguments.
+
+    Not the name of a hub repository: `from_pretrained` would ask the hub a dozen times, also for what the cache holds. A run
+    has fetched the model before its first stage; an export may find the cache cleared, and says that it downloads.
+    """
     arguments: dict[str, Any] = {"trust_remote_code": base["trust_remote_code"]}
     if not resource.startswith("hub:"):
         return resource, arguments
-    name, _, commit = resource.removeprefix("hub:").partition("@")
-    return name, arguments | {"revision": commit}
+    name, _, commit = resource.removeprefix("hub:").rpartition("@")
+    return str(fetch_model(name, commit, lambda text: print(text, file=sys.stderr))), arguments  # noqa: T201  seen before it begins
 
 
 def load_tokenizer(base: Mapping[str, Any], resource: str) -> TextTokenizer:
@@ -87,7 +93,7 @@ def load_tokenizer(base: Mapping[str, Any], resource: str) -> TextTokenizer:
     except (OSError, ValueError) as error:
         raise NeedsError(f"{name}: tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
     try:
-        generation = GenerationConfig.from_pretrained(name, **{k: v for k, v in arguments.items() if k == "revision"})
+        generation = GenerationConfig.from_pretrained(name)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     eos_id = hf.eos_token_id if hf.eos_token_id is not None else _first(config.eos_token_id)

@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_token
 
 from paretune.errors import NeedsError
-from paretune.pipeline.machine import device_kind, fingerprint, measure_precision
+from paretune.pipeline.machine import device_kind, faster_format, fingerprint, measure_precision
 from paretune.spec.registry import Evaluation, Method, evaluations, methods
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
@@ -46,7 +46,7 @@ def _machine() -> Iterator[tuple[str, bool]]:
     faster = rates["bfloat16"] / rates["float32"]
     yield f"matrix products on {device}: " + ", ".join(f"{rate:,.0f} GFLOP/s in {name}" for name, rate in rates.items()), True
     yield (
-        f"training would compute in {'bfloat16' if faster >= 1.3 else 'float32'} (bfloat16 is {faster:.1f} times as fast)",
+        f"training would compute in {faster_format(rates)} (bfloat16 is {faster:.1f} times as fast)",
         True,
     )
 
