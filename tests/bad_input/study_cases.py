@@ -246,6 +246,17 @@ _TEMPLATES = (
         "template with an unknown filter", "{{ title }}", "{{ title | uper }}", ":8: data.notes.text", "No filter named 'uper'"
     ),
     case(
+        "single braces",
+        _TEMPLATE,
+        '"{title}: {content}"',
+        ":8: data.notes.text",
+        "uses no field",
+        "a field is written `{{ name }}`",
+    ),
+    case(
+        "space in a field's name", "{{ title }}", "{{ my title }}", ":8: data.notes.text: template", "`columns: [...]` renames"
+    ),
+    case(
         "template without a field",
         _TEMPLATE,
         "hello",

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -49,7 +50,11 @@ def markdown(outcomes: Iterable[tuple[Case, Outcome]]) -> str:
     for case, outcome in outcomes:
         (message,) = outcome.messages
         # The folder of a trial says nothing to a reader.
-        told = message.replace(tempfile.gettempdir(), "").replace("\n", " ⏎ ").replace("|", "\\|")
+        told = (
+            re.sub(rf"{re.escape(tempfile.gettempdir())}/\w+/study", "~/study", message)
+            .replace("\n", " ⏎ ")
+            .replace("|", "\\|")
+        )
         lines.append(f"| {case.name} | {told if len(told) <= LONGEST else told[: LONGEST - 3] + '...'} | {outcome.exit_code} |")
     return "\n".join(lines) + "\n"
 

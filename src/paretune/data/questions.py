@@ -171,7 +171,7 @@ def _own_answer(record: Mapping[str, Any], options: tuple[str, ...], where: str)
         _refuse(where, f"`answer_index` is {shown(index)}; expected a number from 0 that counts the {len(options)} options")
     if answer is None:
         if index is None:
-            _refuse(where, "`answer` is missing; a question without its answer cannot be scored")
+            _refuse(where, "`answer` is missing; add it, or leave the record out")
         return index, options[index]
     answer = _text(answer, "answer", where)
     if not options:
@@ -186,11 +186,11 @@ def _own_answer(record: Mapping[str, Any], options: tuple[str, ...], where: str)
 def _index_of_key(record: Mapping[str, Any], labels: tuple[str, ...], where: str) -> int:
     key = record.get("answerKey")
     if key is None or key == "":
-        _refuse(where, "`answerKey` is missing; a question without its answer cannot be scored")
+        _refuse(where, "`answerKey` is missing; add it, or leave the record out")
     if len(set(labels)) < len(labels):
         _refuse(where, f"`choices` has a label twice: {shown(list(labels))}")
     if key not in labels:
-        _refuse(where, f"`answerKey` {shown(key)} is none of the labels {shown(list(labels))}")
+        _refuse(where, f"`answerKey` {shown(key)} is none of the labels {shown(list(labels))}; correct it")
     return labels.index(key)
 
 

@@ -50,7 +50,7 @@ def load_pretrained(name: str, dtype: torch.dtype, **arguments: Any) -> PreTrain
     broken = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if broken:
         raise StageError(
-            f"{name}: {len(broken)} weights are missing or of another shape than config.json says, like `{broken[0]}`; "
+            f"{name}: weights are missing or of another shape than config.json says ({len(broken)}, like `{broken[0]}`); "
             "copy the model again, whole"
         )
     return model

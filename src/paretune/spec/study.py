@@ -201,7 +201,7 @@ def _parse(value: Mapping[str, Any]) -> Study:
         if field.is_required() and key not in value:
             raise SpecError(f"{key}: missing; a study needs `study`, `bases`, `data`, `variants` and `evaluate`")
     if not isinstance(value["study"], str):
-        raise SpecError(f"study: a name is text, got {shown(value['study'])}")
+        raise SpecError(f"study: a name is text, got {shown(value['study'])}; put it in quotes")
     check_name(value["study"], "study")
     parts: dict[str, Any] = {
         "study": value["study"],

@@ -33,7 +33,7 @@ def read_yaml(file: Path) -> tuple[Any, dict[Path_, int]]:
     except UnicodeDecodeError as error:
         raise SpecError(f"{file}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
     except OSError as error:
-        raise SpecError(f"{file}: cannot be read ({error.strerror})") from None
+        raise SpecError(f"{file}: cannot be read ({error.strerror}); check its permissions") from None
     if re.match(r"%YAML\s+(?!1\.2\b)", text):
         raise SpecError(f"{file}:1: a study is YAML 1.2; remove the line {shown(text.splitlines()[0])}")
     try:

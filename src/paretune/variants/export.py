@@ -122,6 +122,6 @@ def _whole(to: Path) -> Iterator[Path]:
             to.rmdir()
         draft.rename(to)
     except OSError as error:
-        raise StoreError(f"--to: `{to}` cannot be written ({error.strerror})") from None
+        raise StoreError(f"--to: `{to}` cannot be written ({error.strerror}); name another directory") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
