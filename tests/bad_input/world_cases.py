@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import psutil
+import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.bad_input.harness import ONE_STAGE_EACH, STORE, Case, edit
@@ -191,6 +193,8 @@ def _server() -> psutil.Process:
 @contextlib.contextmanager
 def _limited(kind: int, bytes_: int) -> Iterator[None]:
     """Workers that start meanwhile may not have files, or memory, larger than that."""
+    if sys.platform != "linux":
+        pytest.skip("the limits of another process can be set on Linux only")
     server = _server()
     before = resource.prlimit(server.pid, kind)
     resource.prlimit(server.pid, kind, (bytes_ + (server.memory_info().vms if kind == resource.RLIMIT_AS else 0), before[1]))
