@@ -46,6 +46,12 @@ _COMMANDS = (
     command("missing option", "export @ base", "Missing option '--to'"),
     command("no workers", "run @ --workers 0", "'--workers'", "greater than or equal to 1"),
     command("unknown device", "run @ --device gpu", "--device: `gpu` is no device; known: `auto`, `cpu`, `cuda`"),
+    Case(
+        "a GPU that is not there",
+        lambda _: mock.patch("paretune.pipeline.machine._nvidia_model", lambda: None),
+        ("--device names the device `cuda`, and this machine has no NVIDIA GPU; pass `--device cpu`",),
+        ("run", "study.yaml", "--device", "cuda"),
+    ),
     command("report before a run", "report @ --out out", "holds no result of this study; first: `paretune run study.yaml`"),
     command("export before a run", "export @ full --seed 0 --to x", "not there; run the study first"),
     command("export of an unknown variant", "export @ ful --to x", "no variant `ful`; did you mean `full`?"),
