@@ -48,7 +48,7 @@ _COMMANDS = (
     command("unknown device", "run @ --device gpu", "--device: `gpu` is no device; known: `auto`, `cpu`, `cuda`"),
     Case(
         "a GPU that is not there",
-        lambda _: mock.patch("paretune.pipeline.machine._nvidia_model", lambda: None),
+        lambda _: mock.patch("paretune.pipeline.machine._nvidia_model", return_value=None),
         ("--device names the device `cuda`, and this machine has no NVIDIA GPU; pass `--device cpu`",),
         ("run", "study.yaml", "--device", "cuda"),
     ),
