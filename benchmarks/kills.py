@@ -146,7 +146,9 @@ def main() -> None:
         import_module(module)
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         folder = Path(name)
-        studies = {study: make_study(folder / study, study) for study in VARIANTS}
+        studies = {study: folder / study / "study.yaml" for study in VARIANTS}
+        for study, file in studies.items():
+            in_child(make_study, file, study)
         expected = {study: undisturbed(file) for study, file in studies.items()}
         tallies = {
             "one study alone": kill_alone(studies["alone"], expected["alone"], arguments.kills, draw),
@@ -157,14 +159,13 @@ def main() -> None:
     sys.exit(any(tally.differences for tally in tallies.values()))
 
 
-def make_study(folder: Path, name: str) -> Path:
+def make_study(file: Path, name: str) -> None:
+    folder = file.parent
     folder.mkdir()
     make_model("gpt2", folder / "model", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
     write_notes(folder / "notes.jsonl", count=60)
     write_questions(folder / "qa.json")
-    file = folder / "study.yaml"
     file.write_text(HEAD.format(name=name).rstrip() + VARIANTS[name].rstrip() + TAIL, encoding="utf-8")
-    return file
 
 
 def undisturbed(study: Path) -> dict[str, Any]:
@@ -253,7 +254,10 @@ def fork(function: Callable[..., int], *arguments: Any) -> int:
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` returns, as JSON, from a process of its own: this one starts no threads, for it must fork."""
+    """What `function` returns, as JSON, from a process of its own: this one must fork, so it starts no threads and no bars.
+
+    A bar's lock would be shared by all that is forked, and a kill would leave it held.
+    """
     with tempfile.NamedTemporaryFile() as file:
 
         def write() -> int:
@@ -267,7 +271,7 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def is_killed(attempt: Attempt, expected: Mapping[str, Any], kills: int, tally: Tally, draw: random.Random) -> bool:
     """Kill it at a random moment; False if it has ended before, or if there are enough kills: then it has run to its end."""
-    stage, share = draw_stage(attempt, expected["seconds"], tally, draw), draw.random()
+    stage, share = draw_stage(attempt, expected["seconds"], tally, draw), draw.uniform(0, 1.3)
     moment = None if stage else time.monotonic() + attempt.startup * share
     while attempt.poll(block=tally.kills.total() >= kills) is None:
         if moment is None and any(event["event"] == "started" and event["stage"] == stage for event in attempt.events()):
