@@ -14,9 +14,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from paretune.data.questions import read_questions
+from paretune.data.records import Form, parse_form, read_record
 from paretune.data.requests import Request, request_of, slices_of
 from paretune.data.sources import BUILTIN, iterate_rows
-from paretune.data.templates import Template, named_value, parse_template, render
+from paretune.data.templates import Template, named_value, parse_template
 from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.hub import cached_model
 from paretune.pipeline.lock import Lock, LockedBase
@@ -62,22 +63,33 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
 
 
 def _check_dataset(dataset: Dataset, where: str, folder: Path) -> None:
-    template = _template(dataset.template, f"{where}.text")
-    if not template.fields:
-        raise SpecError(
-            f"{where}.text: `{dataset.template}` uses no field of a record, so all texts would be the same; "
-            "a field is written `{{ name }}`"
-        )
+    form = parse_form(dataset, where)
+    _check_fields(form, dataset, where)
     sources = [dataset.source] if isinstance(dataset.source, Source) else [source for _, source in dataset.source]
     for source in sources:
         if source.builtin and source.builtin not in BUILTIN:
             raise SpecError(f"{where}.source.builtin: no dataset `{source.builtin}`{suggestion(source.builtin, BUILTIN)}")
         if source.path and source.resolved_format in _STREAMED:
             row = next(iterate_rows(source, str(folder / source.path)))
-            render(template, row.values, row.where)
+            read_record(form, row)
             for key, field in (("document", dataset.document), ("stratify", dataset.stratify)):
                 if field is not None:
                     named_value(row.values, field, key, row.where)
+
+
+def _check_fields(form: Form, dataset: Dataset, where: str) -> None:
+    """SpecError for a template that would say the same of every record."""
+    if not form.tasks and form.chat is None and not form.context.fields:
+        raise SpecError(
+            f"{where}.text: `{dataset.template}` uses no field of a record, so all texts would be the same; "
+            "a field is written `{{ name }}`"
+        )
+    for task in form.tasks:
+        if not task.completion.fields:
+            raise SpecError(
+                f"{where}.tasks.{task.name}.completion: `{task.completion.source}` uses no field of a record, so all answers "
+                "would be the same; a field is written `{{ name }}`"
+            )
 
 
 def _check_tokenizer(directory: Path, where: str) -> None:

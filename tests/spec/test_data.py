@@ -10,6 +10,7 @@ from paretune.spec.base import validate
 from paretune.spec.data import Dataset, Source, Split, SplitSources
 
 PLACES = {"path": "a.jsonl"}
+TASKS = {"x": {"completion": "{{ a }}"}}
 
 
 def source(**fields: Any) -> Source:
@@ -143,9 +144,23 @@ def test_a_source_for_each_split() -> None:
         ({"text": 3}, "data.a.text: expected a text, got `3`"),
         ({"document": ""}, "data.a.document: expected a text with 1 or more characters"),
         ({"document": ["a", "b"]}, "data.a.document: expected a text, got"),
-        ({"too_long": "cut"}, "data.a.too_long: expected `windows`, `skip` or `error`, got `\"cut\"`"),
+        ({"too_long": "trim"}, "data.a.too_long: expected `windows`, `skip`, `error` or `cut`, got `\"trim\"`"),
+        ({"too_long": "cut"}, "data.a: `too_long: cut` shortens a `context`, and there is none; write `windows` (for `text`)"),
+        ({"tasks": TASKS}, "data.a: `text` and `tasks` exclude each other; a dataset has one of `text`, `tasks` and `records`"),
+        ({"text": "", "tasks": TASKS, "records": "alpaca"}, "data.a: `tasks` and `records` exclude each other"),
+        ({"context": "{{ a }}"}, "data.a: `context` is for `tasks`"),
+        ({"text": "", "tasks": TASKS, "too_long": "windows"}, "data.a: `too_long: windows` would part a completion from its"),
+        ({"text": "", "tasks": {"a b": TASKS["x"]}}, "data.a.tasks: `a b` cannot be the name of a task"),
+        ({"text": "", "tasks": {"x": {"prompt": "A: "}}}, "data.a.tasks.x.completion: missing; this field has no default"),
+        ({"text": "", "tasks": {"x": TASKS["x"] | {"promt": ""}}}, "data.a.tasks.x.promt: unknown key; did you mean `prompt`?"),
+        ({"text": "", "tasks": {"x": TASKS["x"] | {"score": ["rogue_l"]}}}, "data.a.tasks.x.score[0]: expected `rouge_1`"),
+        ({"text": "", "tasks": {"x": TASKS["x"] | {"labels": ["a"]}}}, "data.a.tasks.x: `labels` are two or more different"),
+        ({"text": "", "tasks": {"x": TASKS["x"] | {"score": ["accuracy"]}}}, "data.a.tasks.x: `accuracy` needs `labels: from_"),
+        ({"text": "", "records": "alpca"}, "data.a.records: expected `alpaca`, `prompt_completion`, `messages` or `sharegpt`"),
+        ({"text": "", "records": {"format": "x"}}, "data.a.records.format: expected `alpaca`, `prompt_completion`"),
+        ({"text": "", "records": {"format": "alpaca", "stops": []}}, "data.a.records.stops: unknown key; did you mean `stop`?"),
         ({"leakage": "ignore"}, "data.a.leakage: expected `block`, `remove` or `allow`, got `\"ignore\"`"),
-        ({"shuffle": True}, "data.a.shuffle: unknown key; known: `document`, `leakage`, `source`"),
+        ({"shuffle": True}, "data.a.shuffle: unknown key; known: `context`, `document`, `leakage`, `records`, `source`"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_dataset_is_told(fields: dict[str, Any], message: str) -> None:
@@ -153,3 +168,28 @@ def test_what_is_wrong_with_a_dataset_is_told(fields: dict[str, Any], message: s
         dataset(**fields)
     assert str(told.value).startswith(message)
     assert "\n" not in str(told.value)
+
+
+def test_scoring_is_no_part_of_what_is_trained() -> None:
+    plain = dataset(text="", tasks={"a": {"completion": "{{ a }}"}, "b": {"completion": "{{ b }}"}})
+    scored = dataset(
+        text="",
+        tasks={
+            "b": {"completion": "{{ b }}", "labels": ["x", "y"]},
+            "a": {"completion": "{{ a }}", "score": ["rouge_l"], "stop": ["\n"], "max_new_tokens": 9},
+        },
+    )
+    assert scored.content == plain.content
+    assert set(scored.scored) == {"a", "b"}
+    assert plain.scored == {}
+    assert dataset(text="", records={"format": "alpaca", "score": ["rouge_l"]}).content["records"] == "alpaca"
+
+
+def test_fields_that_came_later_stand_in_no_key_where_they_are_not_used() -> None:
+    assert not {"context", "tasks", "records"} & set(dataset().content)
+
+
+def test_what_is_too_long_is_refused_unless_a_text_can_be_cut_into_windows() -> None:
+    assert dataset().length_rule == "windows"
+    assert dataset(text="", records="messages").length_rule == "error"
+    assert dataset(text="", tasks=TASKS, context="{{ b }}", too_long="cut").length_rule == "cut"

@@ -1,20 +1,24 @@
 """Stage bodies: read a dataset and split it, and look for the same text on two sides.
 
 `documents.parquet` holds `split, document, example, text` in the order of the source, and `contents`: digests of the longer
-fields of a record, by which the leakage check finds one content under two titles.
+fields of a record, by which the leakage check finds one content under two titles. Where there are tasks a row is one of a
+record, with `task, context, prompt, completion`; those of a document, and of one context in it, stand side by side.
 """
 
 import dataclasses
+import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paretune.data.leakage import Contents, Pair, Texts, block_message, content_digest, find_item_pairs, find_pairs
+from paretune.data.records import Branch, Form, Rendered, chat_texts, parse_form, read_record, refuse_surrogates
 from paretune.data.sources import Row, iterate_rows
 from paretune.data.splits import UNUSED, split_documents
-from paretune.data.templates import Template, named_value, parse_template, render
+from paretune.data.templates import named_value
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
 from paretune.spec.data import SPLITS, Dataset, Source, SplitSources
@@ -33,10 +37,15 @@ class Example:
     document: str
     number: int
     """Of the record in its source, from 0; those that are left out count."""
-    text: str
-    stratum: str
-    contents: tuple[tuple[str, int], ...]
+    rendered: Rendered
+    stratum: str = ""
+    contents: tuple[tuple[str, int], ...] = ()
     """Field and `content_digest` of the longer fields."""
+
+    @property
+    def text(self) -> str:
+        """Empty where there is nothing to learn."""
+        return self.rendered.text
 
 
 Parts = dict[str, list[Example]]
@@ -50,22 +59,23 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     template, DataError for what is wrong with the data, and NeedsError for a missing file or hub.
     """
     dataset = Dataset.model_validate_json(json.dumps(context.config["dataset"]))
-    template = parse_template(dataset.template)
+    form = parse_form(dataset, "the dataset")
     if isinstance(dataset.source, SplitSources):
-        read = {split: list(_read(dataset, getattr(dataset.source, split), template, split, context)) for split in SPLITS}
-        parts, unused = {split: _filled(examples, f"source.{split}") for split, examples in read.items()}, 0
+        read = {split: list(_read(dataset, getattr(dataset.source, split), form, split, context)) for split in SPLITS}
+        parts, unused = {split: _filled(examples, f"source.{split}", dataset) for split, examples in read.items()}, 0
         _refuse_shared(parts, dataset)
     else:
-        read = {"": list(_read(dataset, dataset.source, template, None, context))}
-        parts, unused = _split(_filled(read[""], "source"), dataset)
-    records = sum(map(len, read.values()))
-    empty = sum(not example.text for examples in read.values() for example in examples)
+        read = {"": list(_read(dataset, dataset.source, form, None, context))}
+        parts, unused = _split(_filled(read[""], "source", dataset), dataset)
     fields = _content_fields(parts)
     removed = _remove_leaks(parts, fields, context) if "items" in context.config else set()
-    _write(context.draft / "documents.parquet", parts, fields)
-    context.emit(done=1, total=1, records=records)
-    totals = {"records": records, "records_empty": empty, "documents_unused": unused, "documents_removed": len(removed)}
-    return totals | {name: number for split in SPLITS for name, number in _measured(split, parts[split]).items()}
+    if dataset.completes:
+        parts = {split: _side_by_side(examples) for split, examples in parts.items()}
+    _write(context.draft / "documents.parquet", parts, fields, completes=dataset.completes)
+    metrics = _totals([example for examples in read.values() for example in examples])
+    metrics |= {"documents_unused": unused, "documents_removed": len(removed)}
+    context.emit(done=1, total=1, records=metrics["records"])
+    return metrics | {name: number for split in SPLITS for name, number in _measured(split, parts[split]).items()}
 
 
 def check_leakage(context: StageContext) -> dict[str, Any]:
@@ -99,65 +109,65 @@ def read_documents(file: Path) -> tuple[dict[str, dict[str, str]], dict[str, dic
 
     texts: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
     contents: dict[str, dict[str, list[int]]] = {split: {} for split in SPLITS}
-    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_WRITE_ROWS):
-        for row in batch.to_pylist():
-            texts[row["split"]].setdefault(row["document"], []).append(row["text"])
-            if row["contents"]:
-                contents[row["split"]].setdefault(row["document"], []).extend(row["contents"])
+    batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_WRITE_ROWS)
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for (split, document, _), of_record in itertools.groupby(rows, lambda row: (row["split"], row["document"], row["example"])):
+        record = list(of_record)
+        texts[split].setdefault(document, []).append(_record_text(record))
+        if record[0]["contents"]:
+            contents[split].setdefault(document, []).extend(record[0]["contents"])
     joined = {split: {name: "\n".join(parts) for name, parts in documents.items()} for split, documents in texts.items()}
     return joined, contents
 
 
-def _read(dataset: Dataset, source: Source, template: Template, split: str | None, context: StageContext) -> Iterator[Example]:
-    """The records of `source` (of `split`, if each has its own) as examples; one that renders to white space has no text."""
+def _record_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a record from its rows: its context once."""
+    if "task" not in rows[0]:
+        return str(rows[0]["text"])
+    branches = (Branch(row["task"], row["prompt"], row["completion"], messages=row.get("messages")) for row in rows)
+    return Rendered(rows[0]["context"], tuple(branches)).text
+
+
+def _read(dataset: Dataset, source: Source, form: Form, split: str | None, context: StageContext) -> Iterator[Example]:
+    """The records of `source` (of `split`, if each has its own) as examples; one of nothing but white space has no text."""
     place = context.resources["source" if split is None else f"source.{split}"]
     # The characters rendered so far, out of the bytes of the file: near enough for the time left.
-    size, rendered = Path(place).stat().st_size if source.path and Path(place).exists() else 0, 0
+    size, done = Path(place).stat().st_size if source.path and Path(place).exists() else 0, 0
     for number, row in enumerate(iterate_rows(source, place)):
-        text = render(template, row.values, row.where)
-        rendered += len(text)
+        rendered = read_record(form, row)
+        text = rendered.text
+        done += len(text)
         if size and number % _EMIT_ROWS == 0:
-            context.emit(done=min(rendered, size), total=size, records=number)
-        if not text.strip():
-            yield Example("", number, "", "", ())
+            context.emit(done=min(done, size), total=size, records=number)
+        if not text.strip() or (dataset.completes and not rendered.branches):
+            yield Example("", number, Rendered("", (), rendered.empty))
             continue
-        _refuse_surrogates(text, row.where)
+        refuse_surrogates(text, row.where)
         yield Example(
             _document(dataset, source, row, number, split),
             number,
-            text,
+            rendered,
             "" if dataset.stratify is None else named_value(row.values, dataset.stratify, "stratify", row.where),
-            _contents(dataset, template, row.values),
+            _contents(dataset, form, row),
         )
 
 
 def _document(dataset: Dataset, source: Source, row: Row, number: int, split: str | None) -> str:
     if dataset.document is not None:
         name = named_value(row.values, dataset.document, "document", row.where)
-        _refuse_surrogates(name, row.where)
+        refuse_surrogates(name, row.where)
         return name
     name = row.values["document"] if source.resolved_format == "text" else str(number)
     # Sources of their own for the splits count from 0 each; the names must differ all the same.
     return name if split is None else f"{split} {name}"
 
 
-def _refuse_surrogates(text: str, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = f"U+{ord(text[error.start]):04X}"
-        raise DataError(
-            f"{where}: character {error.start + 1} of the text is half of a surrogate pair ({code}), no character; "
-            "repair the record (an emoji cut in two by an earlier program?)"
-        ) from None
-
-
-def _contents(dataset: Dataset, template: Template, values: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
-    fields = [name for name in template.fields if isinstance(values.get(name), str)]
-    if len(fields) < 2:
-        return ()
-    digests = {name: content_digest(values[name]) for name in fields if name != dataset.document}
-    return tuple((name, digest) for name, digest in digests.items() if digest is not None)
+def _contents(dataset: Dataset, form: Form, row: Row) -> tuple[tuple[str, int], ...]:
+    said = [("messages", content_digest(text)) for text in chat_texts(row.values, form, row.where)]
+    fields = [name for name in form.fields if isinstance(row.values.get(name), str)]
+    if len(fields) >= 2:
+        said += [(name, content_digest(row.values[name])) for name in fields if name != dataset.document]
+    return tuple((name, digest) for name, digest in said if digest is not None)
 
 
 def _content_fields(parts: Parts) -> frozenset[str]:
@@ -169,13 +179,23 @@ def _content_fields(parts: Parts) -> frozenset[str]:
     return frozenset(name for name, digests in values.items() if len(set(digests)) >= CONTENT_SHARE * len(digests))
 
 
-def _filled(examples: Sequence[Example], where: str) -> list[Example]:
+def _filled(examples: Sequence[Example], where: str, dataset: Dataset) -> list[Example]:
     found = [example for example in examples if example.text]
+    if not found and dataset.completes:
+        raise DataError(f"`{where}`: none of {len(examples)} records has a completion that is not empty; look at its fields")
     if not found:
         raise DataError(
             f"`{where}`: all {len(examples)} records render to nothing but white space; look at `text` and its fields"
         )
     return found
+
+
+def _side_by_side(examples: Sequence[Example]) -> list[Example]:
+    """Records of one document together, and those of one context in it, in the order in which each first occurs."""
+    documents: dict[str, dict[str, list[Example]]] = {}
+    for example in examples:
+        documents.setdefault(example.document, {}).setdefault(example.rendered.context, []).append(example)
+    return [example for contexts in documents.values() for group in contexts.values() for example in group]
 
 
 def _split(examples: Sequence[Example], dataset: Dataset) -> tuple[Parts, int]:
@@ -259,34 +279,51 @@ def _items(context: StageContext) -> dict[str, list[str]]:
     return {name: load_function(item["reader"])(context.resources[f"items.{name}"]) for name, item in items.items()}
 
 
-def _write(file: Path, parts: Parts, fields: frozenset[str]) -> None:
+def _write(file: Path, parts: Parts, fields: frozenset[str], *, completes: bool) -> None:
     import pyarrow
     import pyarrow.parquet
 
     text, number = pyarrow.string(), pyarrow.int64()
     columns = {"split": text, "document": text, "example": text, "text": text, "contents": pyarrow.list_(number)}
+    if completes:
+        columns |= dict.fromkeys(("task", "part", "context", "prompt", "completion", "messages"), text)
     schema = pyarrow.schema(list(columns.items()))
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for split in SPLITS:
             for begin in range(0, len(parts[split]), _WRITE_ROWS):
-                rows = [_row(split, example, fields) for example in parts[split][begin : begin + _WRITE_ROWS]]
+                some = parts[split][begin : begin + _WRITE_ROWS]
+                rows = [row for example in some for row in _rows(split, example, fields)]
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
 
 
-def _row(split: str, example: Example, fields: frozenset[str]) -> dict[str, Any]:
-    return {
+def _rows(split: str, example: Example, fields: frozenset[str]) -> list[dict[str, Any]]:
+    row = {
         "split": split,
         "document": example.document,
         "example": str(example.number),
         "text": example.text,
         "contents": _kept(example, fields),
     }
+    context = example.rendered.context
+    return [
+        row
+        | {"text": context + branch.prompt + branch.completion, "context": context, "part": branch.part}
+        | {"task": branch.task, "prompt": branch.prompt, "completion": branch.completion, "messages": branch.messages}
+        for branch in example.rendered.branches
+    ] or [row]
+
+
+def _totals(examples: Sequence[Example]) -> dict[str, int]:
+    """Counts over all splits."""
+    totals = {"records": len(examples), "records_empty": sum(not example.text for example in examples)}
+    empty = Counter(task for example in examples for task in example.rendered.empty)
+    return totals | {f"completions_empty_{task}": count for task, count in sorted(empty.items())}
 
 
 def _measured(split: str, examples: Sequence[Example]) -> dict[str, int]:
     return {
         f"documents_{split}": len({example.document for example in examples}),
-        f"examples_{split}": len(examples),
+        f"examples_{split}": sum(max(1, len(example.rendered.branches)) for example in examples),
         f"bytes_{split}": sum(len(example.text.encode("utf-8")) for example in examples),
     }
 

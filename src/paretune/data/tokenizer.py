@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
@@ -128,7 +129,7 @@ def tokenize(context: StageContext) -> dict[str, Any]:
         rows.append({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
         if number % 200 == 0:
             context.emit(done=number, total=len(documents))
-    _check_splits(rows, max_length)
+    refuse_empty_split(rows, max_length, "write `too_long: windows`")
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
     tokens = {f"tokens_{split}": sum(len(row["ids"]) for row in rows if row["split"] == split) for split in SPLITS}
     windows = {f"windows_{split}": sum(_windows(row, max_length) for row in rows if row["split"] == split) for split in SPLITS}
@@ -136,11 +137,25 @@ def tokenize(context: StageContext) -> dict[str, Any]:
 
 
 def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any]]:
-    """Rows of `tokens.parquet`, of one split or all; `ids` as numpy int32."""
+    """Rows of `tokens.parquet`, of one split or all; ids as numpy int32.
+
+    Of a dataset with tasks a row has `context`, `prompt`, `completion` and `end` as ids, and `ids` is all but the last.
+    """
     table = pq.read_table(directory / "tokens.parquet", filters=None if split is None else [("split", "=", split)])
-    ids = [item.values.to_numpy() for item in table["ids"]]
-    rows = table.drop_columns(["ids"]).to_pylist()
-    return [{**row, "ids": row_ids} for row, row_ids in zip(rows, ids, strict=True)]
+    names = [field.name for field in table.schema if pa.types.is_list(field.type)]
+    columns = {name: [item.values.to_numpy() for item in table[name]] for name in names}
+    rows = table.drop_columns(names).to_pylist()
+    rows = [row | {name: column[n] for name, column in columns.items()} for n, row in enumerate(rows)]
+    if "task" in table.column_names:
+        return [row | {"ids": np.concatenate([row[name] for name in ("context", "prompt", "completion")])} for row in rows]
+    return rows
+
+
+def refuse_empty_split(rows: Sequence[Mapping[str, Any]], max_length: int, way_out: str) -> None:
+    """DataError if what is left of a split is nothing."""
+    empty = [split for split in SPLITS if not any(row["split"] == split for row in rows)]
+    if empty:
+        raise DataError(f"no document of the {empty[0]} split fits into {max_length} tokens; {way_out}")
 
 
 def _windows(row: Mapping[str, Any], max_length: int) -> int:
@@ -154,12 +169,6 @@ def _refuse_if_asked(config: Mapping[str, Any], row: Mapping[str, Any], length: 
             f"document `{row['document']}` (record {row['example']}) has {length} tokens and `train.max_length` is "
             f"{config['max_length']}; raise it, or write `too_long: windows` or `too_long: skip`"
         )
-
-
-def _check_splits(rows: list[dict[str, Any]], max_length: int) -> None:
-    empty = [split for split in SPLITS if not any(row["split"] == split for row in rows)]
-    if empty:
-        raise DataError(f"no document of the {empty[0]} split fits into {max_length} tokens; write `too_long: windows`")
 
 
 def _first(ids: int | list[int] | None) -> int | None:

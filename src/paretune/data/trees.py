@@ -21,9 +21,11 @@ class Example:
     """One sequence to train on or to score."""
 
     ids: np.ndarray
-    """int32, the prefix token included."""
+    """int32: the whole sequence, prefix token included; with a `trunk` what follows it."""
     first_target: int = 1
-    """`ids[first_target:]` are targets, each predicted from the position before it."""
+    """`ids[first_target:]` are targets, each predicted from the position before it; 0 with a trunk: by its last token."""
+    trunk: np.ndarray | None = None
+    """int32, prefix token and shared context. The same array object says the same trunk."""
 
     @property
     def num_targets(self) -> int:
@@ -74,6 +76,7 @@ def forward_batches(
     """
     if not examples:
         return
+    examples = [_whole(example) for example in examples]
     lengths = [len(example.ids) for example in examples]
     rows = _best_fit(lengths, _rounded(max(lengths)), pack)
     # Rows of like length stand together, so that padding is small.
@@ -106,6 +109,13 @@ def lay_out(rows: Sequence[Sequence[Example]], width: int) -> Batch:
             start = stop
     tensors = (ids, positions, segments, np.concatenate(hidden), np.concatenate(targets))
     return Batch(*(torch.from_numpy(array) for array in tensors), sizes=tuple(sizes))
+
+
+def _whole(example: Example) -> Example:
+    """With its trunk in front, encoded once more for each branch."""
+    if example.trunk is None:
+        return example
+    return Example(np.concatenate([example.trunk, example.ids]), len(example.trunk) + example.first_target)
 
 
 def _rounded(length: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from paretune.data.examples import examples_of
 from paretune.data.tokenizer import read_tokens
 from paretune.data.trees import Example
 from paretune.errors import DataError
@@ -24,6 +25,7 @@ from paretune.pipeline.stage import StageContext
 from paretune.spec.evaluations import Perplexity
 
 _EMIT_EVERY = 50
+TASK = "task"
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,25 @@ def scored_windows(num_tokens: int, max_length: int, stride: int) -> list[Window
 
 
 def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
-    """Stage body: `loss`, `bits_per_byte` and `token_accuracy` of each document in `scores.parquet`."""
+    """Stage body: `loss`, `bits_per_byte` and `token_accuracy` of each document in `scores.parquet`.
+
+    Of a dataset with tasks they are of the completions alone, each read whole after its context and prompt.
+    """
     settings = Perplexity.model_validate(context.config["evaluation"], strict=False)
     loaded = load_model(context)
     max_length = context.config["max_length"]
     stride = settings.stride or max_length // 2
     scores: list[Score] = []
     metrics: dict[str, Any] = {"window_tokens": max_length, "stride": stride}
+    slice_by: tuple[str, ...] = ()
     for split in settings.splits:
-        rows = [row for row in read_tokens(context.inputs["tokens"].path, split) if len(row["ids"])]
-        examples, counts = window_examples([row["ids"] for row in rows], loaded.tokenizer.prefix_id, max_length, stride)
+        rows = read_tokens(context.inputs["tokens"].path, split)
+        if "task" in rows[0]:
+            rows, slice_by = [row for row in rows if len(row["completion"])], (TASK,)
+            examples, counts = examples_of(rows, loaded.tokenizer, max_length, end=False), [1] * len(rows)
+        else:
+            rows = [row for row in rows if len(row["ids"])]
+            examples, counts = window_examples([row["ids"] for row in rows], loaded.tokenizer.prefix_id, max_length, stride)
         results = score(loaded.model, examples, forward_tokens=context.options.forward_tokens)
         of_split: list[Score] = []
         for done, (row, result) in enumerate(zip(rows, join_windows(results, counts), strict=True), start=1):
@@ -72,7 +83,7 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
                 context.emit(done=done, total=len(rows), split=split)
         metrics |= _totals(split, rows, of_split)
         scores += of_split
-    write_scores(scores, context.draft)
+    write_scores(scores, context.draft, slice_by)
     return metrics
 
 
@@ -99,7 +110,7 @@ def join_windows(results: Iterator[TargetScores], counts: Sequence[int]) -> Iter
 def document_scores(row: Mapping[str, Any], result: TargetScores) -> list[Score]:
     """The three scores of one document; `row` is one of tokens.parquet."""
     tokens, num_bytes, nats = len(result.nats), row["bytes"], float(result.nats.sum())
-    place = {"split": row["split"], "document": row["document"], "example": row["example"]}
+    place = {"split": row["split"], "document": row["document"], "example": example_name(row), "slices": slices_of(row)}
     return [
         Score("loss", nats / tokens, weight=tokens, **place),
         Score("bits_per_byte", nats / math.log(2) / num_bytes, weight=num_bytes, **place),
@@ -107,11 +118,20 @@ def document_scores(row: Mapping[str, Any], result: TargetScores) -> list[Score]
     ]
 
 
+def example_name(row: Mapping[str, Any]) -> str:
+    """The name of an example among all of a file of scores: a record has one for each of its tasks."""
+    return f"{row['example']}:{row[TASK]}" if TASK in row else str(row["example"])
+
+
+def slices_of(row: Mapping[str, Any]) -> dict[str, str]:
+    return {TASK: row[TASK]} if TASK in row else {}
+
+
 def _totals(split: str, rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[str, Any]:
     """Counts of a split, and the weighted mean of each metric over it."""
     counts = {
         f"documents_{split}": len(rows),
-        f"tokens_{split}": sum(len(row["ids"]) for row in rows),
+        f"tokens_{split}": sum(len(row.get("completion", row["ids"])) for row in rows),
         f"bytes_{split}": sum(row["bytes"] for row in rows),
         f"lossy_documents_{split}": sum(not row["lossless"] for row in rows),
     }

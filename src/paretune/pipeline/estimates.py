@@ -60,11 +60,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Amount:
-    """What an epoch of training takes: windows, and the tokens that are learned (end-of-text included)."""
+    """What an epoch of training takes: windows (or examples), and the tokens that are learned (end-of-text included)."""
 
     windows: float
     tokens: float
     exact: bool
+    read: float | None = None
+    """All tokens of the examples, where not each of them is learned."""
+
+    @property
+    def length(self) -> float:
+        """Of an example, in tokens."""
+        return (self.read or self.tokens) / max(1, self.windows)
 
 
 def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store) -> str:
@@ -150,7 +157,7 @@ def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount
         per_epoch = max(1, math.ceil(amount.windows / batch))
         epochs, steps = (steps / per_epoch, steps) if steps else (epochs, per_epoch * (study.train.num_epochs or 0))
     tokens = None if amount is None else round(amount.tokens * epochs)
-    length = study.train.max_length if amount is None else amount.tokens / max(1, amount.windows)
+    length = study.train.max_length if amount is None else amount.length
     in_pass = min(RunOptions().forward_tokens, round(batch * length))
     kept = _forward(config, in_pass, study.train.max_length, _ACTIVATIONS.get(stage.kind, 112))
     memory, disk = _training(stage, weights, config, kept)
@@ -195,6 +202,8 @@ def _counted(tokens: Stage, store: Store) -> Amount | None:
     if record is None or data is None:
         return None
     windows = record.metrics["windows_train"]
+    if "read_tokens_train" in record.metrics:
+        return Amount(windows, record.metrics["tokens_train"] + windows, exact=True, read=record.metrics["read_tokens_train"])
     # Each example adds its end-of-text. Where examples are skipped, those that are left have one window each.
     examples = windows if record.metrics["skipped_examples"] else data.metrics["examples_train"]
     return Amount(windows, record.metrics["tokens_train"] + examples, exact=True)
@@ -207,22 +216,36 @@ def _sampled(tokens: Stage, dataset: Dataset) -> Amount | None:
     place = tokens.inputs["data"].resources["source.train" if split else "source"]
     if source.hub:
         return None
-    read, parse, render = (
-        load_function(f"paretune.data.{name}")
-        for name in ("sources:iterate_rows", "templates:parse_template", "templates:render")
-    )
+    read = load_function("paretune.data.sources:iterate_rows")
     whole = source.resolved_format not in _LONG
     rows = list(itertools.islice(read(source, place), None if whole else _ROWS))
     records = len(rows) if whole or len(rows) < _ROWS else _num_records(source, place, rows)
-    template = parse(dataset.template)
     chosen = rows[:: math.ceil(len(rows) / _SAMPLE)]
-    texts = [text for row in chosen if (text := render(template, row.values, row.where)).strip()]
-    counts, length = _count_tokens(texts, _directory(tokens.resources["base"])), tokens.config["max_length"]
-    if tokens.config["too_long"] == "skip":
-        counts = [count for count in counts if count + 2 <= length]
     share = records / len(chosen) * (1 if split else dataset.split.train)
+    base, length, rule = _directory(tokens.resources["base"]), tokens.config["max_length"], tokens.config["too_long"]
+    parse, record_of = (load_function(f"paretune.data.records:{name}") for name in ("parse_form", "read_record"))
+    form = parse(dataset, "data")
+    records_read = [record_of(form, row) for row in chosen]
+    if dataset.completes:
+        return _of_branches(records_read, base, length, rule, share)
+    counts = _count_tokens([one.text for one in records_read if one.text.strip()], base)
+    if rule == "skip":
+        counts = [count for count in counts if count + 2 <= length]
     windows = sum(math.ceil((count + 1) / (length - 1)) for count in counts)
     return Amount(windows * share, sum(count + 1 for count in counts) * share, exact=False)
+
+
+def _of_branches(records: Sequence[Any], base: Path | None, length: int, rule: str, share: float) -> Amount:
+    """Of records with prompts and completions; prefix and end-of-text are a token each."""
+    branches = [(one.context + branch.prompt, branch.completion) for one in records for branch in one.branches]
+    before, learned = (_count_tokens([branch[side] for branch in branches], base) for side in (0, 1))
+    kept = list(zip(before, learned, strict=True))
+    if rule != "error":
+        # What `cut` shortens fits then; its few examples that no context would fit beside are not told apart here.
+        kept = [(min(first, length - 2 - second) if rule == "cut" else first, second) for first, second in kept]
+        kept = [(first, second) for first, second in kept if 0 <= first <= length - 2 - second]
+    tokens = sum(second + 1 for _, second in kept) * share
+    return Amount(len(kept) * share, tokens, exact=False, read=tokens + sum(first + 1 for first, _ in kept) * share)
 
 
 def _count_tokens(texts: list[str], base: Path | None) -> list[int]:

@@ -103,7 +103,7 @@ class _Planner:
 
     def _data(self, dataset: Dataset) -> Stage:
         resources: dict[str, str] = {}
-        content = dataset.model_dump(mode="json", exclude={"too_long", "leakage"})
+        content = dataset.content
         if isinstance(dataset.source, Source):
             content["source"] = self._source(dataset.source, "source", resources)
         else:
@@ -152,9 +152,9 @@ class _Planner:
         config = {
             "base": {"digest": locked.tokenizer_digest, "trust_remote_code": self.study.bases[base].trust_remote_code},
             "max_length": self.study.train.max_length,
-            "too_long": dataset.too_long,
+            "too_long": dataset.length_rule,
         }
-        body = "paretune.data.tokenizer:tokenize"
+        body = "paretune.data.examples:tokenize_tasks" if dataset.completes else "paretune.data.tokenizer:tokenize"
         return Stage("tokenize", config, body, {"data": data}, resources={"base": locked.resource})
 
     def _methods(

@@ -7,11 +7,12 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from paretune.spec.base import Spec
+from paretune.spec.base import NAME, Spec
+from paretune.spec.tasks import RESPONSE, AnyRecords, Records, Scoring, Task, taught
 
 SPLITS = ("train", "validation", "test")
 Format = Literal["jsonl", "json", "csv", "parquet", "text"]
@@ -184,24 +185,95 @@ class Dataset(Spec):
     """Shares of the documents."""
     stratify: str | None = Field(None, min_length=1)
     """A field whose values keep their shares in every split."""
-    too_long: Literal["windows", "skip", "error"] = "windows"
-    """Documents longer than `max_length`: split into windows, left out (and counted), or refused."""
+    too_long: Literal["windows", "skip", "error", "cut"] | None = None
+    """Examples longer than `max_length`: `windows` (of a `text`, the default there), `error` (the default of `tasks` and
+    `records`), `skip`: left out and counted, or `cut`: the context shortened at its end, and counted."""
     leakage: Literal["block", "remove", "allow"] = "block"
     """Duplicates between splits or with evaluation items: stop, drop the training side, or mark every number."""
     text: str = ""
-    """A Jinja2 template over a record's fields; `{{ text }}` for plain text."""
+    """A Jinja2 template over a record's fields; `{{ text }}` for plain text. Or `tasks`, or `records`."""
+    context: str = ""
+    """With `tasks`: a template of what all of them read first; encoded once for all."""
+    tasks: dict[str, Task] = Field({})
+    """What is learned from a record, by a name of your choice: a prompt and a completion each."""
+    records: AnyRecords | None = None
+    """A ready format instead of `text` or `tasks`: `alpaca`, `prompt_completion`, `messages` or `sharegpt`."""
 
     @model_validator(mode="after")
-    def _text_is_given(self) -> Self:
+    def _one_of_text_tasks_and_records(self) -> Self:
+        given = [name for name in ("text", "tasks", "records") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"`{given[0]}` and `{given[1]}` exclude each other; a dataset has one of `text`, `tasks` and `records`"
+            )
         sources = [self.source] if isinstance(self.source, Source) else list(dict(self.source).values())
-        if not self.text and any(source.resolved_format != "text" for source in sources):
-            raise ValueError('`text` is missing: a template over the fields of a record, like "{{ title }}\\n\\n{{ content }}"')
+        if not given and any(source.resolved_format != "text" for source in sources):
+            raise ValueError(
+                '`text` is missing: a template over the fields of a record, like "{{ title }}\\n\\n{{ content }}"; or `tasks`, '
+                "prompts with their completions, or a ready format: `records: alpaca | prompt_completion | messages | sharegpt`"
+            )
+        if self.context and not self.tasks:
+            raise ValueError("`context` is for `tasks`; a plain `text` stands in `text` alone")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_for_a_split_that_is_given(self) -> Self:
         if isinstance(self.source, SplitSources) and "split" in self.model_fields_set:
             raise ValueError("`split` and separate sources for the splits exclude each other; leave `split` out")
         if isinstance(self.source, SplitSources) and self.stratify is not None:
             raise ValueError("`stratify` is for a split that is drawn here; leave it out with separate sources for the splits")
         return self
 
+    @model_validator(mode="after")
+    def _fits_its_examples(self) -> Self:
+        if self.too_long == "windows" and self.completes:
+            raise ValueError("`too_long: windows` would part a completion from its prompt; write `error`, `skip` or `cut`")
+        if self.too_long == "cut" and not self.context:
+            raise ValueError(
+                "`too_long: cut` shortens a `context`, and there is none; write `windows` (for `text`), `skip` or `error`"
+            )
+        return self
+
+    @field_validator("tasks")
+    @classmethod
+    def _have_names(cls, value: dict[str, Task]) -> dict[str, Task]:
+        wrong = [name for name in value if not NAME.fullmatch(name)]
+        if wrong:
+            raise ValueError(f"`{wrong[0]}` cannot be the name of a task; use letters, digits, `.`, `_` and `-`")
+        return value
+
     @property
     def template(self) -> str:
+        """Of a plain text."""
         return self.text or "{{ text }}"
+
+    @property
+    def ready(self) -> Records | None:
+        """`records` written out."""
+        return Records(format=self.records) if isinstance(self.records, str) else self.records
+
+    @property
+    def completes(self) -> bool:
+        """Whether its examples are prompts with completions, and no plain texts."""
+        return bool(self.tasks) or self.records is not None
+
+    @property
+    def length_rule(self) -> str:
+        """What is done with an example that is too long."""
+        return self.too_long or ("error" if self.completes else "windows")
+
+    @property
+    def scored(self) -> dict[str, Scoring]:
+        """The tasks whose answers are generated or classified on held-out records."""
+        asked: dict[str, Scoring] = {RESPONSE: self.ready} if self.ready else dict(self.tasks)
+        return {name: task for name, task in asked.items() if task.score or (isinstance(task, Task) and task.labels)}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What its documents depend on, for a key: without fields that came later at their defaults, and without scoring."""
+        fields = self.model_dump(mode="json", exclude={"too_long", "leakage", "context", "tasks", "records"})
+        if self.tasks:
+            fields |= {"context": self.context, "tasks": taught(self.tasks)}
+        if self.ready:
+            fields["records"] = self.ready.format
+        return fields

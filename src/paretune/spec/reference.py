@@ -9,10 +9,11 @@ from paretune.spec.base import Spec
 from paretune.spec.data import Dataset, Source, Split, SplitSources
 from paretune.spec.registry import Evaluation, Method, evaluations, methods
 from paretune.spec.study import Base, Compare, EarlyStopping, Precision, Train
+from paretune.spec.tasks import Records, Task
 
 _SECTIONS: tuple[tuple[str, str, tuple[type[Spec], ...]], ...] = (
     ("bases", "Pretrained models, by a name of your choice.", (Base,)),
-    ("data", "Datasets, by a name of your choice.", (Dataset, Source, SplitSources, Split)),
+    ("data", "Datasets, by a name of your choice.", (Dataset, Task, Records, Source, SplitSources, Split)),
     ("train", "What all training methods share.", (Train, EarlyStopping)),
     ("precision", "Number formats.", (Precision,)),
     ("compare", "How variants are compared.", (Compare,)),
@@ -79,6 +80,8 @@ def _default(field: FieldInfo) -> str:
         return "-"
     if isinstance(value, Spec):
         return "see below"
+    if isinstance(value, dict):
+        return "{}"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"
     return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, str) else f"{value:g}"

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from paretune.data.examples import examples_of
 from paretune.data.tokenizer import read_tokens
-from paretune.data.trees import Example, windows
+from paretune.data.trees import Example
 from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_base_dropout
 from paretune.model.forward import packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
@@ -123,8 +124,7 @@ def _bit_options(context: StageContext) -> dict[str, Any]:
 
 def _examples(context: StageContext, loaded: LoadedModel, split: str) -> list[Example]:
     rows = read_tokens(context.inputs["tokens"].path, split)
-    tokenizer, length = loaded.tokenizer, context.config["train"]["max_length"]
-    return [window for row in rows for window in windows(row["ids"], length, tokenizer.prefix_id, tokenizer.eos_id)]
+    return examples_of(rows, loaded.tokenizer, context.config["train"]["max_length"])
 
 
 def _best_loss(context: StageContext) -> float:

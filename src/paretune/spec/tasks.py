@@ -1,0 +1,90 @@
+"""What a dataset teaches besides plain text: tasks with a prompt and a completion each, and ready formats of records.
+
+How a task is asked and answered decides what is trained; how its answers are scored does not, and stays out of training's key.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from paretune.spec.base import Spec
+
+Scorer = Literal[
+    "rouge_1", "rouge_2", "rouge_l", "bert_score", "exact_match", "contains", "set_f1", "accuracy"
+]  # fmt: skip
+RecordFormat = Literal["alpaca", "prompt_completion", "messages", "sharegpt"]
+
+
+class Scoring(Spec):
+    """How the answers to a task are made and scored on held-out records. Nothing of it changes what is trained."""
+
+    score: tuple[Scorer, ...] = ()
+    """What a generated answer is scored by; nothing is generated for a task without `score` and `labels`."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest generated answer; it ends at the end-of-text token or at a `stop`."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a generated answer; they are left out of it."""
+
+    @field_validator("score", "stop")
+    @classmethod
+    def _are_distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("one entry stands there twice")
+        if "" in value:
+            raise ValueError("an entry is empty")
+        return value
+
+
+class Task(Scoring):
+    """One thing to learn from a record: a completion that follows the shared context and the task's prompt."""
+
+    prompt: str = ""
+    """A Jinja2 template over a record's fields; it follows the context literally."""
+    completion: str = Field(min_length=1)
+    """A template; the loss is taken on it, and on the end-of-text token after it, alone."""
+    empty: Literal["skip", "keep"] = "skip"
+    """Completions of nothing but white space: left out and counted, or learned as an answer that ends at once."""
+    labels: Literal["from_train"] | tuple[str, ...] | None = None
+    """The answers of a classification, or those that occur in the training split: adds `accuracy`, by likelihood."""
+
+    @model_validator(mode="after")
+    def _labels_are_several(self) -> Self:
+        if isinstance(self.labels, tuple) and (len(set(self.labels)) < len(self.labels) or len(self.labels) < 2):
+            raise ValueError("`labels` are two or more different texts, or `from_train`")
+        if isinstance(self.labels, tuple) and not all(label.strip() for label in self.labels):
+            raise ValueError("one of `labels` is empty")
+        if "accuracy" in self.score and self.labels is None:
+            raise ValueError("`accuracy` needs `labels: from_train`, or a list of them; `exact_match` does without")
+        return self
+
+
+class Records(Scoring):
+    """Records in a format that many people have; written `records: alpaca`, or with more fields `records: {format: alpaca}`."""
+
+    format: RecordFormat
+    """`alpaca` (`instruction`, `input`, `output`), `prompt_completion`, `messages` or `sharegpt` (`conversations`)."""
+
+    @model_validator(mode="after")
+    def _no_labels(self) -> Self:
+        if "accuracy" in self.score:
+            raise ValueError("`accuracy` needs labels; write `tasks:` with `labels:` instead of `records:`")
+        return self
+
+
+def _kind_of_records(value: object) -> str:
+    return "as:Records" if isinstance(value, Records | Mapping) else "as:RecordFormat"
+
+
+AnyRecords = Annotated[
+    Annotated[Records, Tag("as:Records")] | Annotated[RecordFormat, Tag("as:RecordFormat")],
+    Discriminator(_kind_of_records),
+]
+
+RESPONSE = "response"
+"""The one task of a ready format."""
+
+
+def taught(tasks: Mapping[str, Task]) -> dict[str, dict[str, str]]:
+    """Of each task what training depends on, for a key."""
+    return {name: task.model_dump(include={"prompt", "completion", "empty"}) for name, task in tasks.items()}
