@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM
 
+from paretune.data.examples import SCHEMA as TASK_SCHEMA
 from paretune.data.tokenizer import SCHEMA, load_tokenizer
 from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Artifact, RunOptions, StageContext
@@ -78,6 +79,30 @@ def write_tokens(base: Path, texts: Sequence[tuple[str, str, str]], directory: P
     ]
     directory.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), directory / "tokens.parquet")
+    return make_artifact(directory)
+
+
+def write_task_tokens(base: Path, rows: Sequence[tuple[str, str, str, str, str]], directory: Path) -> Artifact:
+    """An artifact of the tokenize stage with (split, document, context, prompt, completion); two tasks `t0`, `t1` a record."""
+    tokenizer = load_tokenizer(BASE, str(base))
+    written = [
+        {
+            "split": split,
+            "document": document,
+            "example": str(number // 2),
+            "task": f"t{number % 2}",
+            "context": tokenizer.encode(context),
+            "prompt": tokenizer.encode(prompt),
+            "completion": tokenizer.encode(completion),
+            "end": [tokenizer.eos_id],
+            "reference": completion,
+            "bytes": len(completion.encode()),
+            "lossless": True,
+        }
+        for number, (split, document, context, prompt, completion) in enumerate(rows)
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(written, TASK_SCHEMA), directory / "tokens.parquet")
     return make_artifact(directory)
 
 

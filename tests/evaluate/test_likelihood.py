@@ -11,7 +11,7 @@ import torch
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import DataError
 from paretune.evaluate.likelihood import Window, evaluate_perplexity, scored_windows
-from tests.evaluate.stages import BASE, make_context, read_scores, reference_nats, write_tokens
+from tests.evaluate.stages import BASE, make_context, read_scores, reference_nats, write_task_tokens, write_tokens
 from tests.tiny import make_model
 
 SHORT = "The driver waits for nobody."
@@ -131,3 +131,33 @@ def _read_with_context(nats_of, ids: list[int], max_length: int, stride: int) ->
         nats.append(token_nats[-1])
         correct.append(token_correct[-1])
     return torch.stack(nats).numpy(), torch.stack(correct).double().numpy()
+
+
+TASK_ROWS = [
+    ("test", "letter", "A new engine was shown.\n", "Title: ", "The engine"),
+    ("test", "letter", "A new engine was shown.\n", "Tags: ", "engine, press"),
+    ("test", "notice", "", "Q: who? A:", " nobody é"),
+    ("validation", "other", "The older one stays.", "", " In production."),
+]
+
+
+def test_of_tasks_the_completions_are_scored_and_nothing_else(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path / "base")
+    tokenizer = load_tokenizer(BASE, str(base))
+    tokens = write_task_tokens(base, TASK_ROWS, tmp_path / "tokens")
+    metrics = evaluate_perplexity(make_context(base, {}, tmp_path / "draft", inputs={"tokens": tokens}, max_length=64))
+    scores = read_scores(tmp_path / "draft").set_index(["example", "metric"])
+    nats_of = reference_nats(base)
+    for number, (split, document, context, prompt, completion) in enumerate(TASK_ROWS):
+        pieces = [tokenizer.encode(context), tokenizer.encode(prompt), tokenizer.encode(completion)]
+        nats, correct = nats_of([tokenizer.prefix_id, *(token for piece in pieces for token in piece)])
+        nats, correct = nats[-len(pieces[2]) :], correct[-len(pieces[2]) :]
+        task, size = f"t{number % 2}", len(completion.encode())
+        rows = {metric: scores.loc[(f"{number // 2}:{task}", metric)] for metric in ("loss", "bits_per_byte", "token_accuracy")}
+        assert rows["loss"].value == pytest.approx(float(nats.mean()), rel=1e-5)
+        assert rows["bits_per_byte"].value == pytest.approx(float(nats.sum()) / math.log(2) / size, rel=1e-5)
+        assert rows["token_accuracy"].value == pytest.approx(float(correct.double().mean()))
+        assert (rows["loss"].weight, rows["bits_per_byte"].weight) == (len(nats), size)
+        assert (rows["loss"].document, rows["loss"].split, rows["loss"]["slice.task"]) == (document, split, task)
+    assert (metrics["documents_test"], metrics["lossy_documents_test"]) == (3, 0)
+    assert metrics["bytes_test"] == sum(len(row[4].encode()) for row in TASK_ROWS if row[0] == "test")

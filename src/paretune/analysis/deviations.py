@@ -73,7 +73,11 @@ def _data(measured: Measured) -> Iterator[str]:
     for name, record in measured.results.data.items():
         metrics, left = record.metrics, []
         if empty := metrics.get("records_empty", 0):
-            left.append(f"{wording.plural(empty, 'record')} without text")
+            what = "a completion" if measured.study.data[name].completes else "text"
+            left.append(f"{wording.plural(empty, 'record')} without {what}")
+        for task in sorted(measured.study.data[name].tasks):
+            if empty := metrics.get(f"completions_empty_{task}", 0):
+                left.append(f"{wording.plural(empty, 'completion')} of {wording.code(task)} that are empty")
         if removed := metrics.get("documents_removed", 0):
             left.append(f"{wording.plural(removed, 'training document')} that also stood in held-out text (`leakage: remove`)")
         if left:
@@ -100,8 +104,11 @@ def _tokens(measured: Measured) -> Iterator[str]:
     for (base, dataset), record in measured.results.tokens.items():
         where = f"{wording.code(dataset)} with the tokenizer of {wording.code(base)}"
         if skipped := record.metrics.get("skipped_examples", 0):
+            limit, rule = measured.study.train.max_length, measured.study.data[dataset].length_rule
+            yield f"{where}: {wording.plural(skipped, 'example')} longer than {limit:,} tokens left out (`too_long: {rule}`)."
+        if cut := record.metrics.get("cut_examples", 0):
             limit = measured.study.train.max_length
-            yield f"{where}: {wording.plural(skipped, 'example')} longer than {limit:,} tokens left out (`too_long: skip`)."
+            yield f"{where}: the context of {wording.plural(cut, 'example')} cut to fit {limit:,} tokens (`too_long: cut`)."
         if lossy := record.metrics.get("lossy_examples", 0):
             yield f"{where}: {wording.plural(lossy, 'example')} not given back exactly, bits per byte marked {LOSSY}."
 

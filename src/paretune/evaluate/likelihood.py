@@ -69,8 +69,9 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
     slice_by: tuple[str, ...] = ()
     for split in settings.splits:
         rows = read_tokens(context.inputs["tokens"].path, split)
-        if "task" in rows[0]:
-            rows, slice_by = [row for row in rows if len(row["completion"])], (TASK,)
+        if TASK in rows[0]:
+            rows = [row for row in rows if len(row["completion"])]
+            slice_by = (TASK,) if len({row[TASK] for row in rows}) > 1 else ()
             examples, counts = examples_of(rows, loaded.tokenizer, max_length, end=False), [1] * len(rows)
         else:
             rows = [row for row in rows if len(row["ids"])]
