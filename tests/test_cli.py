@@ -115,6 +115,45 @@ DATA = {
 }
 
 
+PAIRS = {
+    "alpaca.json": ({"instruction": "Add {}.", "input": "", "output": "{}"}, "records: alpaca"),
+    "joined.jsonl": ({"prompt": "What is {}?\n", "completion": "It is {}."}, "records: prompt_completion"),
+    "apart.jsonl": (
+        {"prompt": "What is {}?", "completion": "It is {}."},
+        'completion: {prompt: "{{ prompt }}\\n\\n", completion: "{{ completion }}"}',
+    ),
+    "dolly.jsonl": (
+        {"instruction": "Add {}.", "context": "", "response": "{}"},
+        '{{ instruction }}{% if context %}\\n\\n{{ context }}{% endif %}\\n\\n", completion: "{{ response }}"}',
+    ),
+    "faq.csv": ({"question": "What is {}?", "answer": "It is {}."}, 'answer: {prompt: "{{ question }}\\n\\n", completion'),
+    "chat.jsonl": (
+        {"messages": [{"role": "user", "content": "{}?"}, {"role": "assistant", "content": "{}!"}]},
+        "records: messages",
+    ),
+    "shared.jsonl": (
+        {"conversations": [{"from": "human", "value": "{}?"}, {"from": "gpt", "value": "{}!"}]},
+        "records: sharegpt",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_init_recognises_what_asks_and_what_answers(tmp_path, name):
+    record, expected = PAIRS[name]
+    rows = [json.loads(json.dumps(record).replace("{}", f"number {n}")) for n in range(40)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if name.endswith(".csv"):
+        text = "question,answer\n" + "".join(f"{row['question']},{row['answer']}\n" for row in rows)
+    (tmp_path / name).write_text(json.dumps(rows) if name.endswith(".json") else text)
+    file = tmp_path / "study.yaml"
+    assert main(["init", str(tmp_path / name), "--to", str(file)]) == 0
+    assert expected in file.read_text()
+    (dataset,) = load_study(file).data.values()
+    assert (dataset.completes, dataset.length_rule) == (True, "skip")
+    assert main(["plan", str(file)]) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -1,13 +1,14 @@
 """A first study file from a look at a data file: `paretune init`.
 
-Fields of prose become the text, a heading that names the record its document, a field of few values the stratum. All of it is a
-guess from the first records, stands with a comment, and runs as it is on the base that ships with the package.
+Fields of prose become the text, a heading that names the record its document, a field of few values the stratum; instructions,
+prompts with completions, questions with answers and conversations become a task. All of it is a guess from the first records,
+stands with a comment, and runs as it is on the base that ships with the package.
 """
 
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -35,8 +36,7 @@ data:
     source: {source}
 {about}    split: {{train: 0.8, validation: 0.1, test: 0.1, seed: 13}}
     leakage: remove                         # duplicates between the splits leave the training side; block | allow
-    text: {text}
-train: {{epochs: 2, batch_size: 8, max_length: 256}}
+{learned}train: {{epochs: 2, batch_size: 8, max_length: {length}}}
 seeds: [0]                                  # three or more to say something about a method and not just these weights
 variants:
   base: []
@@ -51,13 +51,26 @@ evaluate:
 _LORA = "{r: 16, alpha: 32, targets: all-linear, learning_rate: 3.0e-3}"
 
 
+_SKIP = "    too_long: skip".ljust(44) + "# left out and counted; error | cut (of a `context`)\n"
+_PAIRS = {
+    "prompt": ("completion", "response"),
+    "instruction": ("output", "response", "completion", "answer"),
+    "question": ("answer", "answers", "response"),
+}
+"""What asks, and what answers it, in the names that people give them."""
+_INPUTS = ("input", "context")
+_CHATS = {"messages": "messages", "conversations": "sharegpt"}
+
+
 @dataclass(frozen=True)
 class _Guess:
-    text: str
+    learned: str
+    """The lines of the dataset that say what is learned."""
     prompt: str
     source: str = ""
     document: str | None = None
     stratify: str | None = None
+    length: int = 256
 
 
 def first_study(data: Path, file: Path) -> str:
@@ -70,7 +83,10 @@ def first_study(data: Path, file: Path) -> str:
         names = [f"column{number + 1}" for number in range(len(rows[0]))]
         rows = _look(source.model_copy(update={"header": False, "columns": tuple(names)}), data)
         columns = f", header: false, columns: [{', '.join(names)}]"
-    guess = _of_text(data, rows) if source.resolved_format == "text" else _of_records(data, rows)
+    if source.resolved_format == "text":
+        guess = _of_text(data, rows)
+    else:
+        guess = _of_chats(rows) or _of_pairs(rows) or _of_records(data, rows)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", data.stem).strip("-") or "data"
     path = os.path.relpath(data.resolve(), file.resolve().parent)
     about = ""
@@ -79,7 +95,7 @@ def first_study(data: Path, file: Path) -> str:
     if guess.stratify:
         about += f"    stratify: {guess.stratify}".ljust(44) + "# keeps its shares in every split\n"
     return _STUDY.format(
-        file=file, name=name, about=about, text=guess.text, prompt=_quoted(guess.prompt), lora=_LORA,
+        file=file, name=name, about=about, learned=guess.learned, prompt=_quoted(guess.prompt), lora=_LORA, length=guess.length,
         source=f"{{path: {_quoted(path)}{columns}{guess.source}}}",
     )  # fmt: skip
 
@@ -96,7 +112,59 @@ def _of_text(data: Path, rows: Sequence[Mapping[str, Any]]) -> _Guess:
     if start and end:
         source += r", start: '\*\*\* ?START OF TH.*', end: '\*\*\* ?END OF TH.*'"
         text = text[start.end() : end.start()]
-    return _Guess('"{{ text }}"', _opening(text[len(text) // 2 :], data), source)
+    return _Guess(_text('"{{ text }}"'), _opening(text[len(text) // 2 :], data), source)
+
+
+def _text(template: str) -> str:
+    return f"    text: {template}\n"
+
+
+def _of_chats(rows: Sequence[Mapping[str, Any]]) -> _Guess | None:
+    """Conversations, in one of the two formats that are read as they are."""
+    for field, form in _CHATS.items():
+        if all(isinstance(row.get(field), list) and row[field] and isinstance(row[field][0], Mapping) for row in rows):
+            told = f"    records: {form}".ljust(44) + "# the loss is taken on the assistant's turns alone\n"
+            return _Guess(told + _SKIP, "User: Hello!\n\nAssistant:", document=_repeated_id(rows), length=512)
+    return None
+
+
+def _of_pairs(rows: Sequence[Mapping[str, Any]]) -> _Guess | None:
+    """A field that asks and one that answers it; None where the names say no such thing."""
+    asks, answers = next(
+        ((ask, answer) for ask, several in _PAIRS.items() for answer in several if {ask, answer} <= set(rows[0])), ("", "")
+    )
+    if not asks or not all(_is_text(row.get(asks)) for row in rows):
+        return None
+    given = next((field for field in _INPUTS if field in rows[0] and field != answers), None)
+    shortest = min((str(row[asks]) for row in rows), key=len)
+    document = _repeated_id(rows) or (asks if len({row[asks] for row in rows}) < len(rows) else None)
+    if (asks, answers, given) == ("instruction", "output", "input"):
+        learned, prompt = "    records: alpaca".ljust(44) + "# `instruction`, `input` and `output`\n", shortest
+    elif (asks, answers) == ("prompt", "completion") and _mostly(rows, lambda row: _is_seam(row[asks], row[answers])):
+        learned, prompt = (
+            "    records: prompt_completion".ljust(44) + "# the completion follows the prompt as it is\n",
+            shortest,
+        )
+    else:
+        learned, prompt = _task(asks, answers, given), f"{shortest}\n\n"
+    return _Guess(learned + _SKIP, prompt, document=document, stratify=_stratum(rows, document), length=512)
+
+
+def _task(asks: str, answers: str, given: str | None) -> str:
+    more = "" if given is None else f"{{% if {given} %}}\\n\\n{{{{ {given} }}}}{{% endif %}}"
+    prompt = f'"{{{{ {asks} }}}}{more}\\n\\n"'
+    comment = "    tasks:".ljust(44) + "# the loss is taken on the completion alone\n"
+    return f'{comment}      {answers}: {{prompt: {prompt}, completion: "{{{{ {answers} }}}}"}}\n'
+
+
+def _is_seam(prompt: object, completion: object) -> bool:
+    """Whether something stands between prompt and completion where they are joined."""
+    first = completion[0] if isinstance(completion, list) and completion else completion
+    return isinstance(prompt, list) or str(prompt)[-1:].isspace() or str(first)[:1].isspace()
+
+
+def _mostly(rows: Sequence[Mapping[str, Any]], test: Callable[[Mapping[str, Any]], bool]) -> bool:
+    return 2 * sum(map(test, rows)) > len(rows)
 
 
 def _of_records(data: Path, rows: Sequence[Mapping[str, Any]]) -> _Guess:
@@ -111,14 +179,15 @@ def _of_records(data: Path, rows: Sequence[Mapping[str, Any]]) -> _Guess:
     headings = [field for field in used if field != longest and _mean_words(rows, field) <= 30]
     text = '"' + r"\n\n".join(f"{{{{ {field} }}}}" for field in used) + '"'
     document = headings[0] if headings else _repeated_id(rows)
-    return _Guess(text, _opening(str(rows[0][used[0]]), data), "", document, _stratum(rows, document))
+    return _Guess(_text(text), _opening(str(rows[0][used[0]]), data), "", document, _stratum(rows, document))
 
 
 def _repeated_id(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """A field called an id under which several records stand, such as the answers to one question."""
     for field in rows[0]:
-        values = {row.get(field) for row in rows}
-        if field.lower().endswith("id") and None not in values and len(rows) // 10 < len(values) < len(rows):
+        if not (field.lower().endswith("id") and all(isinstance(row.get(field), str | int) for row in rows)):
+            continue
+        if len(rows) // 10 < len({row[field] for row in rows}) < len(rows):
             return field
     return None
 
@@ -157,5 +226,5 @@ def _opening(text: str, data: Path) -> str:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
