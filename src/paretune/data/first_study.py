@@ -14,7 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from paretune.data.records import ALPACA
 from paretune.data.sources import iterate_rows
+from paretune.data.templates import parse_template, render
 from paretune.errors import DataError
 from paretune.spec.base import validate
 from paretune.spec.data import Source
@@ -55,7 +57,7 @@ _SKIP = "    too_long: skip".ljust(44) + "# left out and counted; error | cut (o
 _PAIRS = {
     "prompt": ("completion", "response"),
     "instruction": ("output", "response", "completion", "answer"),
-    "question": ("answer", "answers", "response"),
+    "question": ("answer", "response"),
 }
 """What asks, and what answers it, in the names that people give them."""
 _INPUTS = ("input", "context")
@@ -130,31 +132,33 @@ def _of_chats(rows: Sequence[Mapping[str, Any]]) -> _Guess | None:
 
 def _of_pairs(rows: Sequence[Mapping[str, Any]]) -> _Guess | None:
     """A field that asks and one that answers it; None where the names say no such thing."""
-    asks, answers = next(
-        ((ask, answer) for ask, several in _PAIRS.items() for answer in several if {ask, answer} <= set(rows[0])), ("", "")
-    )
+    named = {_plain(field): field for field in reversed(rows[0]) if field.isidentifier()}
+    found = [
+        (named[ask], named[answer]) for ask, several in _PAIRS.items() for answer in several if {ask, answer} <= set(named)
+    ]
+    asks, answers = found[0] if found else ("", "")
     if not asks or not all(_is_text(row.get(asks)) for row in rows):
         return None
     given = next((field for field in _INPUTS if field in rows[0] and field != answers), None)
-    shortest = min((str(row[asks]) for row in rows), key=len)
+    shortest = min(rows, key=lambda row: len(row[asks]))
     document = _repeated_id(rows) or (asks if len({row[asks] for row in rows}) < len(rows) else None)
     if (asks, answers, given) == ("instruction", "output", "input"):
-        learned, prompt = "    records: alpaca".ljust(44) + "# `instruction`, `input` and `output`\n", shortest
+        template, learned = ALPACA, "    records: alpaca".ljust(44) + "# `instruction`, `input` and `output`\n"
     elif (asks, answers) == ("prompt", "completion") and _mostly(rows, lambda row: _is_seam(row[asks], row[answers])):
-        learned, prompt = (
-            "    records: prompt_completion".ljust(44) + "# the completion follows the prompt as it is\n",
-            shortest,
-        )
+        template = "{{ prompt }}"
+        learned = "    records: prompt_completion".ljust(44) + "# the completion follows the prompt as it is\n"
     else:
-        learned, prompt = _task(asks, answers, given), f"{shortest}\n\n"
+        more = "" if given is None else f"{{% if {given} %}}\n\n{{{{ {given} }}}}{{% endif %}}"
+        template = f"{{{{ {asks} }}}}{more}\n\n"
+        learned = "    tasks:".ljust(44) + "# the loss is taken on the completion alone\n"
+        learned += f'      {answers}: {{prompt: {_quoted(template)}, completion: "{{{{ {answers} }}}}"}}\n'
+    prompt = render(parse_template(template), shortest, "the shortest record")
     return _Guess(learned + _SKIP, prompt, document=document, stratify=_stratum(rows, document), length=512)
 
 
-def _task(asks: str, answers: str, given: str | None) -> str:
-    more = "" if given is None else f"{{% if {given} %}}\\n\\n{{{{ {given} }}}}{{% endif %}}"
-    prompt = f'"{{{{ {asks} }}}}{more}\\n\\n"'
-    comment = "    tasks:".ljust(44) + "# the loss is taken on the completion alone\n"
-    return f'{comment}      {answers}: {{prompt: {prompt}, completion: "{{{{ {answers} }}}}"}}\n'
+def _plain(field: str) -> str:
+    """`question` of `Questions`, `question_text` and `questionText`."""
+    return re.sub(r"_?text$|s$", "", field.lower())
 
 
 def _is_seam(prompt: object, completion: object) -> bool:
