@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from paretune.data.prepare import check_leakage, prepare_data
+from paretune.data.prepare import check_leakage, prepare_data, read_documents
 from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Artifact, RunOptions, StageContext
@@ -275,3 +275,72 @@ def test_a_prompt_that_all_records_share_is_no_leak(tmp_path: Path) -> None:
     source = {"path": str(write_rows(tmp_path / "a.jsonl", rows))}
     _, data = prepare(tmp_path, {"source": source, "text": "{{ system }}\n{{ content }}"})
     assert check(tmp_path, data, "block")["pairs"] == 0
+
+
+TASKS = {
+    "title": {"prompt": "Title: ", "completion": "{{ title }}"},
+    "type": {"prompt": "Type: ", "completion": "{{ type }}", "score": ["exact_match"]},
+}
+
+
+def test_tasks_are_rows_with_their_pieces(tmp_path: Path) -> None:
+    rows = [row | ({"type": " "} if n == 3 else {}) for n, row in enumerate(rows_of(40))]
+    source = {"path": str(write_rows(tmp_path / "a.jsonl", rows))}
+    metrics, data = prepare(tmp_path, {"source": source, "document": "title", "context": "{{ content }}\n", "tasks": TASKS})
+    found = written(data)
+    assert [row["task"] for row in found if row["example"] != "3"] == ["title", "type"] * 39
+    assert {row["text"] for row in found} == {
+        f"{row['content']}\n{prompt}{row[task]}"
+        for row in rows
+        for task, prompt in (("title", "Title: "), ("type", "Type: "))
+        if row[task].strip()
+    }
+    assert all(row["text"] == row["context"] + row["prompt"] + row["completion"] for row in found)
+    assert (metrics["completions_empty_type"], metrics["records_empty"]) == (1, 0)
+    assert sum(metrics[f"examples_{split}"] for split in SPLITS) == 79
+
+
+def test_the_leakage_check_reads_a_context_once(tmp_path: Path) -> None:
+    rows = rows_of(40)
+    source = {"path": str(write_rows(tmp_path / "a.jsonl", rows))}
+    _, data = prepare(tmp_path, {"source": source, "document": "title", "context": "{{ content }}\n", "tasks": TASKS})
+    texts, _ = read_documents(data.path / "documents.parquet")
+    assert {text for documents in texts.values() for text in documents.values()} == {
+        f"{row['content']}\nTitle: {row['title']}Type: {row['type']}" for row in rows
+    }
+
+
+def test_duplicates_are_found_below_other_tasks(tmp_path: Path) -> None:
+    rows = rows_of(40)
+    rows += [row | {"title": f"Copy of {row['title']}"} for row in rows]
+    source = {"path": str(write_rows(tmp_path / "a.jsonl", rows))}
+    dataset = {"source": source, "document": "title", "context": "{{ content }}\n", "tasks": TASKS}
+    _, data = prepare(tmp_path, dataset | {"split": {"train": 0.5, "validation": 0.25, "test": 0.25}})
+    with pytest.raises(DataError, match="two sides"):
+        check(tmp_path, data, "block")
+
+
+def test_nothing_to_learn_is_told(tmp_path: Path) -> None:
+    rows = [row | {"type": "", "title": ""} for row in rows_of(10)]
+    with pytest.raises(DataError, match="none of 10 records has a completion that is not empty"):
+        prepare(tmp_path, {"source": {"path": str(write_rows(tmp_path / "a.jsonl", rows))}, "tasks": TASKS})
+
+
+def test_what_is_said_twice_in_conversations_is_a_leak(tmp_path: Path) -> None:
+    def said(number: int) -> list[dict[str, str]]:
+        # One question of many words under different answers.
+        question = {"role": "user", "content": article(number % 20, 20)}
+        return [
+            {"role": "system", "content": article(999, 30)},
+            question,
+            {"role": "assistant", "content": article(100 + number)},
+        ]
+
+    source = {"path": str(write_rows(tmp_path / "a.jsonl", [{"messages": said(n)} for n in range(40)]))}
+    _, data = prepare(
+        tmp_path, {"source": source, "records": "messages", "split": {"train": 0.5, "validation": 0.25, "test": 0.25}}
+    )
+    sides = {row["document"]: row["split"] for row in written(data)}
+    apart = sum(sides[str(n)] != sides[str(n + 20)] for n in range(20))
+    assert apart > 5
+    assert check(tmp_path, data, "allow")["pairs"] == apart

@@ -290,3 +290,17 @@ def test_code_that_is_not_installed_is_told_in_the_plan(tmp_path: Path, monkeypa
         NeedsError, match=r"evaluate.perplexity: `perplexity`: its code, the module `gone.away`, is not installed"
     ):
         plan_of(write_planned(tmp_path))
+
+
+TASKS = (
+    'context: "{{ content }}", tasks: {title: {prompt: "T: ", completion: "{{ title }}"}, kind: {completion: "{{ title }}"}}'
+)
+
+
+def test_how_tasks_are_scored_renews_no_training(tmp_path: Path) -> None:
+    file = write_planned(tmp_path, STUDY.replace('text: "{{ title }}\\n\\n{{ content }}"', TASKS))
+    before = plan_of(file)
+    assert "paretune.data.examples:tokenize_tasks" in {stage.body for stage in before.tokens.values()}
+    after = replan(file, 'prompt: "T: ",', 'prompt: "T: ", score: [rouge_l], stop: ["."], max_new_tokens: 9,')
+    assert {stage.key for stage in before.stages} <= {stage.key for stage in after.stages}
+    assert "data" in changed(after, replan(file, 'prompt: "T: "', 'prompt: "Title: "'))
