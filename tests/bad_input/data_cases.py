@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from tests.conftest import STUDY
 
 _QUESTIONS = STUDY.replace("  perplexity: {}\n", "")
 _TEXT = ONE_STAGE_EACH.replace("    document: title\n", "").replace("{{ title }}\\n\\n{{ content }}", "{{ text }}")
+_TASKS = ONE_STAGE_EACH.replace(
+    'text: "{{ title }}\\n\\n{{ content }}"', 'tasks: {type: {prompt: "{{ title }} is of type ", completion: "{{ type }}"}}'
+)
+_RECORDS = re.sub(r"tasks: .*", "records: FORMAT", _TASKS).replace("    document: title\n", "")
 _MIB = 2**20
 
 
@@ -192,6 +197,38 @@ _CONTENT = (
     ),
 )
 
+_ANSWERS = (
+    case("task field missing", _and('{"title": "x"}\n'), "line 41: field `type` is missing", "default('')", study=_TASKS),
+    case("all answers blank", _with(type=" "), "`source`: none of 40 records has a completion that is not empty", study=_TASKS),
+    case(
+        "answer longer than asked",
+        _with(type="word " * 60),
+        "task `type`) has",
+        "tokens and `train.max_length` is 64; raise it, or write `too_long: skip`",
+        study=_TASKS,
+    ),
+    case(
+        "other fields than alpaca's",
+        _lines,
+        "line 1: field `instruction` is missing",
+        "the record has `title`",
+        study=_RECORDS.replace("FORMAT", "alpaca"),
+    ),
+    case(
+        "no messages",
+        _lines,
+        "line 1: no field `messages`, which `records: messages` reads; the record has `title`",
+        study=_RECORDS.replace("FORMAT", "messages"),
+    ),
+    case(
+        "unknown role in a conversation",
+        _with(conversations=[{"from": "alien", "value": "x"}]),
+        "line 1: `conversations`: message 1: `from` is",
+        "known: `system`",
+        study=_RECORDS.replace("FORMAT", "sharegpt"),
+    ),
+)
+
 _FORMATS = (
     other("ragged csv", "n.csv", "title,content\na,b\nc,d,e\n", "n.csv: line 3: 3 fields, the header names 2", "in quotes"),
     other("csv without a header", "n.csv", "a,b\nc,d\n", "n.csv: line 2: field `title` is missing", "the record has `a`, `b`"),
@@ -301,4 +338,4 @@ _QUESTION_FILES = (
     ),
 )
 
-CASES = (*_PLACE, *_CONTENT, *_FORMATS, *_QUESTION_FILES)
+CASES = (*_PLACE, *_CONTENT, *_ANSWERS, *_FORMATS, *_QUESTION_FILES)

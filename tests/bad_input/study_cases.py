@@ -58,6 +58,24 @@ _KEYS = (
         "unknown key of an evaluation", "max_new_tokens", "new_tokens", ":20: evaluate.generate.new_tokens", "`max_new_tokens`?"
     ),
     case("missing section", "bases: {tiny: {path: model}}\n", "", "bases: missing; a study needs", "`bases`"),
+    case(
+        "text and tasks",
+        "    text:",
+        "    tasks: {a: {completion: x}}\n    text:",
+        ":5: data.notes: `text` and `tasks` exclude each",
+    ),
+    case(
+        "an answer without a field",
+        f"text: {_TEMPLATE}",
+        "tasks: {a: {completion: x}}",
+        ":8: data.notes.tasks.a.completion: `x` uses no field of a record",
+    ),
+    case(
+        "a prompt that is no template",
+        f"text: {_TEMPLATE}",
+        'tasks: {a: {prompt: "{{ title", completion: "{{ title }}"}}',
+        ":8: data.notes.tasks.a.prompt: template",
+    ),
     case("missing text", f"    text: {_TEMPLATE}\n", "", ":5: data.notes: `text` is missing", "{{ title }}"),
     case(
         "bases as a list",

@@ -241,3 +241,17 @@ def test_memory_grows_with_what_is_trained(tmp_path: Path) -> None:
     write_base(tmp_path / "small", config=GPT2 | {"vocab_size": 50_000}, shapes={"wte.weight": (1000, 1000)})
     small = costs_of(file)
     assert small["small/notes/base: perplexity"].memory > small["small/notes/base: generate"].memory + 5e8, "the logits"
+
+
+TASKS = 'context: "{{ content }}", tasks: {title: {prompt: ". ", completion: "the train"}, kind: {completion: "{{ title }}"}}'
+
+
+def test_tasks_are_examples_and_their_completions_are_what_is_learned(tmp_path: Path) -> None:
+    file = write_planned(tmp_path, STUDY.replace('text: "{{ title }}\\n\\n{{ content }}"', TASKS))
+    found = costs_of(file)["small/notes/full seed 0: train.full"]
+    # 16 of 20 records, two tasks each, 4 examples a step, 2 epochs; two words and the end of text are learned.
+    assert (found.steps, found.tokens, found.exact) == (16, 2 * 32 * 3, False)
+    shorter = write_planned(tmp_path / "skip", file.read_text().replace("document: title,", "document: title, too_long: skip,"))
+    skipped = costs_of(shorter)["small/notes/full seed 0: train.full"]
+    assert skipped.steps is not None
+    assert 0 < skipped.steps < 16
