@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from paretune.pipeline.records import SLICE_PREFIX
 
-StoppedBy = Literal["eos", "line_break", "max_new_tokens", "context"]
-"""`line_break` ends answers only; `context`: prompt and text fill the positions of the model."""
+StoppedBy = Literal["eos", "line_break", "stop", "max_new_tokens", "context"]
+"""`line_break` ends answers only, `stop` those of tasks; `context`: prompt and text fill the positions of the model."""
 
 _COLUMNS = (
     ("split", pa.string()),

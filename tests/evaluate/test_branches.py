@@ -1,0 +1,97 @@
+"""Answers after a shared context: the text of each is that of plain generation, one prompt at a time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from paretune.data.tokenizer import load_tokenizer
+from paretune.evaluate import branches
+from paretune.evaluate.branches import Ask, answer, shares
+from paretune.model.load import LoadedModel, load_pretrained, max_positions
+from tests.evaluate.stages import BASE
+from tests.tiny import make_model
+
+CONTEXTS = [
+    "The train to the harbour leaves at seven, and the driver waits for nobody. " * 2,
+    "A lamp.",
+    "She read the letter twice.",
+]
+PROMPTS = ["\nTitle:", "", "\nWhich of these is a metal? Answer:"]
+
+
+def load(architecture: str, folder: Path) -> LoadedModel:
+    base = make_model(architecture, folder)
+    model = load_pretrained(str(base), torch.float32).eval()
+    return LoadedModel(model, load_tokenizer(BASE, str(base)), torch.device("cpu"), max_positions(model.config))
+
+
+def asks_of(loaded: LoadedModel, limit: int = 12) -> list[Ask]:
+    trunks = [np.array([loaded.tokenizer.prefix_id, *loaded.tokenizer.encode(context)], np.int32) for context in CONTEXTS]
+    return [
+        Ask(trunk, np.array(loaded.tokenizer.encode(prompt), np.int32), limit + n)
+        for trunk in trunks
+        for n, prompt in enumerate(PROMPTS)
+    ]
+
+
+def plain(loaded: LoadedModel, ask: Ask) -> list[int]:
+    """Plain greedy generation of transformers, one unpadded sequence."""
+    ids = torch.tensor([[*ask.trunk.tolist(), *ask.prompt.tolist()]])
+    config = GenerationConfig(max_new_tokens=ask.limit, eos_token_id=loaded.tokenizer.eos_id, pad_token_id=0)
+    found = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[
+        0, ids.shape[1] :
+    ].tolist()
+    return found[: found.index(1)] if 1 in found else found
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt-neox", "llama", "mistral", "qwen2", "gemma3", "opt"])
+def test_answers_are_those_of_plain_generation(architecture: str, tmp_path: Path) -> None:
+    loaded = load(architecture, tmp_path)
+    asks = asks_of(loaded)
+    assert shares(loaded.model)
+    found = answer(loaded, asks)
+    assert [list(each.ids) for each in found] == [plain(loaded, ask) for ask in asks]
+    assert [each.ids for each in answer(loaded, asks, share=False)] == [each.ids for each in found]
+
+
+def test_answers_do_not_depend_on_what_is_answered_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load("llama", tmp_path)
+    asks = asks_of(loaded)
+    together = answer(loaded, asks)
+    for size in (1, 2, 8):
+        monkeypatch.setattr(branches, "MAX_BRANCHES", size)
+        assert [each.text for each in answer(loaded, asks)] == [each.text for each in together]
+    assert [each.text for each in answer(loaded, asks[::-1])][::-1] == [each.text for each in together]
+
+
+def test_a_context_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load("llama", tmp_path)
+    read = []
+    monkeypatch.setattr(
+        branches._Batch,
+        "_read_trunks",
+        lambda self, trunks, real=branches._Batch._read_trunks: read.append(len(trunks)) or real(self, trunks),
+    )
+    answer(loaded, asks_of(loaded), share=True)
+    assert read == [len(CONTEXTS)]
+
+
+def test_an_architecture_that_cannot_share_answers_one_by_one(tmp_path: Path) -> None:
+    loaded = load("gemma2", tmp_path)
+    assert not shares(loaded.model)
+    asks = asks_of(loaded)[:3]
+    assert [list(each.ids) for each in answer(loaded, asks)] == [plain(loaded, ask) for ask in asks]
+
+
+def test_an_answer_ends_at_its_stop_text(tmp_path: Path) -> None:
+    loaded = load("llama", tmp_path)
+    asks = asks_of(loaded)
+    whole = answer(loaded, asks)[0]
+    stop = whole.text[4:6]
+    cut = answer(loaded, [Ask(asks[0].trunk, asks[0].prompt, asks[0].limit, (stop,)), *asks[1:]])
+    assert (cut[0].text, cut[0].stopped_by) == (whole.text[: whole.text.index(stop)], "stop")
+    assert loaded.tokenizer.decode(cut[0].ids).startswith(cut[0].text + stop)
+    assert [each.text for each in cut[1:]] == [each.text for each in answer(loaded, asks)[1:]]
