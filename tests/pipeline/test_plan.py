@@ -1,6 +1,7 @@
 """The plan: which stages there are, which are shared, and what does and does not give them new keys."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -304,3 +305,38 @@ def test_how_tasks_are_scored_renews_no_training(tmp_path: Path) -> None:
     after = replan(file, 'prompt: "T: ",', 'prompt: "T: ", score: [rouge_l], stop: ["."], max_new_tokens: 9,')
     assert {stage.key for stage in before.stages} <= {stage.key for stage in after.stages}
     assert "data" in changed(after, replan(file, 'prompt: "T: "', 'prompt: "Title: "'))
+
+
+SCORED = TASKS.replace('prompt: "T: ",', 'prompt: "T: ", score: [rouge_l],')
+
+
+def test_scored_tasks_are_answered_without_an_entry_or_as_the_entry_says(tmp_path: Path) -> None:
+    text = STUDY.replace('text: "{{ title }}\\n\\n{{ content }}"', SCORED)
+    file = write_planned(tmp_path, text)
+    stage = described(plan_of(file))["small/notes/base: tasks"]
+    assert stage.config["evaluation"] == {
+        "splits": ["test"],
+        "max_documents": None,
+        "tasks": {"title": {"score": ["rouge_l"], "max_new_tokens": 128, "stop": [], "labels": None}},
+    }
+    asked = described(
+        replan(file, "  perplexity: {}\n", "  perplexity: {}\n  answers: {kind: tasks, splits: [validation, test]}\n")
+    )
+    assert "small/notes/base: tasks" not in asked
+    assert asked["small/notes/base: answers"].config["evaluation"]["splits"] == ["validation", "test"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("perplexity: {}", "tasks: {kind: perplexity}", "evaluate.tasks: the name `tasks` is that of the evaluation of tasks"),
+        ("perplexity: {}", "tasks: {}\n  more: {kind: tasks}", "evaluate.more: the tasks are asked about in `tasks` already"),
+        ("perplexity: {}", "title: {kind: perplexity}", "data.notes.tasks.title: an evaluation is called `title` too"),
+        ("score: [rouge_l],", "", "evaluate.tasks: no dataset has a task with `score` or `labels`"),
+    ],
+)
+def test_tasks_and_evaluations_have_names_of_their_own(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = STUDY.replace('text: "{{ title }}\\n\\n{{ content }}"', SCORED)
+    text = text.replace(old, new) if new else text.replace(old, new).replace("perplexity: {}", "tasks: {}")
+    with pytest.raises(SpecError, match=re.escape(message)):
+        plan_of(write_planned(tmp_path, text))

@@ -95,10 +95,11 @@ def read_scores(results: Results) -> dict[Place, dict[Quantity, dict[Seed, Score
             if not file.exists():
                 continue
             if file not in files:
-                files[file] = _read_file(file, task, pool)
+                files[file] = _read_file(file, pool)
             for quantity, scores in files[file].items():
                 # One record can stand under two names, where two evaluations of a study are the same.
-                quantities.setdefault(quantity._replace(task=task), {})[cell.seed] = scores
+                named = quantity if quantity.task else quantity._replace(task=task)
+                quantities.setdefault(named, {})[cell.seed] = scores
     return found
 
 
@@ -118,13 +119,16 @@ def common_items(scores: Iterable[Scores]) -> Items | None:
     return Items(first.documents[keep], first.examples[keep]) if keep.any() else None
 
 
-def _read_file(file: Path, task: str, pool: _Pool) -> dict[Quantity, Scores]:
+def _read_file(file: Path, pool: _Pool) -> dict[Quantity, Scores]:
+    """The scores of a file; the task is empty where the file does not name it, and is then that of the evaluation."""
     table = pd.read_parquet(file)
     table = table[table["weight"] > 0]
+    if "task" not in table:
+        table = table.assign(task="")
     fields = [name for name in table.columns if name.startswith(SLICE_PREFIX)]
     found: dict[Quantity, Scores] = {}
-    for (split, metric), rows in table.groupby(["split", "metric"], sort=False):
-        quantity = Quantity(task, str(split), str(metric))
+    for (task, split, metric), rows in table.groupby(["task", "split", "metric"], sort=False):
+        quantity = Quantity(str(task), str(split), str(metric))
         found[quantity] = _scores(rows, pool)
         for field in fields:
             for value, part in rows.groupby(field, sort=True):

@@ -42,6 +42,8 @@ class Score:
     """`validation` or `test`; empty where the examples belong to no split."""
     slices: Mapping[str, str] = field(default_factory=dict)
     """Field to value, the same fields in every score of a file."""
+    task: str | None = None
+    """Where a file holds scores of several tasks, in every score of it."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,23 @@ class Generation:
     stopped_by: StoppedBy
     reference: str | None = None
     """What the text is read against, where there is such a thing."""
+    task: str | None = None
+    """Where a file holds texts of several tasks; the prompt is then what follows the context."""
+    document: str | None = None
+    example: str | None = None
 
 
 def write_scores(scores: Sequence[Score], directory: Path, slice_by: Sequence[str] = ()) -> None:
-    """Write `scores.parquet` with one column `slice.<field>` for each field of `slice_by`."""
+    """Write `scores.parquet` with one column `slice.<field>` for each field of `slice_by`, and `task` where scores have one."""
     columns = {name: pa.array([getattr(score, name) for score in scores], kind) for name, kind in _COLUMNS}
     slices = {SLICE_PREFIX + name: pa.array([score.slices[name] for score in scores], pa.string()) for name in slice_by}
-    pq.write_table(pa.table(columns | slices), directory / "scores.parquet")
+    tasks = {"task": pa.array([score.task for score in scores], pa.string())} if scores and scores[0].task is not None else {}
+    pq.write_table(pa.table(columns | slices | tasks), directory / "scores.parquet")
 
 
 def write_generations(generations: Iterable[Generation], directory: Path) -> None:
     """Write `generations.jsonl`, one generated text a line."""
     with (directory / "generations.jsonl").open("w", encoding="utf-8") as file:
         for generation in generations:
-            file.write(json.dumps(asdict(generation), ensure_ascii=False) + "\n")
+            row = {name: value for name, value in asdict(generation).items() if value is not None or name == "reference"}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

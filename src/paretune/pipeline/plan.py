@@ -15,6 +15,7 @@ from paretune.pipeline.lock import Lock, LockedBase
 from paretune.pipeline.machine import fingerprint, has, way_to
 from paretune.pipeline.stage import Stage
 from paretune.spec.data import Dataset, Source
+from paretune.spec.evaluations import Tasks
 from paretune.spec.registry import Evaluation, Method
 from paretune.spec.study import EvaluationUse, MethodUse, Study
 
@@ -97,7 +98,7 @@ class _Planner:
             for seed in seeds:
                 methods = self._methods(base, chain, seed, tokens[base, dataset], leakage[dataset])
                 model = methods[-1] if methods else None
-                evaluations = self._evaluations(base, model, tokens[base, dataset], leakage[dataset])
+                evaluations = self._evaluations(base, dataset, model, tokens[base, dataset], leakage[dataset])
                 cells.append(PlannedCell(base, dataset, variant, seed, methods, evaluations))
         return Plan(data, leakage, tokens, tuple(cells))
 
@@ -178,12 +179,14 @@ class _Planner:
             stages.append(Stage(use.name, config, use.row.body, inputs, after, resources, use.row.revision))
         return tuple(stages)
 
-    def _evaluations(self, base: str, model: Stage | None, tokens: Stage, gate: Stage) -> dict[str, Stage]:
+    def _evaluations(self, base: str, dataset: str, model: Stage | None, tokens: Stage, gate: Stage) -> dict[str, Stage]:
         size = Evaluation(SIZE, EvaluationUse, "paretune.evaluate.cost:evaluate_size")
         stages = {SIZE: self._evaluation(base, size, {}, {}, model, tokens, gate)}
-        for name, use in self.study.evaluate.items():
+        for name, use in self.study.evaluations_of(dataset).items():
             config = use.config.model_dump(mode="json")
             resources: dict[str, str] = {}
+            if isinstance(use.config, Tasks):
+                config["tasks"] = self.study.data[dataset].scored
             if use.row.items:
                 resources["items"], config["path"] = self._place_of_items(use)
                 config.pop("builtin", None)

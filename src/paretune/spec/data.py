@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from paretune.spec.base import NAME, Spec
-from paretune.spec.tasks import RESPONSE, AnyRecords, Records, Scoring, Task, taught
+from paretune.spec.tasks import RESPONSE, SCORING, AnyRecords, Records, Task, taught
 
 SPLITS = ("train", "validation", "test")
 Format = Literal["jsonl", "json", "csv", "parquet", "text"]
@@ -263,10 +263,11 @@ class Dataset(Spec):
         return self.too_long or ("error" if self.completes else "windows")
 
     @property
-    def scored(self) -> dict[str, Scoring]:
-        """The tasks whose answers are generated or classified on held-out records."""
-        asked: dict[str, Scoring] = {RESPONSE: self.ready} if self.ready else dict(self.tasks)
-        return {name: task for name, task in asked.items() if task.score or (isinstance(task, Task) and task.labels)}
+    def scored(self) -> dict[str, dict[str, Any]]:
+        """The tasks whose answers are generated or classified on held-out records, with how that is done."""
+        asked: dict[str, Task | Records] = {RESPONSE: self.ready} if self.ready else dict(self.tasks)
+        fields = {name: task.model_dump(mode="json", include=set(SCORING)) for name, task in asked.items()}
+        return {name: task for name, task in fields.items() if task["score"] or task.get("labels")}
 
     @property
     def content(self) -> dict[str, Any]:

@@ -86,9 +86,25 @@ class Latency(Spec):
     """Runs before them that are not."""
 
 
+class Tasks(Spec):
+    """The answers to a dataset's tasks that have `score` or `labels`, on held-out records. Asked without an entry here, too."""
+
+    splits: tuple[Literal["validation", "test"], ...] = Field(("test",), min_length=1)
+    """Which splits are answered."""
+    max_documents: int | None = Field(None, ge=1)
+    """Of each split so many at most, the first by the order of the split; all unless given."""
+
+    @model_validator(mode="after")
+    def _distinct_splits(self) -> Self:
+        if len(set(self.splits)) < len(self.splits):
+            raise ValueError("`splits` names a split twice")
+        return self
+
+
 EVALUATIONS = (
     Evaluation("generate", Generate, "paretune.evaluate.generate:evaluate_generate"),
     Evaluation("latency", Latency, "paretune.evaluate.cost:evaluate_latency", uses_tokens=True, measures_time=True),
     Evaluation("perplexity", Perplexity, "paretune.evaluate.likelihood:evaluate_perplexity", uses_tokens=True),
+    Evaluation("tasks", Tasks, "paretune.evaluate.tasks:evaluate_tasks", uses_tokens=True),
     Evaluation("qa", Qa, "paretune.evaluate.qa:evaluate_qa", items="paretune.data.questions:question_texts"),
 )

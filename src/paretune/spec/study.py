@@ -17,6 +17,8 @@ from paretune.spec.data import Dataset
 from paretune.spec.registry import Evaluation, Method, find_evaluation, find_method, methods
 from paretune.spec.yaml_file import Path_, read_yaml
 
+TASKS = "tasks"
+"""Kind of the evaluation that a dataset with scored tasks gets, and its name where the study has no entry for it."""
 _SUFFIXES_OF_DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
 
 
@@ -165,6 +167,14 @@ class Study(Spec):
         trained = (name for name, variant in self.variants.items() if any(use.row.trains for use in variant.methods))
         return self.compare.baseline or next(trained, next(iter(self.variants)))
 
+    def evaluations_of(self, dataset: str) -> dict[str, EvaluationUse]:
+        """What is measured on a dataset: `evaluate`, and its tasks where they are scored and no entry asks for them."""
+        if not self.data[dataset].scored:
+            return {name: use for name, use in self.evaluate.items() if use.kind != TASKS}
+        asked = any(use.kind == TASKS for use in self.evaluate.values())
+        implied = {} if asked else {TASKS: EvaluationUse(kind=TASKS, config=find_evaluation(TASKS, "").config())}
+        return dict(self.evaluate) | implied
+
 
 def load_study(file: str | Path) -> Study:
     """The study in `file`; SpecError naming line, field, value and way out for whatever is wrong with it."""
@@ -291,8 +301,24 @@ def _check_references(study: Study) -> None:
         for base in variant.bases or ():
             if base not in study.bases:
                 raise SpecError(f"variants.{name}.bases: no base `{base}`{suggestion(base, study.bases)}")
+    _check_tasks(study)
     if "size" in study.evaluate:
         raise SpecError("evaluate.size: the name `size` is taken (parameters and bytes of every variant); choose another")
+
+
+def _check_tasks(study: Study) -> None:
+    """Scores stand under the name of a task or of an evaluation, so these must differ."""
+    asked = [name for name, use in study.evaluate.items() if use.kind == TASKS]
+    if TASKS in study.evaluate and TASKS not in asked:
+        raise SpecError(f"evaluate.{TASKS}: the name `{TASKS}` is that of the evaluation of tasks; choose another")
+    if len(asked) > 1:
+        raise SpecError(f"evaluate.{asked[1]}: the tasks are asked about in `{asked[0]}` already; leave one of them out")
+    for name, dataset in study.data.items():
+        taken = sorted(set(dataset.scored) & ({*study.evaluate, "size", "cost"}))
+        if taken:
+            raise SpecError(f"data.{name}.tasks.{taken[0]}: an evaluation is called `{taken[0]}` too; rename one of them")
+    if asked and not any(dataset.scored for dataset in study.data.values()):
+        raise SpecError(f"evaluate.{asked[0]}: no dataset has a task with `score` or `labels`; add one, or leave this out")
 
 
 def _with_line(message: str, file: Path, lines: dict[Path_, int]) -> str:

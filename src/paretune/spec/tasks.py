@@ -81,6 +81,8 @@ AnyRecords = Annotated[
     Discriminator(_kind_of_records),
 ]
 
+SCORING = ("score", "max_new_tokens", "stop", "labels")
+"""The fields that say how answers are made and scored."""
 RESPONSE = "response"
 """The one task of a ready format."""
 
