@@ -1,11 +1,12 @@
-"""Greedy answers to several prompts after one context, which is read once: a trunk, and its cache for all branches.
+"""Greedy answers to several prompts after one context, which is read once: a trunk, and branches that all attend to it.
 
-The contexts of some documents are read in one pass, the keys and values of each are copied to its branches, the prompts are
-read, and then every pass adds a token to each branch that has not ended. Padding (contexts on the right, prompts on the left)
-is hidden, and windows are counted along each text alone, so an answer does not depend on what is answered beside it. Where an
-architecture cannot do this, which is tried first, prompts are answered one by one and each reads its context again.
+The contexts of some documents are read in one pass; then their prompts; then every pass adds a token to each branch that has
+not ended. Keys and values of a context are kept once: the queries of its branches meet them in one product, and one softmax
+runs over them and the branch's own keys. Padding (contexts on the right, prompts on the left) is hidden and windows are counted
+along each text alone, so an answer does not depend on what is answered beside it. Where an architecture cannot do this, which
+is tried first, prompts are answered one by one and each reads its context again.
 
-Legend: B branches, Q queries, S keys of the cache.
+Legend: B branches, D documents, Q queries, T keys of a trunk, S keys of a branch, H heads, K heads of keys, W width of a head.
 """
 
 import time
@@ -17,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from paretune.data.tokenizer import TextTokenizer
 from paretune.evaluate.outputs import StoppedBy
@@ -32,7 +33,33 @@ _PADDING = -1
 _STOP_MARGIN = 8
 """Tokens more than a stop has characters, in which it is looked for; one at a time is new."""
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-_DEPTHS: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("depths", default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """Where the queries of a pass stand, and what they may see."""
+
+    trunks: DynamicCache
+    """Of the documents; empty where no branch has a context."""
+    document_B: torch.Tensor
+    slot_B: torch.Tensor
+    """Which of its document's branches each is."""
+    num_slots: int
+    queries_BQ: torch.Tensor
+    """Depths, as those of the keys: the number of tokens before it in its text, or PADDING."""
+    trunk_keys_DT: torch.Tensor
+    keys_BS: torch.Tensor
+
+
+_VIEW: ContextVar[_View | None] = ContextVar("view", default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Masks:
+    """What the queries of a kind of layer do not see; None where they see all."""
+
+    trunk_B1QT: torch.Tensor | None
+    own_B1QS: torch.Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +119,6 @@ def answer(
 
 def shares(model: PreTrainedModel) -> bool:
     """Whether branches of unlike length after one cached trunk give what each gives alone: shown on two trunks."""
-    if model.config._attn_implementation != "sdpa":
-        return False
     size = model.config.get_text_config().vocab_size
     trunks = [np.arange(start, start + length) % size for start, length in ((3, 9), (5, 4))]
     prompts = [np.arange(start, start + length) % size for start, length in ((11, 3), (2, 5), (7, 1))]
@@ -125,31 +150,27 @@ def cut_at_text(tokenizer: TextTokenizer, ids: Sequence[int], stop: Sequence[str
 
 
 class _Batch:
-    """The cache of some branches, and which depth each of its keys has."""
+    """The trunks of some documents and the caches of their branches."""
 
     def __init__(self, model: PreTrainedModel, branches: Sequence[_Branch]) -> None:
-        self.model, self.device, self.cache = model, model.device, DynamicCache()
+        self.model, self.device = model, model.device
+        self.trunks, self.branches = DynamicCache(), DynamicCache()
         self.keep_last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
         trunks = list({id(branch.ask.trunk): branch.ask.trunk for branch in branches}.values())
-        owners = [next(n for n, trunk in enumerate(trunks) if trunk is branch.ask.trunk) for branch in branches]
+        place = {id(trunk): n for n, trunk in enumerate(trunks)}
+        self.document_B = torch.tensor([place[id(branch.ask.trunk)] for branch in branches], device=self.device)
         # The last token of a trunk goes with the prompts, so that an empty prompt has a token to be answered after.
-        self.keys_BS = self._read_trunks([trunk[:-1] for trunk in trunks])[owners]
-        if self.keys_BS.shape[1]:
-            self.cache.batch_select_indices(torch.tensor(owners, device=self.device))
+        self.trunk_keys_DT = self._read_trunks([trunk[:-1] for trunk in trunks])
         self.prompts = [np.concatenate([branch.ask.trunk[-1:], branch.ask.prompt]) for branch in branches]
         self.depths_B = torch.tensor([len(branch.ask.trunk) - 1 for branch in branches], device=self.device)
+        self.keys_BS = torch.empty(len(branches), 0, dtype=torch.long, device=self.device)
 
     def read_prompts(self) -> torch.Tensor:
         """Logits [B, V] after the prompts."""
-        width = max(map(len, self.prompts))
-        ids, depths = (np.full((len(self.prompts), width), fill) for fill in (0, _PADDING))
-        for row, prompt in enumerate(self.prompts):
-            ids[row, width - len(prompt) :] = prompt
-            depths[row, width - len(prompt) :] = np.arange(len(prompt))
-        queries_BQ = torch.from_numpy(depths).to(self.device)
-        queries_BQ = torch.where(queries_BQ == _PADDING, _PADDING, queries_BQ + self.depths_B[:, None])
+        ids_BQ, depths_BQ = _padded(self.prompts, self.device, left=True)
+        queries_BQ = torch.where(depths_BQ == _PADDING, _PADDING, depths_BQ + self.depths_B[:, None])
         self.depths_B = queries_BQ[:, -1]
-        return self._forward(torch.from_numpy(ids).to(self.device), queries_BQ)
+        return self._forward(ids_BQ, queries_BQ)
 
     def step(self, tokens_B1: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] after one more token each."""
@@ -157,37 +178,35 @@ class _Batch:
         return self._forward(tokens_B1, self.depths_B[:, None])
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Only these rows go on."""
+        """Only these branches go on."""
         indices = torch.tensor(rows, device=self.device)
-        self.cache.batch_select_indices(indices)
-        self.keys_BS, self.depths_B = self.keys_BS[indices], self.depths_B[indices]
+        self.branches.batch_select_indices(indices)
+        self.keys_BS, self.depths_B, self.document_B = (x[indices] for x in (self.keys_BS, self.depths_B, self.document_B))
+        alive, document_B = self.document_B.unique(return_inverse=True)
+        if self.trunk_keys_DT.shape[1] and 2 * len(alive) <= len(self.trunk_keys_DT):
+            self.trunks.batch_select_indices(alive)
+            self.trunk_keys_DT, self.document_B = self.trunk_keys_DT[alive], document_B
 
     def _read_trunks(self, trunks: Sequence[np.ndarray]) -> torch.Tensor:
-        """Depths [trunks, S] of the keys that are then in the cache, padded on the right."""
-        width = max(map(len, trunks))
-        ids, depths = (np.full((len(trunks), width), fill) for fill in (0, _PADDING))
-        for row, trunk in enumerate(trunks):
-            ids[row, : len(trunk)], depths[row, : len(trunk)] = trunk, np.arange(len(trunk))
-        if width:
+        """Depths [D, T] of the keys that are then in the cache."""
+        ids_DT, depths_DT = _padded(trunks, self.device, left=False)
+        if ids_DT.shape[1]:
             # Causal attention as ever: what comes after a text changes nothing in it.
             with torch.no_grad():
-                self.model(
-                    input_ids=torch.from_numpy(ids).to(self.device),
-                    past_key_values=self.cache,
-                    use_cache=True,
-                    **self.keep_last,
-                )
-        return torch.from_numpy(depths).to(self.device)
+                self.model(input_ids=ids_DT, past_key_values=self.trunks, use_cache=True, **self.keep_last)
+        return depths_DT
 
     def _forward(self, ids_BQ: torch.Tensor, queries_BQ: torch.Tensor) -> torch.Tensor:
         self.keys_BS = torch.cat([self.keys_BS, queries_BQ], dim=1)
-        with torch.no_grad(), _attending(self.model, queries_BQ, self.keys_BS):
+        slot_B, num_slots = _slots(self.document_B)
+        view = _View(self.trunks, self.document_B, slot_B, num_slots, queries_BQ, self.trunk_keys_DT, self.keys_BS)
+        with torch.no_grad(), _attending(self.model, view):
             output = self.model(
                 input_ids=ids_BQ,
                 # With a mask given, even one that hides nothing, transformers does not look for sequences in the positions.
                 attention_mask=torch.ones_like(self.keys_BS),
                 position_ids=queries_BQ.clamp_min(0),
-                past_key_values=self.cache,
+                past_key_values=self.branches,
                 use_cache=True,
                 **self.keep_last,
             )
@@ -279,30 +298,107 @@ def _length(ask: Ask) -> int:
     return len(ask.trunk) + len(ask.prompt) + ask.limit
 
 
+def _padded(texts: Sequence[np.ndarray], device: torch.device, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids, and the place of each in its text or PADDING: int64 [texts, longest]."""
+    width = max(map(len, texts))
+    ids, depths = (np.full((len(texts), width), fill) for fill in (0, _PADDING))
+    for row, text in enumerate(texts):
+        start = width - len(text) if left else 0
+        ids[row, start : start + len(text)], depths[row, start : start + len(text)] = text, np.arange(len(text))
+    return torch.from_numpy(ids).to(device), torch.from_numpy(depths).to(device)
+
+
+def _slots(document_B: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Number each branch among those of its document, and the most that a document has."""
+    seen: dict[int, int] = {}
+    slots = []
+    for document in document_B.tolist():
+        slots.append(seen.get(document, 0))
+        seen[document] = slots[-1] + 1
+    return torch.tensor(slots, device=document_B.device), max(seen.values())
+
+
 @contextmanager
-def _attending(model: PreTrainedModel, queries_BQ: torch.Tensor, keys_BS: torch.Tensor) -> Iterator[None]:
-    before, token = model.config._attn_implementation, _DEPTHS.set((queries_BQ, keys_BS))
+def _attending(model: PreTrainedModel, view: _View) -> Iterator[None]:
+    before, token = model.config._attn_implementation, _VIEW.set(view)
     model.set_attn_implementation(NAME)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
-        _DEPTHS.reset(token)
+        _VIEW.reset(token)
 
 
-def _mask_of_branches(*, mask_function: Callable[..., torch.Tensor], **_: Any) -> torch.Tensor | None:
-    """The mask function of transformers: bool [B, 1, Q, S]. `mask_function` is the rule of a kind of layer over positions."""
-    depths = _DEPTHS.get()
-    if depths is None:
-        raise ValueError("attention over branches is used without depths")
-    queries_BQ, keys_BS = depths
-    zero = torch.zeros((), dtype=torch.long, device=keys_BS.device)
-    seen_BQS = mask_function(zero, zero, queries_BQ[:, :, None], keys_BS[:, None]) & (keys_BS >= 0)[:, None]
-    if queries_BQ.shape[1] == 1 and bool(seen_BQS.all()):
-        return None
-    # A row that sees nothing is padding; its softmax must be a number all the same.
-    return (seen_BQS | ~seen_BQS.any(-1, keepdim=True))[:, None]
+def _masks_of_branches(*, mask_function: Callable[..., torch.Tensor], **_: Any) -> _Masks:
+    """The mask function: `mask_function(batch, head, query, key)` is the rule of a kind of layer over positions."""
+    view = _view()
+    zero = torch.zeros((), dtype=torch.long, device=view.keys_BS.device)
+
+    def hidden(keys_BS: torch.Tensor) -> torch.Tensor | None:
+        seen_BQS = mask_function(zero, zero, view.queries_BQ[:, :, None], keys_BS[:, None]) & (keys_BS != _PADDING)[:, None]
+        return None if bool(seen_BQS.all()) else ~seen_BQS[:, None]
+
+    own_B1QS = hidden(view.keys_BS)
+    if own_B1QS is not None:
+        # A query that is padding sees itself, so that its softmax is a number.
+        own_B1QS &= (view.queries_BQ != _PADDING)[:, None, :, None]
+    return _Masks(hidden(view.trunk_keys_DT[view.document_B]), own_B1QS)
 
 
-AttentionInterface.register(NAME, sdpa_attention_forward)
-AttentionMaskInterface.register(NAME, _mask_of_branches)
+def _attention_of_branches(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any,
+    scaling: float | None = None, softcap: float | None = None, **others: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """The attention function: query [B, H, Q, W], key and value [B, K, S, W] of the branches to [B, Q, H, W]."""
+    if not isinstance(attention_mask, _Masks):
+        raise TypeError(f"{type(module).__name__} makes a mask of its own")
+    if any(others.get(name) is not None for name in ("position_bias", "s_aux")):
+        raise ValueError(f"{type(module).__name__} attends in a way that is not known here")
+    view, (num_rows, num_heads, num_queries, width) = _view(), query.shape
+    query = query.reshape(num_rows, key.shape[1], -1, width) * (width**-0.5 if scaling is None else scaling)
+    parts = [(torch.matmul(query, key.transpose(2, 3)), attention_mask.own_B1QS)]
+    if view.trunk_keys_DT.shape[1]:
+        trunk = view.trunks.layers[module.layer_idx]
+        by_document = torch.matmul(_by_document(query, view), trunk.keys.transpose(2, 3))
+        parts.insert(0, (_by_branch(by_document, view), attention_mask.trunk_B1QT))
+    weights = torch.softmax(torch.cat([_scores(*part, num_heads, num_queries, softcap) for part in parts], -1).float(), -1)
+    weights = weights.to(value.dtype).reshape(num_rows, key.shape[1], -1, weights.shape[-1])
+    out = torch.matmul(weights[..., -key.shape[2] :], value)
+    if len(parts) > 1:
+        of_trunk = _by_document(weights[..., : -key.shape[2]], view)
+        out = out + _by_branch(torch.matmul(of_trunk, trunk.values), view)
+    return out.reshape(num_rows, num_heads, num_queries, width).transpose(1, 2), None
+
+
+def _scores(
+    scores: torch.Tensor, hidden: torch.Tensor | None, num_heads: int, num_queries: int, softcap: float | None
+) -> torch.Tensor:
+    """[B, K, H / K * Q, keys] as [B, H, Q, keys], without what the queries do not see."""
+    scores = scores.reshape(len(scores), num_heads, num_queries, -1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    return scores if hidden is None else scores.masked_fill(hidden, -torch.inf)
+
+
+def _by_document(rows: torch.Tensor, view: _View) -> torch.Tensor:
+    """[B, K, N, X] of the branches as [D, K, slots * N, X] of their documents; slots without a branch are 0."""
+    num_documents = len(view.trunk_keys_DT)
+    packed = rows.new_zeros(num_documents, rows.shape[1], view.num_slots, *rows.shape[2:])
+    packed[view.document_B, :, view.slot_B] = rows
+    return packed.flatten(2, 3)
+
+
+def _by_branch(packed: torch.Tensor, view: _View) -> torch.Tensor:
+    """[D, K, slots * N, X] of documents as [B, K, N, X] of their branches."""
+    return packed.unflatten(2, (view.num_slots, -1))[view.document_B, :, view.slot_B]
+
+
+def _view() -> _View:
+    view = _VIEW.get()
+    if view is None:
+        raise ValueError("attention over branches is used without a view")
+    return view
+
+
+AttentionInterface.register(NAME, _attention_of_branches)
+AttentionMaskInterface.register(NAME, _masks_of_branches)

@@ -88,7 +88,7 @@ def shape_of(text: str, reference: str) -> dict[str, float]:
 
 
 def score_answer(scorers: Sequence[str], text: str, reference: str) -> Mapping[str, float]:
-    """The metrics that `scorers` of a task ask for; those that need a model (`bert_score`, `accuracy`) are not among them."""
+    """The metrics that `scorers` of a task ask for; `accuracy`, which needs a model, is not among them."""
     found: dict[str, float] = {}
     if any(name.startswith("rouge_") for name in scorers):
         found |= {name: value for name, value in rouge(text, reference).items() if name in scorers}

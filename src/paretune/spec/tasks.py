@@ -10,9 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from paretune.spec.base import Spec
 
-Scorer = Literal[
-    "rouge_1", "rouge_2", "rouge_l", "bert_score", "exact_match", "contains", "set_f1", "accuracy"
-]  # fmt: skip
+Scorer = Literal["rouge_1", "rouge_2", "rouge_l", "exact_match", "contains", "set_f1", "accuracy"]
 RecordFormat = Literal["alpaca", "prompt_completion", "messages", "sharegpt"]
 
 
