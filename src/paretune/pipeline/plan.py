@@ -175,6 +175,14 @@ class _Planner:
                     "precision": self.lock.compute,
                     "device": self.lock.device,
                 }
+            elif use.row.uses_tokens(use.config):
+                inputs["tokens"] = tokens
+                after = (gate,)
+                config |= {
+                    "max_length": self.study.train.max_length,
+                    "precision": self.lock.evaluate,
+                    "device": self.lock.device,
+                }
             resources = {"base": self.lock.bases[base].resource}
             stages.append(Stage(use.name, config, use.row.body, inputs, after, resources, use.row.revision))
         return tuple(stages)

@@ -1,8 +1,8 @@
 """The methods that a study can chain: one config class each, and the table of their rows."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from paretune.spec.base import Spec
 from paretune.spec.registry import Method
@@ -32,6 +32,17 @@ class TrainLora(Spec):
     """Modules by the end of their name; `default` is PEFT's choice for the architecture, `all-linear` all but the head."""
 
 
+class Calibration(Spec):
+    """The training text that a choice is measured on: whole windows of `max_length`, in turn from the documents drawn."""
+
+    documents: int = Field(64, ge=1)
+    """Documents that are drawn, at most."""
+    tokens: int = Field(16384, ge=1)
+    """Enough windows are taken to hold so many tokens, if the documents have them."""
+    seed: int = Field(0, ge=0)
+    """Of the draw."""
+
+
 class PruneBlocks(Spec):
     """Remove whole transformer blocks: named ones, or `count` chosen ones."""
 
@@ -39,8 +50,19 @@ class PruneBlocks(Spec):
     """Indices into the blocks of the model that the method is given, from 0."""
     count: int | None = Field(None, ge=1)
     """How many to remove."""
-    choose: Literal["last", "first"] = "last"
-    """Which ones, with `count`."""
+    choose: Literal["last", "first", "loss", "influence", "angular", "random"] = "last"
+    """Which ones, with `count`: at an end, at random, or measured on training text: those without which the `loss` is lowest
+    (all sets of one or two are tried, of more one block at a time where they are many), which turn the hidden states least
+    (block `influence`, arXiv 2403.03853), or which do so as a run (`angular` distance, arXiv 2403.17887)."""
+    calibration: Calibration | None = None
+    """The training text, with a choice that is measured."""
+    seed: int | None = Field(None, ge=0)
+    """Of `choose: random`; 0 unless given."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the choice needs text."""
+        return self.choose in ("loss", "influence", "angular")
 
     @model_validator(mode="after")
     def _named_or_counted(self) -> Self:
@@ -51,11 +73,32 @@ class PruneBlocks(Spec):
                 raise ValueError("`choose` goes with `count`; `blocks` names the blocks already")
             if len(set(self.blocks)) < len(self.blocks) or min(self.blocks) < 0:
                 raise ValueError("`blocks` are distinct indices from 0")
+        if self.calibration is not None and not self.is_measured:
+            raise ValueError("`calibration` goes with `choose: loss`, `influence` or `angular`, which are measured on text")
+        if self.seed is not None and self.choose != "random":
+            raise ValueError("`seed` goes with `choose: random`; that of measured choices is `calibration.seed`")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_says_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields of measured and random choices stand in the key of those alone, resolved; other choices keep their keys."""
+        fields: dict[str, Any] = serialize(self)
+        for name in ("calibration", "seed"):
+            fields.pop(name, None)
+        if self.is_measured:
+            fields["calibration"] = (self.calibration or Calibration()).model_dump()
+        if self.choose == "random":
+            fields["seed"] = self.seed or 0
+        return fields
 
 
 METHODS = (
-    Method("prune.blocks", PruneBlocks, "paretune.variants.stages:prune_blocks"),
+    Method(
+        "prune.blocks",
+        PruneBlocks,
+        "paretune.variants.stages:prune_blocks",
+        uses_tokens=lambda config: config.is_measured,
+    ),
     Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True),
     Method("train.lora", TrainLora, "paretune.train.stages:train_lora", trains=True),
 )

@@ -1,7 +1,7 @@
 """The reference of the study file, generated from the classes that read it: text for the terminal, Markdown for docs/."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
@@ -48,10 +48,19 @@ def markdown() -> str:
     parts += ["## `variants`", "By a name of your choice: a list of methods, each applied to what the one before it left."]
     for name, method in sorted(methods().items()):
         parts += [f"### `{name}`", _summary(method.config) + _needs(method), _table(method.config)]
+        parts += [
+            part for model in _inside(method.config) for part in (f"**{model.__name__}.** {_summary(model)}", _table(model))
+        ]
     parts += ["## `evaluate`", "By a name of your choice; the kind is the name unless `kind:` says otherwise."]
     for name, evaluation in sorted(evaluations().items()):
         parts += [f"### `{name}`", _summary(evaluation.config) + _needs(evaluation), _table(evaluation.config)]
     return "\n\n".join(parts) + "\n"
+
+
+def _inside(model: type[Spec]) -> Iterator[type[Spec]]:
+    """The specs that fields of `model` hold."""
+    for field in model.model_fields.values():
+        yield from (part for part in get_args(field.annotation) if isinstance(part, type) and issubclass(part, Spec))
 
 
 def _summary(model: type[Spec]) -> str:

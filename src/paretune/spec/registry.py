@@ -5,6 +5,7 @@ light. Third parties ship the same rows through the entry-point groups `paretune
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -24,6 +25,8 @@ class Method:
     """`module:function`, called with a StageContext; returns the metrics of the record."""
     trains: bool = False
     """Takes the tokens, the study's `train` section and the seed."""
+    uses_tokens: Callable[[Any], bool] = lambda _config: False
+    """Whether a method that does not train takes the tokens, by its config; then also precision and device of measuring."""
     revision: int = 1
     """Raised whenever the body's answer changes; part of the key."""
     needs: tuple[str, ...] = ()

@@ -62,12 +62,18 @@ def block_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 def choose_blocks(num_blocks: int, *, count: int, choose: Literal["first", "last"]) -> tuple[int, ...]:
     """The indices of `count` blocks at one end of `num_blocks`; SpecError if that leaves none or removes none."""
+    check_count(num_blocks, count)
+    return tuple(range(count)) if choose == "first" else tuple(range(num_blocks - count, num_blocks))
+
+
+def check_count(num_blocks: int, count: int) -> int:
+    """`count` as it is; SpecError unless some of `num_blocks` can be removed and kept."""
     if not 1 <= count < num_blocks:
         raise SpecError(
             f"`count: {count}` of {num_blocks} blocks: at least one must be removed and one kept; "
             f"give a number from 1 to {num_blocks - 1}"
         )
-    return tuple(range(count)) if choose == "first" else tuple(range(num_blocks - count, num_blocks))
+    return count
 
 
 def check_blocks(num_blocks: int, drop: Sequence[int]) -> tuple[int, ...]:

@@ -80,7 +80,7 @@ def prove_saved(model: PreTrainedModel, directory: Path, reference: torch.Tensor
         cache=_largest_difference(live_cached, live),
         reload=_largest_difference(read, live),
         reload_cache=_largest_difference(read_cached, read),
-        left_window=bool(_windows(model)),
+        left_window=bool(windows_of(model)),
         tolerance=TOLERANCE[model.dtype],
     )
     _refuse_unproven(name, proof)
@@ -90,22 +90,22 @@ def prove_saved(model: PreTrainedModel, directory: Path, reference: torch.Tensor
 @torch.no_grad()
 def compute_at_once(model: PreTrainedModel) -> torch.Tensor:
     """Logits of the probe without a cache, shape (1, tokens, vocabulary), once more with narrow windows if it has any."""
-    probe = _probe(model)
+    probe = probe_of(model)
     wide = model(probe, use_cache=False).logits
-    if not _windows(model):
+    if not windows_of(model):
         return wide
-    with _narrow_windows(model):
+    with narrow_windows(model):
         return torch.cat([wide, model(probe, use_cache=False).logits])
 
 
 @torch.no_grad()
 def compute_one_by_one(model: PreTrainedModel) -> torch.Tensor:
     """The same, token after token with a cache; with narrow windows the first few at once, as a prompt is."""
-    probe = _probe(model)
+    probe = probe_of(model)
     wide = _decode(model, probe, prompt=1)
-    if not _windows(model):
+    if not windows_of(model):
         return wide
-    with _narrow_windows(model):
+    with narrow_windows(model):
         return torch.cat([wide, _decode(model, probe, prompt=NARROW // 2)])
 
 
@@ -118,7 +118,7 @@ def _decode(model: PreTrainedModel, probe: torch.Tensor, *, prompt: int) -> torc
     return torch.cat(logits, dim=1)
 
 
-def _probe(model: PreTrainedModel) -> torch.Tensor:
+def probe_of(model: PreTrainedModel) -> torch.Tensor:
     """Random token ids, shape (1, tokens), the same for models of one vocabulary."""
     longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or TOKENS
     vocabulary = model.get_input_embeddings().num_embeddings
@@ -126,15 +126,16 @@ def _probe(model: PreTrainedModel) -> torch.Tensor:
     return torch.randint(vocabulary, (1, min(TOKENS, longest)), generator=generator).to(model.device)
 
 
-def _windows(model: PreTrainedModel) -> list[tuple[Any, str]]:
+def windows_of(model: PreTrainedModel) -> list[tuple[Any, str]]:
     """Config and modules that hold the length of a window, with the name of the attribute."""
     holders = (model.config.get_text_config(decoder=True), *model.modules())
     return [(holder, name) for holder in holders for name in WINDOWS if type(vars(holder).get(name)) is int]
 
 
 @contextmanager
-def _narrow_windows(model: PreTrainedModel) -> Iterator[None]:
-    before = [(holder, name, getattr(holder, name)) for holder, name in _windows(model)]
+def narrow_windows(model: PreTrainedModel) -> Iterator[None]:
+    """Sliding windows and chunks of `NARROW` tokens at most, as they were afterwards."""
+    before = [(holder, name, getattr(holder, name)) for holder, name in windows_of(model)]
     try:
         for holder, name, window in before:
             setattr(holder, name, min(window, NARROW))

@@ -1,5 +1,6 @@
 """The stage bodies of the methods that change a model without training it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,16 +9,17 @@ from paretune.model.adapters import count_parameters
 from paretune.model.load import load_model
 from paretune.pipeline.stage import StageContext
 from paretune.variants.blocks import block_list, choose_blocks
+from paretune.variants.choose import choose_measured, choose_random
 from paretune.variants.proof import prune_blocks as prune_and_prove
 
 
 def prune_blocks(context: StageContext) -> dict[str, Any]:
     """Stage body: remove blocks, show that nothing else changed, and leave a model directory that plain transformers loads."""
+    chosen, measured = choose_measured(context) if "calibration" in context.config["method"] else (None, {})
     loaded = load_model(context, torch.float32)
-    method = context.config["method"]
     before, _ = count_parameters(loaded.model)
     num_blocks = len(block_list(loaded.model)[1])
-    drop = method["blocks"] or choose_blocks(num_blocks, count=method["count"], choose=method["choose"])
+    drop = chosen or _unmeasured(context.config["method"], num_blocks)
     proof = prune_and_prove(loaded.model, drop, context.draft, base_fingerprint=context.config["base"]["digest"])
     loaded.tokenizer.hf.save_pretrained(context.draft)
     after, _ = count_parameters(loaded.model)
@@ -28,4 +30,14 @@ def prune_blocks(context: StageContext) -> dict[str, Any]:
         "removed_parameters": before - after,
         "parameters": after,
         "largest_difference": max(proof.identity, proof.cache, proof.reload, proof.reload_cache),
+        **measured,
     }
+
+
+def _unmeasured(method: Mapping[str, Any], num_blocks: int) -> Sequence[int]:
+    """The blocks that are named, at one end, or drawn."""
+    if method["blocks"]:
+        return method["blocks"]
+    if method["choose"] == "random":
+        return choose_random(num_blocks, method["count"], method["seed"])
+    return choose_blocks(num_blocks, count=method["count"], choose=method["choose"])

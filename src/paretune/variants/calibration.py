@@ -1,0 +1,85 @@
+"""Training text that a choice of blocks is measured on: windows drawn from documents of the training split, never from others.
+
+Windows are cut as training examples are (at most `max_length` tokens, prefix first), without the end-of-text, which is no
+text. A short last window is kept; rows are padded on the right, where causal attention does not look.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paretune.data.tokenizer import read_tokens
+from paretune.data.trees import Example
+from paretune.errors import DataError
+from paretune.pipeline.stage import StageContext
+from paretune.variants.walk import Removed
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    document: str
+    example: Example
+
+
+def read_windows(context: StageContext, prefix_id: int) -> list[Window]:
+    """The windows that a stage's config asks for, from its input `tokens`; DataError if training has no tokens."""
+    rows = read_tokens(context.inputs["tokens"].path, "train")
+    windows = draw_windows(rows, context.config["method"]["calibration"], context.config["max_length"], prefix_id)
+    if not windows:
+        raise DataError("the training split has no tokens to measure blocks on; name them with `blocks: [...]`")
+    return windows
+
+
+def draw_windows(
+    rows: Sequence[Mapping[str, Any]], calibration: Mapping[str, int], max_length: int, prefix_id: int
+) -> list[Window]:
+    """Windows of `documents` documents, one of each in turn and in random order, until they hold `tokens` tokens.
+
+    `rows` are those of tokens.parquet. The first document's first window is always taken.
+    """
+    by_document: dict[str, list[np.ndarray]] = {}
+    for row in rows:
+        if len(row["ids"]):
+            by_document.setdefault(row["document"], []).append(row["ids"])
+    generator = np.random.default_rng(calibration["seed"])
+    names = list(by_document)
+    piles = []
+    for index in generator.permutation(len(names))[: calibration["documents"]]:
+        pile = [Window(names[index], one) for ids in by_document[names[index]] for one in _cut(ids, max_length, prefix_id)]
+        piles.append([pile[place] for place in generator.permutation(len(pile))])
+    taken: list[Window] = []
+    tokens = 0
+    for window in itertools.chain.from_iterable(itertools.zip_longest(*piles)):
+        if window is not None and tokens < calibration["tokens"]:
+            taken.append(window)
+            tokens += window.example.num_targets
+    return taken
+
+
+def write_block_scores(scores: Mapping[Removed, np.ndarray], windows: Sequence[Window], context: StageContext) -> None:
+    """Write `block_scores.parquet`: of each removal and document the sum of its score and the tokens that it is over.
+
+    `scores` holds the sum of each window. Columns `removed` (list of block indices), `document`, `sum`, `tokens`.
+    """
+    documents = list(dict.fromkeys(window.document for window in windows))
+    place = {document: index for index, document in enumerate(documents)}
+    codes = np.array([place[window.document] for window in windows])
+    tokens = np.bincount(codes, [window.example.num_targets for window in windows]).astype(np.int64)
+    columns = {
+        "removed": pa.array([list(removed) for removed in scores for _ in documents], pa.list_(pa.int32())),
+        "document": pa.array(documents * len(scores), pa.string()),
+        "sum": pa.array(np.concatenate([np.bincount(codes, sums) for sums in scores.values()]), pa.float64()),
+        "tokens": pa.array(np.tile(tokens, len(scores)), pa.int64()),
+    }
+    pq.write_table(pa.table(columns), context.draft / "block_scores.parquet")
+
+
+def _cut(ids: np.ndarray, max_length: int, prefix_id: int) -> Iterator[Example]:
+    whole = np.concatenate([[prefix_id], ids]).astype(np.int32)
+    for start in range(0, len(ids), max_length - 1):
+        yield Example(whole[start : start + max_length])

@@ -1,0 +1,180 @@
+"""Which blocks to remove, measured on training text: by the loss without them, or by how little they turn the hidden states.
+
+`loss` tries all sets of one or two blocks, exactly, in one walk over the depth (`walk.py`); of more blocks all sets where
+they are few, else one block after the other, each time the one whose absence costs least (as SLEB, arXiv 2402.09025).
+`influence` (ShortGPT, arXiv 2403.03853) and `angular` (arXiv 2403.17887) look at the whole model's hidden states alone; both
+are means over all predicting positions here.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from paretune.data.trees import Batch, Example, forward_batches
+from paretune.model.forward import head_of
+from paretune.model.load import load_model
+from paretune.model.loss import Logits, token_nats
+from paretune.pipeline.stage import StageContext
+from paretune.variants.blocks import block_list, check_count
+from paretune.variants.calibration import read_windows, write_block_scores
+from paretune.variants.walk import Removed, Walk, agrees, block_inputs, live_removals, make_walk, sets_of
+
+STATE_BYTES = 1 << 29
+"""Of the hidden states that a walk holds at a time."""
+EXACT_SETS = 200
+"""Of three blocks or more all sets are tried if there are no more than these, smaller ones included."""
+
+Scores = dict[Removed, np.ndarray]
+"""By the blocks removed: the sum over each window's targets (float64, in the order of the windows)."""
+Removals = Callable[[torch.Tensor, Sequence[int], int], Iterator[tuple[Removed, torch.Tensor]]]
+"""Ids [R, T], the blocks that are left and a count -> (all removed blocks, last hidden states [R, T, D]) of each set."""
+Emit = Callable[..., None]
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    removed: Removed
+    scores: Scores
+    computed: Literal["walk", "one by one", "states"]
+    """All removals in one walk; each by itself, where the architecture cannot be walked; no removals, but hidden states."""
+    tried: Literal["all sets", "one at a time", "runs", "blocks"]
+
+
+def choose_measured(context: StageContext) -> tuple[Removed, dict[str, Any]]:
+    """The blocks that a stage's config asks for by a measured choice, and what the record says of it.
+
+    Leaves `block_scores.parquet`. SpecError if `count` does not fit the model.
+    """
+    method, started = context.config["method"], time.perf_counter()
+    loaded = load_model(context)
+    windows = read_windows(context, loaded.tokenizer.prefix_id)
+    examples = [window.example for window in windows]
+    count = check_count(len(block_list(loaded.model)[1]), method["count"])
+    if method["choose"] == "loss":
+        choice = choose_by_loss(loaded.model, examples, count, forward_tokens=context.options.forward_tokens, emit=context.emit)
+    else:
+        choice = choose_by_turn(loaded.model, examples, count, choose=method["choose"])
+    write_block_scores(choice.scores, windows, context)
+    tokens = sum(example.num_targets for example in examples)
+    means = mean_scores(choice.scores, examples)
+    return choice.removed, {
+        "computed": choice.computed,
+        "tried": choice.tried,
+        "calibration_documents": len({window.document for window in windows}),
+        "calibration_tokens": tokens,
+        "choice_seconds": time.perf_counter() - started,
+        "block_scores": [{"removed": list(removed), "score": score} for removed, score in means.items()],
+    }
+
+
+def choose_random(num_blocks: int, count: int, seed: int) -> Removed:
+    """`count` blocks drawn without replacement."""
+    drawn = np.random.default_rng(seed).choice(num_blocks, check_count(num_blocks, count), replace=False)
+    return tuple(sorted(int(index) for index in drawn))
+
+
+@torch.no_grad()
+def choose_by_loss(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    count: int,
+    *,
+    forward_tokens: int,
+    state_bytes: int = STATE_BYTES,
+    emit: Emit = lambda **_: None,
+) -> Choice:
+    """The set of `count` blocks without which the mean loss of `examples` is lowest, and the scores of all that were tried.
+
+    The model is in evaluation mode. The whole model and the smaller sets on the way are among the scores. `forward_tokens`
+    and `state_bytes` bound memory and move float rounding only.
+    """
+    num_blocks = len(block_list(model)[1])
+    walk = make_walk(model, forward_tokens=forward_tokens)
+    exact = count <= 2 or sum(math.comb(num_blocks, size) for size in range(count + 1)) <= EXACT_SETS
+    at_once, rounds = (count, 1) if exact else (1, count)
+    is_walked = agrees(walk, at_once)
+    removals = walk.removals if is_walked else _one_by_one(walk)
+    logits_of = head_of(model)
+    scores: Scores = {}
+    removed: Removed = ()
+    for turn in range(rounds):
+        remaining = [block for block in range(num_blocks) if block not in removed]
+        sums: Scores = {}
+        done = 0
+        for indices, batch in _batches(model, examples, num_blocks, state_bytes):
+            for without, sums_R in _loss_sums(removals, logits_of, batch, remaining, at_once):
+                sums.setdefault(without, np.zeros(len(examples)))[indices] = sums_R
+            done += len(indices)
+            emit(done=turn * len(examples) + done, total=rounds * len(examples))
+        scores |= sums
+        size = len(removed) + at_once
+        removed = min((without for without in sums if len(without) == size), key=lambda without: sums[without].sum())
+    return Choice(removed, scores, "walk" if is_walked else "one by one", "all sets" if exact else "one at a time")
+
+
+@torch.no_grad()
+def choose_by_turn(
+    model: PreTrainedModel, examples: Sequence[Example], count: int, *, choose: str, state_bytes: int = STATE_BYTES
+) -> Choice:
+    """`influence`: the `count` blocks with the smallest 1 - cosine of what goes in and comes out. `angular`: the run of
+    `count` blocks with the smallest angle between them, over pi."""
+    num_blocks = len(block_list(model)[1])
+    span = count if choose == "angular" else 1
+    runs = [tuple(range(first, first + span)) for first in range(num_blocks - span + 1)]
+    scores = {run: np.zeros(len(examples)) for run in runs}
+    for indices, batch in _batches(model, examples, num_blocks, state_bytes):
+        states = [one.flatten(0, 1).index_select(0, batch.hidden_N).float() for one in block_inputs(model, batch.ids_RT)]
+        for run in runs:
+            cosine_N = functional.cosine_similarity(states[run[0]], states[run[-1] + 1], dim=-1).clamp(-1, 1)
+            turn_N = torch.arccos(cosine_N) / math.pi if choose == "angular" else 1 - cosine_N
+            scores[run][indices] = _sums(turn_N, batch)
+    ranked = sorted(runs, key=lambda run: scores[run].sum())
+    if choose == "angular":
+        return Choice(ranked[0], scores, "states", "runs")
+    return Choice(tuple(sorted(block for run in ranked[:count] for block in run)), scores, "states", "blocks")
+
+
+def mean_scores(scores: Mapping[Removed, np.ndarray], examples: Sequence[Example]) -> dict[Removed, float]:
+    """The mean over all targets of each removal's score, in order of size and index."""
+    tokens = sum(example.num_targets for example in examples)
+    order = sorted(scores, key=lambda removed: (len(removed), removed))
+    return {removed: float(scores[removed].sum() / tokens) for removed in order}
+
+
+def _batches(
+    model: PreTrainedModel, examples: Sequence[Example], num_blocks: int, state_bytes: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Rows of one example each, so many that the states of all depths fit into `state_bytes`, or one."""
+    of_a_token = (num_blocks + 1) * model.config.get_text_config(decoder=True).hidden_size * model.dtype.itemsize
+    for indices, batch in forward_batches(examples, forward_tokens=state_bytes // of_a_token, pack=False):
+        yield indices, batch.to(model.device)
+
+
+def _loss_sums(
+    removals: Removals, logits_of: Logits, batch: Batch, remaining: Sequence[int], count: int
+) -> Iterator[tuple[Removed, np.ndarray]]:
+    """Nats of each row of the blocks `remaining` alone, and without each set of at most `count` of them."""
+    for removed, final_RTD in removals(batch.ids_RT, remaining, count):
+        hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
+        yield removed, _sums(token_nats(logits_of, hidden_ND, batch.targets_N)[0], batch)
+
+
+def _one_by_one(walk: Walk) -> Removals:
+    def removals(ids_RT: torch.Tensor, remaining: Sequence[int], count: int) -> Iterator[tuple[Removed, torch.Tensor]]:
+        gone = [block for block in range(len(walk.blocks)) if block not in remaining]
+        sets = [tuple(sorted((*gone, *more))) for more in sets_of(remaining, count)]
+        return live_removals(walk.model, ids_RT, sets)
+
+    return removals
+
+
+def _sums(values_N: torch.Tensor, batch: Batch) -> np.ndarray:
+    """Sums over each row's targets, float64."""
+    return torch.stack([part.sum() for part in values_N.double().split(batch.sizes)]).cpu().numpy()
