@@ -34,6 +34,8 @@ GOLDEN = {
     "small/notes/named: prune.blocks": "cb0675195d5b",
     "small/notes/named: perplexity": "432a215d2caa",
 }
+GOLDEN_CHOICE = "6425c17f1899"
+"""`count: 1, choose: loss` of `small`."""
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,8 @@ def test_the_keys_of_the_example_study_are_frozen(tmp_path: Path) -> None:
     """A key that changes makes its stage run again in every store. Where an answer changes, a row's `revision` says so."""
     found = {name: key[:12] for name, key in keys(plan_of(write_planned(tmp_path))).items()}
     assert {name: found[name] for name in GOLDEN} == GOLDEN
+    chosen = keys(with_choice(tmp_path / "choice", "count: 1, choose: loss"))
+    assert chosen["small/notes/shorter: prune.blocks"][:12] == GOLDEN_CHOICE
 
 
 def test_keys_do_not_know_where_and_when_and_by_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +210,48 @@ def test_only_what_trains_has_seeds_and_only_its_bases_have_a_variant(tmp_path: 
     assert trained.config["seed"] == 1
     assert sorted(trained.inputs) == ["model", "tokens"]
     assert trained.after == (plan.leakage["notes"],)
+
+
+def with_choice(folder: Path, fields: str) -> Plan:
+    """The example study, with a variant `shorter` that removes blocks by `fields`."""
+    text = STUDY.replace("shorter: [{prune.blocks: {count: 1, choose: last}}]", f"shorter: [{{prune.blocks: {{{fields}}}}}]")
+    return plan_of(write_planned(folder, text))
+
+
+def test_a_measured_choice_of_blocks_takes_training_text_and_others_do_not(tmp_path: Path) -> None:
+    plan = with_choice(tmp_path, "count: 1, choose: loss")
+    stages = described(plan)
+    chosen = stages["small/notes/shorter: prune.blocks"]
+    assert chosen.inputs == {"tokens": plan.tokens["small", "notes"]}
+    assert chosen.after == (plan.leakage["notes"],)
+    assert chosen.config["method"] == {
+        "blocks": None,
+        "count": 1,
+        "choose": "loss",
+        "calibration": {"documents": 64, "tokens": 16384, "seed": 0},
+    }
+    assert (chosen.config["max_length"], chosen.config["precision"], chosen.config["device"]) == (64, "float32", "cpu")
+    plain = stages["small/notes/reduced seed 0: prune.blocks"]
+    assert plain.inputs == {}
+    assert sorted(plain.config["method"]) == ["blocks", "choose", "count"]
+
+
+def test_what_a_choice_depends_on_is_in_its_key_written_out_or_not(tmp_path: Path) -> None:
+    fields = [
+        "count: 1, choose: loss",
+        "count: 1, choose: influence",
+        "count: 1, choose: loss, calibration: {seed: 1}",
+        "count: 1, choose: loss, calibration: {documents: 8}",
+        "count: 1, choose: random",
+        "count: 1, choose: random, seed: 1",
+    ]
+    same = ["count: 1, choose: loss, calibration: {documents: 64}", "count: 1, choose: random, seed: 0"]
+    found = {
+        text: keys(with_choice(tmp_path / str(number), text))["small/notes/shorter: prune.blocks"]
+        for number, text in enumerate(fields + same)
+    }
+    assert len({found[text] for text in fields}) == len(fields)
+    assert [found[text] for text in same] == [found[fields[0]], found[fields[4]]]
 
 
 def test_only_times_depend_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

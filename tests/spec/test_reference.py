@@ -4,11 +4,12 @@ import pytest
 
 from paretune.spec.base import Spec
 from paretune.spec.data import Dataset, Source, Split, SplitSources
+from paretune.spec.methods import Calibration
 from paretune.spec.reference import markdown, methods_text
 from paretune.spec.registry import evaluations, load_function, methods
 from paretune.spec.study import Base, Compare, EarlyStopping, Precision, Train
 
-SECTIONS = [Base, Dataset, Source, SplitSources, Split, Train, EarlyStopping, Precision, Compare]
+SECTIONS = [Base, Dataset, Source, SplitSources, Split, Train, EarlyStopping, Precision, Compare, Calibration]
 ROWS = {**methods(), **evaluations()}
 
 

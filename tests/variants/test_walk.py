@@ -78,7 +78,7 @@ def test_rows_padded_on_the_right_do_not_move_what_stands_before(bases: dict[str
 
 @pytest.mark.parametrize(("num_blocks", "count", "expected"), [(16, 1, 136), (12, 1, 78), (12, 2, 298), (8, 1, 36)])
 def test_what_is_shared_is_computed_once(num_blocks: int, count: int, expected: int, tmp_path: Path) -> None:
-    """Block l runs once for each set of at most `count` of the blocks before it."""
+    """A block runs once for each set of at most `count` of the blocks before it."""
     model = load(make_model("llama", tmp_path, num_hidden_layers=num_blocks))
     walk = make_walk(model, forward_tokens=4096)
     rows = 0
@@ -90,7 +90,11 @@ def test_what_is_shared_is_computed_once(num_blocks: int, count: int, expected: 
     for block in model.model.layers:
         block.mlp.register_forward_pre_hook(count_rows)  # the block itself is also called where it is replaced
     assert len(list(walk.removals(some_ids()[:1], range(num_blocks), count))) == len(sets_of(range(num_blocks), count))
-    assert rows == expected == sum(math.comb(l, k) for l, k in itertools.product(range(num_blocks), range(count + 1)))
+    assert (
+        rows
+        == expected
+        == sum(math.comb(depth, size) for depth, size in itertools.product(range(num_blocks), range(count + 1)))
+    )
 
 
 def test_a_model_that_acts_between_its_blocks_is_found_out(bases: dict[str, Path]) -> None:

@@ -1,8 +1,9 @@
 """The report: what stands in it and in which order. One structure, written as text and as Markdown by `render`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from paretune.analysis import wording
+from paretune.analysis.blocks import blocks_section
 from paretune.analysis.conclude import across_bases, conclude, remarks
 from paretune.analysis.deviations import Marks, deviations, marks_of
 from paretune.analysis.document import Block, Bullets, Document, Paragraph, Section, Table
@@ -44,6 +45,7 @@ def build_report(measured: Measured, figures: frozenset[str]) -> Document:
     for group in measured.groups:
         many = len(measured.groups) > 1
         parts = [
+            blocks_section(measured, group),
             training_section(measured, group, figures),
             held_out_section(measured, group, marks),
             questions_section(measured, group, marks),
@@ -227,6 +229,8 @@ def _methods(variant: Variant) -> str:
 def _setting(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_setting(item)}" for name, item in value.items())
     return ", ".join(str(item) for item in value) if isinstance(value, tuple | list) else str(value)
 
 

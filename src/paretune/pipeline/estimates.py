@@ -35,6 +35,8 @@ _ACTIVATIONS = {"train.full": 96, "train.lora": 112}
 _ATTENTION = 8
 """Bytes kept for the backward pass by token, block, head and position of a row."""
 _SCORING = ("evaluate.perplexity", "evaluate.qa")
+_STATES = 512 * 2**20
+"""Hidden states that a choice of blocks by loss holds: `paretune.variants.choose.STATE_BYTES`."""
 _HEAD = 16 * 1024
 """Bytes by word of the vocabulary: a chunk of logits with its gradient."""
 _LONG = ("jsonl", "csv", "parquet")
@@ -147,7 +149,7 @@ def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount
         # A block at a time: nothing is kept for a backward pass.
         one_block = {**config, "num_hidden_layers": 1, "n_layer": 1}
         scoring = _forward(one_block, RunOptions().forward_tokens, study.train.max_length, 80)
-        used = scoring if stage.kind in _SCORING else 0.0
+        used = scoring if stage.kind in _SCORING else scoring + _STATES if "tokens" in stage.inputs else 0.0
         memory = None if weights is None else libraries + max(_LOADING * weights, 4 * weights + used)
         return Cost(memory=memory, disk=4 * weights if weights and stage.kind.startswith("prune") else None)
     amount = amounts[stage.inputs["tokens"]]

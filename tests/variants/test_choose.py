@@ -1,0 +1,206 @@
+"""Measured choices of blocks: the losses are those of the models without the blocks, and only training text is read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from paretune.data.trees import Example
+from paretune.errors import SpecError
+from paretune.model.forward import score
+from paretune.pipeline.stage import RunOptions, StageContext
+from paretune.variants import choose
+from paretune.variants.blocks import remove_blocks
+from paretune.variants.choose import EXACT_SETS, choose_by_loss, choose_by_turn, choose_random, mean_scores
+from paretune.variants.stages import prune_blocks
+from tests.evaluate.stages import BASE, reference_logits, write_tokens
+from tests.tiny import ARCHITECTURES, NUM_BLOCKS, VOCABULARY_SIZE, make_model
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    return {architecture: make_model(architecture, folder / architecture) for architecture in ARCHITECTURES}
+
+
+def load(directory: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(directory).eval()
+
+
+def some_examples(lengths: Sequence[int] = (21, 40, 5, 33, 2), seed: int = 0) -> list[Example]:
+    generator = np.random.default_rng(seed)
+    return [Example(generator.integers(2, VOCABULARY_SIZE, length).astype(np.int32)) for length in lengths]
+
+
+def losses_of(model: PreTrainedModel, examples: Sequence[Example]) -> np.ndarray:
+    return np.array([one.nats.sum() for one in score(model, examples, forward_tokens=4096)])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_losses_are_those_of_the_model_without_the_blocks(architecture: str, bases: dict[str, Path]) -> None:
+    examples = some_examples()
+    choice = choose_by_loss(load(bases[architecture]), examples, 2, forward_tokens=80)
+    assert (choice.computed, choice.tried) == ("walk", "all sets")
+    assert len(choice.scores) == 1 + 4 + 6
+    for removed in ((), (0,), (1,), (2,), (3,), (0, 1), (1, 3), (2, 3)):
+        model = load(bases[architecture])
+        if removed:
+            remove_blocks(model, removed, base_fingerprint="")
+        np.testing.assert_allclose(choice.scores[removed], losses_of(model, examples), rtol=1e-5)
+    means = mean_scores(choice.scores, examples)
+    assert means[choice.removed] == min(mean for removed, mean in means.items() if len(removed) == 2)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_losses_are_those_of_float64(architecture: str, bases: dict[str, Path], tmp_path: Path) -> None:
+    examples = some_examples()
+    choice = choose_by_loss(load(bases[architecture]), examples, 1, forward_tokens=4096)
+    for block in range(NUM_BLOCKS):
+        pruned = load(bases[architecture])
+        remove_blocks(pruned, [block], base_fingerprint="")
+        pruned.save_pretrained(tmp_path / str(block))
+        logits_of = reference_logits(tmp_path / str(block))
+        for example, found in zip(examples, choice.scores[(block,)], strict=True):
+            ids = torch.from_numpy(example.ids).long()
+            nats = -logits_of(ids.tolist())[:-1].log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
+            assert found == pytest.approx(nats.sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("forward_tokens", "state_bytes"), [(1, 1), (64, 1 << 16), (1 << 20, 1 << 30)])
+def test_memory_does_not_change_the_answer(forward_tokens: int, state_bytes: int, bases: dict[str, Path]) -> None:
+    examples = some_examples()
+    expected = choose_by_loss(load(bases["qwen2"]), examples, 2, forward_tokens=4096)
+    found = choose_by_loss(load(bases["qwen2"]), examples, 2, forward_tokens=forward_tokens, state_bytes=state_bytes)
+    assert found.removed == expected.removed
+    for removed, sums in expected.scores.items():
+        np.testing.assert_allclose(found.scores[removed], sums, rtol=1e-5)
+
+
+def test_of_many_sets_blocks_go_one_at_a_time(tmp_path: Path) -> None:
+    num_blocks = 7
+    assert 1 + 7 + 21 + 35 + 35 + 21 <= EXACT_SETS < 1000
+    base, examples = make_model("llama", tmp_path, num_hidden_layers=num_blocks), some_examples((20, 20))
+    exact = choose_by_loss(load(base), examples, 3, forward_tokens=4096)
+    assert exact.tried == "all sets"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choose, "EXACT_SETS", 10)
+        greedy = choose_by_loss(load(base), examples, 3, forward_tokens=4096)
+    assert greedy.tried == "one at a time"
+    assert {len(removed): sum(len(one) == len(removed) for one in greedy.scores) for removed in greedy.scores} == {
+        0: 1,
+        1: 7,
+        2: 6,
+        3: 5,
+    }
+    for removed, sums in greedy.scores.items():
+        np.testing.assert_allclose(sums, exact.scores[removed], rtol=1e-5)
+    by_size = [min((s.sum(), r) for r, s in greedy.scores.items() if len(r) == size)[1] for size in (1, 2, 3)]
+    assert set(by_size[0]) < set(by_size[1]) < set(by_size[2]) == set(greedy.removed)
+    totals = {removed: sums.sum() for removed, sums in exact.scores.items() if len(removed) == 3}
+    assert exact.removed == min(totals, key=lambda removed: totals[removed])
+
+
+def test_what_cannot_be_walked_is_evaluated_one_by_one(bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = some_examples()
+    expected = choose_by_loss(load(bases["smollm3"]), examples, 2, forward_tokens=4096)
+    monkeypatch.setattr(choose, "agrees", lambda *_: False)
+    for exact_sets in (EXACT_SETS, 0):
+        monkeypatch.setattr(choose, "EXACT_SETS", exact_sets)
+        found = choose_by_loss(load(bases["smollm3"]), examples, 2, forward_tokens=4096)
+        assert (found.computed, found.removed) == ("one by one", expected.removed)
+        assert found.scores.keys() == expected.scores.keys()
+        for removed, sums in expected.scores.items():
+            np.testing.assert_allclose(found.scores[removed], sums, rtol=1e-5)
+    greedy = choose_by_loss(load(bases["smollm3"]), examples, 3, forward_tokens=4096)
+    assert greedy.tried == "one at a time"
+    assert len(greedy.removed) == 3
+
+
+def test_influence_and_angle_are_those_of_the_hidden_states(bases: dict[str, Path]) -> None:
+    examples = some_examples((20,))
+    model = load(bases["gpt2"])
+    states: list[torch.Tensor] = []
+    for block in model.transformer.h:
+        block.register_forward_hook(lambda _, args, output: states.append(output.detach()))
+    model.transformer.h[0].register_forward_pre_hook(lambda _, args: states.append(args[0].detach()))
+    with torch.no_grad():
+        model(torch.from_numpy(examples[0].ids).long()[None], use_cache=False)
+    x = [state[0, :-1].double() / state[0, :-1].double().norm(dim=-1, keepdim=True) for state in states]
+    influence = [(1 - (x[i] * x[i + 1]).sum(-1)).sum().item() for i in range(NUM_BLOCKS)]
+    angles = [(torch.arccos((x[i] * x[i + 2]).sum(-1)) / torch.pi).sum().item() for i in range(NUM_BLOCKS - 1)]
+    by_influence = choose_by_turn(load(bases["gpt2"]), examples, 2, choose="influence")
+    by_angle = choose_by_turn(load(bases["gpt2"]), examples, 2, choose="angular")
+    assert [by_influence.scores[(i,)][0] for i in range(NUM_BLOCKS)] == pytest.approx(influence, rel=1e-5)
+    assert by_influence.removed == tuple(sorted(np.argsort(influence)[:2]))
+    assert [by_angle.scores[(i, i + 1)][0] for i in range(NUM_BLOCKS - 1)] == pytest.approx(angles, rel=1e-5)
+    first = int(np.argmin(angles))
+    assert by_angle.removed == (first, first + 1)
+
+
+def test_random_blocks_follow_the_seed() -> None:
+    drawn = [choose_random(16, 3, seed) for seed in range(20)]
+    assert drawn == [choose_random(16, 3, seed) for seed in range(20)]
+    assert len(set(drawn)) > 10
+    assert all(list(blocks) == sorted(set(blocks)) and 0 <= blocks[0] <= blocks[-1] < 16 for blocks in drawn)
+    with pytest.raises(SpecError, match="`count: 16` of 16 blocks"):
+        choose_random(16, 16, 0)
+
+
+TEXTS = [
+    ("train", "a", "The train to the harbour leaves at seven, and the driver waits for nobody." * 3),
+    ("train", "b", "She read the letter twice, folded it, and put it under the lamp."),
+    ("validation", "c", "A new engine was shown to the press."),
+    ("test", "d", "The older one stays in production for another year."),
+]
+
+
+def context_of(
+    base: Path, method: dict[str, object], folder: Path, texts: Sequence[tuple[str, str, str]] = TEXTS
+) -> StageContext:
+    (folder / "draft").mkdir(parents=True)
+    fields = {"blocks": None, "count": 1, "calibration": {"documents": 64, "tokens": 16384, "seed": 0}}
+    return StageContext(
+        config={"base": BASE, "method": fields | method, "max_length": 32, "precision": "float32", "device": "cpu"},
+        inputs={"tokens": write_tokens(base, texts, folder / "tokens")},
+        resources={"base": str(base)},
+        options=RunOptions(),
+        draft=folder / "draft",
+        emit=lambda **_: None,
+    )
+
+
+@pytest.mark.parametrize("chosen", ["loss", "influence", "angular"])
+def test_the_stage_removes_what_it_measured_and_keeps_the_scores(chosen: str, bases: dict[str, Path], tmp_path: Path) -> None:
+    context = context_of(bases["llama"], {"choose": chosen}, tmp_path)
+    metrics = prune_blocks(context)
+    scores = {tuple(one["removed"]): one["score"] for one in metrics["block_scores"]}
+    singles = {removed: value for removed, value in scores.items() if len(removed) == 1}
+    assert tuple(metrics["removed_blocks"]) == min(singles, key=lambda removed: singles[removed])
+    assert metrics["calibration_documents"] == 2
+    assert AutoModelForCausalLM.from_pretrained(context.draft).config.num_hidden_layers == NUM_BLOCKS - 1
+    table = pd.read_parquet(context.draft / "block_scores.parquet")
+    assert set(table["document"]) == {"a", "b"}
+    for removed, value in scores.items():
+        rows = table[[tuple(one) == removed for one in table["removed"]]]
+        assert rows["tokens"].sum() == metrics["calibration_tokens"]
+        assert rows["sum"].sum() / rows["tokens"].sum() == pytest.approx(value)
+
+
+def test_only_training_text_is_read(bases: dict[str, Path], tmp_path: Path) -> None:
+    held_out = [(split, document, text if split == "train" else text[::-1]) for split, document, text in TEXTS]
+    method = {"choose": "loss"}
+    first = prune_blocks(context_of(bases["gpt2"], method, tmp_path / "one"))
+    second = prune_blocks(context_of(bases["gpt2"], method, tmp_path / "two", held_out))
+    assert first["block_scores"] == second["block_scores"]
+    changed = [(split, document, text[::-1] if split == "train" else text) for split, document, text in TEXTS]
+    third = prune_blocks(context_of(bases["gpt2"], method, tmp_path / "three", changed))
+    assert first["block_scores"] != third["block_scores"]
+
+
+def test_a_count_that_leaves_nothing_is_refused_before_anything_is_measured(bases: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="`count: 4` of 4 blocks"):
+        prune_blocks(context_of(bases["llama"], {"choose": "loss", "count": 4}, tmp_path))
