@@ -29,6 +29,7 @@ check: install
 bench: install
 	$(BIN)/python benchmarks/leakage.py --scale 20000
 	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/depth_scan.py
 
 clean:
 	rm -rf .venv results examples/.paretune studies/.paretune

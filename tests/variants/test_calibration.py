@@ -54,3 +54,12 @@ def test_documents_of_several_rows_are_one_and_empty_ones_none() -> None:
     assert {window.document for window in windows} == {"d0"}
     assert sum(window.example.num_targets for window in windows) == 30
     assert draw(rows_of(0)) == []
+
+
+def test_of_a_task_the_completion_is_scored_after_all_that_stands_before() -> None:
+    context, prompt, completion = np.arange(20), np.arange(20, 25), np.arange(25, 28)
+    row = {"document": "d", "context": context, "prompt": prompt, "completion": completion, "ids": np.arange(28)}
+    (window,) = draw([row, row | {"completion": completion[:0]}])
+    assert window.example.ids.tolist() == [PREFIX, *range(28)]
+    assert window.example.ids[window.example.first_target :].tolist() == [25, 26, 27]
+    assert len(draw([row] * 9, tokens=57)) == 3

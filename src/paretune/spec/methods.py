@@ -38,7 +38,7 @@ class Calibration(Spec):
     documents: int = Field(64, ge=1)
     """Documents that are drawn, at most."""
     tokens: int = Field(16384, ge=1)
-    """Enough windows are taken to hold so many tokens, if the documents have them."""
+    """Windows are taken until they hold so many tokens."""
     seed: int = Field(0, ge=0)
     """Of the draw."""
 

@@ -1,7 +1,8 @@
 """Training text that a choice of blocks is measured on: windows drawn from documents of the training split, never from others.
 
 Windows are cut as training examples are (at most `max_length` tokens, prefix first), without the end-of-text, which is no
-text. A short last window is kept; rows are padded on the right, where causal attention does not look.
+text. A short last window is kept; rows are padded on the right, where causal attention does not look. Of a dataset with
+tasks a window is one context, prompt and completion, and the completion is what is scored.
 """
 
 import itertools
@@ -42,22 +43,22 @@ def draw_windows(
 
     `rows` are those of tokens.parquet. The first document's first window is always taken.
     """
-    by_document: dict[str, list[np.ndarray]] = {}
+    by_document: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if len(row["ids"]):
-            by_document.setdefault(row["document"], []).append(row["ids"])
+        if len(row.get("completion", row["ids"])):
+            by_document.setdefault(row["document"], []).append(row)
     generator = np.random.default_rng(calibration["seed"])
     names = list(by_document)
     piles = []
     for index in generator.permutation(len(names))[: calibration["documents"]]:
-        pile = [Window(names[index], one) for ids in by_document[names[index]] for one in _cut(ids, max_length, prefix_id)]
+        pile = [Window(names[index], one) for row in by_document[names[index]] for one in _cut(row, max_length, prefix_id)]
         piles.append([pile[place] for place in generator.permutation(len(pile))])
     taken: list[Window] = []
     tokens = 0
     for window in itertools.chain.from_iterable(itertools.zip_longest(*piles)):
         if window is not None and tokens < calibration["tokens"]:
             taken.append(window)
-            tokens += window.example.num_targets
+            tokens += len(window.example.ids) - 1
     return taken
 
 
@@ -79,7 +80,10 @@ def write_block_scores(scores: Mapping[Removed, np.ndarray], windows: Sequence[W
     pq.write_table(pa.table(columns), context.draft / "block_scores.parquet")
 
 
-def _cut(ids: np.ndarray, max_length: int, prefix_id: int) -> Iterator[Example]:
-    whole = np.concatenate([[prefix_id], ids]).astype(np.int32)
-    for start in range(0, len(ids), max_length - 1):
+def _cut(row: Mapping[str, Any], max_length: int, prefix_id: int) -> Iterator[Example]:
+    whole = np.concatenate([[prefix_id], row["ids"]]).astype(np.int32)
+    if "completion" in row:
+        yield Example(whole, len(whole) - len(row["completion"]))
+        return
+    for start in range(0, len(whole) - 1, max_length - 1):
         yield Example(whole[start : start + max_length])

@@ -41,16 +41,19 @@ class Walk:
     """Of one call of a block at most, but never less than one row."""
 
     @torch.no_grad()
-    def removals(self, ids_RT: torch.Tensor, remaining: Sequence[int], count: int) -> Iterator[tuple[Removed, torch.Tensor]]:
+    def removals(
+        self, ids_RT: torch.Tensor, remaining: Sequence[int], count: int, among: Sequence[int] | None = None
+    ) -> Iterator[tuple[Removed, torch.Tensor]]:
         """(all removed, last hidden states [R, T, D]) of the blocks `remaining` alone and without each set of at most `count`.
 
+        The sets are of the blocks `among`, if given. The states live until the next are asked for.
         Rows are causal and from position 0, so what pads them on the right reaches no state before it.
         """
         gone = [block for block in range(len(self.blocks)) if block not in remaining]
         calls = self._enter(ids_RT[:1])
         states_RTD = _hidden(*self._enter(ids_RT)[0]).clone()
         run = partial(self._run, calls)
-        for removed, final_RTD in _removals(run, states_RTD, remaining, count):
+        for removed, final_RTD in _removals(run, states_RTD, remaining, count, remaining if among is None else among):
             yield tuple(sorted((*gone, *removed))), self._leave(ids_RT[:1], final_RTD)
 
     def _enter(self, ids_RT: torch.Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -161,7 +164,8 @@ def _agrees_on(walk: Walk, ids_RT: torch.Tensor, count: int) -> bool:
     chosen = tuple(range(first, first + count))
     (_, expected_RTD), *_ = live_removals(walk.model, ids_RT, [chosen])
     try:
-        found_RTD = next(final_RTD for removed, final_RTD in walk.removals(ids_RT, remaining, count) if removed == chosen)
+        found = walk.removals(ids_RT, remaining, count, among=chosen)
+        found_RTD = next(final_RTD for removed, final_RTD in found if removed == chosen)
     except torch.OutOfMemoryError:
         raise
     except REFUSALS:
@@ -172,32 +176,39 @@ def _agrees_on(walk: Walk, ids_RT: torch.Tensor, count: int) -> bool:
     return bool(difference <= TOLERANCE[expected_RTD.dtype])  # not true of a NaN
 
 
-def _removals(run: Run, states_RTD: torch.Tensor, blocks: Sequence[int], count: int) -> Iterator[tuple[Removed, torch.Tensor]]:
-    """(removed, states after the last of `blocks`) for each set of at most `count` of them. The states live until the next.
+def _removals(
+    run: Run, states_RTD: torch.Tensor, blocks: Sequence[int], count: int, among: Sequence[int]
+) -> Iterator[tuple[Removed, torch.Tensor]]:
+    """(removed, states after the last of `blocks`) for each set of at most `count` of `among`.
 
     For one removal all states go through a block together; of several, the first is fixed and the others are walked from there,
     so that memory holds N + count states however many sets there are.
     """
     if count <= 1:
-        yield from _single_removals(run, states_RTD, blocks)
+        yield from _single_removals(run, states_RTD, blocks, among)
         return
     current_RTD = states_RTD.clone()
     for position, block in enumerate(blocks):
-        for removed, final_RTD in _removals(run, current_RTD, blocks[position + 1 :], count - 1):
-            yield (block, *removed), final_RTD
+        if block in among:
+            for removed, final_RTD in _removals(run, current_RTD, blocks[position + 1 :], count - 1, among):
+                yield (block, *removed), final_RTD
         run(block, current_RTD)
     yield (), current_RTD
 
 
-def _single_removals(run: Run, states_RTD: torch.Tensor, blocks: Sequence[int]) -> Iterator[tuple[Removed, torch.Tensor]]:
-    batch_KRTD = states_RTD.new_empty(len(blocks) + 1, *states_RTD.shape)
+def _single_removals(
+    run: Run, states_RTD: torch.Tensor, blocks: Sequence[int], among: Sequence[int]
+) -> Iterator[tuple[Removed, torch.Tensor]]:
+    sets: list[Removed] = [()]
+    batch_KRTD = states_RTD.new_empty(1 + sum(block in among for block in blocks), *states_RTD.shape)
     batch_KRTD[0] = states_RTD
-    for position, block in enumerate(blocks):
-        batch_KRTD[position + 1] = batch_KRTD[0]
-        run(block, batch_KRTD[: position + 1].flatten(0, 1))
-    yield (), batch_KRTD[0]
-    for position, block in enumerate(blocks):
-        yield (block,), batch_KRTD[position + 1]
+    for block in blocks:
+        running = len(sets)
+        if block in among:
+            batch_KRTD[running] = batch_KRTD[0]
+            sets.append((block,))
+        run(block, batch_KRTD[:running].flatten(0, 1))
+    yield from zip(sets, batch_KRTD, strict=True)
 
 
 @contextmanager
