@@ -4,8 +4,8 @@ python benchmarks/depth_scan.py [--blocks 16] [--width 512] [--vocabulary 8192] 
 
 Both sides give the loss of the whole model and of the model without each block, heads included, on the same windows: a Llama of
 random weights. One evaluation each is `paretune.model.forward.score`, in a process that has loaded and checked the model once.
-The limit is the ratio of the two sums of block evaluations and heads, N + N (N - 1) against N (N + 1) / 2 and N + 1 heads each,
-at the measured time of one block and one head on all windows. Prints a row of Markdown.
+The limit is the ratio of N^2 block evaluations and N + 1 heads to N (N + 1) / 2 and as many heads, at the measured time of one
+block and one head on all windows. Prints a row of Markdown.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def print_row(arguments: argparse.Namespace, seconds: dict[str, list[float]]) ->
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     blocks = arguments.blocks
     heads = (blocks + 1) * middle["head"]
-    each = (blocks + blocks * (blocks - 1)) * middle["block"] + heads
+    each = blocks**2 * middle["block"] + heads
     walk = blocks * (blocks + 1) / 2 * middle["block"] + heads
     ratio, limit = middle["one each"] / middle["walk"], each / walk
     machine = fingerprint()

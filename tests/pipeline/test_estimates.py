@@ -28,6 +28,7 @@ precision: {compute: float32}
 variants:
   full: [{train.full: {learning_rate: 1.0e-3}}]
   reduced: [{prune.blocks: {count: 1}}, {train.lora: {r: 4, targets: all-linear}}]
+  chosen: [{prune.blocks: {count: 2, choose: loss}}]
 evaluate: {perplexity: {}}
 """
 
@@ -89,6 +90,17 @@ def test_disk_is_the_size_of_what_is_kept(ran: tuple[Path, dict[str, Cost]]) -> 
         disk = before[f"{name}: {kind}"].disk
         assert disk is not None
         assert 0.7 < disk / written < 1.4
+
+
+def test_a_measured_choice_runs_in_a_study_and_is_reported(ran: tuple[Path, dict[str, Cost]]) -> None:
+    file, _ = ran
+    metrics = record_of(file, "tiny/notes/chosen: prune.blocks").metrics
+    losses = {tuple(entry["removed"]): entry["score"] for entry in metrics["block_scores"]}
+    pairs = {removed: loss for removed, loss in losses.items() if len(removed) == 2}
+    assert (metrics["computed"], len(pairs)) == ("walk", 6)
+    assert tuple(metrics["removed_blocks"]) == min(pairs, key=lambda removed: pairs[removed])
+    told = (file.parent / "out" / "report.txt").read_text(encoding="utf-8")
+    assert f"measured on {metrics['calibration_tokens']:,} tokens" in " ".join(told.split())
 
 
 def test_the_plan_is_told_in_a_table(ran: tuple[Path, dict[str, Cost]], capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +234,20 @@ def test_what_is_skipped_costs_nothing(tmp_path: Path) -> None:
     assert skipped.tokens is not None
     assert windows.tokens is not None
     assert 0 < skipped.tokens < windows.tokens
+
+
+def test_a_measured_choice_holds_the_states_of_its_text_up_to_a_limit(tmp_path: Path) -> None:
+    file = write_planned(tmp_path, STUDY.replace("blocks: {count: 1, choose: last}}]", "blocks: {count: 1, choose: loss}}]"))
+    write_base(tmp_path / "small", shapes={"wte.weight": (16, 64)})
+    few = costs_of(file)["small/notes/shorter: prune.blocks"].memory
+    scored = costs_of(file)["small/notes/base: perplexity"].memory
+    assert few is not None
+    assert scored is not None
+    assert few - scored == pytest.approx(4 * 16384 * 64 * 7)
+    write_base(tmp_path / "small", config=GPT2 | {"n_embd": 6400})
+    assert costs_of(file)["small/notes/shorter: prune.blocks"].memory == pytest.approx(
+        costs_of(file)["small/notes/base: perplexity"].memory + 512 * 2**20
+    )
 
 
 def test_memory_grows_with_what_is_trained(tmp_path: Path) -> None:

@@ -7,18 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.trees import Example
 from paretune.errors import SpecError
 from paretune.model.forward import score
 from paretune.pipeline.stage import RunOptions, StageContext
 from paretune.variants import choose
-from paretune.variants.blocks import remove_blocks
+from paretune.variants.blocks import remove_blocks, skipped_blocks
 from paretune.variants.choose import EXACT_SETS, choose_by_loss, choose_by_turn, choose_random, mean_scores
 from paretune.variants.stages import prune_blocks
 from tests.evaluate.stages import BASE, reference_logits, write_tokens
-from tests.tiny import ARCHITECTURES, NUM_BLOCKS, VOCABULARY_SIZE, make_model
+from tests.tiny import ARCHITECTURES, NUM_BLOCKS, VOCABULARY_SIZE, make_model, randomise
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,28 @@ def test_what_cannot_be_walked_is_evaluated_one_by_one(bases: dict[str, Path], m
     greedy = choose_by_loss(load(bases["smollm3"]), examples, 3, forward_tokens=4096)
     assert greedy.tried == "one at a time"
     assert len(greedy.removed) == 3
+
+
+SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": NUM_BLOCKS, "vocab_size": VOCABULARY_SIZE}
+BEYOND_THE_TABLE = {
+    "falcon": ({"model_type": "falcon"} | SMALL, "walk"),
+    "mixtral": ({"model_type": "mixtral", "intermediate_size": 64, "num_key_value_heads": 2} | SMALL, "walk"),
+    # Its attention biases have the batch in them, so its blocks cannot be called on more rows.
+    "bloom": ({"model_type": "bloom", "n_head": 4} | SMALL, "one by one"),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND_THE_TABLE)
+def test_architectures_nobody_named_are_walked_or_evaluated_one_by_one(name: str) -> None:
+    fields, computed = BEYOND_THE_TABLE[name]
+    model, examples = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields)).eval(), some_examples()
+    randomise(model)
+    choice = choose_by_loss(model, examples, 1, forward_tokens=64)
+    assert choice.computed == computed
+    np.testing.assert_allclose(choice.scores[()], losses_of(model, examples), rtol=1e-5)
+    for index in range(NUM_BLOCKS):
+        with skipped_blocks(model, [index]):
+            np.testing.assert_allclose(choice.scores[(index,)], losses_of(model, examples), rtol=1e-5)
 
 
 def test_influence_and_angle_are_those_of_the_hidden_states(bases: dict[str, Path]) -> None:

@@ -149,7 +149,7 @@ def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount
         # A block at a time: nothing is kept for a backward pass.
         one_block = {**config, "num_hidden_layers": 1, "n_layer": 1}
         scoring = _forward(one_block, RunOptions().forward_tokens, study.train.max_length, 80)
-        used = scoring if stage.kind in _SCORING else scoring + _STATES if "tokens" in stage.inputs else 0.0
+        used = scoring + _states(stage, config) if stage.kind in _SCORING or "tokens" in stage.inputs else 0.0
         memory = None if weights is None else libraries + max(_LOADING * weights, 4 * weights + used)
         return Cost(memory=memory, disk=4 * weights if weights and stage.kind.startswith("prune") else None)
     amount = amounts[stage.inputs["tokens"]]
@@ -172,6 +172,15 @@ def _forward(config: Mapping[str, Any], tokens: int, length: int, activations: i
     heads = config.get("num_attention_heads") or config.get("n_head") or 0
     by_block = tokens * (width * activations + heads * min(length, tokens) * _ATTENTION)
     return float(_blocks(config) * by_block + _HEAD * config.get("vocab_size", 0))
+
+
+def _states(stage: Stage, config: Mapping[str, Any]) -> float:
+    """Bytes of the hidden states that a choice of blocks holds: of all its text, or as much as it takes at a time."""
+    calibration = stage.config.get("method", {}).get("calibration")
+    if calibration is None:
+        return 0.0
+    width = config.get("hidden_size") or config.get("n_embd") or 0
+    return float(min(_STATES, 4 * calibration["tokens"] * width * (_blocks(config) + 1)))
 
 
 def _blocks(config: Mapping[str, Any]) -> int:

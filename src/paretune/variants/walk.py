@@ -1,8 +1,8 @@
 """The final hidden states of a model without each of its blocks, and without each set of them, in one walk over its depth.
 
-All models that still have the same blocks up to some depth share their state there: it is computed once. So N blocks and one
-removal take N (N + 1) / 2 block evaluations instead of N (N - 1), the whole model included, and the states of one depth go
-through a block together. What a block is called with (masks by layer type, rotary embeddings, positions) and what stands
+All models that have the same blocks up to some depth share their state there: it is computed once. So the whole model and its
+N single removals take N (N + 1) / 2 block evaluations instead of N^2, and all states of one depth go through a block
+together. What a block is called with (masks by layer type, rotary embeddings, positions) and what stands
 before and after the blocks is the model's own public forward, with the blocks replaced. `agrees` compares with live removal.
 
 Legend: R rows, S rows of several states, T positions, D width of the hidden states.
