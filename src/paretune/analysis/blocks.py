@@ -63,11 +63,10 @@ def _table(record: Record, choose: str, removed: list[int], level: float) -> Tab
     chosen = sets.index(removed) if removed in sets else max(taken, key=lambda index: means[index])
     order = [index for index, one in enumerate(sets) if len(one) == len(sets[chosen])]
     order.sort(key=lambda index: means[index])
-    drawn = bootstrap(sums, np.repeat(tokens[:, None], len(sets), axis=1))
     rows = []
     for index in [index for index, one in enumerate(sets) if not one] + order[:_ROWS]:
-        score = wording.with_interval(means[index], *percentile_interval(drawn[:, index], level, len(sums)))
-        more = _more(means[index] - means[chosen], drawn[:, index] - drawn[:, chosen], level, len(sums))
+        score = wording.with_interval(means[index], *_interval(sums[:, index], tokens, level))
+        more = _more(sums[:, index] - sums[:, chosen], tokens, level)
         is_removed = index == chosen or (removed not in sets and index in taken)
         rows.append([_named(sets[index]), score, wording.UNKNOWN if index == chosen else more, "removed" if is_removed else ""])
     interval = f"{100 * level:g} % interval"
@@ -96,9 +95,16 @@ def _named(removed: Sequence[int]) -> str:
     return f"{'block' if len(removed) == 1 else 'blocks'} {wording.listed([str(index) for index in removed])}"
 
 
-def _more(mean: float, replicates: Floats, level: float, num_documents: int) -> str:
-    low, high = percentile_interval(replicates, level, num_documents)
+def _more(differences: Floats, tokens: Floats, level: float) -> str:
+    """The mean of paired differences with its interval, signed."""
+    mean = float(differences.sum() / tokens.sum())
+    low, high = _interval(differences, tokens, level)
     places = max(wording.decimals(abs(mean)), 3)
     if np.isnan(low):
         return f"{mean:+.{places}f}"
     return f"{mean:+.{places}f} ({low:+.{places}f} to {high:+.{places}f})"
+
+
+def _interval(sums: Floats, tokens: Floats, level: float) -> tuple[float, float]:
+    """Of a mean over tokens, from the sums of each document; NaN twice for one document."""
+    return percentile_interval(bootstrap(sums[:, None], tokens[:, None])[:, 0], level, len(sums))
