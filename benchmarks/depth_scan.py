@@ -1,6 +1,7 @@
 """Time of all single-block removals in one walk over the depth, against one evaluation each, and against what is possible.
 
-python benchmarks/depth_scan.py [--blocks 16] [--width 512] [--vocabulary 8192] [--windows 4] [--length 256] [--repeats 3]
+python benchmarks/depth_scan.py [--blocks 16] [--width 512] [--vocabulary 8192] [--windows 2] [--length 256] [--repeats 3]
+    [--clock wall|cpu]
 
 Both sides give the loss of the whole model and of the model without each block, heads included, on the same windows: a Llama of
 random weights. One evaluation each is `paretune.model.forward.score`, in a process that has loaded and checked the model once.
@@ -13,6 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ from paretune.pipeline.machine import fingerprint
 from paretune.variants.choose import choose_by_loss
 
 FORWARD_TOKENS = 4096
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+Timed = Callable[[Callable[[], object]], float]
 
 
 def main() -> None:
@@ -35,24 +39,26 @@ def main() -> None:
         ("blocks", 16),
         ("width", 512),
         ("vocabulary", 8192),
-        ("windows", 4),
+        ("windows", 2),
         ("length", 256),
         ("repeats", 3),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu: on a busy machine, with one thread")
     arguments = parser.parse_args()
+    timed = partial(time_of, CLOCKS[arguments.clock])
     model = make_model(arguments.blocks, arguments.width, arguments.vocabulary)
     generator = np.random.default_rng(0)
     ids = generator.integers(2, arguments.vocabulary, (arguments.windows, arguments.length)).astype(np.int32)
     examples = [Example(row) for row in ids]
     packed = packed_model(model)
-    check_equal(model, packed, examples)
+    check_equal(model, packed, [Example(example.ids[:32]) for example in examples])
     seconds: dict[str, list[float]] = {"walk": [], "one each": [], "block": [], "head": []}
     for _ in range(arguments.repeats):  # in turn, so that a busy moment of the machine meets all of them
         seconds["walk"].append(timed(lambda: choose_by_loss(model, examples, 1, forward_tokens=FORWARD_TOKENS)))
         seconds["one each"].append(timed(lambda: evaluate_each(model, packed, examples)))
-        seconds["block"].append(time_block(model, ids))
-        seconds["head"].append(time_head(model, ids))
+        seconds["block"].append(time_block(model, ids, timed))
+        seconds["head"].append(time_head(model, ids, timed))
     print_row(arguments, seconds)
 
 
@@ -88,28 +94,26 @@ def check_equal(model: LlamaForCausalLM, packed: PackedModel, examples: list[Exa
 
 
 @torch.no_grad()
-def time_block(model: LlamaForCausalLM, ids: np.ndarray) -> float:
-    """Mean over the blocks of one block's time on all windows, in passes as they come in the walk."""
+def time_block(model: LlamaForCausalLM, ids: np.ndarray, timed: Timed) -> float:
+    """Mean over the blocks of one block's time on all windows."""
     states = torch.randn(*ids.shape, model.config.hidden_size)
     positions = torch.arange(ids.shape[1])[None]
     arguments = {"position_embeddings": model.model.rotary_emb(states, position_ids=positions), "position_ids": positions}
-    copies = max(1, FORWARD_TOKENS // ids.size)
-    batch = states.repeat(copies, 1, 1)
-    return timed(lambda: [block(batch, **arguments) for block in model.model.layers]) / len(model.model.layers) / copies
+    return timed(lambda: [block(states, **arguments) for block in model.model.layers]) / len(model.model.layers)
 
 
 @torch.no_grad()
-def time_head(model: LlamaForCausalLM, ids: np.ndarray) -> float:
+def time_head(model: LlamaForCausalLM, ids: np.ndarray, timed: Timed) -> float:
     """Head and loss on all targets."""
     targets = torch.from_numpy(ids[:, 1:].reshape(-1).astype(np.int64))
     states, head = torch.randn(len(targets), model.config.hidden_size), head_of(model)
     return timed(lambda: [token_nats(head, states, targets) for _ in range(4)]) / 4
 
 
-def timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def time_of(clock: Callable[[], float], work: Callable[[], object]) -> float:
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def print_row(arguments: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
@@ -120,7 +124,8 @@ def print_row(arguments: argparse.Namespace, seconds: dict[str, list[float]]) ->
     walk = blocks * (blocks + 1) / 2 * middle["block"] + heads
     ratio, limit = middle["one each"] / middle["walk"], each / walk
     machine = fingerprint()
-    print("| shape | tokens | one each, s | walk, s | times faster | limit | of the limit | block, ms | head, ms | machine |")
+    print(f"| shape | tokens | one each, s ({arguments.clock}) | walk, s | times faster | limit | of the limit", end=" ")
+    print("| block, ms | head, ms | machine |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     spread = {
         name: f"{middle[name]:.2f} ({min(seconds[name]):.2f} to {max(seconds[name]):.2f})" for name in ("one each", "walk")
