@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.trees import Example
-from paretune.errors import SpecError
+from paretune.errors import SpecError, StageError
 from paretune.model.forward import score
 from paretune.pipeline.stage import RunOptions, StageContext
 from paretune.variants import choose
@@ -226,3 +226,25 @@ def test_only_training_text_is_read(bases: dict[str, Path], tmp_path: Path) -> N
 def test_a_count_that_leaves_nothing_is_refused_before_anything_is_measured(bases: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="`count: 4` of 4 blocks"):
         prune_blocks(context_of(bases["llama"], {"choose": "loss", "count": 4}, tmp_path))
+
+
+def test_a_loss_that_is_no_number_is_told(bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose_broken(_: object, examples: Sequence[Example], *__: object, **___: object) -> choose.Choice:
+        scores = {(): np.ones(len(examples)), (2,): np.full(len(examples), np.inf)}
+        return choose.Choice((2,), scores, "walk", "all sets")
+
+    monkeypatch.setattr(choose, "choose_by_loss", choose_broken)
+    with pytest.raises(
+        StageError, match=r"without blocks \[2\] the model's loss is no finite number in float32; write `precision"
+    ):
+        prune_blocks(context_of(bases["llama"], {"choose": "loss"}, tmp_path, TEXTS[1:]))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
+def test_half_precision_is_walked_within_its_rounding(architecture: str, bases: dict[str, Path]) -> None:
+    examples = some_examples()
+    exact = choose_by_loss(load(bases[architecture]), examples, 1, forward_tokens=64)
+    half = choose_by_loss(load(bases[architecture]).to(torch.bfloat16), examples, 1, forward_tokens=64)
+    assert half.computed == "walk"
+    for removed, sums in exact.scores.items():
+        assert half.scores[removed].sum() == pytest.approx(sums.sum(), rel=0.02)

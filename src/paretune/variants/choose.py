@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from paretune.data.trees import Batch, Example, forward_batches
+from paretune.errors import StageError
 from paretune.model.forward import head_of
 from paretune.model.load import load_model
 from paretune.model.loss import Logits, token_nats
@@ -64,6 +65,11 @@ def choose_measured(context: StageContext) -> tuple[Removed, dict[str, Any]]:
     write_block_scores(choice.scores, windows, context)
     tokens = sum(example.num_targets for example in examples)
     means = mean_scores(choice.scores, examples)
+    if broken := [list(removed) for removed, score in means.items() if not math.isfinite(score)]:
+        raise StageError(
+            f"without blocks {broken[0]} the model's {method['choose']} is no finite number in {context.config['precision']}; "
+            "write `precision: {evaluate: float32}`, or name the blocks"
+        )
     return choice.removed, {
         "computed": choice.computed,
         "tried": choice.tried,
