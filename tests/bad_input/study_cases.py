@@ -39,6 +39,7 @@ _FILE = (
     case("colon in a plain text", "study: small", "study: small: big", ":2:", "holds `: ` stands in quotes"),
     case("template without quotes", _TEMPLATE, "{{ title }}", ":8: data.notes.text", '`"{{ title }}"`, with the quotes'),
     case("text after a bare template", _TEMPLATE, "{{ title }} {{ content }}", ":8:", "with the quotes"),
+    case("a method in double braces", "base: []", "base: [{{train.full: {}}}]", "a brace in a brace", "single braces"),
     case("duplicate key", "seeds: [0, 1]", "seeds: [0, 1]\nseeds: [2]", ":12:", '"seeds"', "each key stands once"),
     case("duplicate variant", "base: []", "base: []\n  base: []", ":14:", '"base"', "each key stands once"),
     case("a YAML tag", "seeds: [0, 1]", "seeds: !!python/tuple [0, 1]", ":11: seeds", "tag", "write the plain value"),
