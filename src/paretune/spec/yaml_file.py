@@ -49,8 +49,8 @@ def read_yaml(file: Path) -> tuple[Any, dict[Path_, int]]:
         raise SpecError(f"{file}: not YAML: {str(error).splitlines()[0]}") from None
     except TypeError:  # ruamel cannot take a mapping of mappings as a key
         raise SpecError(
-            f"{file}: a brace in a brace, `{{{{`, that is not in quotes; a template is written {_QUOTED}, and a method with single "
-            "braces: `{train.full: {learning_rate: 1.0e-4}}`"
+            f"{file}: a brace in a brace, `{{{{`, that is not in quotes; a template is written {_QUOTED}, and a "
+            "method with single braces: `{train.full: {learning_rate: 1.0e-4}}`"
         ) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets in brackets
         reason = str(error).split(";")[0]
