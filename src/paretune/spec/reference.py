@@ -6,9 +6,10 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from paretune.spec.base import Spec
+from paretune.spec.compare import Bound, Compare
 from paretune.spec.data import Dataset, Source, Split, SplitSources
 from paretune.spec.registry import Evaluation, Method, evaluations, methods
-from paretune.spec.study import Base, Compare, EarlyStopping, Precision, Train
+from paretune.spec.study import Base, EarlyStopping, Precision, Train
 from paretune.spec.tasks import Records, Task
 
 _SECTIONS: tuple[tuple[str, str, tuple[type[Spec], ...]], ...] = (
@@ -16,7 +17,7 @@ _SECTIONS: tuple[tuple[str, str, tuple[type[Spec], ...]], ...] = (
     ("data", "Datasets, by a name of your choice.", (Dataset, Task, Records, Source, SplitSources, Split)),
     ("train", "What all training methods share.", (Train, EarlyStopping)),
     ("precision", "Number formats.", (Precision,)),
-    ("compare", "How variants are compared.", (Compare,)),
+    ("compare", "How variants are compared.", (Compare, Bound)),
 )
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from paretune.errors import SpecError, UserError
 from paretune.spec.base import Spec, check_name, shown, suggestion, validate
+from paretune.spec.compare import Compare
 from paretune.spec.data import Dataset
 from paretune.spec.registry import Evaluation, Method, find_evaluation, find_method, methods
 from paretune.spec.yaml_file import Path_, read_yaml
@@ -105,15 +106,6 @@ class Precision(Spec):
     """Of matrix products in training: bfloat16 where this machine multiplies it faster, float32 otherwise."""
     evaluate: Literal["float32", "bfloat16"] = "float32"
     """Of everything that is measured."""
-
-
-class Compare(Spec):
-    """What the other variants are compared with, and how sure the intervals are."""
-
-    baseline: str | None = None
-    """The variant that the others are compared with; the first trained one of the file unless given."""
-    interval: float = Field(0.95, gt=0, lt=1)
-    """Coverage of the intervals."""
 
 
 class MethodUse(Spec):

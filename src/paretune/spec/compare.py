@@ -1,0 +1,85 @@
+"""`compare:` of a study: the baseline, the family of comparisons that is decided on, margins, costs and requirements.
+
+What is decided here, before anything is measured, is what the statistics correct for: a family that is chosen after looking at the
+numbers corrects for nothing.
+"""
+
+from collections.abc import Collection
+from functools import partial
+from typing import Annotated, Self, TypeVar
+
+from pydantic import AfterValidator, Field, model_validator
+
+from paretune.spec.base import Spec, suggestion
+
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
+HIGHER_IS_BETTER = frozenset(
+    {
+        *("token_accuracy", "accuracy", "accuracy_unnormalised", "exact_match", "contains", "log_likelihood"),
+        *("rouge_1", "rouge_2", "rouge_l", "bert_score_f1", "set_f1"),
+    }
+)
+QUALITY = LOWER_IS_BETTER | HIGHER_IS_BETTER
+"""Metrics of which one direction is good; only these are compared."""
+COSTS = (
+    *("model_bytes", "adapter_bytes", "parameters", "trainable_parameters", "ms_per_token", "first_token_ms"),
+    *("train_seconds", "wall_seconds", "peak_memory_bytes"),
+)
+"""Costs; less of each is better."""
+
+
+NamesT = TypeVar("NamesT", bound=Collection[str])
+
+
+def _known(names: NamesT, known: Collection[str]) -> NamesT:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no metric `{name}`{suggestion(name, known)}")
+    if len(set(names)) < len(names):
+        raise ValueError("names a metric twice")
+    return names
+
+
+class Bound(Spec):
+    """What a variant has to keep to; several bounds of an entry hold together."""
+
+    at_most: float | None = None
+    """The figure itself is no larger."""
+    at_least: float | None = None
+    """The figure itself is no smaller."""
+    within: float | None = Field(None, ge=0)
+    """No worse than the baseline by more than this, shown by the whole interval; for qualities."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.at_most is None and self.at_least is None and self.within is None:
+            raise ValueError("name `at_most`, `at_least` or `within`")
+        return self
+
+
+def _bounds(entry: dict[str, Bound]) -> dict[str, Bound]:
+    if not entry:
+        raise ValueError("a limit is empty; write `{METRIC: {at_most: NUMBER}}`")
+    _known(entry, (*QUALITY, *COSTS))
+    for name, bound in entry.items():
+        if bound.within is not None and name not in QUALITY:
+            raise ValueError(f"`within` compares qualities with the baseline; `{name}` is a cost and takes `at_most`")
+    return entry
+
+
+class Compare(Spec):
+    """What the other variants are compared with, what is decided on, and how sure the intervals are."""
+
+    baseline: str | None = None
+    """The variant that the others are compared with; the first trained one of the file unless given."""
+    interval: float = Field(0.95, gt=0, lt=1)
+    """Coverage of the intervals; a difference is detected at one minus this."""
+    family: Annotated[tuple[str, ...], AfterValidator(partial(_known, known=QUALITY))] = ()
+    """Metrics that the study decides on: their comparisons with the baseline are corrected together (Holm). The first metric that
+    was measured unless given."""
+    margin: Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(partial(_known, known=QUALITY))] = {}
+    """By metric: a difference that does not matter. An interval inside it is `equivalent`."""
+    costs: Annotated[tuple[str, ...], AfterValidator(partial(_known, known=COSTS))] = ()
+    """What is weighed against quality, the most important first; `model_bytes`, `ms_per_token`, `train_seconds` unless given."""
+    require: tuple[Annotated[dict[str, Bound], AfterValidator(_bounds)], ...] = ()
+    """Limits, each with a recommendation of its own: `{ms_per_token: {at_most: 50}}`, `{bits_per_byte: {within: 0.02}}`."""
