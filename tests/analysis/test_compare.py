@@ -15,9 +15,7 @@ def items_of(documents: list[str]) -> Items:
 
 
 def compared(one: dict[Seed, Scores], other: dict[Seed, Scores], quantity: Quantity = LOSS, **more: object):
-    samples = make_samples({ONE: {quantity: one}, OTHER: {quantity: other}})
-    left, right = samples[ONE][quantity], samples[OTHER][quantity]
-    return difference((ONE, one, left), (OTHER, other, right), quantity, 0.95, **more)
+    return difference((ONE, one), (OTHER, other), quantity, 0.95, **more)
 
 
 def test_an_estimate_is_the_weighted_mean_of_scores_averaged_over_seeds() -> None:

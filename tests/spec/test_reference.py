@@ -3,11 +3,11 @@
 import pytest
 
 from paretune.spec.base import Spec
+from paretune.spec.compare import Bound, Compare
 from paretune.spec.data import Dataset, Source, Split, SplitSources
 from paretune.spec.methods import Calibration
 from paretune.spec.reference import markdown, methods_text
 from paretune.spec.registry import evaluations, load_function, methods
-from paretune.spec.compare import Bound, Compare
 from paretune.spec.study import Base, EarlyStopping, Precision, Train
 
 SECTIONS = [Base, Dataset, Source, SplitSources, Split, Train, EarlyStopping, Precision, Compare, Bound, Calibration]

@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from paretune.analysis import wording
-from paretune.analysis.compare import LOWER_IS_BETTER, Difference
+from paretune.analysis.compare import Difference
 from paretune.analysis.measured import Group, Measured, baseline, difference_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import amount_of, interval_of, named, noun
+from paretune.spec.compare import LOWER_IS_BETTER
 
 ANSWER_METRICS = ("accuracy", "exact_match", "contains")
 _FEW_QUESTIONS = 50
@@ -53,7 +54,7 @@ def _answers_of(measured: Measured, group: Group, ranked: Sequence[Place], quant
         yield f"{title}: {span}."
         return
     widest = max(pairs, key=lambda one: abs(one.mean))
-    test = "" if widest.p is None else f", exact test p = {widest.p:.2g}"
+    test = f", exact test p = {widest.p:.2g}" if widest.answers_apart is not None else f", p = {widest.p:.2g}"
     yield (
         f"{title}: {span}; no variant is told apart from {named(widest.reference)} "
         f"(widest gap {_num_answers(abs(widest.mean) * num)}, {named(widest.variant)}{test})."

@@ -1,31 +1,35 @@
 """Estimates of every quantity, and paired differences between two variants.
 
-Scores are first averaged over seeds for each example, then documents are resampled. A difference takes the examples and the
-seeds that both sides have and resamples the same documents for both. Where there are several seeds, their spread enters the
-interval of a difference: without it, two runs of one method are told apart in 6 of 10 simulated studies whose seeds scatter
-four times as much as their documents.
+Scores are first averaged over seeds for each example, then summed by document. A difference takes the examples and the seeds
+that both sides have. Where there are several seeds, their spread enters the interval and the p value of a difference: without
+it, two runs of one method are told apart in 6 of 10 simulated studies whose seeds scatter four times as much as documents do.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from paretune.analysis.estimate import (
+    FEW_DOCUMENTS,
+    Errors,
     Floats,
-    bootstrap,
-    percentile_interval,
-    sign_flip_interval,
-    sign_flip_p,
-    widen_for_seeds,
+    ratio_interval,
+    standard_error,
+    widened,
     wilson_interval,
 )
+from paretune.analysis.exact import (
+    mcnemar_interval,
+    sign_flip_interval,
+    sign_flip_p,
+    smallest_detectable,
+    smallest_detectable_share,
+    with_seeds,
+)
 from paretune.analysis.scores import Items, Place, Quantity, Seed, SeedScores, common_items
-
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
-_FEW_DOCUMENTS = 50
-"""Below, the interval of a difference is that of the sign-flip test: percentile intervals of so few are too sure."""
+from paretune.spec.compare import LOWER_IS_BETTER
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +43,6 @@ class Sample:
     by_seed: Mapping[Seed, float]
     answers: bool
     """Right-or-wrong scores of independent questions: each 0 or 1, weight 1, one a document."""
-    replicates: Floats
 
     @property
     def mean(self) -> float:
@@ -80,37 +83,49 @@ class Difference:
     mean: float
     low: float
     high: float
-    documents_low: float
-    """The interval over documents alone: how far it holds for these very weights."""
-    documents_high: float
-    p: float | None
-    """Of the sign-flip test; only for few documents."""
+    p: float
+    """That a difference so large comes from nothing: sign-flip test over documents, raised by the spread of the seeds."""
+    p_documents: float
+    """The same for these very weights, without the seeds."""
+    errors: Errors
     n_examples: int
-    n_documents: int
     n_seeds: int
     level: float
+    answers_apart: int | None = None
+    """Questions that one side alone answered rightly; only for one seed and right-or-wrong answers."""
+    p_adjusted: float = math.nan
+    """`p` corrected for the other comparisons that are decided together."""
+    mde: float = math.inf
+    """The smallest difference that would have been detected with probability 0.8."""
+    margin: float | None = None
+    """A difference that does not matter."""
+
+    @property
+    def n_documents(self) -> int:
+        return self.errors.num_documents
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, `equivalent` or `no difference detected`."""
+        if self.margin is not None and -self.margin <= self.low and self.high <= self.margin:
+            return "equivalent"
+        if self.p_adjusted <= 1 - self.level + 1e-12 and (self.low > 0 or self.high < 0):
+            return "better" if self.better else "worse"
+        return "no difference detected"
 
     @property
     def detected(self) -> bool:
-        """The interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+        return self.verdict in ("better", "worse")
 
     @property
     def detected_for_weights(self) -> bool:
         """Detected if the seeds' spread is left out: these weights differ, new ones may not."""
-        return self.documents_low > 0 or self.documents_high < 0
+        return self.detected or (self.errors.seeds > 0 and self.p_documents <= 1 - self.level)
 
     @property
     def better(self) -> bool:
         """Whether the variant's mean is on the good side of the reference's."""
         return self.mean < 0 if self.quantity.metric in LOWER_IS_BETTER else self.mean > 0
-
-    @property
-    def verdict(self) -> str:
-        """`better`, `worse` or `no difference detected`."""
-        if not self.detected:
-            return "no difference detected"
-        return "better" if self.better else "worse"
 
 
 @dataclass(frozen=True)
@@ -127,21 +142,15 @@ Samples = Mapping[Place, Mapping[Quantity, Sample]]
 
 
 def make_samples(scores: Mapping[Place, Mapping[Quantity, SeedScores]]) -> dict[Place, dict[Quantity, Sample]]:
-    """A sample for every quantity, all resampled together where the documents are equally many."""
-    bare = [
-        (place, quantity, sample)
+    """A sample for every quantity that has an example which all its seeds share."""
+    return {
+        place: {quantity: sample for quantity, by_seed in quantities.items() if (sample := average(by_seed)) is not None}
         for place, quantities in scores.items()
-        for quantity, by_seed in quantities.items()
-        if (sample := average(by_seed)) is not None
-    ]
-    found: dict[Place, dict[Quantity, Sample]] = {place: {} for place in scores}
-    for (place, quantity, _), sample in zip(bare, resampled([sample for _, _, sample in bare]), strict=True):
-        found[place][quantity] = sample
-    return found
+    }
 
 
 def average(by_seed: SeedScores, items: Items | None = None) -> Sample | None:
-    """Scores averaged over seeds, on `items` or on what all seeds have, without replicates; None for no example."""
+    """Scores averaged over seeds, on `items` or on what all seeds have; None for no example."""
     items = items or common_items(by_seed.values())
     if items is None:
         return None
@@ -157,22 +166,7 @@ def average(by_seed: SeedScores, items: Items | None = None) -> Sample | None:
         weights=np.bincount(items.codes, weights).astype(np.float64),
         by_seed={seed: float(np.average(one.values, weights=one.weights)) for seed, one in zip(by_seed, shared, strict=True)},
         answers=alone and bool(np.isin(values, (0.0, 1.0)).all()) and bool((weights == 1).all()),
-        replicates=np.empty(0),
     )
-
-
-def resampled(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with replicates; one matrix product for all that have equally many documents."""
-    sizes: dict[int, list[int]] = {}
-    for index, sample in enumerate(samples):
-        sizes.setdefault(len(sample.sums), []).append(index)
-    replicates: dict[int, Floats] = {}
-    for indices in sizes.values():
-        sums = np.stack([samples[index].sums for index in indices], axis=1)
-        weights = np.stack([samples[index].weights for index in indices], axis=1)
-        columns = bootstrap(sums, weights)
-        replicates |= {index: columns[:, column] for column, index in enumerate(indices)}
-    return [replace(sample, replicates=replicates[index]) for index, sample in enumerate(samples)]
 
 
 def estimate(sample: Sample, level: float) -> Estimate:
@@ -180,7 +174,7 @@ def estimate(sample: Sample, level: float) -> Estimate:
     if sample.answers:
         low, high = wilson_interval(sample.mean, len(sample.items), level)
     else:
-        low, high = percentile_interval(sample.replicates, level, sample.items.num_documents)
+        low, high = ratio_interval(sample.sums, sample.weights, level)
     return Estimate(sample.mean, low, high, len(sample.items), sample.items.num_documents, sample.by_seed)
 
 
@@ -191,78 +185,63 @@ def as_perplexity(loss: Estimate) -> Estimate:
 
 
 def difference(
-    variant: tuple[Place, SeedScores, Sample],
-    reference: tuple[Place, SeedScores, Sample],
+    variant: tuple[Place, SeedScores],
+    reference: tuple[Place, SeedScores],
     quantity: Quantity,
     level: float,
     noise: SeedNoise | None = None,
 ) -> Difference | None:
-    """Variant minus reference; None where they share no example or no seed.
+    """Variant minus reference, not yet adjusted; None where they share no example or no seed.
 
-    A side without a seed (an untrained variant) stands against every seed of the other. The samples are those of
-    `make_samples`, used as they are where both sides have the same examples and seeds. The variance between seeds is the pooled
-    `noise`, or that of the pair itself where it is larger: two seeds alone know their variance with one degree of freedom.
+    A side without a seed (an untrained variant) stands against every seed of the other. The variance between seeds is the
+    pooled `noise`, or that of the pair itself where it is larger: two seeds alone know theirs with one degree of freedom.
     """
-    pair = _paired(variant[1:], reference[1:])
+    pair = _paired(variant[1], reference[1])
     if pair is None:
         return None
     left, right = pair
-    draws = left.replicates - right.replicates
+    sums, weights = _contrast(left, right)
     mean, documents = left.mean - right.mean, left.items.num_documents
-    few = documents < _FEW_DOCUMENTS
-    shares = left.weights / left.weights.sum()
-    paired = left.sums / left.weights.sum() - right.sums / right.weights.sum()
-    over_documents = sign_flip_interval(paired, shares, level) if few else percentile_interval(draws, level, documents)
-    variance, freedom = _seed_variance(left, right, noise)
-    interval = widen_for_seeds(
-        over_documents,
-        mean,
-        error=float(np.std(draws)) * math.sqrt(documents / max(1, documents - 1)),
-        num_documents=documents,
-        seed_variance=variance,
-        freedom=freedom,
-        level=level,
-    )
-    return Difference(
+    seed_error, seed_freedom = _seed_error(left, right, noise)
+    errors = Errors(standard_error(sums, weights), documents, seed_error, seed_freedom)
+    p = sign_flip_p(sums)
+    apart = None
+    if left.answers and right.answers and errors.seeds == 0 and np.isin(sums, (-1.0, 0.0, 1.0)).all():
+        wins, losses = int((sums > 0).sum()), int((sums < 0).sum())
+        interval, apart = mcnemar_interval(wins, losses, documents, level), wins + losses
+    elif 1 < documents < FEW_DOCUMENTS:
+        interval = sign_flip_interval(sums, weights, level)
+    else:
+        interval = ratio_interval(sums, weights, level)
+    low, high = widened(interval, mean, errors, level)
+    found = Difference(
         variant=variant[0],
         reference=reference[0],
         quantity=quantity,
         variant_mean=left.mean,
         reference_mean=right.mean,
         mean=mean,
-        low=interval[0],
-        high=interval[1],
-        documents_low=over_documents[0],
-        documents_high=over_documents[1],
-        p=sign_flip_p(paired) if few else None,
+        low=low,
+        high=high,
+        p=with_seeds(p, mean, errors),
+        p_documents=p,
+        errors=errors,
         n_examples=len(left.items),
-        n_documents=documents,
         n_seeds=max(len(left.seeds), len(right.seeds)),
         level=level,
+        answers_apart=apart,
     )
+    return decided(found, found.p, 1)
 
 
-def _paired(variant: tuple[SeedScores, Sample], reference: tuple[SeedScores, Sample]) -> tuple[Sample, Sample] | None:
-    left, right = _shared_seeds(variant[0], reference[0])
-    if not left or not right:
-        return None
-    items = common_items([*left.values(), *right.values()])
-    if items is None:
-        return None
-    kept = [
-        sample if sample.items is items and sample.seeds == tuple(scores) else average(scores, items)
-        for sample, scores in ((variant[1], left), (reference[1], right))
-    ]
-    fresh = iter(resampled([sample for sample in kept if sample is not None and not len(sample.replicates)]))
-    first, second = (sample if sample is not None and len(sample.replicates) else next(fresh) for sample in kept)
-    return first, second
-
-
-def _shared_seeds(left: SeedScores, right: SeedScores) -> tuple[SeedScores, SeedScores]:
-    if None in left or None in right:
-        return left, right
-    seeds = [seed for seed in left if seed in right]
-    return {seed: left[seed] for seed in seeds}, {seed: right[seed] for seed in seeds}
+def decided(found: Difference, p_adjusted: float, num_tests: int, margin: float | None = None) -> Difference:
+    """`found` as one of `num_tests` comparisons that are decided together."""
+    alpha = (1 - found.level) / num_tests
+    if found.answers_apart is not None:
+        mde = smallest_detectable_share(found.n_documents, found.answers_apart, alpha)
+    else:
+        mde = smallest_detectable(found.errors, alpha)
+    return replace(found, p_adjusted=p_adjusted, mde=mde, margin=margin)
 
 
 def pool_seeds(samples: Iterable[Sample]) -> SeedNoise | None:
@@ -274,16 +253,38 @@ def pool_seeds(samples: Iterable[Sample]) -> SeedNoise | None:
     return SeedNoise(sum(float(np.var(values)) * len(values) for values in figures) / freedom, freedom)
 
 
-def _seed_variance(left: Sample, right: Sample, noise: SeedNoise | None) -> tuple[float, int]:
-    """Variance of the difference of the two means over seeds, and its degrees of freedom."""
+def _contrast(left: Sample, right: Sample) -> tuple[Floats, Floats]:
+    """Document sums and weights of which the ratio is the difference of two ratios; linearised where the weights differ."""
+    if np.allclose(left.weights, right.weights, rtol=1e-9):
+        return left.sums - right.sums, left.weights
+    parts = [(one.sums - one.mean * one.weights) / one.weights.sum() for one in (left, right)]
+    share = np.full(len(left.sums), 1 / len(left.sums))
+    return parts[0] - parts[1] + (left.mean - right.mean) * share, share
+
+
+def _paired(left: SeedScores, right: SeedScores) -> tuple[Sample, Sample] | None:
+    if None not in left and None not in right:
+        seeds = [seed for seed in left if seed in right]
+        left, right = {seed: left[seed] for seed in seeds}, {seed: right[seed] for seed in seeds}
+    items = common_items([*left.values(), *right.values()]) if left and right else None
+    if items is None:
+        return None
+    one, other = average(left, items), average(right, items)
+    assert one is not None
+    assert other is not None
+    return one, other
+
+
+def _seed_error(left: Sample, right: Sample, noise: SeedNoise | None) -> tuple[float, int]:
+    """Standard error of the difference of the two means over seeds, and its degrees of freedom."""
     seeds = left.seeds if len(left.seeds) >= len(right.seeds) else right.seeds
     if len(seeds) < 2:
         return 0.0, 1
     own = float(np.var([_of(left, seed) - _of(right, seed) for seed in seeds], ddof=1)) / len(seeds)
     if noise is None:
-        return own, len(seeds) - 1
+        return math.sqrt(own), len(seeds) - 1
     sides = sum(None not in sample.seeds for sample in (left, right))
-    return max(own, sides * noise.variance / len(seeds)), noise.freedom
+    return math.sqrt(max(own, sides * noise.variance / len(seeds))), noise.freedom
 
 
 def _of(sample: Sample, seed: Seed) -> float:

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from paretune.analysis import wording
-from paretune.analysis.compare import LOWER_IS_BETTER
 from paretune.analysis.costs import Cost
 from paretune.analysis.deviations import marks_of
 from paretune.analysis.looks import GREY, Look, looks, short_names, write_title
 from paretune.analysis.measured import Group, Measured, baseline, difference_of, estimate_of, headline
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import SHARES
+from paretune.spec.compare import LOWER_IS_BETTER
 
 _TITLES = {
     "bits_per_byte": "Bits per byte",

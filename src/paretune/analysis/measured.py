@@ -1,7 +1,7 @@
 """A study's results with everything that the tables, figures and sentences share, computed once."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -9,15 +9,20 @@ from paretune.analysis.compare import (
     Difference,
     Estimate,
     Samples,
-    SeedNoise,
     as_perplexity,
-    difference,
     estimate,
     make_samples,
-    pool_seeds,
 )
 from paretune.analysis.costs import Costs, read_costs
 from paretune.analysis.curves import read_curve
+from paretune.analysis.family import (
+    Comparer,
+    Pair,
+    adjusted_for_pairs,
+    as_perplexity_difference,
+    decide,
+    in_units,
+)
 from paretune.analysis.scores import Place, Quantity, Seed, SeedScores, place_of, read_scores
 from paretune.pipeline.records import Cell, Results
 from paretune.spec.study import Study
@@ -26,6 +31,8 @@ QUALITY = ("bits_per_byte", "loss", "accuracy", "exact_match", "contains", "log_
 """Metrics that a study is judged by, the first that was measured."""
 HELD_OUT = ("test", "validation")
 """The split that a study is judged on, the first that was measured."""
+_PER_TOKEN = frozenset({"loss", "token_accuracy", "log_likelihood"})
+"""Metrics that are compared only between models of one tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -44,30 +51,49 @@ class Group:
 @dataclass(frozen=True)
 class Measured:
     results: Results
-    scores: Mapping[Place, Mapping[Quantity, SeedScores]]
-    samples: Samples
+    comparer: Comparer
     costs: Costs
     curves: Mapping[tuple[Place, Seed], pd.DataFrame]
     groups: tuple[Group, ...]
-    level: float
-    _differences: dict[tuple[Place, Place, Quantity], Difference | None] = field(default_factory=dict, compare=False)
+    decided: dict[Pair, Difference] = field(default_factory=dict)
+    """Every comparison with a baseline, and those of other pairs as far as somebody has asked for them."""
 
     @property
     def study(self) -> Study:
         return self.results.study
 
+    @property
+    def scores(self) -> Mapping[Place, Mapping[Quantity, SeedScores]]:
+        return self.comparer.scores
+
+    @property
+    def samples(self) -> Samples:
+        return self.comparer.samples
+
+    @property
+    def level(self) -> float:
+        return self.study.compare.interval
+
 
 def measure(results: Results) -> Measured:
     scores = read_scores(results)
-    return Measured(
+    measured = Measured(
         results=results,
-        scores=scores,
-        samples=make_samples(scores),
+        comparer=Comparer(scores, make_samples(scores), results.study.compare),
         costs=read_costs(results),
         curves={(place_of(cell), cell.seed): read_curve(cell) for cell in results.cells},
         groups=tuple(_groups(results)),
-        level=results.study.compare.interval,
     )
+    baselines, headlines = {}, {}
+    for group in measured.groups:
+        reference, quantity = baseline(measured, group), headline(measured, group)
+        for place in (group.place(name) for name in group.variants):
+            if reference is not None and place != reference:
+                baselines[place] = reference
+            if quantity is not None:
+                headlines[place] = quantity
+    measured.decided.update(decide(measured.comparer, baselines, headlines))
+    return measured
 
 
 def estimates_of(measured: Measured, place: Place) -> Iterator[tuple[Quantity, Estimate]]:
@@ -89,11 +115,14 @@ def estimate_of(measured: Measured, place: Place, quantity: Quantity) -> Estimat
 
 
 def difference_of(measured: Measured, variant: Place, reference: Place, quantity: Quantity) -> Difference | None:
-    """`variant` minus `reference`; None where one of them lacks the quantity."""
-    key = (variant, reference, quantity)
-    if key not in measured._differences:
-        measured._differences[key] = _difference(measured, variant, reference, quantity)
-    return measured._differences[key]
+    """`variant` minus `reference`, adjusted; None where one of them lacks the quantity or it is per other tokens."""
+    if quantity.metric == "perplexity":
+        loss = difference_of(measured, variant, reference, quantity._replace(metric="loss"))
+        return None if loss is None else as_perplexity_difference(loss, measured.study.compare.margin.get("perplexity"))
+    pair = (variant, reference, quantity)
+    if pair not in measured.decided and (found := _undeclared(measured, pair)) is not None:
+        measured.decided[pair] = found
+    return measured.decided.get(pair)
 
 
 def cells_of(measured: Measured, place: Place) -> list[Cell]:
@@ -131,23 +160,25 @@ def same_tokenizer(measured: Measured, bases: set[str], dataset: str) -> bool:
     return len(digests) == 1 and None not in digests
 
 
-def _difference(measured: Measured, variant: Place, reference: Place, quantity: Quantity) -> Difference | None:
-    sides = []
-    for place in (variant, reference):
-        sample = measured.samples.get(place, {}).get(quantity)
-        if sample is None:
-            return None
-        sides.append((place, measured.scores[place][quantity], sample))
-    return difference(sides[0], sides[1], quantity, measured.level, _noise(measured, variant, quantity))
-
-
-def _noise(measured: Measured, place: Place, quantity: Quantity) -> SeedNoise | None:
-    beside = (
-        quantities[quantity]
-        for other, quantities in measured.samples.items()
-        if (other.base, other.dataset) == (place.base, place.dataset) and quantity in quantities
-    )
-    return pool_seeds(beside)
+def _undeclared(measured: Measured, pair: Pair) -> Difference | None:
+    """A pair that the study does not declare: the mirror image of one that it does, or one of all pairs."""
+    variant, reference, quantity = pair
+    bases = {variant.base, reference.base}
+    if len(bases) > 1 and quantity.metric in _PER_TOKEN and not same_tokenizer(measured, bases, variant.dataset):
+        return None
+    found = measured.comparer.difference(variant, reference, quantity)
+    if found is None:
+        return None
+    bits = None
+    if quantity.metric == "loss":
+        bits = difference_of(measured, variant, reference, quantity._replace(metric="bits_per_byte"))
+    if bits is not None:
+        return in_units(found, bits, measured.study.compare)
+    if (mirrored := measured.decided.get((reference, variant, quantity))) is not None:
+        return replace(found, p_adjusted=mirrored.p_adjusted, mde=mirrored.mde, margin=mirrored.margin)
+    rivals = [place for place, known in measured.samples.items() if place.dataset == variant.dataset and quantity in known]
+    num = sum(place.base in bases for place in rivals)
+    return adjusted_for_pairs(found, num, measured.study.compare.margin.get(quantity.metric))
 
 
 def _groups(results: Results) -> Iterator[Group]:

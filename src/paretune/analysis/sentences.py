@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 
 from paretune.analysis import wording
-from paretune.analysis.compare import LOWER_IS_BETTER, Difference
+from paretune.analysis.compare import Difference
 from paretune.analysis.costs import ratio
 from paretune.analysis.measured import Measured, difference_of
 from paretune.analysis.scores import Place, Quantity
+from paretune.spec.compare import LOWER_IS_BETTER
 
 NOUNS = {
     "loss": "perplexity",

@@ -1,4 +1,4 @@
-"""The tidy files: results.csv, estimates.csv, curves.csv and generations.jsonl.
+"""The tidy files: results.csv, estimates.csv, comparisons.csv, curves.csv and generations.jsonl.
 
 `trial` is empty until a method's number is tuned; `seed` is empty for a variant that no seed enters; `n` is the number of
 examples behind a score and empty for costs.
@@ -14,14 +14,19 @@ import pandas as pd
 
 from paretune.analysis.costs import Cost
 from paretune.analysis.curves import CURVE_COLUMNS
-from paretune.analysis.measured import Measured, estimates_of
+from paretune.analysis.measured import Measured, baseline, difference_of, estimates_of
 from paretune.analysis.scores import Place
 from paretune.pipeline.records import Cell
+from paretune.spec.compare import QUALITY
 
 RESULT_COLUMNS = ("base", "dataset", "variant", "seed", "trial", "split", "task", "slice", "metric", "value", "n")
 ESTIMATE_COLUMNS = (
     *("base", "dataset", "variant", "split", "task", "slice", "metric"),
     *("mean", "ci_low", "ci_high", "n_examples", "n_documents", "n_seeds"),
+)
+COMPARISON_COLUMNS = (
+    *("base", "dataset", "variant", "baseline", "split", "task", "slice", "metric"),
+    *("difference", "ci_low", "ci_high", "p", "p_adjusted", "mde", "verdict"),
 )
 CURVE_FILE_COLUMNS = ("base", "dataset", "variant", "seed", "trial", *CURVE_COLUMNS)
 GENERATION_FIELDS = (
@@ -42,6 +47,19 @@ def estimates_table(measured: Measured) -> pd.DataFrame:
     rows = [row for group in measured.groups for name in group.variants for row in _estimates(measured, group.place(name))]
     table = pd.DataFrame(rows, columns=list(ESTIMATE_COLUMNS))
     return table.astype(dict.fromkeys(("n_examples", "n_documents", "n_seeds"), "Int64"))
+
+
+def comparisons_table(measured: Measured, reference: str | None = None) -> pd.DataFrame:
+    """Paired differences of every variant from `reference` (the study's baseline unless named): COMPARISON_COLUMNS.
+
+    `mde` is the smallest difference that would have been detected with probability 0.8; empty where none would have been.
+    """
+    rows = []
+    for group in measured.groups:
+        other = baseline(measured, group) if reference is None else group.place(reference)
+        if other is not None and other.variant in group.variants:
+            rows += [row for name in group.variants for row in _comparisons(measured, group.place(name), other)]
+    return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 
 def curves_table(measured: Measured) -> pd.DataFrame:
@@ -74,7 +92,7 @@ def cell_generations(cell: Cell, task: str) -> list[dict[str, Any]]:
 
 
 def write_tables(measured: Measured, out: Path) -> list[Path]:
-    tables = {"results": results_table, "estimates": estimates_table, "curves": curves_table}
+    tables = {"results": results_table, "estimates": estimates_table, "comparisons": comparisons_table, "curves": curves_table}
     for name, make in tables.items():
         _whole_numbers(make(measured)).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
     with (out / "generations.jsonl").open("w", encoding="utf-8", newline="\n") as file:
@@ -115,15 +133,40 @@ def _estimates(measured: Measured, place: Place) -> Iterator[dict[str, Any]]:
         yield {**place._asdict(), "split": "", "task": "cost", "slice": "", "metric": metric} | _cost(cost)
 
 
+def _comparisons(measured: Measured, place: Place, reference: Place) -> Iterator[dict[str, Any]]:
+    for quantity in measured.samples.get(place, {}) if place != reference else ():
+        units = [quantity, quantity._replace(metric="perplexity")] if quantity.metric == "loss" else [quantity]
+        for unit in units if quantity.metric in QUALITY else ():
+            found = difference_of(measured, place, reference, unit)
+            if found is not None:
+                yield {
+                    **place._asdict(),
+                    **unit._asdict(),
+                    "baseline": reference.variant,
+                    "difference": found.mean,
+                    "ci_low": _finite(found.low),
+                    "ci_high": _finite(found.high),
+                    "p": found.p,
+                    "p_adjusted": found.p_adjusted,
+                    "mde": _finite(found.mde),
+                    "verdict": found.verdict,
+                }
+
+
+def _finite(value: float) -> float | None:
+    """Empty where there is no bound: so few documents reject nothing."""
+    return value if math.isfinite(value) else None
+
+
 def _cost(cost: Cost) -> dict[str, Any]:
     return {"mean": cost.mean, "n_seeds": len(cost.by_seed)}
 
 
 def _whole_numbers(table: pd.DataFrame) -> pd.DataFrame:
     """Counts and bytes among the costs without `.0`."""
-    if "task" not in table:
-        return table
     name = "value" if "value" in table else "mean"
+    if "task" not in table or name not in table:
+        return table
     whole = (table["task"] == "cost") & (table[name] % 1 == 0)
     column = table[name].astype(object)
     column[whole] = [int(value) for value in table.loc[whole, name]]

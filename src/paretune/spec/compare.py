@@ -1,7 +1,7 @@
 """`compare:` of a study: the baseline, the family of comparisons that is decided on, margins, costs and requirements.
 
-What is decided here, before anything is measured, is what the statistics correct for: a family that is chosen after looking at the
-numbers corrects for nothing.
+What is decided here, before anything is measured, is what the statistics correct for: a family that is chosen after looking at
+the numbers corrects for nothing.
 """
 
 from collections.abc import Collection
@@ -72,14 +72,15 @@ class Compare(Spec):
 
     baseline: str | None = None
     """The variant that the others are compared with; the first trained one of the file unless given."""
-    interval: float = Field(0.95, gt=0, lt=1)
+    interval: float = Field(0.95, ge=0.5, lt=1)
     """Coverage of the intervals; a difference is detected at one minus this."""
     family: Annotated[tuple[str, ...], AfterValidator(partial(_known, known=QUALITY))] = ()
-    """Metrics that the study decides on: their comparisons with the baseline are corrected together (Holm). The first metric that
-    was measured unless given."""
-    margin: Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(partial(_known, known=QUALITY))] = {}
+    """Metrics that the study decides on: their comparisons with the baseline are corrected together (Holm). The first metric
+    that was measured unless given."""
+    margin: Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(partial(_known, known=QUALITY))] = Field({})
     """By metric: a difference that does not matter. An interval inside it is `equivalent`."""
     costs: Annotated[tuple[str, ...], AfterValidator(partial(_known, known=COSTS))] = ()
-    """What is weighed against quality, the most important first; `model_bytes`, `ms_per_token`, `train_seconds` unless given."""
+    """What is weighed against quality, the most important first: `model_bytes`, `ms_per_token`, `train_seconds` unless
+    given."""
     require: tuple[Annotated[dict[str, Bound], AfterValidator(_bounds)], ...] = ()
     """Limits, each with a recommendation of its own: `{ms_per_token: {at_most: 50}}`, `{bits_per_byte: {within: 0.02}}`."""
