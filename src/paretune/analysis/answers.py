@@ -4,16 +4,13 @@ import math
 from collections.abc import Iterator, Sequence
 
 from paretune.analysis import wording
+from paretune.analysis.choose import ranked_places
 from paretune.analysis.compare import Difference
 from paretune.analysis.measured import Group, Measured, baseline, difference_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import amount_of, interval_of, named, noun
-from paretune.spec.compare import LOWER_IS_BETTER
 
 ANSWER_METRICS = ("accuracy", "exact_match", "contains")
-_FEW_QUESTIONS = 50
-_SMALLEST_SWEEP = {0.9: 5, 0.95: 6, 0.99: 8}
-"""Answers that all have to go one way for a two-sided sign test at that level."""
 
 
 def answer_sentences(measured: Measured, group: Group, ranked_by: Quantity) -> Iterator[str]:
@@ -57,7 +54,7 @@ def _answers_of(measured: Measured, group: Group, ranked: Sequence[Place], quant
     test = f", exact test p = {widest.p:.2g}" if widest.answers_apart is not None else f", p = {widest.p:.2g}"
     yield (
         f"{title}: {span}; no variant is told apart from {named(widest.reference)} "
-        f"(widest gap {_num_answers(abs(widest.mean) * num)}, {named(widest.variant)}{test})."
+        f"(widest gap {_num_answers(abs(widest.mean) * num)}, {named(widest.variant)}{test}; {_needed(widest, num)})."
     )
 
 
@@ -82,39 +79,15 @@ def _against_baseline(measured: Measured, group: Group, ranked: Sequence[Place],
     return [one for one in found if one is not None]
 
 
-def smallest_detectable(measured: Measured) -> Iterator[str]:
-    """What a handful of questions can tell at all."""
-    sweep = _SMALLEST_SWEEP.get(measured.level)
-    kinds = {task for task, use in measured.study.evaluate.items() if use.kind == "qa"}
-    sizes = sorted(
-        {
-            len(sample.items)
-            for quantities in measured.samples.values()
-            for quantity, sample in quantities.items()
-            if quantity.task in kinds and quantity.metric in ANSWER_METRICS and not quantity.slice
-        }
-    )
-    few = [wording.plural(num, "question") for num in sizes if num < _FEW_QUESTIONS and sweep is not None and num >= sweep]
-    hopeless = [wording.plural(num, "question") for num in sizes if sweep is not None and num < sweep]
-    if few and len(measured.study.variants) > 1:
-        yield (
-            f"With {wording.listed(few)}, two variants can be told apart only if their answers differ on at least {sweep} "
-            "of them, nearly all in one direction."
-        )
-    if hopeless and len(measured.study.variants) > 1:
-        yield f"{wording.listed(hopeless)} cannot tell any two variants apart, whatever the answers."
-
-
-def ranked_places(measured: Measured, group: Group, quantity: Quantity) -> list[Place]:
-    """The variants that have the quantity, best mean first."""
-    places = [group.place(name) for name in group.variants]
-    measured_ones = [place for place in places if quantity in measured.samples.get(place, {})]
-    sign = 1 if quantity.metric in LOWER_IS_BETTER else -1
-    return sorted(measured_ones, key=lambda place: sign * measured.samples[place][quantity].mean)
-
-
 def _right(share: float, num: int) -> str:
     return f"{share * num:.3g} of {num}"
+
+
+def _needed(difference: Difference, num: int) -> str:
+    """What would have been told apart."""
+    if not difference.mde * num <= num:
+        return "so few questions tell no two variants apart"
+    return f"a gap of {math.ceil(difference.mde * num)} would have been detected"
 
 
 def _num_answers(gap: float) -> str:

@@ -1,7 +1,7 @@
 """What a study shows: the recommendation, the trades and the findings, each computed and said only where it holds.
 
-A variant is recommended if it cannot be told apart from the best and none of those that cannot is cheaper. Cheaper is decided
-by the size that ships, then by the time per token, then by the training time, each only where it clearly differs.
+A variant is recommended if it cannot be told apart from the best and none of those that cannot is cheaper; under a limit of the
+study, the same among those that are shown to keep to it.
 """
 
 import math
@@ -9,9 +9,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from paretune.analysis import wording
-from paretune.analysis.answers import answer_sentences, ranked_places, smallest_detectable
+from paretune.analysis.answers import answer_sentences
+from paretune.analysis.choose import (
+    choose,
+    cost_names,
+    frontier,
+    is_cheaper,
+    keeps_to,
+    latency_name,
+    near_best,
+    quantity_of,
+    ranked_places,
+)
 from paretune.analysis.compare import Difference
-from paretune.analysis.costs import noise_of, ratio, trained_records
+from paretune.analysis.costs import noise_of, trained_records
 from paretune.analysis.deviations import marks_of
 from paretune.analysis.measured import (
     Group,
@@ -24,12 +35,14 @@ from paretune.analysis.measured import (
 )
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import (
+    COST_WORDS,
     SHARES,
     amount_of,
     better_word,
     cost_clauses,
+    cost_text,
+    detectable,
     interval_of,
-    latency_name,
     named,
     noun,
     quality_clause,
@@ -38,6 +51,7 @@ from paretune.analysis.sentences import (
     trade_sentence,
     value_of,
 )
+from paretune.spec.compare import QUALITY, Bound
 
 _DISTURBED = 1.15
 """Ratio of times that should be equal from which the machine counts as busy with something else."""
@@ -63,6 +77,8 @@ def conclude(measured: Measured, group: Group) -> Conclusions:
         return Conclusions(("Nothing was measured that variants could be ranked by.",), ())
     recommendation, said = _recommend(measured, ranked, quantity)
     findings = [
+        *limit_sentences(measured, group, quantity),
+        *_frontier(measured, group, ranked, quantity),
         *_learned(measured, group, ranked, quantity, said),
         *_trades(measured, group, ranked, quantity, said),
         *answer_sentences(measured, group, quantity),
@@ -95,7 +111,7 @@ def across_bases(measured: Measured, dataset: str) -> list[str]:
 
 def remarks(measured: Measured) -> list[str]:
     """What holds for the whole study: what so few questions, so few seeds, and leaked texts allow to say."""
-    return [*_leaks(measured), *_disturbed(measured), *smallest_detectable(measured), *_seeds(measured)]
+    return [*_leaks(measured), *_disturbed(measured), *_seeds(measured)]
 
 
 def _leaks(measured: Measured) -> Iterator[str]:
@@ -139,27 +155,78 @@ def _recommend(measured: Measured, ranked: Sequence[Place], quantity: Quantity) 
     best = ranked[0]
     if len(ranked) == 1:
         return [f"One variant was measured, {named(best)}: there is nothing to choose between."], set()
-    apart: dict[Place, Difference | None] = {place: _spoken(measured, place, best, quantity) for place in ranked[1:]}
-    known = [one for one in apart.values() if one is not None]
+    known = [one for place in ranked[1:] if (one := _spoken(measured, place, best, quantity)) is not None]
     if not any(math.isfinite(one.low) for one in known):
         return [f"No recommendation: {sources(known[0]) if known else 'nothing'} cannot tell variants apart."], set()
-    near = [place for place, difference in apart.items() if difference is None or not difference.detected]
-    chosen = best
-    for place in near:
-        if apart[place] is not None and _cheaper(measured, place, chosen):
-            chosen = place
+    near, chosen = near_best(measured, ranked, quantity), choose(measured, ranked, quantity)
     said = {(chosen, best), (best, chosen)}
     if chosen == best:
-        sentences = [_best_is_chosen(measured, best, near, quantity)]
+        sentences = [_best_is_chosen(measured, best, near[1:], quantity)]
     else:
         sentences = [_cheaper_is_chosen(measured, chosen, best, quantity)]
     for place in ranked:
-        if place != chosen and place not in near and _cheaper(measured, place, chosen):
+        if place != chosen and place not in near and is_cheaper(measured, place, chosen):
             trade = trade_sentence(measured, place, chosen, quantity)
             if trade is not None and not _is_untouched(measured, place) and not _worse_than_base(measured, place, quantity):
                 sentences.append(f"Cheaper at a price: {trade}")
                 said |= {(place, chosen), (chosen, place)}
     return sentences, said
+
+
+def _frontier(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
+    """What nothing beats in quality and cost together, and what is beaten by which."""
+    names = cost_names(measured, ranked)
+    if len(ranked) < 3 or not names:
+        return
+    beaten = frontier(measured, ranked, quantity, names)
+    best = [named(place) for place, by in beaten.items() if by is None]
+    lost = [f"{named(place)} (by {named(by)})" for place, by in beaten.items() if by is not None]
+    if best:
+        words = wording.listed([COST_WORDS.get(name, name) for name in names])
+        verb = "is" if len(best) == 1 else "are"
+        rest = f"; beaten: {wording.listed(lost)}" if lost else ": none is beaten by another"
+        quality = noun(_as_shown(measured, ranked[0], quantity))
+        yield f"On the Pareto frontier of {quality} against {words} {verb} {wording.listed(best)}{rest}."
+
+
+def limit_sentences(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:
+    """The recommendation under each limit of `compare: require`."""
+    for limits in measured.study.compare.require:
+        quality = next((metric for metric in limits if metric in QUALITY), None)
+        ranked = ranked_places(measured, group, quantity)
+        kept = [place for place in ranked if keeps_to(measured, group, place, limits)]
+        words = wording.listed([_limit(measured, group, metric, bound) for metric, bound in limits.items()])
+        if not kept:
+            yield f"With {words}: no variant is shown to keep to it."
+            continue
+        if quality is None:
+            chosen = choose(measured, kept, quantity)
+            best = f"it has the {better_word(quantity)} {noun(_as_shown(measured, chosen, quantity))}"
+            reason = best if chosen == kept[0] else "none is shown to be better, and it is cheaper"
+        else:
+            chosen = kept[0]
+            for place in kept[1:]:
+                chosen = place if is_cheaper(measured, place, chosen) else chosen
+            cheapest = any(is_cheaper(measured, chosen, place) for place in kept)
+            reason = "it is the cheapest" if cheapest else "none is clearly cheaper"
+        told = wording.listed([named(place) for place in kept])
+        why = f"of those that keep to it ({told}) {reason}" if len(kept) > 1 else "no other is shown to keep to it"
+        yield f"With {words}: {named(chosen)}; {why}."
+
+
+def _limit(measured: Measured, group: Group, metric: str, bound: Bound) -> str:
+    """`time per token at most 50 ms`."""
+    reference = baseline(measured, group)
+    found = quantity_of(measured, group, metric)
+    what = noun(found) if found is not None else COST_WORDS.get(metric, metric.replace("_", " "))
+    parts = []
+    if bound.at_most is not None:
+        parts.append(f"at most {cost_text(metric, bound.at_most)}")
+    if bound.at_least is not None:
+        parts.append(f"at least {cost_text(metric, bound.at_least)}")
+    if bound.within is not None and reference is not None:
+        parts.append(f"within {bound.within:g} of {named(reference)}")
+    return f"{what} {' and '.join(parts)}"
 
 
 def _best_is_chosen(measured: Measured, best: Place, near: Sequence[Place], quantity: Quantity) -> str:
@@ -187,7 +254,8 @@ def _cheaper_is_chosen(measured: Measured, chosen: Place, best: Place, quantity:
     how = f"Recommended, on the thin evidence of {sources(difference)}" if difference.n_documents < _THIN else "Recommended"
     return (
         f"{how}: {_subject(measured, chosen)}. Its {noun(difference.quantity)} cannot be told apart from the "
-        f"best, that of {named(best)} ({amount_of(difference, signed=True)}, {interval_of(difference)}{apart}), and {reason}."
+        f"best, that of {named(best)} ({amount_of(difference, signed=True)}, {interval_of(difference)}{apart}"
+        f"{detectable(difference)}), and {reason}."
     )
 
 
@@ -254,19 +322,6 @@ def _warnings(measured: Measured, ranked: Sequence[Place]) -> Iterator[str]:
                         f"The {held_out.split} perplexity of {named(place)} is {wording.number(perplexity)}: so low that "
                         "held-out text is likely to stand in the training data, or in what the base was pretrained on."
                     )
-
-
-def _cheaper(measured: Measured, variant: Place, reference: Place) -> bool:
-    """Whether `variant` costs clearly less, in the first cost that differs clearly."""
-    for name in ("model_bytes", latency_name(measured, [variant, reference])):
-        found = ratio(measured.costs, name, variant, reference)
-        if found is not None and found.clear and abs(found.value - 1) > 0.002:
-            return found.value < 1
-    trained = ["train_seconds" in measured.costs.get(place, {}) for place in (variant, reference)]
-    if trained[0] != trained[1]:
-        return trained[1]
-    found = ratio(measured.costs, "train_seconds", variant, reference)
-    return found is not None and found.clear and found.value < 1
 
 
 def _subject(measured: Measured, place: Place) -> str:

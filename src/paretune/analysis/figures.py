@@ -8,6 +8,7 @@ from paretune.analysis.comparison_figure import draw_comparison
 from paretune.analysis.curve_figure import draw_curves
 from paretune.analysis.looks import STYLE
 from paretune.analysis.measured import Group, Measured
+from paretune.analysis.pareto_figure import draw_pareto
 
 
 def write_figures(measured: Measured, out: Path) -> list[Path]:
@@ -26,7 +27,13 @@ def write_figures(measured: Measured, out: Path) -> list[Path]:
             if (figure := draw_comparison(measured, dataset)) is not None:
                 figure.savefig(file)
                 written.append(file)
+        if (figure := draw_pareto(measured)) is not None:
+            figure.savefig(folder / PARETO_NAME)
+            written.append(folder / PARETO_NAME)
     return written
+
+
+PARETO_NAME = "pareto.png"
 
 
 def curves_name(group: Group) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from paretune.analysis.figures import write_figures
 from paretune.analysis.measured import measure
 from paretune.analysis.render import as_markdown, as_text
+from paretune.analysis.render_html import as_html
 from paretune.analysis.report import build_report
 from paretune.analysis.tables import write_tables
 from paretune.errors import StoreError
@@ -45,7 +46,8 @@ def _write(results: Results, out: Path) -> list[Path]:
     figures = write_figures(measured, out)
     report = build_report(measured, frozenset(file.name for file in figures))
     written = []
-    for name, text in (("report.txt", as_text(report)), ("report.md", as_markdown(report))):
+    texts = {"report.txt": as_text(report), "report.md": as_markdown(report), "report.html": as_html(report, out)}
+    for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
         written.append(out / name)
     return [*tables, *figures, *written]

@@ -1,4 +1,4 @@
-"""One report, two renderings: 120 columns for a terminal, Markdown for a repository.
+"""A report for a terminal, in 120 columns, and for a repository, in Markdown; `render_html` writes it for a browser.
 
 Texts come from users and models: control characters are made visible (a terminal would obey them), Markdown's own characters
 are escaped, and generated text stands in fences longer than any run of backticks in it.
@@ -17,7 +17,7 @@ from rich.text import Text as RichText
 from paretune.analysis.document import Block, Bullets, Document, Paragraph, Picture, SideBySide, Table
 
 WIDTH = 120
-_CODE = re.compile(r"`([^`]*)`")
+CODE = re.compile(r"`([^`]*)`")
 _MARKS = re.compile(r"([\\*_\[\]<>#|~&$])")
 _LIST = re.compile(r"^(\d*)([-+.)])(?=\s)")
 _BAR = re.compile(r"(?<!\\)\|")
@@ -25,7 +25,7 @@ _NAME_WIDTH = 34
 _LABEL_WIDTH = 26
 _TEXT_LENGTH = 1500
 """Characters of a generated text that a report shows; generations.jsonl has all of it."""
-_PROMPT_LENGTH = 400
+PROMPT_LENGTH = 400
 
 
 def as_text(document: Document) -> str:
@@ -68,7 +68,7 @@ def visible(text: str) -> str:
 def escaped(text: str) -> str:
     """`text` with literals as Markdown code and everything else taken literally."""
     pieces = []
-    for index, piece in enumerate(_CODE.split(" ".join(visible(text).split()))):
+    for index, piece in enumerate(CODE.split(" ".join(visible(text).split()))):
         pieces.append(f"`{piece}`" if index % 2 else _MARKS.sub(r"\\\1", piece))
     return _LIST.sub(r"\1\\\2", "".join(pieces))
 
@@ -104,7 +104,7 @@ def _print_block(console: Console, block: Block) -> None:
                 console.print(RichText(visible(block.caption)))
             console.print(_grid(block))
         case SideBySide(prompt, texts):
-            console.print(_hanging("Prompt: ", cut(prompt, _PROMPT_LENGTH)))
+            console.print(_hanging("Prompt: ", cut(prompt, PROMPT_LENGTH)))
             grid = Grid(box=box.HORIZONTALS, show_header=False, show_lines=True, pad_edge=False, expand=True)
             grid.add_column(width=_LABEL_WIDTH, overflow="fold")
             grid.add_column(ratio=1, overflow="fold")
@@ -162,7 +162,7 @@ def _markdown_block(block: Block) -> str:
             return caption + _markdown_table(block)
         case SideBySide(prompt, texts):
             entries = [f"**{escaped(text.label)}** ({escaped(text.note)})\n\n{fenced(cut(text.text))}" for text in texts]
-            return "\n\n".join([f"Prompt:\n\n{fenced(cut(prompt, _PROMPT_LENGTH))}", *entries])
+            return "\n\n".join([f"Prompt:\n\n{fenced(cut(prompt, PROMPT_LENGTH))}", *entries])
 
 
 def _markdown_table(table: Table) -> str:

@@ -4,9 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from paretune.analysis import wording
 from paretune.analysis.blocks import blocks_section
+from paretune.analysis.comparisons import comparisons_section
 from paretune.analysis.conclude import across_bases, conclude, remarks
 from paretune.analysis.deviations import Marks, deviations, marks_of
-from paretune.analysis.document import Block, Bullets, Document, Paragraph, Section, Table
+from paretune.analysis.document import Block, Bullets, Document, Paragraph, Picture, Section, Table
+from paretune.analysis.figures import PARETO_NAME
 from paretune.analysis.measured import Group, Measured, estimate_of, headline, same_tokenizer
 from paretune.analysis.scores import Place, place_of
 from paretune.analysis.sections import (
@@ -24,15 +26,18 @@ _DEFINITIONS = (
     "Intervals ({level}) of single figures are over documents: they say how much other documents of the same kind would move "
     "them. Documents are resampled, not examples; right-or-wrong answers have Wilson's interval.",
     "Differences are paired, with the same documents on both sides; so a difference can be detected where the intervals of "
-    "the two figures overlap. With several seeds their spread widens the interval. `no difference detected` does not mean "
-    "equal: the interval says how large a difference is still possible.",
-    "Each interval holds by itself at {level}; they are not corrected for the number of comparisons.",
+    "the two figures overlap. With several seeds their spread widens the interval and raises p. `no difference detected` does "
+    "not mean equal: the interval says how large a difference is still possible, `detectable` how large a one would have been "
+    "found with probability 0.8.",
+    "p is that of sign flips by document (McNemar's exact test for answers), corrected by Holm: {family} with the baseline "
+    "together, other comparisons inside their task, pairs without the baseline as one of all pairs. Each interval holds by "
+    "itself at {level}; a verdict needs both.",
     "Perplexity is exp of the mean loss in nats per token. Bits per byte is the loss in bits per byte of raw text, and "
     "compares across tokenizers. Neither counts the beginning and the end of a text.",
     "A multiple-choice answer is the option with the highest likelihood per byte. Log-likelihood is nats per token of the "
     "right answer; higher is better. Exact match and contains are of generated answers.",
-    "All figures stand in `results.csv` (every seed), `estimates.csv` (means and intervals), `curves.csv` and "
-    "`generations.jsonl`.",
+    "All figures stand in `results.csv` (every seed), `estimates.csv` (means and intervals), `comparisons.csv`, `curves.csv` "
+    "and `generations.jsonl`.",
 )
 _TOLD_VERSIONS = ("paretune", "python", "torch", "transformers", "peft")
 
@@ -49,12 +54,15 @@ def build_report(measured: Measured, figures: frozenset[str]) -> Document:
             training_section(measured, group, figures),
             held_out_section(measured, group, marks),
             questions_section(measured, group, marks),
+            comparisons_section(measured, group),
             cost_section(measured, group, figures, first=group.dataset not in shown),
             generations_section(measured, group),
         ]
         shown.add(group.dataset)
         sections.append(Section(f"{group.base} on {group.dataset}" if many else "Results", []))
         sections += [part for part in parts if part is not None]
+    if PARETO_NAME in figures:
+        sections.append(Section("Quality against cost", [Picture(f"figures/{PARETO_NAME}", "quality against each cost")]))
     sections.append(Section("Notes", list(_notes(measured, marks))))
     return Document(f"{measured.study.study}: {_question(measured)}", sections)
 
@@ -264,8 +272,12 @@ def _data_table(measured: Measured) -> Table:
 
 
 def _notes(measured: Measured, marks: Marks) -> Iterator[Block]:
-    level = f"{100 * measured.level:g} %"
-    yield Bullets([*_missing(measured), *marks.explanations, *(text.format(level=level) for text in _DEFINITIONS)])
+    level, declared = f"{100 * measured.level:g} %", measured.study.compare.family
+    named = f"those of {wording.listed([wording.code(metric) for metric in declared])}" if declared else "those of the headline"
+    family = f"{named} {'(declared)' if declared else '(undeclared: the first metric)'}"
+    yield Bullets(
+        [*_missing(measured), *marks.explanations, *(text.format(level=level, family=family) for text in _DEFINITIONS)]
+    )
 
 
 def _missing(measured: Measured) -> Iterator[str]:

@@ -5,27 +5,23 @@ from collections.abc import Mapping, Sequence
 
 from paretune.analysis import wording
 from paretune.analysis.answers import ANSWER_METRICS
+from paretune.analysis.choose import latency_name
 from paretune.analysis.compare import Estimate
 from paretune.analysis.costs import Cost
 from paretune.analysis.deviations import Marks
 from paretune.analysis.document import Block, Bullets, Paragraph, Picture, Section, SideBySide, Table, Text
 from paretune.analysis.figures import comparison_name
-from paretune.analysis.measured import Group, Measured, baseline, cells_of, difference_of, estimate_of, untouched
+from paretune.analysis.measured import Group, Measured, cells_of, estimate_of
 from paretune.analysis.scores import Place, Quantity
-from paretune.analysis.sentences import amount_of, interval_of, latency_name
 from paretune.analysis.tables import cell_generations
 from paretune.analysis.training import cost_cell, spread_cell
 
 
 def held_out_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
-    """Loss, perplexity, bits per byte and token accuracy with intervals, then paired changes; None if not measured."""
+    """Loss, perplexity, bits per byte and token accuracy with intervals; None if not measured."""
     blocks: list[Block] = []
     for task, split in _held_out(measured, group):
         blocks.append(_held_out_table(measured, group, task, split, marks))
-    for task, split in _held_out(measured, group):
-        if split in ("test", "validation") and (table := _changes(measured, group, task, split)) is not None:
-            blocks.append(table)
-            break
     return Section("Held-out text", blocks, level=3) if blocks else None
 
 
@@ -142,36 +138,6 @@ def _held_out_table(measured: Measured, group: Group, task: str, split: str, mar
     header = ("variant", "loss", f"perplexity ({level})", f"bits per byte ({level})", "token accuracy", "seeds, perplexity")
     title = (split or task).capitalize() if task == "perplexity" else f"{task}, {split}"
     return Table(header, rows, f"{title}, {counted}")
-
-
-def _changes(measured: Measured, group: Group, task: str, split: str) -> Table | None:
-    """Perplexity against the untouched base and against the baseline, paired by document."""
-    base, reference = untouched(measured, group), baseline(measured, group)
-    references = list(dict.fromkeys(place for place in (base, reference) if place is not None))
-    quantity = Quantity(task, split, "loss")
-    rows = []
-    for name in group.variants:
-        place = group.place(name)
-        cells = [name]
-        if place == base and reference is not None:
-            continue  # the mirror image of the baseline's own row
-        for other in references:
-            found = None if place == other else difference_of(measured, place, other, quantity)
-            cells.append(
-                wording.UNKNOWN
-                if found is None
-                else f"{amount_of(found, signed=True)} ({interval_of(found).split(' interval ')[-1]})"
-            )
-            cells.append("" if found is None else found.verdict)
-        if any(cell not in (wording.UNKNOWN, "") for cell in cells[1:]):
-            rows.append(cells)
-    if not rows:
-        return None
-    header = ["variant"]
-    for other in references:
-        header += [f"against {other.variant}{' (untouched)' if other == base else ' (baseline)'}", "verdict"]
-    level = f"{100 * measured.level:g} % interval"
-    return Table(header, rows, f"Change of {split} perplexity with its {level}, paired by document")
 
 
 def _answers_table(measured: Measured, group: Group, task: str, marks: Marks) -> Table:

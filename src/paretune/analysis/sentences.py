@@ -4,9 +4,9 @@ Every function takes measured numbers and returns words that hold for them, or N
 """
 
 import math
-from collections.abc import Sequence
 
 from paretune.analysis import wording
+from paretune.analysis.choose import latency_name
 from paretune.analysis.compare import Difference
 from paretune.analysis.costs import ratio
 from paretune.analysis.measured import Measured, difference_of
@@ -24,6 +24,18 @@ NOUNS = {
     "log_likelihood": "log-likelihood of the right answers",
 }
 SHARES = frozenset({"token_accuracy", "accuracy", "accuracy_unnormalised", "exact_match", "contains", "stopped_by_eos"})
+COST_WORDS = {
+    "model_bytes": "model size",
+    "adapter_bytes": "adapter size",
+    "ms_per_token": "time per token",
+    "ms_per_token_median": "time per token",
+    "first_token_ms": "time to the first token",
+    "train_seconds": "training time",
+    "wall_seconds": "time all in all",
+    "peak_memory_bytes": "peak memory",
+    "trainable_parameters": "trained parameters",
+}
+_UNITS = {"loss": "%", "log_likelihood": "nats per token"}
 _SIZE_STEP = 0.002
 """Relative difference of sizes that is worth a word."""
 
@@ -51,6 +63,11 @@ def value_of(difference: Difference, mean: float) -> str:
     if metric == "loss":
         return wording.number(math.exp(min(mean, 700)))
     return wording.share(mean) if metric in SHARES else wording.number(mean)
+
+
+def unit_of(quantity: Quantity) -> str:
+    """What amounts of a quantity are in, where they carry a unit."""
+    return "points" if quantity.metric in SHARES else _UNITS.get(quantity.metric, "")
 
 
 def amount_of(difference: Difference, *, signed: bool = False) -> str:
@@ -85,7 +102,39 @@ def quality_clause(difference: Difference, whose: str = "its") -> str:
             f"{whose} {what} is {shown} in these runs, but the {difference.n_seeds} seeds lie too far apart to expect that "
             f"of new ones ({interval_of(difference)})"
         )
-    return f"no difference in {what} is detected ({amount_of(difference, signed=True)}, {interval_of(difference)})"
+    if difference.verdict == "equivalent":
+        margin = _amount(difference.quantity.metric, difference.margin or 0.0, signed=False)
+        return (
+            f"{whose} {what} is equivalent, within {margin} ({amount_of(difference, signed=True)}, {interval_of(difference)})"
+        )
+    shown = f"{amount_of(difference, signed=True)}, {interval_of(difference)}{detectable(difference)}"
+    return f"no difference in {what} is detected ({shown})"
+
+
+def detectable(difference: Difference) -> str:
+    """`; 1.2 % would have been detected`: the smallest difference found with probability 0.8; empty where there is none."""
+    found = detectable_of(difference)
+    return f"; {found} would have been detected" if found else ""
+
+
+def detectable_of(difference: Difference) -> str:
+    """The smallest difference that would have been detected, in the words of `amount_of`; empty where none would."""
+    if not math.isfinite(difference.mde) or difference.mde == 0:
+        return ""
+    return _amount(difference.quantity.metric, difference.mde, signed=False)
+
+
+def cost_text(metric: str, value: float) -> str:
+    """A figure of a metric with its unit: `50 ms`, `28.4 MB`."""
+    if metric.endswith("_bytes"):
+        return wording.size(value)
+    if metric.endswith("seconds"):
+        return wording.seconds(value)
+    if "parameters" in metric:
+        return wording.count(value)
+    return (
+        f"{wording.number(value)} ms" if metric in ("ms_per_token", "ms_per_token_median", "first_token_ms") else f"{value:g}"
+    )
 
 
 def cost_clauses(measured: Measured, variant: Place, reference: Place) -> tuple[list[str], list[str]]:
@@ -150,12 +199,6 @@ def training_speed(measured: Measured, variant: Place, reference: Place) -> floa
     return speed.value if speed is not None and speed.clear else None
 
 
-def latency_name(measured: Measured, places: Sequence[Place]) -> str:
-    """The median where every variant has it: a single disturbed repeat moves the mean."""
-    median = all("ms_per_token_median" in measured.costs.get(place, {}) for place in places)
-    return "ms_per_token_median" if median else "ms_per_token"
-
-
 def _amount(metric: str, value: float, signed: bool) -> str:
     if metric == "loss":
         return wording.change(math.exp(min(value, 700)), signed=signed)
@@ -163,8 +206,8 @@ def _amount(metric: str, value: float, signed: bool) -> str:
     if metric in SHARES:
         return f"{100 * shown:+.1f} points" if signed else f"{100 * shown:.1f} points"
     places = wording.decimals(value, 2)
-    unit = " nats per token" if metric == "log_likelihood" else ""
-    return f"{shown:{'+' if signed else ''}.{places}f}{unit}"
+    unit = _UNITS.get(metric, "")
+    return f"{shown:{'+' if signed else ''}.{places}f} {unit}".rstrip()
 
 
 def _by_factor(difference: Difference) -> str:
