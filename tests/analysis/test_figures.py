@@ -15,7 +15,7 @@ from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results, study
 def test_every_base_and_dataset_has_its_figures(tmp_path: Path) -> None:
     shape = Shape(bases=("novels", "stories"), datasets=("news",), seeds=(0,), documents=8, epochs=1)
     written = write_figures(measure(make_results(tmp_path, shape)), tmp_path)
-    names = ["curves-news-novels.png", "curves-news-stories.png", "comparison-news.png"]
+    names = ["curves-news-novels.png", "curves-news-stories.png", "comparison-news.png", "pareto.png"]
     assert [file.name for file in written] == names
     for file in written:
         picture = matplotlib.image.imread(file)

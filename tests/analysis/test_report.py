@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,39 @@ def test_both_reports_say_the_same(tmp_path: Path) -> None:
         assert " ".join(line.replace("\\", "").split()) in plain
     numbers = set(re.findall(r"\d[\d,]*\.\d+", markdown)) - {"0.1"}
     assert numbers == set(re.findall(r"\d[\d,]*\.\d+", text)) - {"0.1"}
+
+
+class Page(HTMLParser):
+    """What a browser would fetch, and the text that it would show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.shown: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.shown.append(data)
+
+
+@pytest.mark.parametrize("case", ["bases and datasets", "wild text"])
+def test_the_page_asks_for_nothing_and_says_what_the_markdown_says(case: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_outputs(make_results(tmp_path, CASES[case]), out)
+    html, markdown = ((out / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    page = Page(html)
+    assert all(target.startswith(("#", "data:image/png;base64,")) for target in page.fetched)
+    assert sum(target.startswith("data:") for target in page.fetched) == len(re.findall(r"!\[[^\]]*\]\(", markdown))
+    assert "script" not in page.tags
+    assert "url(" not in html
+    assert "default-src 'none'" in html
+    numbers = set(re.findall(r"\d[\d,]*\.\d+", markdown))
+    assert numbers <= set(re.findall(r"\d[\d,]*\.\d+", "".join(page.shown)))
 
 
 def test_equal_records_give_equal_outputs(tmp_path: Path) -> None:

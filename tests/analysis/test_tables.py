@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from paretune.analysis.measured import measure
-from paretune.analysis.tables import write_tables
+from paretune.analysis.tables import comparisons_table, estimates_table, write_tables
 from tests.analysis.synthetic import Shape, make_results
 
 SMALL = Shape(documents=8, epochs=1)
@@ -22,11 +22,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_columns_are_those_of_the_documentation(folder: Path) -> None:
     headers = {
         name: (folder / f"{name}.csv").read_text(encoding="utf-8").splitlines()[0]
-        for name in ("results", "estimates", "curves")
+        for name in ("results", "estimates", "comparisons", "curves")
     }
     assert headers["results"] == "base,dataset,variant,seed,trial,split,task,slice,metric,value,n"
     assert headers["estimates"] == (
         "base,dataset,variant,split,task,slice,metric,mean,ci_low,ci_high,n_examples,n_documents,n_seeds"
+    )
+    assert headers["comparisons"] == (
+        "base,dataset,variant,baseline,split,task,slice,metric,difference,ci_low,ci_high,p,p_adjusted,mde,verdict"
     )
     assert headers["curves"] == (
         "base,dataset,variant,seed,trial,epoch,step,train_loss,validation_loss,train_token_accuracy,validation_token_accuracy,"
@@ -66,6 +69,26 @@ def test_an_estimate_is_the_mean_of_its_seeds_inside_its_interval(folder: Path) 
     assert found["mean"] == pytest.approx(rows(results)["value"].mean())
     assert found.ci_low < found["mean"] < found.ci_high
     assert (found.n_examples, found.n_documents, found.n_seeds) == (8, 8, 2)
+
+
+def test_comparisons_are_of_every_variant_with_the_baseline_and_of_whatever_is_asked_for(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    measured = measure(results)
+    table = comparisons_table(measured)
+    # The baseline is the first trained variant.
+    assert set(table.variant) == {"base", "original", "reduced"}
+    assert set(table.baseline) == {"full"}
+    assert not set(table.metric) & {"new_tokens"}
+    estimates = estimates_table(measured)
+    keys = ["base", "dataset", "split", "task", "slice", "metric"]
+    means = estimates[estimates.metric.isin(set(table.metric) - {"log_likelihood"})].set_index([*keys, "variant"])["mean"]
+    for row in table[table.metric != "log_likelihood"].itertuples():
+        place = (row.base, row.dataset, row.split, row.task, row.slice, row.metric)
+        assert row.difference == pytest.approx(means[(*place, row.variant)] - means[(*place, "full")], abs=1e-9)
+    assert (table.p_adjusted >= table.p - 1e-12).all()
+    other = comparisons_table(measured, "base")
+    assert set(other.variant) == {"full", "original", "reduced"}
+    assert (other.p_adjusted >= other.p - 1e-12).all()
 
 
 def test_curves_have_a_row_for_every_step_of_every_seed(folder: Path) -> None:
