@@ -69,11 +69,8 @@ def test_loss_and_perplexity_say_what_bits_per_byte_say() -> None:
     found = decided(margin={"bits_per_byte": 0.05})
     for name in ("base", "full", "reduced"):
         bits, loss = found[name, BITS], found[name, LOSS]
-        assert (loss.p, loss.p_adjusted, loss.verdict) == (
-            bits.p,
-            bits.p_adjusted,
-            bits.verdict,
-        ) and bits.verdict == "equivalent"
+        assert (loss.p, loss.p_adjusted, loss.verdict) == (bits.p, bits.p_adjusted, "equivalent")
+        assert bits.verdict == "equivalent"
         # Nats per token are three times the bits per byte here.
         assert loss.margin == pytest.approx(0.15, rel=0.05)
         perplexity = as_perplexity_difference(loss, None)

@@ -102,7 +102,7 @@ def test_the_page_asks_for_nothing_and_says_what_the_markdown_says(case: str, tm
     assert "url(" not in html
     assert "default-src 'none'" in html
     numbers = set(re.findall(r"\d[\d,]*\.\d+", markdown))
-    assert numbers <= set(re.findall(r"\d[\d,]*\.\d+", "".join(page.shown)))
+    assert numbers <= set(re.findall(r"\d[\d,]*\.\d+", " ".join(page.shown)))
 
 
 def test_equal_records_give_equal_outputs(tmp_path: Path) -> None:
