@@ -2,9 +2,9 @@
 
     python benchmarks/calibration.py [STUDY [--store DIR]] [--studies 400] [--trained N] [--scale EXAMPLES]
 
-Without a study the scores are synthetic; with one that has run with two seeds or more, documents, their sizes and what seeds do
-to each of them are drawn from its scores. `--trained N` trains N pairs of a tiny model (made here, nothing is fetched) with 1, 3
-and 5 seeds a side, on N splits of the data. Each table is Markdown.
+Without a study the scores are synthetic; with one that has run with two seeds or more, documents, their sizes and what seeds
+do to each of them are drawn from its scores. `--trained N` trains N pairs of a tiny model (made here, nothing is fetched) with
+1, 3 and 5 seeds a side, on N splits of the data. Each table is Markdown.
 """
 
 import argparse
