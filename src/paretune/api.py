@@ -1,11 +1,13 @@
-"""The verbs of the command line as functions, for notebooks: load_study, plan, run, open_results.
+"""The verbs of the command line as functions, for notebooks: load_study, plan, run, open_results, compare.
 
 `with open_study(file)` is what they share: the study, its lock, plan and store. Nothing here imports torch.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from paretune.errors import SpecError
 from paretune.pipeline.downloads import fetch, pending
 from paretune.pipeline.lock import Lock, resolve_lock, write_lock
 from paretune.pipeline.plan import Plan, make_plan
@@ -16,7 +18,11 @@ from paretune.pipeline.runner import EventHandler, Outcome, run_plan
 from paretune.pipeline.stage import RunOptions
 from paretune.pipeline.store import Store
 from paretune.preflight import check_study
+from paretune.spec.base import suggestion
 from paretune.spec.study import Study, load_study, located
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -73,4 +79,18 @@ def open_results(file: str | Path, store: str | Path | None = None) -> Results:
     return read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store)
 
 
-__all__ = ["OpenStudy", "load_study", "open_results", "open_study", "plan", "run"]
+def compare(file: str | Path, reference: str | None = None, store: str | Path | None = None) -> "DataFrame":
+    """Every variant against `reference` (the study's baseline unless named), with the columns of comparisons.csv.
+
+    SpecError if the study has no such variant.
+    """
+    from paretune.analysis.measured import measure
+    from paretune.analysis.tables import comparisons_table
+
+    results = open_results(file, store)
+    if reference is not None and reference not in results.study.variants:
+        raise SpecError(f"reference: no variant `{reference}`{suggestion(reference, results.study.variants)}")
+    return comparisons_table(measure(results), reference)
+
+
+__all__ = ["OpenStudy", "compare", "load_study", "open_results", "open_study", "plan", "run"]

@@ -34,6 +34,9 @@ TRUE = [
     "We removed the last block and trained for 10 epochs with a learning rate of 3e-4, 8 examples a step.",
     "The dataset has 765 articles, 80 % of which are used for training and 10 % for testing.",
     "GPT-2 is the slowest to explain.",
+    "Reduced has the lowest perplexity of the pruned models.",
+    "With a perplexity of at most 13 original is fine.",
+    "Original lowers perplexity by 61 % against GPT-2.",
     "The models were trained on 2 machines; the faster one is a laptop.",
 ]
 FALSE = [
@@ -42,6 +45,8 @@ FALSE = [
     ("The reduced model is 25 % smaller than the original.", "contradicted", "`reduced` against `original` is"),
     ("The original model is 11.6 % smaller than reduced.", "contradicted", "nothing of the kind"),
     ("Reduced trains 30 % faster than original.", "contradicted", "train_seconds"),
+    ("Reduced has the lowest perplexity of the three models.", "contradicted", "the lowest is `original`"),
+    ("Reduced is better than original with 35 % against 25 % accuracy.", "unsupported", "p = 0.73"),
     ("Reduced outperforms original in perplexity.", "contradicted", "`reduced` is not lower than `original`"),
     ("The reduced model has the highest accuracy.", "unsupported", "p = 0.7"),
     ("Reduced is more accurate than original.", "unsupported", "Fisher's exact test on 20 and 20 questions"),
