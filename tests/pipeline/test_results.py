@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from paretune.api import open_results, plan, run
+from paretune.api import compare, open_results, plan, run
 from paretune.cli import main
+from paretune.errors import SpecError
 from paretune.pipeline.runner import Outcome
 from tests.conftest import write_notes, write_study
 
@@ -65,6 +66,15 @@ def test_one_variant_more_runs_its_stages_only(file):
     assert [stage.kind for stage in run(file).done] == expected
     results = open_results(file)
     assert [(cell.variant, cell.missing) for cell in results.cells] == [("base", ()), ("shorter", ()), ("shortest", ())]
+
+
+def test_any_two_variants_are_compared_from_a_notebook(file):
+    ours = compare(file)
+    assert set(zip(ours.variant, ours.baseline, strict=True)) == {("shorter", "base")}
+    other = compare(file, "shorter")
+    assert other.difference.tolist() == pytest.approx((-ours.difference).tolist())
+    with pytest.raises(SpecError, match="reference: no variant `shortr`; did you mean `shorter`"):
+        compare(file, "shortr")
 
 
 def test_results_hold_a_record_for_everything(file):
