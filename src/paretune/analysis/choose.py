@@ -119,6 +119,14 @@ def keeps_to(measured: Measured, group: Group, place: Place, limits: Mapping[str
     return all(_keeps(measured, group, place, metric, bound) for metric, bound in limits.items())
 
 
+def is_measured(measured: Measured, group: Group, metric: str) -> bool:
+    """Whether any variant has a figure of it."""
+    if metric in QUALITY:
+        return quantity_of(measured, group, metric) is not None
+    places = [group.place(name) for name in group.variants]
+    return any(metric in measured.costs.get(place, {}) for place in places)
+
+
 def _keeps(measured: Measured, group: Group, place: Place, metric: str, bound: Bound) -> bool:
     if metric not in QUALITY:
         name = latency_name(measured, [place]) if metric == "ms_per_token" else metric

@@ -10,37 +10,19 @@ from dataclasses import dataclass
 
 from paretune.analysis import wording
 from paretune.analysis.answers import answer_sentences
-from paretune.analysis.choose import (
-    choose,
-    cost_names,
-    frontier,
-    is_cheaper,
-    keeps_to,
-    latency_name,
-    near_best,
-    quantity_of,
-    ranked_places,
-)
+from paretune.analysis.choose import choose, is_cheaper, latency_name, near_best, ranked_places
 from paretune.analysis.compare import Difference
 from paretune.analysis.costs import noise_of, trained_records
 from paretune.analysis.deviations import marks_of
-from paretune.analysis.measured import (
-    Group,
-    Measured,
-    baseline,
-    difference_of,
-    estimate_of,
-    headline,
-    untouched,
-)
+from paretune.analysis.limits import frontier_sentence, limit_sentences
+from paretune.analysis.measured import Group, Measured, baseline, difference_of, estimate_of, headline, untouched
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import (
-    COST_WORDS,
     SHARES,
     amount_of,
+    as_shown,
     better_word,
     cost_clauses,
-    cost_text,
     detectable,
     interval_of,
     named,
@@ -51,7 +33,6 @@ from paretune.analysis.sentences import (
     trade_sentence,
     value_of,
 )
-from paretune.spec.compare import QUALITY, Bound
 
 _DISTURBED = 1.15
 """Ratio of times that should be equal from which the machine counts as busy with something else."""
@@ -78,7 +59,7 @@ def conclude(measured: Measured, group: Group) -> Conclusions:
     recommendation, said = _recommend(measured, ranked, quantity)
     findings = [
         *limit_sentences(measured, group, quantity),
-        *_frontier(measured, group, ranked, quantity),
+        *frontier_sentence(measured, ranked, quantity),
         *_learned(measured, group, ranked, quantity, said),
         *_trades(measured, group, ranked, quantity, said),
         *answer_sentences(measured, group, quantity),
@@ -111,7 +92,15 @@ def across_bases(measured: Measured, dataset: str) -> list[str]:
 
 def remarks(measured: Measured) -> list[str]:
     """What holds for the whole study: what so few questions, so few seeds, and leaked texts allow to say."""
-    return [*_leaks(measured), *_disturbed(measured), *_seeds(measured)]
+    return [*_leaks(measured), *_unmeasured(measured), *_disturbed(measured), *_seeds(measured)]
+
+
+def _unmeasured(measured: Measured) -> Iterator[str]:
+    known = {quantity.metric for quantities in measured.samples.values() for quantity in quantities}
+    known |= {"perplexity"} if "loss" in known else set()
+    missing = [wording.code(metric) for metric in measured.study.compare.family if metric not in known]
+    if missing and known:
+        yield f"Declared for the family and not measured: {wording.listed(missing)}."
 
 
 def _leaks(measured: Measured) -> Iterator[str]:
@@ -173,67 +162,11 @@ def _recommend(measured: Measured, ranked: Sequence[Place], quantity: Quantity) 
     return sentences, said
 
 
-def _frontier(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
-    """What nothing beats in quality and cost together, and what is beaten by which."""
-    names = cost_names(measured, ranked)
-    if len(ranked) < 3 or not names:
-        return
-    beaten = frontier(measured, ranked, quantity, names)
-    best = [named(place) for place, by in beaten.items() if by is None]
-    lost = [f"{named(place)} (by {named(by)})" for place, by in beaten.items() if by is not None]
-    if best:
-        words = wording.listed([COST_WORDS.get(name, name) for name in names])
-        verb = "is" if len(best) == 1 else "are"
-        rest = f"; beaten: {wording.listed(lost)}" if lost else ": none is beaten by another"
-        quality = noun(_as_shown(measured, ranked[0], quantity))
-        yield f"On the Pareto frontier of {quality} against {words} {verb} {wording.listed(best)}{rest}."
-
-
-def limit_sentences(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:
-    """The recommendation under each limit of `compare: require`."""
-    for limits in measured.study.compare.require:
-        quality = next((metric for metric in limits if metric in QUALITY), None)
-        ranked = ranked_places(measured, group, quantity)
-        kept = [place for place in ranked if keeps_to(measured, group, place, limits)]
-        words = wording.listed([_limit(measured, group, metric, bound) for metric, bound in limits.items()])
-        if not kept:
-            yield f"With {words}: no variant is shown to keep to it."
-            continue
-        if quality is None:
-            chosen = choose(measured, kept, quantity)
-            best = f"it has the {better_word(quantity)} {noun(_as_shown(measured, chosen, quantity))}"
-            reason = best if chosen == kept[0] else "none is shown to be better, and it is cheaper"
-        else:
-            chosen = kept[0]
-            for place in kept[1:]:
-                chosen = place if is_cheaper(measured, place, chosen) else chosen
-            cheapest = any(is_cheaper(measured, chosen, place) for place in kept)
-            reason = "it is the cheapest" if cheapest else "none is clearly cheaper"
-        told = wording.listed([named(place) for place in kept])
-        why = f"of those that keep to it ({told}) {reason}" if len(kept) > 1 else "no other is shown to keep to it"
-        yield f"With {words}: {named(chosen)}; {why}."
-
-
-def _limit(measured: Measured, group: Group, metric: str, bound: Bound) -> str:
-    """`time per token at most 50 ms`."""
-    reference = baseline(measured, group)
-    found = quantity_of(measured, group, metric)
-    what = noun(found) if found is not None else COST_WORDS.get(metric, metric.replace("_", " "))
-    parts = []
-    if bound.at_most is not None:
-        parts.append(f"at most {cost_text(metric, bound.at_most)}")
-    if bound.at_least is not None:
-        parts.append(f"at least {cost_text(metric, bound.at_least)}")
-    if bound.within is not None and reference is not None:
-        parts.append(f"within {bound.within:g} of {named(reference)}")
-    return f"{what} {' and '.join(parts)}"
-
-
 def _best_is_chosen(measured: Measured, best: Place, near: Sequence[Place], quantity: Quantity) -> str:
-    found = estimate_of(measured, best, _as_shown(measured, best, quantity))
+    found = estimate_of(measured, best, as_shown(measured, best, quantity))
     assert found is not None
     shown = wording.share(found.mean) if quantity.metric in SHARES else wording.number(found.mean)
-    what = f"the {better_word(quantity)} {noun(_as_shown(measured, best, quantity))} ({shown})"
+    what = f"the {better_word(quantity)} {noun(as_shown(measured, best, quantity))} ({shown})"
     subject = _subject(measured, best)
     if not near:
         return f"Recommended: {subject}. It has {what}, and its lead over every other variant is detected."
@@ -274,7 +207,10 @@ def _learned(
     for one in rest:
         if one.detected:
             yield f"{named(one.variant)} is worse than the untouched base: {quality_clause(one)}."
-    if same := [one for one in rest if not one.detected]:
+    if alike := [one for one in rest if one.verdict == "equivalent"]:
+        names = wording.listed([named(one.variant) for one in alike])
+        yield f"Equivalent to the untouched base in {noun(alike[0].quantity)}, within the margin of the study: {names}."
+    if same := [one for one in rest if one.verdict == "no difference detected"]:
         shown = [f"{named(one.variant)} ({amount_of(one, signed=True)}, {interval_of(one)})" for one in same]
         yield f"No difference in {noun(same[0].quantity)} from the untouched base is detected for {wording.listed(shown)}."
 
@@ -340,8 +276,3 @@ def _is_untouched(measured: Measured, place: Place) -> bool:
 
 def _spoken(measured: Measured, variant: Place, reference: Place, quantity: Quantity) -> Difference | None:
     return difference_of(measured, variant, reference, spoken(measured, variant, quantity))
-
-
-def _as_shown(measured: Measured, place: Place, quantity: Quantity) -> Quantity:
-    found = spoken(measured, place, quantity)
-    return found._replace(metric="perplexity") if found.metric == "loss" else found

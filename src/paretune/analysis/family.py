@@ -81,7 +81,7 @@ def as_perplexity_difference(loss: Difference, margin: float | None) -> Differen
     at = math.exp(min(loss.reference_mean, 700))
 
     def moved(nats: float) -> float:
-        return at * math.expm1(min(nats, 700))
+        return nats if math.isinf(nats) else at * math.expm1(min(nats, 700))
 
     found = replace(loss, quantity=loss.quantity._replace(metric="perplexity"), mean=moved(loss.mean), low=moved(loss.low))
     found = replace(found, high=moved(loss.high), mde=moved(loss.mde), variant_mean=at + moved(loss.mean), reference_mean=at)

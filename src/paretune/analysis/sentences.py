@@ -57,6 +57,12 @@ def spoken(measured: Measured, place: Place, quantity: Quantity) -> Quantity:
     return loss if quantity.metric == "bits_per_byte" and loss in stored else quantity
 
 
+def as_shown(measured: Measured, place: Place, quantity: Quantity) -> Quantity:
+    """The same as a figure: perplexity where a difference of losses is spoken of."""
+    found = spoken(measured, place, quantity)
+    return found._replace(metric="perplexity") if found.metric == "loss" else found
+
+
 def value_of(difference: Difference, mean: float) -> str:
     """One side of a difference as it is spoken of."""
     metric = difference.quantity.metric
