@@ -90,7 +90,7 @@ class Page(HTMLParser):
         self.shown.append(data)
 
 
-@pytest.mark.parametrize("case", ["bases and datasets", "wild text"])
+@pytest.mark.parametrize("case", ["one seed", "wild text"])
 def test_the_page_asks_for_nothing_and_says_what_the_markdown_says(case: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_outputs(make_results(tmp_path, CASES[case]), out)

@@ -68,7 +68,8 @@ def _table(measured: Measured, reference: Place, found: Sequence[Difference], wh
         for one in found
         for unit in [unit_of(one.quantity)]
     ]
-    caption = f"Against {wording.code(reference.variant)} ({what}), paired by document; p is corrected for its family"
+    scope = "; one seed: about these weights" if max(one.n_seeds for one in found) == 1 else ""
+    caption = f"Against {wording.code(reference.variant)} ({what}), paired by document; p is corrected for its family{scope}"
     return Table(header, rows, caption, words=2, grouped=True)
 
 

@@ -154,7 +154,7 @@ def _saddlepoint_p(sizes: Floats, total: float) -> float:
     return min(1.0, max(2 * float(tail), float(2.0 ** (1 - len(sizes)))))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _signs(num: int) -> Floats:
     """Rows of +1 and -1: all of them for few, random ones (and the one that was seen) for more."""
     if num <= _ALL_SIGNS:

@@ -45,7 +45,10 @@ _TOLD_VERSIONS = ("paretune", "python", "torch", "transformers", "peft")
 def build_report(measured: Measured, figures: frozenset[str]) -> Document:
     """`figures` are the names of the files that were drawn."""
     marks = marks_of(measured)
-    sections = [Section("In short", list(_in_short(measured, marks))), Section("What was compared", list(_compared(measured)))]
+    sections = [
+        Section("In short", list(_in_short(measured, marks, figures))),
+        Section("What was compared", list(_compared(measured))),
+    ]
     shown: set[str] = set()
     for group in measured.groups:
         many = len(measured.groups) > 1
@@ -61,8 +64,6 @@ def build_report(measured: Measured, figures: frozenset[str]) -> Document:
         shown.add(group.dataset)
         sections.append(Section(f"{group.base} on {group.dataset}" if many else "Results", []))
         sections += [part for part in parts if part is not None]
-    if PARETO_NAME in figures:
-        sections.append(Section("Quality against cost", [Picture(f"figures/{PARETO_NAME}", "quality against each cost")]))
     sections.append(Section("Notes", list(_notes(measured, marks))))
     return Document(f"{measured.study.study}: {_question(measured)}", sections)
 
@@ -74,7 +75,7 @@ def _question(measured: Measured) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _in_short(measured: Measured, marks: Marks) -> Iterator[Block]:
+def _in_short(measured: Measured, marks: Marks, figures: frozenset[str]) -> Iterator[Block]:
     for dataset in dict.fromkeys(group.dataset for group in measured.groups):
         groups = [group for group in measured.groups if group.dataset == dataset]
         for group in groups:
@@ -93,6 +94,8 @@ def _in_short(measured: Measured, marks: Marks) -> Iterator[Block]:
         yield Paragraph(f"Incomplete: {wording.plural(len(set(missing)), 'stage')} failed or did not run; see the notes.")
     if not measured.results.cells:
         yield Paragraph("Nothing has been measured yet.")
+    if PARETO_NAME in figures:
+        yield Picture(f"figures/{PARETO_NAME}", "quality against each cost, with the Pareto frontier")
 
 
 def _across(measured: Measured, dataset: str, groups: Sequence[Group], marks: Marks) -> Iterator[Block]:
