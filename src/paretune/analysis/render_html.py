@@ -20,7 +20,8 @@ nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; font-size: .9rem; } a { c
 code { background: var(--soft); border-radius: 3px; padding: 0 .25em; font-size: .9em; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: .4rem 0 1.4rem; }
 caption { text-align: left; padding-bottom: .3rem; opacity: .8; }
-th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--soft); font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
+th, td { border-bottom: 1px solid var(--soft); font-variant-numeric: tabular-nums; }
 th.word, td.word { text-align: left; white-space: normal; } thead th { border-bottom: 1px solid var(--line); }
 td.better { color: #0a7f4f; } td.worse { color: #c2410c; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; background: #fff; }
