@@ -19,7 +19,7 @@ WORDS: Mapping[str, str] = {
     "perplexity": r"perplexit(?:y|ies)|ppl",
     "token_accuracy": r"token[ _-]accuracy",
     "exact_match": r"exact[ _-]match|\bem\b",
-    "accuracy": r"accura(?:cy|te)|correct(?: answers)?|questions right",
+    "accuracy": r"accuracy|accurate|correct(?: answers)?|questions right",
     "rouge_l": r"rouge[ _-]?l",
     "rouge_1": r"rouge[ _-]?1",
     "rouge_2": r"rouge[ _-]?2",
