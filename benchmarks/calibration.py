@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from scipy import stats
 
-from paretune.analysis.compare import Difference, average, difference, pool_seeds
+from paretune.analysis.compare import Difference, average, difference
 from paretune.analysis.estimate import DRAWS
 from paretune.analysis.measured import headline, measure
 from paretune.analysis.scores import Items, Place, Quantity, Scores, SeedScores, read_scores
@@ -107,11 +107,10 @@ def of_study(study: str, store: str | None) -> Population:
             assert one is not None
             assert other is not None
             apart = (one.sums - other.sums) / sample.weights / np.sqrt(2)
-            noise = pool_seeds([sample])
-            assert noise is not None
+            effect = float(np.std(list(sample.by_seed.values()), ddof=1))
             print(f"Drawn from {len(apart)} documents of `{place.variant}`, {quantity.metric} on {quantity.split}.\n")
             values = sample.sums / sample.weights
-            return Population(values, sample.weights, apart - np.average(apart, weights=sample.weights), noise.variance**0.5)
+            return Population(values, sample.weights, apart - np.average(apart, weights=sample.weights), effect)
     raise SystemExit("the study has no variant with two seeds of scores")
 
 
@@ -132,8 +131,7 @@ def draw(population: Population, documents: int, seeds: int, gap: float, rng: np
 
 
 def compared(sides: Sequence[SeedScores]) -> Difference:
-    noise = pool_seeds([sample for side in sides if (sample := average(side)) is not None])
-    found = difference((OTHER, sides[1]), (ONE, sides[0]), QUANTITY, 0.95, noise)
+    found = difference((OTHER, sides[1]), (ONE, sides[0]), QUANTITY, 0.95)
     assert found is not None
     return found
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from paretune.analysis.compare import Sample, as_perplexity, average, difference, estimate, make_samples, pool_seeds
+from paretune.analysis.compare import Difference, as_perplexity, difference, estimate, make_samples
 from paretune.analysis.scores import Items, Place, Quantity, Scores, Seed, common_items
 
 LOSS = Quantity("perplexity", "test", "loss")
@@ -14,8 +14,8 @@ def items_of(documents: list[str]) -> Items:
     return Items(np.array(documents, dtype=object), np.array([str(index) for index in range(len(documents))], dtype=object))
 
 
-def compared(one: dict[Seed, Scores], other: dict[Seed, Scores], quantity: Quantity = LOSS, **more: object):
-    return difference((ONE, one), (OTHER, other), quantity, 0.95, **more)
+def compared(one: dict[Seed, Scores], other: dict[Seed, Scores], quantity: Quantity = LOSS) -> Difference | None:
+    return difference((ONE, one), (OTHER, other), quantity, 0.95)
 
 
 def test_an_estimate_is_the_weighted_mean_of_scores_averaged_over_seeds() -> None:
@@ -122,36 +122,44 @@ def test_few_documents_are_judged_by_the_sign_flip_test() -> None:
     assert found.detected
 
 
-def test_pooled_seed_noise_is_the_mean_variance_over_variants() -> None:
-    items = items_of(["a", "b"])
-
-    def sample(*figures: float) -> Sample:
-        found = average({seed: Scores(items, np.full(2, figure), np.ones(2)) for seed, figure in enumerate(figures)})
-        assert found is not None
-        return found
-
-    noise = pool_seeds([sample(1.0, 3.0), sample(5.0, 6.0, 7.0), sample(4.0)])
-    assert noise is not None
-    # Squared deviations 2 and 2 over 1 + 2 degrees of freedom; one seed says nothing.
-    assert noise.variance == pytest.approx(4 / 3)
-    assert noise.freedom == 3
-    assert pool_seeds([sample(4.0)]) is None
-
-
-def test_equal_methods_with_scattering_seeds_are_seldom_told_apart() -> None:
-    """Three variants, two seeds, seeds four times as noisy as documents: at most 8 % of null pairs are detected."""
-    rng = np.random.default_rng(7)
+def test_each_side_brings_the_variance_of_its_own_seeds() -> None:
     items = items_of([f"d{index}" for index in range(60)])
-    studies, wrong, without = 150, 0, 0
+    values = np.linspace(3, 5, 60)
+
+    def seeded(*effects: float) -> dict[Seed, Scores]:
+        return {seed: Scores(items, values + effect, np.ones(60)) for seed, effect in enumerate(effects)}
+
+    found = compared(seeded(0.0, 0.1, 0.2), seeded(0.0, 0.0, 0.0))
+    assert found is not None
+    # Variance 0.01 over three seeds; the quiet side adds no degrees of freedom.
+    assert found.errors.seeds == pytest.approx(math.sqrt(0.01 / 3))
+    assert found.errors.seed_freedom == pytest.approx(2)
+    both = compared(seeded(0.0, 0.1, 0.2), seeded(0.2, 0.0, 0.1))
+    assert both is not None
+    assert both.errors.seeds == pytest.approx(math.sqrt(0.02 / 3))
+    assert both.errors.seed_freedom == pytest.approx(4)
+    alone = compared(seeded(0.0), seeded(0.3))
+    assert alone is not None
+    assert alone.errors.seeds == 0
+
+
+@pytest.mark.parametrize("quiet", [1.0, 0.1])
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_equal_methods_with_scattering_seeds_are_seldom_told_apart(seeds: int, quiet: float) -> None:
+    """Seeds four times as noisy as documents, on one side perhaps hardly at all: at most 8 % of null pairs are detected."""
+    rng = np.random.default_rng(seeds)
+    items = items_of([f"d{index}" for index in range(60)])
+    studies, wrong, without = 200, 0, 0
     for _ in range(studies):
-        effects = rng.normal(0, 0.04, (3, 2))
         hardness = rng.normal(4, 0.3, 60)
-        cells = [
-            {seed: Scores(items, hardness + effects[v, seed] + rng.normal(0, 0.075, 60), np.ones(60)) for seed in (0, 1)}
-            for v in range(3)
-        ]
-        noise = pool_seeds([one for one in (average(cell) for cell in cells) if one is not None])
-        found = compared(cells[0], cells[1], noise=noise)
+        one, other = (
+            {
+                seed: Scores(items, hardness + rng.normal(0, 0.04 * scale) + rng.normal(0, 0.075, 60), np.ones(60))
+                for seed in range(seeds)
+            }
+            for scale in (1.0, quiet)
+        )
+        found = compared(one, other)
         assert found is not None
         wrong += found.detected
         without += found.detected_for_weights

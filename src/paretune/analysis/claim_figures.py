@@ -39,6 +39,11 @@ SHARES = frozenset({"accuracy", "exact_match", "token_accuracy", "set_f1", "cont
 HIGHER = HIGHER_IS_BETTER | {"train_tokens_per_second"}
 _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "k": 1e3, "m": 1e6, "b": 1e9, "min": 60.0, "h": 3600.0, "%": 0.01}
 _NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?"
+FIGURE = re.compile(
+    rf"(?<![\w-])({'|'.join(WORDS.values())})\s*(?:of|is|was|=|:)\s*({_NUMBER}(?:\s*(?:%|[kKMG]B\b))?)(?!\s*(?:to|of|-)\b)",
+    re.IGNORECASE,
+)
+"""A metric and its figure in running text: `perplexity of 12.3`."""
 _PART = re.compile(rf"^\W*({_NUMBER})\s*(?:of|/)\s*(\d[\d,]*)(?!\S*\s*(?:[kKMG]B|min))")
 _VALUE = re.compile(rf"^\W*?({_NUMBER})\s*(%|[kKMG]B\b|[kKMB]\b|min\b|h\b)?")
 

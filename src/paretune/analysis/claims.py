@@ -1,8 +1,9 @@
 """Sentences of a hand-written report that its figures contradict, or that so few questions cannot support.
 
-Four shapes are read: the best or the most of something (`lowest perplexity`), a change with its size (`12 % smaller than`), a
-plain comparison (`more accurate than`), and two shares side by side (`25 % against 35 %`). What is read wrongly is worse than
-what is not read: a clause that names no variant or no metric is left alone, and so is one that says that nothing was found.
+Five shapes are read: the best or the most of something (`lowest perplexity`), a change with its size (`12 % smaller than`), a
+plain comparison (`more accurate than`), a figure (`a perplexity of 12.3`), and two shares side by side (`25 % against 35 %`).
+What is read wrongly is worse than what is not read: a clause that names no variant or no metric is left alone, and so is one
+that says that nothing was found.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from paretune.analysis.claim_figures import HIGHER, SHARES, Column, Evidence, metric_of
+from paretune.analysis.claim_figures import FIGURE, HIGHER, SHARES, Column, Evidence, metric_of, number_in
 from paretune.analysis.exact import fisher_p
 from paretune.spec.compare import QUALITY
 
@@ -102,7 +103,7 @@ def _wrong(sentence: str, evidence: Evidence, num: int | None) -> Iterator[tuple
     where = next((word for word in ("validation", "test") if word in sentence.lower()), "")
     for text in re.split(r";|,?\s+(?:while|whereas|but)\s+", sentence):
         clause = Clause(text, _named(text, evidence.variants), where)
-        for check in (_check_amount, _check_most, _check_more):
+        for check in (_check_amount, _check_most, _check_more, _check_figure):
             told = check(clause, evidence)
             if told is not None:
                 yield told
@@ -169,6 +170,23 @@ def _check_amount(clause: Clause, evidence: Evidence) -> tuple[str, str] | None:
                 way = f"{max(actual, key=abs):.3g} {'times' if is_factor else '%'}" if actual else "nothing of the kind"
                 failed.append(f"{_shown(column)}: `{subject}` against `{reference}` is {way}")
     return ("contradicted", failed[0]) if failed else None
+
+
+def _check_figure(clause: Clause, evidence: Evidence) -> tuple[str, str] | None:
+    found = FIGURE.search(clause.text) if len(clause.variants) == 1 else None
+    metric = metric_of(found[1]) if found else None
+    claimed = number_in(found[2]) if found else None
+    if found is None or metric is None or claimed is None or (found[2].endswith("%") and metric not in SHARES):
+        return None
+    (name,) = clause.variants
+    known = [column for column in evidence.columns if column.metric == metric and name in column.figures]
+    digits = re.match(r"[\d,]*\.?(\d*)", found[2])
+    rounding = 0.5 * 10.0 ** -len(digits[1] if digits else "") * (0.01 if found[2].endswith("%") else 1)
+    for column in known:
+        actual = column.figures[name].value
+        if abs(claimed.value - actual) <= max(rounding, 0.01 * abs(actual)) * (1 + 1e-9):
+            return None
+    return ("contradicted", f"{_shown(known[0])}, and `{name}` is said to have {found[2]}") if known else None
 
 
 def _check_shares(sentence: str, evidence: Evidence, num: int | None) -> tuple[str, str] | None:

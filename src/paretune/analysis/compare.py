@@ -6,7 +6,7 @@ it, two runs of one method are told apart in 6 of 10 simulated studies whose see
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -128,16 +128,6 @@ class Difference:
         return self.mean < 0 if self.quantity.metric in LOWER_IS_BETTER else self.mean > 0
 
 
-@dataclass(frozen=True)
-class SeedNoise:
-    """How much one training seed moves a quantity, pooled over the variants of a group."""
-
-    variance: float
-    """Of a single seed's figure."""
-    freedom: int
-    """Variants times (seeds - 1)."""
-
-
 Samples = Mapping[Place, Mapping[Quantity, Sample]]
 
 
@@ -189,12 +179,10 @@ def difference(
     reference: tuple[Place, SeedScores],
     quantity: Quantity,
     level: float,
-    noise: SeedNoise | None = None,
 ) -> Difference | None:
     """Variant minus reference, not yet adjusted; None where they share no example or no seed.
 
-    A side without a seed (an untrained variant) stands against every seed of the other. The variance between seeds is the
-    pooled `noise`, or that of the pair itself where it is larger: two seeds alone know theirs with one degree of freedom.
+    A side without a seed (an untrained variant) stands against every seed of the other.
     """
     pair = _paired(variant[1], reference[1])
     if pair is None:
@@ -202,7 +190,7 @@ def difference(
     left, right = pair
     sums, weights = _contrast(left, right)
     mean, documents = left.mean - right.mean, left.items.num_documents
-    seed_error, seed_freedom = _seed_error(left, right, noise)
+    seed_error, seed_freedom = _seed_error(left, right)
     errors = Errors(standard_error(sums, weights), documents, seed_error, seed_freedom)
     p = sign_flip_p(sums)
     apart = None
@@ -244,15 +232,6 @@ def decided(found: Difference, p_adjusted: float, num_tests: int, margin: float 
     return replace(found, p_adjusted=p_adjusted, mde=mde, margin=margin)
 
 
-def pool_seeds(samples: Iterable[Sample]) -> SeedNoise | None:
-    """The variance between seeds over several variants of the same quantity; None where none has two seeds."""
-    figures = [list(sample.by_seed.values()) for sample in samples if len(sample.seeds) > 1]
-    freedom = sum(len(values) - 1 for values in figures)
-    if not freedom:
-        return None
-    return SeedNoise(sum(float(np.var(values)) * len(values) for values in figures) / freedom, freedom)
-
-
 def _contrast(left: Sample, right: Sample) -> tuple[Floats, Floats]:
     """Document sums and weights of which the ratio is the difference of two ratios; linearised where the weights differ."""
     if np.allclose(left.weights, right.weights, rtol=1e-9):
@@ -275,20 +254,17 @@ def _paired(left: SeedScores, right: SeedScores) -> tuple[Sample, Sample] | None
     return one, other
 
 
-def _seed_error(left: Sample, right: Sample, noise: SeedNoise | None) -> tuple[float, int]:
-    """Standard error of the difference of the two means over seeds, and its degrees of freedom."""
-    seeds = left.seeds if len(left.seeds) >= len(right.seeds) else right.seeds
-    if len(seeds) < 2:
-        return 0.0, 1
-    own = float(np.var([_of(left, seed) - _of(right, seed) for seed in seeds], ddof=1)) / len(seeds)
-    if noise is None:
-        return math.sqrt(own), len(seeds) - 1
-    sides = sum(None not in sample.seeds for sample in (left, right))
-    return math.sqrt(max(own, sides * noise.variance / len(seeds))), noise.freedom
+def _seed_error(left: Sample, right: Sample) -> tuple[float, float]:
+    """Standard error of the difference of two means over seeds, and its degrees of freedom (Welch 1947).
 
-
-def _of(sample: Sample, seed: Seed) -> float:
-    return sample.by_seed[seed] if seed in sample.by_seed else sample.by_seed[None]
+    Each side brings its own variance: methods differ in how much a seed moves them, so a quiet one vouches for none.
+    """
+    sides = [list(sample.by_seed.values()) for sample in (left, right) if len(sample.seeds) > 1]
+    parts = [(float(np.var(values, ddof=1)) / len(values), len(values) - 1) for values in sides]
+    total = sum(variance for variance, _ in parts)
+    if total == 0:
+        return 0.0, 1.0
+    return math.sqrt(total), total**2 / sum(variance**2 / freedom for variance, freedom in parts)
 
 
 def _exp(value: float) -> float:

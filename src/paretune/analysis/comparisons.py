@@ -103,8 +103,5 @@ def _noise_floor(measured: Measured, group: Group, reference: Place, quantity: Q
         )
     header = ("variant", "difference", "error over documents", "error over seeds", "seeds' share", "seeds")
     caption = f"Noise floor: what the difference in {noun(quantity)} from {wording.code(reference.variant)} is uncertain by"
-    note = (
-        "More documents shrink the first error, more seeds the second; the share is that of the variance of the difference. "
-        "The spread of seeds is pooled over variants, or the pair's own where it is larger."
-    )
+    note = "More documents shrink the first error, more seeds the second; the share is that of the variance of the difference."
     return [Table(header, rows, caption), Paragraph(note)]

@@ -31,7 +31,7 @@ class Errors:
     documents: float
     num_documents: int
     seeds: float = 0.0
-    seed_freedom: int = 1
+    seed_freedom: float = 1.0
 
     @property
     def total(self) -> float:

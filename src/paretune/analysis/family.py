@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from paretune.analysis.compare import Difference, Samples, decided, difference, pool_seeds
+from paretune.analysis.compare import Difference, Samples, decided, difference
 from paretune.analysis.exact import holm
 from paretune.analysis.scores import Place, Quantity, SeedScores
 from paretune.spec.compare import QUALITY, Compare
@@ -33,9 +33,7 @@ class Comparer:
         sides = [self.scores.get(place, {}).get(quantity) for place in (variant, reference)]
         if sides[0] is None or sides[1] is None:
             return None
-        beside = [found for place, found in self.samples.items() if place[:2] == variant[:2]]
-        noise = pool_seeds(found[quantity] for found in beside if quantity in found)
-        return difference((variant, sides[0]), (reference, sides[1]), quantity, self.compare.interval, noise)
+        return difference((variant, sides[0]), (reference, sides[1]), quantity, self.compare.interval)
 
 
 def decide(comparer: Comparer, baselines: Mapping[Place, Place], headlines: Mapping[Place, Quantity]) -> dict[Pair, Difference]:
