@@ -138,3 +138,25 @@ def test_a_report_without_figures_is_a_mistake(tmp_path: Path, capsys: pytest.Ca
     assert "has no table of figures" in capsys.readouterr().err
     assert main(["check-claims", str(report), "--results", str(report)]) == 2
     assert main(["check-claims", str(tmp_path / "absent.md")]) == 2
+
+
+STUDENT = """
+| Model | Parameters | Perplexity | QA accuracy | Training time (s) |
+|---|---|---|---|---|
+| GPT-2 Original | 124.4M | 14.2 | 25% | 1200 |
+| GPT-2 Reduced | 117.3M | 15.9 | 35% | 1080 |
+
+Accuracy is measured on 20 questions.
+The reduced model is a little smaller.
+GPT-2 Reduced achieves the best QA accuracy (35%), which shows better recall.
+GPT-2 Reduced has 5.7% fewer parameters than GPT-2 Original and the lowest perplexity.
+GPT-2 Original needs 11% more training time than GPT-2 Reduced.
+GPT-2 Reduced is 25% faster to train than GPT-2 Original.
+In conclusion, GPT-2 Reduced outperforms GPT-2 Original.
+Perplexity rises from 14.2 to 15.9.
+"""
+
+
+def test_a_report_as_people_write_them() -> None:
+    found = {one.line: one.kind for one in check_claims(STUDENT, read_evidence(STUDENT, None))}
+    assert found == {9: "unsupported", 10: "contradicted", 12: "contradicted", 13: "unsupported"}

@@ -69,6 +69,8 @@ class Evidence:
     columns: tuple[Column, ...]
     p_values: Mapping[tuple[str, str, str], float]
     """(variant, baseline, metric) to the corrected p value, from comparisons.csv."""
+    asked: int | None = None
+    """Questions that the report speaks of, where it speaks of one number of them."""
 
     @property
     def variants(self) -> set[str]:

@@ -8,7 +8,7 @@ that says that nothing was found.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from paretune.analysis.claim_figures import FIGURE, HIGHER, SHARES, Column, Evidence, metric_of, number_in
@@ -76,10 +76,10 @@ def check_claims(report: str, evidence: Evidence) -> list[Finding]:
     """What is wrong with the sentences of `report`, in order; a sentence is told once."""
     found = []
     asked = {int(match[1] or match[2]) for match in _QUESTIONS.finditer(report)}
-    num = asked.pop() if len(asked) == 1 else None
+    evidence = replace(evidence, asked=asked.pop() if len(asked) == 1 else None)
     for line, sentence in sentences(report):
         if not _NOT.search(sentence):
-            told = next(_wrong(sentence, evidence, num), None)
+            told = next(_wrong(sentence, evidence), None)
             if told is not None:
                 found.append(Finding(line, sentence, *told))
     return found
@@ -99,7 +99,7 @@ def sentences(report: str) -> Iterator[tuple[int, str]]:
                 yield number, sentence.strip()
 
 
-def _wrong(sentence: str, evidence: Evidence, num: int | None) -> Iterator[tuple[str, str]]:
+def _wrong(sentence: str, evidence: Evidence) -> Iterator[tuple[str, str]]:
     where = next((word for word in ("validation", "test") if word in sentence.lower()), "")
     for text in re.split(r";|,?\s+(?:while|whereas|but)\s+", sentence):
         clause = Clause(text, _named(text, evidence.variants), where)
@@ -108,7 +108,7 @@ def _wrong(sentence: str, evidence: Evidence, num: int | None) -> Iterator[tuple
             if told is not None:
                 yield told
                 return
-    told = _check_shares(sentence, evidence, num)
+    told = _check_shares(sentence, evidence)
     if told is not None:
         yield told
 
@@ -120,9 +120,10 @@ def _check_most(clause: Clause, evidence: Evidence) -> tuple[str, str] | None:
     after = clause.text.lower().index(word)
     if (part := _PART_OF.search(clause.text, after)) and part[1].lower() not in _EVERYTHING:
         return None
-    variant = min(clause.variants, key=lambda name: abs(_position(clause.text, name) - after))
+    pair = _pair(clause)
+    variant = pair[0] if pair else min(clause.variants, key=lambda name: abs(_position(clause.text, name) - after))
     failed: list[str] = []
-    for column, down in _columns(clause, evidence, _MOST[word], word):
+    for column, down in _columns(clause, evidence, _MOST[word], word, clause.text[after:]):
         if variant in column.figures and len(column.figures) > 1:
             ranked = sorted(column.figures, key=lambda name: column.figures[name].value, reverse=not down)
             if column.figures[variant].value == column.figures[ranked[0]].value:
@@ -138,7 +139,7 @@ def _check_more(clause: Clause, evidence: Evidence) -> tuple[str, str] | None:
         return None
     subject, reference = pair
     failed: list[str] = []
-    for column, down in _columns(clause, evidence, _MORE[word], word):
+    for column, down in _columns(clause, evidence, _MORE[word], word, ""):
         if subject in column.figures and reference in column.figures:
             gap = column.figures[subject].value - column.figures[reference].value
             if gap * (-1 if down else 1) > 0:
@@ -157,7 +158,8 @@ def _check_amount(clause: Clause, evidence: Evidence) -> tuple[str, str] | None:
     rounding = 0.5 * 10.0 ** -len(amount[1].partition(".")[2])
     loose = 0.2 if _ABOUT.search(clause.text) else 0.06
     failed: list[str] = []
-    for column, down in _columns(clause, evidence, _MORE[word], word):
+    behind = " ".join(clause.text[amount.end() :].split()[:4])
+    for column, down in _columns(clause, evidence, _MORE[word], word, behind):
         others = [pair] if pair else [(clause.variants[0], name) for name in column.figures if name != clause.variants[0]]
         for subject, reference in others:
             if subject not in column.figures or reference not in column.figures:
@@ -189,13 +191,13 @@ def _check_figure(clause: Clause, evidence: Evidence) -> tuple[str, str] | None:
     return ("contradicted", f"{_shown(known[0])}, and `{name}` is said to have {found[2]}") if known else None
 
 
-def _check_shares(sentence: str, evidence: Evidence, num: int | None) -> tuple[str, str] | None:
+def _check_shares(sentence: str, evidence: Evidence) -> tuple[str, str] | None:
     """Two shares of right answers side by side, of a number of questions that is known."""
     shares = [float(found) / 100 for found in _PERCENTS.findall(sentence)]
     here = _QUESTIONS.search(sentence)
     metric = metric_of(sentence)
-    counts = {figure.num for column in evidence.columns if column.metric == metric for figure in column.figures.values()}
-    asked = int(here[1] or here[2]) if here else counts.pop() if len(counts) == 1 else num
+    counts = {one.num for column in evidence.columns if column.metric == metric for one in column.figures.values()} - {None}
+    asked = int(here[1] or here[2]) if here else counts.pop() if len(counts) == 1 else evidence.asked
     if len(shares) != 2 or asked is None or metric not in SHARES - {"token_accuracy"} or not _APART.search(sentence):
         return None
     if max(shares) > 1 or any(abs(share * asked - round(share * asked)) > 0.06 * max(1, asked / 100) for share in shares):
@@ -216,7 +218,7 @@ def _unsupported(column: Column, one: str, other: str, evidence: Evidence) -> tu
     p = evidence.p_values.get((one, other, column.metric))
     sides = [column.figures[name] for name in (one, other)]
     test = "corrected p of comparisons.csv"
-    nums = [side.num for side in sides]
+    nums = [side.num or evidence.asked for side in sides]
     if p is None and column.metric in SHARES - {"token_accuracy"} and nums[0] and nums[1]:
         p = fisher_p(round(sides[0].value * nums[0]), nums[0], round(sides[1].value * nums[1]), nums[1])
         test = f"Fisher's exact test on {nums[0]} and {nums[1]} questions"
@@ -225,12 +227,10 @@ def _unsupported(column: Column, one: str, other: str, evidence: Evidence) -> tu
     return "unsupported", f"{_shown(column)}: `{one}` and `{other}` differ by chance alone with p = {p:.2g} ({test})"
 
 
-def _columns(clause: Clause, evidence: Evidence, way: str, word: str) -> list[tuple[Column, bool]]:
-    """The columns that a clause is about, and whether it asks for less of them."""
-    text = clause.text
-    for name in clause.variants:  # a variant's name is no metric
-        text = re.sub(re.escape(name), " ", text, flags=re.IGNORECASE)
-    metric = metric_of(text)
+def _columns(clause: Clause, evidence: Evidence, way: str, word: str, near: str) -> list[tuple[Column, bool]]:
+    """The columns that a clause is about, `near` looked at first, and whether it asks for less of them."""
+    near, text = (_without(part, clause.variants) for part in (near, clause.text))
+    metric = metric_of(near) or metric_of(text)
     metrics: Sequence[str] = (metric,) if metric else _IMPLIED.get(word, ())
     if not metrics and word in ("outperforms", "beats", "surpasses"):
         metrics = sorted(QUALITY)
@@ -241,6 +241,13 @@ def _columns(clause: Clause, evidence: Evidence, way: str, word: str) -> list[tu
         known = [column for column in evidence.columns if column.metric in ("exact_match", "contains")]
     chosen = [column for column in known if clause.where and clause.where in column.where.lower()] or known
     return [(column, way == "min" or (way != "max" and (column.metric in HIGHER) == (way == "bad"))) for column in chosen]
+
+
+def _without(text: str, variants: Sequence[str]) -> str:
+    """`text` without the names of variants, which are no metrics."""
+    for name in variants:
+        text = re.sub(_pattern(name), " ", text, flags=re.IGNORECASE)
+    return text
 
 
 def _percents(one: float, other: float, down: bool, share: bool) -> list[float]:
