@@ -179,8 +179,8 @@ def test_each_limit_of_the_study_has_a_recommendation(tmp_path: Path) -> None:
         "`reduced`) it is the cheapest.",
         "With test bits per byte within 0.001 of `original`: `full`; of those that keep to it (`full` and `original`) none is "
         "clearly cheaper.",
-        "On the Pareto frontier of test perplexity against model size are `full` and `reduced`; beaten: `original` (by `full`) "
-        "and `base` (by `full`).",
+        "On the Pareto frontier of test perplexity against model size are `full` and `reduced`; beaten: `original` and "
+        "`base` (by `full`).",
     ):
         assert words in sentences, sentences
 

@@ -86,7 +86,7 @@ def _right(share: float, num: int) -> str:
 def _needed(difference: Difference, num: int) -> str:
     """What would have been told apart."""
     if not difference.mde * num <= num:
-        return "so few questions tell no two variants apart"
+        return "with so few questions for so many comparisons none could be"
     return f"a gap of {math.ceil(difference.mde * num)} would have been detected"
 
 

@@ -1,6 +1,6 @@
 """What a report says about quality against cost: the Pareto frontier, and the recommendation under each limit of the study."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from paretune.analysis import wording
 from paretune.analysis.choose import (
@@ -18,6 +18,9 @@ from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import COST_WORDS, as_shown, better_word, cost_text, named, noun
 from paretune.spec.compare import QUALITY, Bound
 
+_TOLD = 6
+"""Beaten variants that are named."""
+
 
 def frontier_sentence(measured: Measured, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
     """What nothing beats in quality and cost together, and what is beaten by which."""
@@ -26,13 +29,20 @@ def frontier_sentence(measured: Measured, ranked: Sequence[Place], quantity: Qua
         return
     beaten = frontier(measured, ranked, quantity, names)
     best = [named(place) for place, by in beaten.items() if by is None]
-    lost = [f"{named(place)} (by {named(by)})" for place, by in beaten.items() if by is not None]
+    lost = list(_beaten({by: [place for place in beaten if beaten[place] == by] for by in beaten.values() if by is not None}))
     if best:
         words = wording.listed([COST_WORDS.get(name, name) for name in names])
         verb = "is" if len(best) == 1 else "are"
         rest = f"; beaten: {wording.listed(lost)}" if lost else ": none is beaten by another"
         quality = noun(as_shown(measured, ranked[0], quantity))
         yield f"On the Pareto frontier of {quality} against {words} {verb} {wording.listed(best)}{rest}."
+
+
+def _beaten(by_rival: Mapping[Place, Sequence[Place]]) -> Iterator[str]:
+    """`a and b (by c)`; of many their number, for the figure has them."""
+    for rival, places in by_rival.items():
+        names = wording.listed([named(place) for place in places]) if len(places) <= _TOLD else f"{len(places)} others"
+        yield f"{names} (by {named(rival)})"
 
 
 def limit_sentences(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:

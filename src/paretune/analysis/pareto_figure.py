@@ -17,6 +17,8 @@ from paretune.spec.compare import LOWER_IS_BETTER
 
 _DISTURBED = 1.15
 """Ratio of costs that should be equal from which it is told."""
+_LABELLED = 8
+"""Variants up to which each is named; of more, the frontier and what was not trained."""
 _WIDE_RANGE = 8
 """Largest over smallest cost from which the axis is logarithmic."""
 
@@ -66,7 +68,8 @@ def _draw_panel(axes: Axes, measured: Measured, quantity: Quantity, ranked: Sequ
         face = look.colour if beaten[place] is None else "white"
         axes.plot(cost, found.mean, marker=look.marker, color=look.colour, markerfacecolor=face, markersize=7, zorder=3)
     _draw_frontier(axes, measured, quantity, {place: costs[place] for place, by in beaten.items() if by is None})
-    _label(axes, measured, quantity, costs, {place: (short[place.variant], style[place.variant]) for place in costs})
+    named = [place for place in costs if len(costs) <= _LABELLED or beaten[place] is None or not _is_trained(measured, place)]
+    _label(axes, measured, quantity, costs, {place: (short[place.variant], style[place.variant]) for place in named})
     positive = [cost for cost in costs.values() if cost > 0]
     if len(positive) == len(costs) and max(positive) > _WIDE_RANGE * min(positive):
         axes.set_xscale("log")
@@ -95,17 +98,20 @@ def _draw_frontier(axes: Axes, measured: Measured, quantity: Quantity, costs: Ma
 def _label(
     axes: Axes, measured: Measured, quantity: Quantity, costs: Mapping[Place, float], words: Mapping[Place, tuple[str, Look]]
 ) -> None:
-    for place, cost in costs.items():
-        text, look = words[place]
+    for place, (text, look) in words.items():
         axes.annotate(
             text,
-            xy=(cost, measured.samples[place][quantity].mean),
+            xy=(costs[place], measured.samples[place][quantity].mean),
             xytext=(7, 4),
             textcoords="offset points",
             fontsize=8,
             color=look.colour,
             zorder=4,
         )
+
+
+def _is_trained(measured: Measured, place: Place) -> bool:
+    return any(use.row.trains for use in measured.study.variants[place.variant].methods)
 
 
 def _is_lower(quantity: Quantity) -> bool:
