@@ -12,7 +12,8 @@ from paretune.analysis.outputs import write_outputs
 from paretune.analysis.render import as_markdown, as_text
 from paretune.analysis.report import build_report
 from paretune.pipeline.records import Cell, Record, Results
-from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results
+from paretune.spec.study import load_study
+from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results, write_scores
 
 SMALL = Shape(documents=12, epochs=2)
 LONG = "lora-with-a-name-that-goes-on-and-on-for-much-longer-than-any-column-of-a-table-can-hold"
@@ -174,6 +175,44 @@ def changed(results: Results, **metrics: object) -> Results:
 
     cells = tuple(replace(cell, methods=tuple(map(edit, cell.methods))) if cell is target else cell for cell in results.cells)
     return replace(results, cells=cells)
+
+
+TASKS = """tasks: {summary: {completion: "{{ s }}", score: [rouge_l]}, kind: {completion: "{{ k }}", labels: from_train}}"""
+
+
+def with_tasks(tmp_path: Path) -> Results:
+    """A study of a dataset with two tasks; `full` answers both better than `original`."""
+    results = make_results(tmp_path, replace(SMALL, seeds=(0,), documents=40, evaluations=("perplexity",), epochs=1))
+    text = results.study_file.read_text(encoding="utf-8").replace('text: "{{ content }}"', TASKS)
+    results.study_file.write_text(text, encoding="utf-8")
+    cells = []
+    for index, cell in enumerate(results.cells):
+        record = replace(cell.evaluations["size"], path=tmp_path / f"tasks-{index}")
+        record.path.mkdir()
+        gain = 0.3 if cell.variant == "full" else 0.0
+        place = {"split": "test", "weight": 1.0}
+        rows = [
+            {**place, "document": str(number), "example": f"{number}-{task}", "task": task, "metric": metric, "value": value}
+            for number in range(40)
+            for task, metric, value in (
+                ("summary", "rouge_l", 0.2 + gain + 0.01 * ((number + 3 * index) % 7)),
+                ("kind", "accuracy", float(number % 10 < 3 + 20 * gain)),
+            )
+        ]
+        write_scores(record.path, rows)
+        cells.append(replace(cell, evaluations={**cell.evaluations, "tasks": record}))
+    return replace(results, study=load_study(results.study_file), cells=tuple(cells))
+
+
+def test_the_tasks_of_a_dataset_are_told_and_compared(tmp_path: Path) -> None:
+    markdown = report_of(with_tasks(tmp_path)).replace("\\", "")
+    tasks = part(markdown, "Tasks")
+    assert "| task | variant | accuracy | ROUGE-L |" in tasks
+    assert re.search(r"\| summary \| full \| - \| 0\.5\d+ \(", tasks)
+    short = part(markdown, "In short")
+    assert re.search(r"Test ROUGE-L on `summary`: .*`original` is worse than `full` \(-0\.30", short)
+    assert "Test accuracy on `kind`: " in short
+    assert "| test ROUGE-L on summary | original | -0.30 |" in part(markdown, "Comparisons")
 
 
 def test_deviations_are_printed(tmp_path: Path) -> None:

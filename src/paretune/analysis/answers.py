@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from paretune.analysis import wording
-from paretune.analysis.choose import ranked_places
+from paretune.analysis.choose import quantity_of, ranked_places
 from paretune.analysis.compare import Difference
 from paretune.analysis.measured import Group, Measured, baseline, difference_of
 from paretune.analysis.scores import Place, Quantity
@@ -26,7 +26,12 @@ def answer_sentences(measured: Measured, group: Group, ranked_by: Quantity) -> I
             if len(ranked) > 1 and means not in spoken_of and quantity != ranked_by:
                 spoken_of.append(means)
                 yield from _answers_of(measured, group, ranked, quantity)
-        yield from _likelihood_of(measured, group, Quantity(task, "", "log_likelihood"))
+        yield from _told_apart(measured, group, Quantity(task, "", "log_likelihood"))
+    for task, scoring in measured.study.data[group.dataset].scored.items():
+        for metric in [*(["accuracy"] if scoring.get("labels") else []), *scoring["score"]][:1]:
+            found = quantity_of(measured, group, metric, task)
+            if found is not None and found != ranked_by:
+                yield from _told_apart(measured, group, found)
 
 
 def _answers_of(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
@@ -58,7 +63,7 @@ def _answers_of(measured: Measured, group: Group, ranked: Sequence[Place], quant
     )
 
 
-def _likelihood_of(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:
+def _told_apart(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:
     pairs = _against_baseline(measured, group, ranked_places(measured, group, quantity), quantity)
     told = [
         f"{named(one.variant)} is {one.verdict} than {named(one.reference)} ({amount_of(one, signed=True)}, {interval_of(one)})"

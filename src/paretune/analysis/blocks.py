@@ -11,7 +11,7 @@ import pandas as pd
 
 from paretune.analysis import wording
 from paretune.analysis.document import Block, Paragraph, Section, Table
-from paretune.analysis.estimate import Floats, bootstrap, percentile_interval
+from paretune.analysis.estimate import Floats, ratio_interval
 from paretune.analysis.measured import Group, Measured, cells_of
 from paretune.pipeline.records import Record
 
@@ -65,7 +65,7 @@ def _table(record: Record, choose: str, removed: list[int], level: float) -> Tab
     order.sort(key=lambda index: means[index])
     rows = []
     for index in [index for index, one in enumerate(sets) if not one] + order[:_ROWS]:
-        score = wording.with_interval(means[index], *_interval(sums[:, index], tokens, level))
+        score = wording.with_interval(means[index], *ratio_interval(sums[:, index], tokens, level))
         more = _more(sums[:, index] - sums[:, chosen], tokens, level)
         is_removed = index == chosen or (removed not in sets and index in taken)
         rows.append([_named(sets[index]), score, wording.UNKNOWN if index == chosen else more, "removed" if is_removed else ""])
@@ -98,13 +98,8 @@ def _named(removed: Sequence[int]) -> str:
 def _more(differences: Floats, tokens: Floats, level: float) -> str:
     """The mean of paired differences with its interval, signed."""
     mean = float(differences.sum() / tokens.sum())
-    low, high = _interval(differences, tokens, level)
+    low, high = ratio_interval(differences, tokens, level)
     places = max(wording.decimals(abs(mean)), 3)
     if np.isnan(low):
         return f"{mean:+.{places}f}"
     return f"{mean:+.{places}f} ({low:+.{places}f} to {high:+.{places}f})"
-
-
-def _interval(sums: Floats, tokens: Floats, level: float) -> tuple[float, float]:
-    """Of a mean over tokens, from the sums of each document; NaN twice for one document."""
-    return percentile_interval(bootstrap(sums[:, None], tokens[:, None])[:, 0], level, len(sums))

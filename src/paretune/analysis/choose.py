@@ -7,7 +7,7 @@ runs differ in. So a variant that is not shown to be better does not beat one th
 from collections.abc import Iterable, Mapping, Sequence
 
 from paretune.analysis.costs import ratio
-from paretune.analysis.measured import HELD_OUT, Group, Measured, baseline, difference_of, estimate_of
+from paretune.analysis.measured import HELD_OUT, Group, Measured, baseline, difference_of, estimate_of, tasks_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.spec.compare import LOWER_IS_BETTER, QUALITY, Bound
 
@@ -103,11 +103,11 @@ def frontier(
     return {place: dominator(measured, place, places, quantity, names) for place in places}
 
 
-def quantity_of(measured: Measured, group: Group, metric: str) -> Quantity | None:
-    """Where a metric is judged: the study's first task that has it, on test before validation."""
+def quantity_of(measured: Measured, group: Group, metric: str, asked: str | None = None) -> Quantity | None:
+    """Where a metric is judged: the study's first task that has it (or `asked`), on test before validation."""
     stored = "loss" if metric == "perplexity" else metric
     known = {quantity for name in group.variants for quantity in measured.samples.get(group.place(name), {})}
-    for task in measured.study.evaluate:
+    for task in tasks_of(measured, group.dataset) if asked is None else [asked]:
         for split in (*HELD_OUT, ""):
             if Quantity(task, split, stored) in known:
                 return Quantity(task, split, metric)

@@ -20,6 +20,8 @@ FEW_DOCUMENTS = 50
 """Below, resampling knows the tails less well than a t quantile or a sign-flip test does."""
 _BUNDLES = 500
 """Documents resampled one by one; more are bundled at random, which keeps the size and the skewness of their total."""
+_ROUNDING = 1e-12
+"""Of the ratio itself: an error smaller than this is float rounding."""
 _LEAST_ERROR = 0.25
 """Of the standard error itself: a draw that happens to hold equal documents only would say that nothing is uncertain."""
 
@@ -51,8 +53,10 @@ def standard_error(sums: Floats, weights: Floats) -> float:
     num = len(sums)
     if num < 2:
         return float("nan")
-    residuals = sums - sums.sum() / weights.sum() * weights
-    return float(np.sqrt(num / (num - 1) * (residuals**2).sum()) / weights.sum())
+    ratio = sums.sum() / weights.sum()
+    residuals = sums - ratio * weights
+    error = float(np.sqrt(num / (num - 1) * (residuals**2).sum()) / weights.sum())
+    return error if error > _ROUNDING * abs(ratio) else 0.0
 
 
 def ratio_interval(sums: Floats, weights: Floats, level: float) -> tuple[float, float]:

@@ -27,7 +27,21 @@ from paretune.analysis.scores import Place, Quantity, Seed, SeedScores, place_of
 from paretune.pipeline.records import Cell, Results
 from paretune.spec.study import Study
 
-QUALITY = ("bits_per_byte", "loss", "accuracy", "exact_match", "contains", "log_likelihood")
+QUALITY = (
+    *(
+        "bits_per_byte",
+        "loss",
+        "accuracy",
+        "exact_match",
+        "contains",
+        "set_f1",
+        "rouge_l",
+        "bert_score_f1",
+        "rouge_1",
+        "rouge_2",
+    ),
+    "log_likelihood",
+)
 """Metrics that a study is judged by, the first that was measured."""
 HELD_OUT = ("test", "validation")
 """The split that a study is judged on, the first that was measured."""
@@ -144,13 +158,18 @@ def baseline(measured: Measured, group: Group) -> Place | None:
 def headline(measured: Measured, group: Group) -> Quantity | None:
     """The quantity that variants of a group are ranked by; None if nothing of the kind was measured."""
     found = {quantity for name in group.variants for quantity in measured.samples.get(group.place(name), {})}
-    order = [task for task in measured.study.evaluate if task in {quantity.task for quantity in found}]
+    order = [task for task in tasks_of(measured, group.dataset) if task in {quantity.task for quantity in found}]
     for metric in QUALITY:
         for task in order:
             for split in (*HELD_OUT, ""):
                 if (quantity := Quantity(task, split, metric)) in found:
                     return quantity
     return None
+
+
+def tasks_of(measured: Measured, dataset: str) -> list[str]:
+    """What a dataset's variants were asked: the study's evaluations, then the dataset's own tasks."""
+    return [*measured.study.evaluate, *measured.study.data[dataset].scored]
 
 
 def same_tokenizer(measured: Measured, bases: set[str], dataset: str) -> bool:

@@ -16,6 +16,7 @@ from paretune.analysis.sections import (
     generations_section,
     held_out_section,
     questions_section,
+    tasks_section,
 )
 from paretune.analysis.training import training_section
 from paretune.pipeline.records import Record
@@ -57,6 +58,7 @@ def build_report(measured: Measured, figures: frozenset[str]) -> Document:
             training_section(measured, group, figures),
             held_out_section(measured, group, marks),
             questions_section(measured, group, marks),
+            tasks_section(measured, group, marks),
             comparisons_section(measured, group),
             cost_section(measured, group, figures, first=group.dataset not in shown),
             generations_section(measured, group),

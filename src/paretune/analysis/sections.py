@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 from paretune.analysis import wording
 from paretune.analysis.answers import ANSWER_METRICS
@@ -35,6 +36,39 @@ def questions_section(measured: Measured, group: Group, marks: Marks) -> Section
         if len(slices) > 1:
             blocks.append(_slices_table(measured, group, task, [name for name in slices if name], marks))
     return Section("Questions and answers", blocks, level=3) if blocks else None
+
+
+def tasks_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
+    """The scored answers to the tasks of the dataset."""
+    known = {quantity for quantity in _quantities(measured, group) if quantity.metric in _TASK_HEADS and not quantity.slice}
+    blocks: list[Block] = []
+    for split in (split for split in ("test", "validation") if any(one.split == split for one in known)):
+        tasks = [task for task in measured.study.data[group.dataset].scored if any(one.task == task for one in known)]
+        here = {one for one in known if one.split == split and one.task in tasks}
+        metrics = [metric for metric in _TASK_HEADS if any(one.metric == metric for one in here)]
+        rows = []
+        for task, place in product(tasks, (group.place(name) for name in group.variants)):
+            found = [estimate_of(measured, place, Quantity(task, split, metric)) for metric in metrics]
+            mark = marks.of(place, task, split)
+            if any(one is not None for one in found):
+                rows.append([task, place.variant, *(_with_interval(one) + mark * (one is not None) for one in found)])
+        if rows:
+            level = f"{100 * measured.level:g} % intervals over documents"
+            header = ("task", "variant", *(_TASK_HEADS[metric] for metric in metrics))
+            blocks.append(Table(header, rows, f"Tasks, {split}; {level}", words=2, grouped=True))
+    return Section("Tasks", blocks, level=3) if blocks else None
+
+
+_TASK_HEADS = {
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "contains": "contains the answer",
+    "set_f1": "F1 of sets",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "bert_score_f1": "BERTScore",
+}
 
 
 def cost_section(measured: Measured, group: Group, figures: frozenset[str], first: bool) -> Section | None:

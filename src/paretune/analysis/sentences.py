@@ -22,6 +22,11 @@ NOUNS = {
     "exact_match": "exact match",
     "contains": "share of answers that contain the right one",
     "log_likelihood": "log-likelihood of the right answers",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "bert_score_f1": "BERTScore",
+    "set_f1": "F1 of sets",
 }
 SHARES = frozenset({"token_accuracy", "accuracy", "accuracy_unnormalised", "exact_match", "contains", "stopped_by_eos"})
 COST_WORDS = {
@@ -35,6 +40,8 @@ COST_WORDS = {
     "peak_memory_bytes": "peak memory",
     "trainable_parameters": "trained parameters",
 }
+_OF_TEXT = frozenset({"loss", "perplexity", "bits_per_byte", "token_accuracy"})
+"""Metrics that a split of the data has one of."""
 _UNITS = {"loss": "%", "log_likelihood": "nats per token"}
 _SIZE_STEP = 0.002
 """Relative difference of sizes that is worth a word."""
@@ -45,9 +52,10 @@ def named(place: Place) -> str:
 
 
 def noun(quantity: Quantity) -> str:
-    """`test perplexity`, `accuracy on qa`."""
+    """`test perplexity`, `accuracy on qa`, `test ROUGE-L on summary`."""
     word = NOUNS.get(quantity.metric, quantity.metric.replace("_", " "))
-    return f"{quantity.split} {word}" if quantity.split else f"{word} on {wording.code(quantity.task)}"
+    text = f"{quantity.split} {word}" if quantity.split else word
+    return text if quantity.split and quantity.metric in _OF_TEXT else f"{text} on {wording.code(quantity.task)}"
 
 
 def spoken(measured: Measured, place: Place, quantity: Quantity) -> Quantity:
