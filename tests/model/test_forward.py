@@ -37,16 +37,16 @@ def test_packed_scores_equal_one_at_a_time(architecture, tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64).eval()
     assert keeps_apart(model)
     items = examples()
-    assert any(batch.packed for _, batch in forward_batches(items, forward_tokens=60))
-    for example, scores in zip(items, score(model, items, forward_tokens=60), strict=True):
+    assert any(len(indices) > 1 for indices, _ in forward_batches(items, forward_tokens=128))
+    for example, scores in zip(items, score(model, items, forward_tokens=128), strict=True):
         np.testing.assert_allclose(scores.nats, reference(plain, example), rtol=1e-5, atol=1e-5)
 
 
 def test_scores_do_not_depend_on_order_or_on_what_else_is_in_the_batch(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make_model("gpt-neox", tmp_path), dtype=torch.float32).eval()
     items = examples(30)
-    forward = [scores.nats for scores in score(model, items, forward_tokens=200)]
-    backward = [scores.nats for scores in score(model, items[::-1], forward_tokens=50)][::-1]
+    forward = [scores.nats for scores in score(model, items, forward_tokens=512)]
+    backward = [scores.nats for scores in score(model, items[::-1], forward_tokens=64)][::-1]
     for one, other in zip(forward, backward, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-6, atol=2e-6)
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from paretune.data.trees import Example, windows
+from paretune.data.trees import Example, group_starts, windows
 from paretune.errors import StageError
 from paretune.model.adapters import add_lora
 from paretune.model.forward import packed_model
@@ -150,6 +150,26 @@ def test_order_follows_the_seed_alone_and_each_epoch_has_its_own():
     assert epoch(0, 1) == epoch(0, 1)
     assert epoch(0, 1) != epoch(1, 1)
     assert epoch(0, 1) != epoch(0, 2)
+
+
+def test_documents_are_shuffled_and_their_examples_stay_side_by_side():
+    trunks = [np.array([n], np.int32) for n in range(30)]
+    examples = [Example(np.array([n, k], np.int32), 0, trunks[n]) for n in range(30) for k in range(1 + n % 4)]
+    for epoch in range(2):
+        steps = range(1 + epoch * -(-len(examples) // 4), 1 + (epoch + 1) * -(-len(examples) // 4))
+        taken = [step_examples(examples, step, 4, seed=3) for step in steps]
+        assert [len(found) for found in taken[:-1]] == [4] * (len(taken) - 1)
+        whole = [one for found in taken for one in found]
+        assert sorted(map(id, whole)) == sorted(map(id, examples))
+        assert len(group_starts(whole)) == 30
+        assert [one.ids[0] for one in whole] != sorted(one.ids[0] for one in whole)
+
+
+def test_the_order_of_plain_texts_is_that_of_a_permutation():
+    examples = [Example(np.array([n, 1], np.int32)) for n in range(50)]
+    order = np.random.default_rng([7, 1]).permutation(50)
+    found = step_examples(examples, 1 + 7 + 2, 8, seed=7)  # the third step of the second epoch of 7 steps
+    assert [int(one.ids[0]) for one in found] == order[16:24].tolist()
 
 
 def test_the_best_weights_are_kept(directory, tmp_path):

@@ -1,7 +1,9 @@
-"""The layout of a batch: examples packed into rows, each isolated from the others, with an explicit list of targets.
+"""The layout of a batch: a forest of token trees in one row, with an explicit list of targets.
 
-Three facts make packing exact: a token's position is its position in its own example; it attends to its own example only; and
-the loss is taken at a list of (hidden state, target) pairs. Shapes: R rows, T positions in a row, N targets.
+A shared context is a trunk, and each prompt with its completion a branch of it; a plain text is a tree of its own. Three facts
+make this exact: a token's position is its depth in its tree; it attends to its ancestors and itself only; and the loss is taken
+at a list of (hidden state, target) pairs, so that the last token of a trunk may predict the first of several branches.
+Shapes: R rows, T positions in a row, N targets.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,50 +12,73 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-PADDING = -1
-ROUND_TO = 32
+ROUND_TO = 64
 """Rows are a multiple of so many tokens wide: oneDNN compiles and keeps a bfloat16 kernel for every new shape of a product,
-which with rows of any width grew a small training by 15 MB a step."""
+about 1 MB each."""
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One sequence to train on or to score."""
+    """One sequence to train on or to score: a plain text, or a branch of a trunk."""
 
     ids: np.ndarray
-    """int32: the whole sequence, prefix token included; with a `trunk` what follows it."""
+    """int32; without a trunk the prefix token included."""
     first_target: int = 1
-    """`ids[first_target:]` are targets, each predicted from the position before it; 0 with a trunk: by its last token."""
+    """`ids[first_target:]` are targets, each predicted from the position before it; 0 only with a trunk, whose last token then
+    predicts the first of `ids`."""
     trunk: np.ndarray | None = None
-    """int32, prefix token and shared context. The same array object says the same trunk."""
+    """int32, not empty: prefix token and context. Examples with the same array (not an equal one) share it."""
 
     @property
     def num_targets(self) -> int:
         return len(self.ids) - self.first_target
 
+    @property
+    def num_tokens(self) -> int:
+        """Trunk included: what a trainer that shares nothing would see of this example."""
+        return len(self.ids) + (0 if self.trunk is None else len(self.trunk))
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """A trunk and the branches of it that a row holds, as indices of examples; a plain text is its own only branch."""
+
+    trunk: np.ndarray | None
+    examples: tuple[int, ...]
+    num_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Forest:
+    """Who is whose ancestor in a row, by position. What fills the row at its end is a tree of its own."""
+
+    trees_T: np.ndarray
+    """int32: number of the tree."""
+    branches_T: np.ndarray
+    """int32: number of the branch in its tree, 0 in the trunk."""
+    depths_T: np.ndarray
+    """int64: position in the tree."""
+
+    def __len__(self) -> int:
+        return len(self.trees_T)
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows for one forward pass."""
+    """What one forward pass takes: a forest in one row, or rows of one example each under a plain causal mask."""
 
     ids_RT: torch.Tensor
     positions_RT: torch.Tensor
-    segments_RT: torch.Tensor
-    """Which example of its row a token belongs to; PADDING where there is none."""
     hidden_N: torch.Tensor
     """Index into the flattened R x T positions: the state that predicts each target."""
     targets_N: torch.Tensor
     sizes: tuple[int, ...]
     """Targets of each example, in the order of the batch."""
-
-    @property
-    def packed(self) -> bool:
-        """Whether a row holds more than one example, so that a plain causal mask would not do."""
-        return bool((self.segments_RT > 0).any())
+    forest: Forest | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        moved = (t.to(device) for t in (self.ids_RT, self.positions_RT, self.segments_RT, self.hidden_N, self.targets_N))
-        return Batch(*moved, sizes=self.sizes)
+        moved = (t.to(device) for t in (self.ids_RT, self.positions_RT, self.hidden_N, self.targets_N))
+        return Batch(*moved, sizes=self.sizes, forest=self.forest)
 
 
 def windows(ids: np.ndarray, max_length: int, prefix_id: int, eos_id: int) -> list[Example]:
@@ -66,74 +91,121 @@ def windows(ids: np.ndarray, max_length: int, prefix_id: int, eos_id: int) -> li
     return [Example(whole[start : start + max_length]) for start in range(0, len(whole) - 1, step)]
 
 
-def forward_batches(
-    examples: Sequence[Example], *, forward_tokens: int, pack: bool = True
-) -> Iterator[tuple[list[int], Batch]]:
-    """Batches of at most `forward_tokens` positions (or one row), with the indices of the examples in each.
-
-    Rows are as wide as the longest example, rounded up, and filled best-fit; with `pack` False (the architecture cannot keep
-    packed examples apart) a row holds one example.
-    """
-    if not examples:
-        return
-    examples = [_whole(example) for example in examples]
-    lengths = [len(example.ids) for example in examples]
-    rows = _best_fit(lengths, _rounded(max(lengths)), pack)
-    # Rows of like length stand together, so that padding is small.
-    rows.sort(key=lambda row: -sum(lengths[i] for i in row))
-    start = 0
-    while start < len(rows):
-        width = _rounded(sum(lengths[i] for i in rows[start]))
-        count = max(1, forward_tokens // width)
-        chunk = rows[start : start + count]
-        yield [i for row in chunk for i in row], lay_out([[examples[i] for i in row] for row in chunk], width)
-        start += count
-
-
-def lay_out(rows: Sequence[Sequence[Example]], width: int) -> Batch:
-    """The tensors of some rows, padded on the right to `width`.
-
-    What stands in the padding never matters: it comes after every example of its row and belongs to none.
-    """
-    ids, positions, segments = (np.full((len(rows), width), fill, np.int64) for fill in (0, 0, PADDING))
-    hidden, targets, sizes = [], [], []
-    for r, row in enumerate(rows):
-        start = 0
-        for segment, example in enumerate(row):
-            stop = start + len(example.ids)
-            ids[r, start:stop], segments[r, start:stop] = example.ids, segment
-            positions[r, start:stop] = np.arange(stop - start)
-            hidden.append(r * width + start + np.arange(example.first_target, len(example.ids)) - 1)
-            targets.append(example.ids[example.first_target :].astype(np.int64))
-            sizes.append(example.num_targets)
-            start = stop
-    tensors = (ids, positions, segments, np.concatenate(hidden), np.concatenate(targets))
-    return Batch(*(torch.from_numpy(array) for array in tensors), sizes=tuple(sizes))
-
-
-def _whole(example: Example) -> Example:
-    """With its trunk in front, encoded once more for each branch."""
+def unshared(example: Example) -> Example:
+    """The same targets after the same tokens, with a trunk of nobody else's: the trunk becomes part of `ids`."""
     if example.trunk is None:
         return example
     return Example(np.concatenate([example.trunk, example.ids]), len(example.trunk) + example.first_target)
 
 
-def _rounded(length: int) -> int:
-    return -(-length // ROUND_TO) * ROUND_TO
+def forward_batches(
+    examples: Sequence[Example], *, forward_tokens: int, pack: bool = True
+) -> Iterator[tuple[list[int], Batch]]:
+    """Batches of at most `forward_tokens` positions (or one example), with the indices of the examples in each.
 
-
-def _best_fit(lengths: Sequence[int], capacity: int, pack: bool) -> list[list[int]]:
-    """Indices of `lengths` in rows of at most `capacity`, by best fit of decreasing lengths."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    Trees are packed into rows best-fit, and a row is a batch. With `pack` False (the architecture cannot keep examples apart)
+    a row holds one example with its trunk, and as many rows are a batch as fit.
+    """
+    if not examples:
+        return
     if not pack:
-        return [[i] for i in order]
+        yield from _rows_of_one(examples, forward_tokens)
+        return
+    capacity = max(ROUND_TO, forward_tokens // ROUND_TO * ROUND_TO)
+    trees = _trees(examples, capacity)
+    for row in _best_fit([tree.num_tokens for tree in trees], capacity):
+        chosen = [trees[i] for i in row]
+        yield [i for tree in chosen for i in tree.examples], lay_out(examples, chosen)
+
+
+def lay_out(examples: Sequence[Example], trees: Sequence[Tree]) -> Batch:
+    """The tensors of a row of `trees`, whose branches are indices of `examples`, filled up to a multiple of `ROUND_TO`."""
+    width = rounded(sum(tree.num_tokens for tree in trees), ROUND_TO)
+    ids, depths = np.zeros(width, np.int64), np.zeros(width, np.int64)
+    numbers, branches = np.full(width, len(trees), np.int32), np.zeros(width, np.int32)
+    hidden, targets, start = [], [], 0
+    for number, tree in enumerate(trees):
+        trunk = 0 if tree.trunk is None else len(tree.trunk)
+        ids[start : start + trunk], depths[start : start + trunk] = tree.trunk if trunk else 0, np.arange(trunk)
+        place, root = start + trunk, start + trunk - 1
+        for branch, index in enumerate(tree.examples, start=1 if trunk else 0):
+            example = examples[index]
+            stop = place + len(example.ids)
+            ids[place:stop], depths[place:stop] = example.ids, trunk + np.arange(len(example.ids))
+            branches[place:stop] = branch
+            before = np.arange(place - 1, stop - 1)
+            before[0] = root
+            hidden.append(before[example.first_target :])
+            targets.append(example.ids[example.first_target :].astype(np.int64))
+            place = stop
+        numbers[start:place] = number
+        start = place
+    tensors = (ids[None], depths[None], np.concatenate(hidden), np.concatenate(targets))
+    sizes = tuple(examples[i].num_targets for tree in trees for i in tree.examples)
+    return Batch(*(torch.from_numpy(array) for array in tensors), sizes, Forest(numbers, branches, depths))
+
+
+def rounded(length: int, step: int) -> int:
+    return -(-length // step) * step
+
+
+def group_starts(examples: Sequence[Example]) -> np.ndarray:
+    """Where the groups begin that stay together in training: runs of examples with the same trunk; plain ones stand alone."""
+    pairs = zip(examples, [None, *examples[:-1]], strict=True)
+    starts = [i for i, (one, last) in enumerate(pairs) if one.trunk is None or last is None or one.trunk is not last.trunk]
+    return np.array(starts, np.int64)
+
+
+def _trees(examples: Sequence[Example], limit: int) -> list[Tree]:
+    """Examples with the same trunk as one tree; as several, with the trunk repeated, where that exceeds `limit` tokens."""
+    trees: list[Tree] = []
+    newest: dict[int, int] = {}  # the tree that takes further branches of a trunk
+    for index, example in enumerate(examples):
+        place = None if example.trunk is None else newest.get(id(example.trunk))
+        if place is not None and trees[place].num_tokens + len(example.ids) <= limit:
+            tree = trees[place]
+            trees[place] = Tree(tree.trunk, (*tree.examples, index), tree.num_tokens + len(example.ids))
+            continue
+        if example.trunk is not None:
+            newest[id(example.trunk)] = len(trees)
+        trees.append(Tree(example.trunk, (index,), example.num_tokens))
+    return trees
+
+
+def _rows_of_one(examples: Sequence[Example], forward_tokens: int) -> Iterator[tuple[list[int], Batch]]:
+    plain = [unshared(example) for example in examples]
+    # Rows of like length stand together, so that padding is small.
+    order = sorted(range(len(plain)), key=lambda i: -len(plain[i].ids))
+    start = 0
+    while start < len(order):
+        width = rounded(len(plain[order[start]].ids), ROUND_TO)
+        row = order[start : start + max(1, forward_tokens // width)]
+        yield row, _padded([plain[i] for i in row], width)
+        start += len(row)
+
+
+def _padded(rows: Sequence[Example], width: int) -> Batch:
+    """One example a row. What stands in the padding never matters: it comes after every token of the example."""
+    ids = np.zeros((len(rows), width), np.int64)
+    hidden = []
+    for r, example in enumerate(rows):
+        ids[r, : len(example.ids)] = example.ids
+        hidden.append(r * width + np.arange(example.first_target, len(example.ids)) - 1)
+    targets = np.concatenate([example.ids[example.first_target :] for example in rows]).astype(np.int64)
+    positions = np.broadcast_to(np.arange(width), ids.shape).copy()
+    tensors = (ids, positions, np.concatenate(hidden), targets)
+    return Batch(*(torch.from_numpy(array) for array in tensors), sizes=tuple(example.num_targets for example in rows))
+
+
+def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of `lengths` in rows of at most `capacity` (or one that is longer), by best fit of decreasing lengths."""
     rows: list[list[int]] = []
     by_room: dict[int, list[int]] = {}
-    for i in order:
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         room = min((r for r in by_room if r >= lengths[i] and by_room[r]), default=None)
         if room is None:
             rows.append([])
-            row, room = len(rows) - 1, capacity
+            row, room = len(rows) - 1, max(capacity, lengths[i])
         else:
             row = by_room[room].pop()
         rows[row].append(i)

@@ -1,7 +1,7 @@
-"""Packed examples through a model: hidden states under isolating masks, then the head where there are targets.
+"""Token trees through a model: hidden states with attention along the trees, then the head where there are targets.
 
 The model is called through its public forward, so that every architecture of transformers with the standard attention
-interface works; what cannot be taken on trust (that the head is found, that packed examples are kept apart) is shown once.
+interface works; what cannot be taken on trust (that the head is found, that branches and trees are kept apart) is shown once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from paretune.data.trees import Batch, Example, forward_batches, lay_out
+from paretune.data.trees import Batch, Example, forward_batches, unshared
 from paretune.errors import StageError
+from paretune.model.attention import attending
 from paretune.model.loss import Logits, token_nats
 
 _PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -30,7 +31,7 @@ class TargetScores:
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A model with what has been shown about it: how states become logits, and whether packed examples are kept apart."""
+    """A model with what has been shown about it: how states become logits, and whether trees and branches are kept apart."""
 
     model: PreTrainedModel
     logits_of: Logits
@@ -38,7 +39,7 @@ class PackedModel:
 
 
 def packed_model(model: PreTrainedModel) -> PackedModel:
-    """`model` ready for packed batches; StageError if its logits cannot be made from its hidden states."""
+    """`model` ready for token trees; StageError if its logits cannot be made from its hidden states."""
     return PackedModel(model, head_of(model), keeps_apart(model))
 
 
@@ -59,10 +60,11 @@ def score(model: PreTrainedModel | PackedModel, examples: Sequence[Example], *, 
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """The states that predict the targets of `batch`, [N, D]."""
+    """The states that predict the targets of `batch`, [N, D]; inside of `attending(model, batch)`."""
     arguments: dict[str, Any] = {"use_cache": False}
-    if batch.packed:
-        arguments |= {"attention_mask": _masks(model, batch), "position_ids": batch.positions_RT}
+    if batch.forest is not None:
+        # With a mask given, even one that hides nothing, transformers does not look for sequences in the positions.
+        arguments |= {"attention_mask": torch.ones_like(batch.ids_RT), "position_ids": batch.positions_RT}
     states_RTD = model.base_model(input_ids=batch.ids_RT, **arguments).last_hidden_state
     # index_select, not [index]: the backward of indexing is not deterministic on two CPU threads.
     return states_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
@@ -93,44 +95,36 @@ def head_of(model: PreTrainedModel) -> Logits:
 
 
 def keeps_apart(model: PreTrainedModel) -> bool:
-    """Whether packed examples do not see each other in this architecture: shown on two short ones."""
+    """Whether branches and trees in a row do not see each other in this architecture: shown on a tree and two texts."""
     vocabulary = model.config.get_text_config().vocab_size
-    first, second = (Example(np.arange(a, a + 6, dtype=np.int32) % vocabulary) for a in (3, 11))
+
+    def ids(start: int, count: int) -> np.ndarray:
+        return np.arange(start, start + count, dtype=np.int32) % vocabulary
+
+    trunk = ids(3, 5)
+    examples = [Example(ids(11, 6)), Example(ids(2, 3), 0, trunk), Example(ids(7, 4), 0, trunk), Example(ids(13, 6))]
     with torch.no_grad(), _evaluating(model):
-        alone = [hidden_states(model, lay_out([[example]], 6).to(model.device)) for example in (first, second)]
+        alone = [_states(model, [unshared(example)], pack=False)[0] for example in examples]
         try:
-            packed = hidden_states(model, lay_out([[first, second]], 12).to(model.device))
-        except (TypeError, ValueError, RuntimeError):  # an architecture that takes no mask of this form
+            together = _states(model, examples, pack=True)
+        except (TypeError, ValueError, RuntimeError):  # an architecture that attends in a way of its own
             return False
-    return _close(torch.cat(alone), packed)
+    return all(_close(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def _states(model: PreTrainedModel, examples: Sequence[Example], *, pack: bool) -> list[torch.Tensor]:
+    ((indices, batch),) = forward_batches(examples, forward_tokens=4096, pack=pack)
+    with attending(model, batch):
+        states = hidden_states(model, batch.to(model.device)).split(batch.sizes)
+    return [states[indices.index(index)] for index in range(len(examples))]
 
 
 def _score_batch(packed: PackedModel, batch: Batch) -> list[TargetScores]:
-    with torch.no_grad():
+    with torch.no_grad(), attending(packed.model, batch):
         nats, correct = token_nats(packed.logits_of, hidden_states(packed.model, batch), batch.targets_N)
     ends = np.cumsum(batch.sizes)[:-1]
     split_nats = np.split(nats.double().cpu().numpy(), ends)
     return [TargetScores(*pair) for pair in zip(split_nats, np.split(correct.cpu().numpy(), ends), strict=True)]
-
-
-def _masks(model: PreTrainedModel, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Additive masks [R, 1, T, T]: one, or one for each type of layer where full and sliding attention alternate."""
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    layer_types = set(getattr(config, "layer_types", None) or ())
-    same_RTT = batch.segments_RT[:, :, None] == batch.segments_RT[:, None, :]
-    distance_RTT = batch.positions_RT[:, :, None] - batch.positions_RT[:, None, :]
-    full_RTT = same_RTT & (distance_RTT >= 0)
-    sliding_RTT = full_RTT if window is None else full_RTT & (distance_RTT < window)
-    if layer_types:
-        by_type = {"full_attention": full_RTT, "sliding_attention": sliding_RTT}
-        return {kind: _additive(by_type[kind], model.dtype) for kind in layer_types}
-    return _additive(sliding_RTT, model.dtype)
-
-
-def _additive(allowed_RTT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    mask = torch.zeros(allowed_RTT.shape, dtype=dtype, device=allowed_RTT.device)
-    return mask.masked_fill_(~allowed_RTT, torch.finfo(dtype).min)[:, None]
 
 
 @contextmanager
@@ -147,4 +141,4 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
 def _close(expected: torch.Tensor, found: torch.Tensor) -> bool:
     scale = expected.float().abs().max().clamp_min(1e-6)
     difference = (expected.float() - found.float()).abs().max() / scale
-    return bool(difference <= _PROOF_TOLERANCE[expected.dtype])
+    return bool(difference <= _PROOF_TOLERANCE.get(expected.dtype, 1e-4))

@@ -17,8 +17,9 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import get_scheduler
 
-from paretune.data.trees import Batch, Example, forward_batches
+from paretune.data.trees import Batch, Example, forward_batches, group_starts, unshared
 from paretune.errors import StageError
+from paretune.model.attention import attending
 from paretune.model.forward import PackedModel, hidden_states, score
 from paretune.model.loss import summed_loss
 from paretune.train import checkpoint as ckpt
@@ -75,10 +76,11 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         loss, correct = 0.0, 0
         for batch in _micro_batches(examples, run.options, packed.isolates):
             batch = batch.to(accelerator.device)
-            with accelerator.autocast():
-                hidden = hidden_states(model, batch)
-                nats, hits = summed_loss(packed.logits_of, head_parameters, hidden, batch.targets_N)
-            accelerator.backward(nats / num_targets)
+            with attending(model, batch):
+                with accelerator.autocast():
+                    hidden = hidden_states(model, batch)
+                    nats, hits = summed_loss(packed.logits_of, head_parameters, hidden, batch.targets_N)
+                accelerator.backward(nats / num_targets)
             loss, correct = loss + nats.item() / num_targets, correct + int(hits)
         norm = accelerator.clip_grad_norm_(trained.values(), settings["max_grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
@@ -116,11 +118,21 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
 
 
 def step_examples(examples: Sequence[Example], step: int, batch_size: int, seed: int) -> list[Example]:
-    """The examples of optimizer step `step` (from 1): each epoch in an order of its own, fixed by `seed` and the epoch."""
+    """The examples of optimizer step `step` (from 1): each epoch in an order of its own, fixed by `seed` and the epoch.
+
+    Documents are shuffled, the examples of a document (those with the same trunk) stand side by side.
+    """
     steps_per_epoch = math.ceil(len(examples) / batch_size)
     epoch, index = divmod(step - 1, steps_per_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(len(examples))
-    return [examples[i] for i in order[index * batch_size : (index + 1) * batch_size]]
+    starts = group_starts(examples)
+    sizes = np.diff(starts, append=len(examples))
+    order = np.random.default_rng([seed, epoch]).permutation(len(starts))
+    ends = sizes[order].cumsum()
+    first, last = index * batch_size, min((index + 1) * batch_size, len(examples))
+    chosen = slice(np.searchsorted(ends, first, side="right"), np.searchsorted(ends, last) + 1)
+    found = [examples[i] for g in order[chosen] for i in range(starts[g], starts[g] + sizes[g])]
+    skipped = first - int(ends[chosen.start] - sizes[order[chosen.start]])
+    return found[skipped : skipped + last - first]
 
 
 def _micro_batches(examples: list[Example], options: Mapping[str, Any], isolates: bool) -> Iterator[Batch]:
