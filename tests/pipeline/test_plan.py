@@ -386,3 +386,13 @@ def test_tasks_and_evaluations_have_names_of_their_own(tmp_path: Path, old: str,
     text = text.replace(old, new) if new else text.replace(old, new).replace("perplexity: {}", "tasks: {}")
     with pytest.raises(SpecError, match=re.escape(message)):
         plan_of(write_planned(tmp_path, text))
+
+
+def test_a_later_field_of_training_enters_the_key_only_if_it_is_set(tmp_path: Path) -> None:
+    file = write_planned(tmp_path)
+    trained = [stage for stage in plan_of(file).stages if stage.kind.startswith("train.")]
+    assert all("layout" not in stage.config["train"] for stage in trained)
+    file.write_text(file.read_text().replace("max_length: 64}", "max_length: 64, layout: padded}"))
+    padded = [stage for stage in plan_of(file).stages if stage.kind.startswith("train.")]
+    assert all(stage.config["train"]["layout"] == "padded" for stage in padded)
+    assert not {stage.key for stage in trained} & {stage.key for stage in padded}

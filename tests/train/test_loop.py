@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from paretune.data.trees import Example, group_starts, windows
+from paretune.data.trees import Example, group_starts, unshared, windows
 from paretune.errors import StageError
 from paretune.model.adapters import add_lora
 from paretune.model.forward import packed_model
@@ -79,15 +79,16 @@ def reference_losses(model, examples: list[Example]) -> list[float]:
     optimizer = torch.optim.AdamW(groups, lr=3e-3)
     losses = []
     for step in range(1, STEPS + 1):
-        batch = step_examples(examples, step, BATCH, seed=5)
+        batch = [unshared(example) for example in step_examples(examples, step, BATCH, seed=5)]
         width = max(len(example.ids) for example in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
+        mask, targets = torch.zeros_like(ids), torch.zeros_like(ids)
         for row, example in enumerate(batch):
             ids[row, : len(example.ids)] = torch.from_numpy(example.ids.astype(np.int64))
             mask[row, : len(example.ids)] = 1
+            targets[row, example.first_target : len(example.ids)] = 1
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-        labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+        labels = ids[:, 1:].masked_fill(targets[:, 1:] == 0, -100)
         loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -117,6 +118,36 @@ def test_losses_equal_a_plain_padded_reference(directory, tmp_path, method, opti
     found = [row["train_loss"] for row in rows if "train_loss" in row]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert abs(expected[-1] / expected[0] - 1) > 0.01  # it did learn, so the optimizer was compared too
+
+
+def documents(count: int, seed: int) -> list[Example]:
+    """One to five tasks on a context each, and plain texts among them."""
+    random = np.random.default_rng(seed)
+
+    def ids(low: int, high: int) -> np.ndarray:
+        return random.integers(2, VOCABULARY_SIZE, random.integers(low, high)).astype(np.int32)
+
+    found = []
+    for number in range(count):
+        trunk = ids(5, 40) if number % 4 else None
+        for _ in range(random.integers(1, 6)):
+            branch = ids(3, 20)
+            found.append(Example(branch, 1 if trunk is None else int(random.integers(0, len(branch))), trunk))
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"forward_tokens": 64}], ids=str)
+@pytest.mark.parametrize("layout", ["trees", "padded"])
+def test_losses_of_tasks_equal_a_plain_padded_reference(directory, tmp_path, layout, options):
+    model, plain = load(directory), load(directory)
+    add_lora(model, LORA, seed=3)
+    add_lora(plain, LORA, seed=3)
+    examples = documents(14, 2)
+    expected = reference_losses(plain, examples)
+    rows = train(model, tmp_path, train=examples, options=options, layout=layout)
+    found = [row["train_loss"] for row in rows if "train_loss" in row]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert abs(expected[-1] / expected[0] - 1) > 0.001
 
 
 def test_padding_never_counts_and_every_token_is_a_target_once(directory, tmp_path):

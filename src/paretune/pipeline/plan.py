@@ -170,7 +170,7 @@ class _Planner:
                 inputs["tokens"] = tokens
                 after = (gate,)
                 config |= {
-                    "train": self.study.train.model_dump(mode="json"),
+                    "train": self.study.train.content,
                     "seed": seed,
                     "precision": self.lock.compute,
                     "device": self.lock.device,

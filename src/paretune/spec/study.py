@@ -82,6 +82,9 @@ class Train(Spec):
     """Which weights become the artifact: of the evaluation with the lowest validation loss, or of the last step."""
     base_dropout: Literal["keep"] | float = "keep"
     """The dropout inside the base model: as its config says, or this rate in every dropout layer."""
+    layout: Literal["trees", "padded"] = "trees"
+    """Whether a context is encoded once for all of its tasks in a step, or once for each. Without dropout both give the same
+    weights; with it, `trees` draws one mask for a shared context."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -92,6 +95,14 @@ class Train(Spec):
         if isinstance(self.base_dropout, float) and not 0 <= self.base_dropout < 1:
             raise ValueError("`base_dropout` is `keep` or a rate from 0 to below 1")
         return self
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What identifies a training: a field that came later stands in it only if it says something else than before."""
+        content = self.model_dump(mode="json")
+        if self.layout == "trees":
+            del content["layout"]
+        return content
 
     @property
     def num_epochs(self) -> int | None:

@@ -74,7 +74,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         examples = step_examples(train, step, settings["batch_size"], run.seed)
         num_targets = sum(example.num_targets for example in examples)
         loss, correct = 0.0, 0
-        for batch in _micro_batches(examples, run.options, packed.isolates):
+        for batch in _micro_batches(examples, run, packed.isolates):
             batch = batch.to(accelerator.device)
             with attending(model, batch):
                 with accelerator.autocast():
@@ -135,12 +135,14 @@ def step_examples(examples: Sequence[Example], step: int, batch_size: int, seed:
     return found[skipped : skipped + last - first]
 
 
-def _micro_batches(examples: list[Example], options: Mapping[str, Any], isolates: bool) -> Iterator[Batch]:
-    size = math.ceil(len(examples) / options["accumulate"])
-    pack = options["pack"] and isolates
+def _micro_batches(examples: list[Example], run: Run, isolates: bool) -> Iterator[Batch]:
+    if run.train.get("layout") == "padded":
+        examples = [unshared(example) for example in examples]
+    size = math.ceil(len(examples) / run.options["accumulate"])
+    pack = run.options["pack"] and isolates
     for start in range(0, len(examples), size):
         part = examples[start : start + size]
-        for _, batch in forward_batches(part, forward_tokens=options["forward_tokens"], pack=pack):
+        for _, batch in forward_batches(part, forward_tokens=run.options["forward_tokens"], pack=pack):
             yield batch
 
 

@@ -2,7 +2,7 @@
 
 import json
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from paretune.data.examples import examples_of
 from paretune.data.tokenizer import read_tokens
 from paretune.data.trees import Example
+from paretune.errors import StageError
 from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_base_dropout
-from paretune.model.forward import packed_model
+from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.train.checkpoint import checkpoint_options, find_checkpoint, write_curves
@@ -68,6 +69,7 @@ def _train(
     if config["precision"] != "float32":
         freeze_in(model, getattr(torch, config["precision"]))
     examples = {split: _examples(context, loaded, split) for split in ("train", "validation")}
+    _check_layout(settings, packed, examples["train"])
     run = Run(
         train=settings,
         learning_rate=config["method"]["learning_rate"],
@@ -125,6 +127,15 @@ def _bit_options(context: StageContext) -> dict[str, Any]:
 def _examples(context: StageContext, loaded: LoadedModel, split: str) -> list[Example]:
     rows = read_tokens(context.inputs["tokens"].path, split)
     return examples_of(rows, loaded.tokenizer, context.config["train"]["max_length"])
+
+
+def _check_layout(settings: Mapping[str, Any], packed: PackedModel, examples: Sequence[Example]) -> None:
+    """StageError if contexts are to be shared in an architecture that cannot keep the branches of a tree apart."""
+    shared = settings.get("layout", "trees") == "trees" and any(example.trunk is not None for example in examples)
+    if shared and not packed.isolates:
+        raise StageError(
+            f"{type(packed.model).__name__} cannot keep tasks apart that share a context; write `layout: padded` under `train`"
+        )
 
 
 def _best_loss(context: StageContext) -> float:
