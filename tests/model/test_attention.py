@@ -17,7 +17,7 @@ from paretune.data.trees import Example, forward_batches, unshared
 from paretune.model.adapters import add_lora
 from paretune.model.attention import QUERIES, attending, block_bounds
 from paretune.model.forward import hidden_states, packed_model
-from paretune.model.loss import summed_loss
+from paretune.model.loss import loss_of
 from tests.tiny import ARCHITECTURES, VOCABULARY_SIZE, make_model
 
 LORA = {"r": 3, "alpha": 6, "dropout": 0.0, "bias": "none", "targets": "all-linear"}
@@ -49,10 +49,10 @@ def with_adapters(model: PreTrainedModel) -> PreTrainedModel:
 def tree_gradients(model: PreTrainedModel, examples: list[Example], forward_tokens: int = 4096) -> tuple[float, dict]:
     packed, total = packed_model(model), 0.0
     assert packed.isolates
-    head = [p for p in model.get_output_embeddings().parameters() if p.requires_grad]
+    summed_loss = loss_of(packed.head, torch.float32)
     for _, batch in forward_batches(examples, forward_tokens=forward_tokens):
         with attending(model, batch):
-            loss, _ = summed_loss(packed.logits_of, head, hidden_states(model, batch), batch.targets_N)
+            loss, _ = summed_loss(hidden_states(model, batch), batch.targets_N)
             loss.backward()
         total += loss.item()
     return total, {name: p.grad for name, p in model.named_parameters()}
@@ -138,7 +138,7 @@ def test_without_adapters_low_down_gradients_end_at_the_lowest_one(tmp_path):
     below = []
     model.model.layers[2].self_attn.register_forward_hook(lambda module, arguments, output: below.append(output[0]))
     with attending(model, batch):
-        loss, _ = summed_loss(packed.logits_of, [], hidden_states(model, batch), batch.targets_N)
+        loss, _ = loss_of(packed.head, torch.float32)(hidden_states(model, batch), batch.targets_N)
         loss.backward()
     assert not below[0].requires_grad
     assert model.model.layers[2].mlp.up_proj.weight.grad.abs().sum() > 0

@@ -8,9 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from paretune.data.trees import Example, forward_batches
 from paretune.errors import StageError
-from paretune.model.adapters import add_lora
 from paretune.model.forward import keeps_apart, packed_model, score
-from paretune.model.loss import summed_loss
 from tests.tiny import ARCHITECTURES, VOCABULARY_SIZE, make_model
 
 
@@ -60,45 +58,6 @@ def test_correct_is_whether_the_target_is_the_most_likely_token(tmp_path):
     ids[-1] = (ids[-1] + 1) % VOCABULARY_SIZE
     (scores,) = score(model, [Example(np.array(ids, np.int32), 3)], forward_tokens=64)
     assert scores.correct.tolist() == [True, True, True, True, False]
-
-
-@pytest.mark.parametrize("targets", ["all-linear", ["lm_head", "q_proj"]])
-def test_gradients_of_the_chunked_loss_equal_those_of_the_whole(tmp_path, targets, monkeypatch):
-    monkeypatch.setattr("paretune.model.loss.CHUNK", 8)
-    monkeypatch.setattr("paretune.model.loss.ROUND_TO", 4)
-    model = AutoModelForCausalLM.from_pretrained(make_model("llama", tmp_path, tie_word_embeddings=False), dtype=torch.float64)
-    add_lora(model, {"r": 3, "alpha": 6, "dropout": 0.0, "bias": "none", "targets": targets}, seed=0)
-    model.double()
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:  # LoRA's second matrix begins at zero, which would leave the first without gradient
-                p.normal_(std=0.05)
-    ids = torch.arange(2, 40)[None]
-    whole = functional.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    expected = torch.autograd.grad(whole, trained)
-    head = [p for p in model.get_output_embeddings().parameters() if p.requires_grad]
-    assert bool(head) == (targets != "all-linear")
-    hidden = model.base_model(input_ids=ids).last_hidden_state[0, :-1]
-    total, _ = summed_loss(model.get_output_embeddings(), head, hidden, ids[0, 1:])
-    found = torch.autograd.grad(total, trained)
-    # The logits are taken in float32 whatever the model's precision, so the comparison is to float32.
-    assert total.item() == pytest.approx(whole.item(), rel=1e-6)
-    for one, other in zip(found, expected, strict=True):
-        assert (one - other).norm() <= 1e-5 * other.norm()
-
-
-def test_a_tied_embedding_gets_the_gradient_of_both_its_uses(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model("gpt2", tmp_path), dtype=torch.float32)
-    ids = torch.arange(2, 40)[None]
-    whole = functional.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum")
-    weight = model.get_input_embeddings().weight
-    assert model.get_output_embeddings().weight is weight
-    (expected,) = torch.autograd.grad(whole, [weight])
-    hidden = model.base_model(input_ids=ids).last_hidden_state[0, :-1]
-    total, _ = summed_loss(model.get_output_embeddings(), [weight], hidden, ids[0, 1:])
-    (found,) = torch.autograd.grad(total, [weight])
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_an_unknown_way_to_logits_is_refused(tmp_path):

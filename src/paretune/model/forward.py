@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from paretune.data.trees import Batch, Example, forward_batches, unshared
 from paretune.errors import StageError
 from paretune.model.attention import attending
-from paretune.model.loss import Logits, token_nats
+from paretune.model.loss import Head, token_nats
 
 _PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -34,7 +34,7 @@ class PackedModel:
     """A model with what has been shown about it: how states become logits, and whether trees and branches are kept apart."""
 
     model: PreTrainedModel
-    logits_of: Logits
+    head: Head
     isolates: bool
 
 
@@ -70,20 +70,19 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return states_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
 
 
-def head_of(model: PreTrainedModel) -> Logits:
+def head_of(model: PreTrainedModel) -> Head:
     """Hidden states to logits as this model does it, scaling and soft-capping included; StageError if that cannot be found."""
-    head, config = model.get_output_embeddings(), model.config
-    cap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-
-    def logits_of(hidden: torch.Tensor) -> torch.Tensor:
-        logits = head(hidden) * scale if scale != 1 else head(hidden)
-        return torch.tanh(logits / cap) * cap if cap else logits
-
+    module, config = model.get_output_embeddings(), model.config
     ids = torch.arange(1, 9, device=model.device)[None] % config.get_text_config().vocab_size
     with torch.no_grad(), _evaluating(model):
         expected = model(input_ids=ids, use_cache=False).logits
-        found = logits_of(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        head = Head(
+            module,
+            num_words=expected.shape[-1],
+            scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1),
+            cap=getattr(config, "final_logit_softcapping", None),
+        )
+        found = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
     if not expected.isfinite().all():
         raise StageError(
             f"the weights of `{model.name_or_path}` give logits that are no numbers; are they NaN or infinite? Copy the base "
@@ -91,7 +90,7 @@ def head_of(model: PreTrainedModel) -> Logits:
         )
     if not _close(expected, found):
         raise StageError(f"{type(model).__name__} makes its logits in a way that is not known here, so it cannot be scored")
-    return logits_of
+    return head
 
 
 def keeps_apart(model: PreTrainedModel) -> bool:
@@ -121,7 +120,7 @@ def _states(model: PreTrainedModel, examples: Sequence[Example], *, pack: bool) 
 
 def _score_batch(packed: PackedModel, batch: Batch) -> list[TargetScores]:
     with torch.no_grad(), attending(packed.model, batch):
-        nats, correct = token_nats(packed.logits_of, hidden_states(packed.model, batch), batch.targets_N)
+        nats, correct = token_nats(packed.head, hidden_states(packed.model, batch), batch.targets_N)
     ends = np.cumsum(batch.sizes)[:-1]
     split_nats = np.split(nats.double().cpu().numpy(), ends)
     return [TargetScores(*pair) for pair in zip(split_nats, np.split(correct.cpu().numpy(), ends), strict=True)]

@@ -1,63 +1,130 @@
 """Loss at target positions: LM head and cross-entropy in chunks, so that full logits are never held.
 
+A head that is not trained, as most are beside adapters, has a way of its own: its gradient needs no autograd, and its weight
+is cast once. Sums are float32 whatever the precision of the products.
 Legend: N targets, D width of the hidden states, C targets of one chunk, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
-CHUNK = 1024
-ROUND_TO = 256
+from paretune.data.trees import rounded
+
+CHUNK_LOGITS = 2**24
+"""Logits of a chunk: larger tensors are given back to the system after each use, and cost their pages anew."""
+ROUND_TO = 64
 """The last chunk is filled up to a multiple of this: see `paretune.data.trees.ROUND_TO`."""
-Logits = Callable[[torch.Tensor], torch.Tensor]
+_IGNORED = -100
 
 
-def token_nats(logits_of: Logits, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True)
+class Head:
+    """From hidden states to logits: a module, then a factor, then a soft cap."""
+
+    module: nn.Module
+    num_words: int
+    """Logits of a position."""
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self.module(hidden)
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenHead:
+    """A plain linear head that is not trained, in the precision of its products, and room for a chunk of logits."""
+
+    weight_VD: torch.Tensor
+    """V filled up with zeros to a multiple of 64, as the products are faster so."""
+    num_words: int
+    logits_CV: torch.Tensor
+    """In the precision of the products."""
+    scores_CV: torch.Tensor
+    """float32 or more; the same as `logits_CV` where that is."""
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Hidden states [N, D] and targets [N] to the sum of -log p (scalar with gradient) and how many are the most likely token."""
+
+
+def loss_of(head: Head, dtype: torch.dtype) -> Loss:
+    """The loss of a head for training with products in `dtype`."""
+    module = head.module
+    plain = type(module) is nn.Linear and module.bias is None and head.scale == 1 and head.cap is None
+    if not plain or head.trained:
+        return lambda hidden_ND, targets_N: summed_loss(head, hidden_ND, targets_N)
+    frozen = _frozen(module.weight, dtype)
+    return lambda hidden_ND, targets_N: _FrozenHeadLoss.apply(hidden_ND, targets_N, frozen)
+
+
+def token_nats(head: Head, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """-log p of each target (float32, N) and whether it is the most likely token (bool, N); without gradient."""
     nats, correct = [], []
     with torch.no_grad():
-        for hidden_CD, targets_C in _chunks(hidden_ND, targets_N):
-            logits_CV = logits_of(hidden_CD).float()
+        for hidden_CD, targets_C in _chunks(hidden_ND, targets_N, head):
+            logits_CV = head(hidden_CD).float()
             nats.append(functional.cross_entropy(logits_CV, targets_C, reduction="none"))
             correct.append(logits_CV.argmax(-1) == targets_C)
     return torch.cat(nats)[: len(targets_N)], torch.cat(correct)[: len(targets_N)]
 
 
-def summed_loss(
-    logits_of: Logits, parameters: list[torch.nn.Parameter], hidden_ND: torch.Tensor, targets_N: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def summed_loss(head: Head, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of -log p over the targets (float32 scalar with gradient), and how many are the most likely token.
 
-    `parameters` are the trained ones inside `logits_of`; gradients reach them and `hidden_ND`.
+    Gradients reach `hidden_ND` and the trained parameters of the head, whatever it is made of.
     """
-    return _HeadLoss.apply(hidden_ND, targets_N, logits_of, *parameters)
+    return _HeadLoss.apply(hidden_ND, targets_N, head, *head.trained)
 
 
-def _chunks(hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _chunks(hidden_ND: torch.Tensor, targets_N: torch.Tensor, head: Head) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Chunks of states and targets; the last is filled up with targets that cross-entropy ignores."""
-    for hidden_CD, targets_C in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
+    size = _chunk_size(head.num_words)
+    for hidden_CD, targets_C in zip(hidden_ND.split(size), targets_N.split(size), strict=True):
         missing = -len(targets_C) % ROUND_TO
         yield functional.pad(hidden_CD, (0, 0, 0, missing)), functional.pad(targets_C, (0, missing), value=_IGNORED)
 
 
-_IGNORED = -100
+def _chunk_size(num_words: int) -> int:
+    return max(ROUND_TO, CHUNK_LOGITS // num_words // ROUND_TO * ROUND_TO)
+
+
+def _frozen(weight_VD: torch.Tensor, dtype: torch.dtype) -> FrozenHead:
+    num_words = len(weight_VD)
+    if dtype in (torch.float32, torch.float64):  # no copy
+        filled, weight = num_words, weight_VD.detach().to(dtype)
+    else:
+        filled = rounded(num_words, 64)
+        weight = functional.pad(weight_VD.detach().to(dtype), (0, 0, 0, filled - num_words))
+    logits = weight.new_zeros(_chunk_size(num_words), filled)
+    scores = logits if dtype in (torch.float32, torch.float64) else torch.zeros_like(logits, dtype=torch.float32)
+    return FrozenHead(weight, num_words, logits, scores)
 
 
 class _HeadLoss(torch.autograd.Function):
     """Gradients are taken chunk by chunk in the forward pass, where the chunk's logits are at hand; nothing is recomputed."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: torch.Tensor, targets_N: torch.Tensor, logits_of: Logits, *parameters: Any) -> Any:
+    def forward(ctx: Any, hidden_ND: torch.Tensor, targets_N: torch.Tensor, head: Head, *parameters: Any) -> Any:
         total = torch.zeros((), device=hidden_ND.device)
         correct = torch.zeros((), dtype=torch.long, device=hidden_ND.device)
         hidden_grads, grads = [], [torch.zeros_like(p) for p in parameters]
-        for chunk_CD, targets_C in _chunks(hidden_ND, targets_N):
+        for chunk_CD, targets_C in _chunks(hidden_ND, targets_N, head):
             with torch.enable_grad():
                 leaf_CD = chunk_CD.detach().requires_grad_()
-                logits_CV = logits_of(leaf_CD).float()
+                logits_CV = head(leaf_CD).float()
                 loss = functional.cross_entropy(logits_CV, targets_C, reduction="sum")
             hidden_grad, *chunk_grads = torch.autograd.grad(loss, [leaf_CD, *parameters])
             hidden_grads.append(hidden_grad)
@@ -73,3 +140,61 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: torch.Tensor, _: torch.Tensor) -> Any:
         hidden_grad, *grads = (grad * grad_total for grad in ctx.saved_tensors)
         return hidden_grad, None, None, *grads
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """With e = exp(logit - highest) of every word but the target and S the sum of all:
+
+    loss = log S + highest - logit of the target, gradient = (e @ W - (sum of e) * W[target]) / S.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: torch.Tensor, targets_N: torch.Tensor, head: FrozenHead) -> Any:
+        wide = head.scores_CV.dtype
+        total = torch.zeros((), dtype=wide, device=hidden_ND.device)
+        correct = torch.zeros((), dtype=torch.long, device=hidden_ND.device)
+        grad_ND = hidden_ND.new_empty(hidden_ND.shape, dtype=wide)
+        size = len(head.logits_CV)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            for start in range(0, len(targets_N), size):
+                part = slice(start, start + size)
+                nats, hits = _frozen_chunk(head, hidden_ND[part], targets_N[part], grad_ND[part])
+                total += nats
+                correct += hits
+        ctx.save_for_backward(grad_ND)
+        ctx.mark_non_differentiable(correct)
+        return total, correct
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: torch.Tensor, _: torch.Tensor) -> Any:
+        (grad_ND,) = ctx.saved_tensors
+        return grad_ND * grad_total, None, None
+
+
+def _frozen_chunk(
+    head: FrozenHead, hidden_CD: torch.Tensor, targets_C: torch.Tensor, grad_CD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of -log p and hits of a chunk; its gradient goes into `grad_CD`."""
+    count, weight = len(targets_C), head.weight_VD
+    filled = rounded(count, ROUND_TO)
+    logits, places = head.logits_CV[:filled], targets_C[:, None]
+    states = functional.pad(hidden_CD.to(weight.dtype), (0, 0, 0, filled - count))
+    torch.mm(states, weight.t(), out=logits)
+    real, scores = logits[:count, : head.num_words], head.scores_CV[:count, : head.num_words]
+    if scores.data_ptr() != real.data_ptr():
+        scores.copy_(real)
+    highest, of_target = scores.amax(-1, keepdim=True), scores.gather(1, places)
+    # argmax is slow, and asked only where it can matter: of several highest logits the first is the most likely token.
+    reached = (of_target == highest).flatten().nonzero().flatten()
+    hits = (scores.index_select(0, reached).argmax(-1) == targets_C[reached]).sum()
+    scores.sub_(highest).exp_()
+    share = scores.gather(1, places)
+    scores.scatter_(1, places, 0.0)
+    others = scores.sum(-1, keepdim=True)
+    whole = others + share
+    if scores.data_ptr() != real.data_ptr():
+        real.copy_(scores)
+    logits[:, head.num_words :] = 0
+    of_others = torch.mm(logits, weight)[:count].to(scores.dtype)
+    grad_CD.copy_((of_others - others * weight.index_select(0, targets_C)) / whole)
+    return (whole.log() + highest - of_target).sum(), hits

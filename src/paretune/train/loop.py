@@ -21,7 +21,8 @@ from paretune.data.trees import Batch, Example, forward_batches, group_starts, u
 from paretune.errors import StageError
 from paretune.model.attention import attending
 from paretune.model.forward import PackedModel, hidden_states, score
-from paretune.model.loss import summed_loss
+from paretune.model.fused import fuse
+from paretune.model.loss import loss_of
 from paretune.train import checkpoint as ckpt
 
 _CHECKPOINT_SHARE = 20
@@ -54,7 +55,8 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
     model, settings = packed.model, run.train
     accelerator = Accelerator(mixed_precision="bf16" if run.precision == "bfloat16" else "no", cpu=run.device == "cpu")
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    head_parameters = [p for p in model.get_output_embeddings().parameters() if p.requires_grad]
+    fuse(model)
+    summed_loss = loss_of(packed.head, getattr(torch, run.precision))
     steps_per_epoch = math.ceil(len(train) / settings["batch_size"])
     num_steps = settings["max_steps"] or steps_per_epoch * (settings["epochs"] or 3)
     evaluate_every = steps_per_epoch if settings["evaluate_every"] == "epoch" else settings["evaluate_every"]
@@ -79,7 +81,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
             with attending(model, batch):
                 with accelerator.autocast():
                     hidden = hidden_states(model, batch)
-                    nats, hits = summed_loss(packed.logits_of, head_parameters, hidden, batch.targets_N)
+                    nats, hits = summed_loss(hidden, batch.targets_N)
                 accelerator.backward(nats / num_targets)
             loss, correct = loss + nats.item() / num_targets, correct + int(hits)
         norm = accelerator.clip_grad_norm_(trained.values(), settings["max_grad_norm"])

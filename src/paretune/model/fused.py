@@ -1,0 +1,96 @@
+"""Modules in the form that training computes fastest: the same function, without the passes over memory between products.
+
+PEFT casts the input of every adapter to float32 and adds its output in passes of their own, which beside products in bfloat16
+take longer than the adapter; transformers writes GPT-2's activation as eight such passes.
+Legend: N tokens, I and O width of input and output, r rank.
+"""
+
+import types
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
+from torch.nn import functional
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+
+def fuse(model: nn.Module) -> None:
+    """Let adapters and activations of `model` compute in their fused form from now on; names and weights stay."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(parent, name, nn.GELU(approximate="tanh"))
+        if type(parent) is LoraLinear and _is_plain(parent):
+            parent.forward = types.MethodType(_forward, parent)
+
+
+def _is_plain(module: LoraLinear) -> bool:
+    """Whether a module is one low-rank adapter beside one matrix and nothing else (no DoRA, no quantized base)."""
+    base, names = module.base_layer, module.active_adapters
+    return (
+        type(base) in (nn.Linear, Conv1D)
+        and not base.weight.requires_grad
+        and list(module.lora_A) == list(names)
+        and len(names) == 1
+        and not module.lora_variant
+        and module.lora_B[names[0]].bias is None
+    )
+
+
+def _forward(self: LoraLinear, x: torch.Tensor, *args: Any, **others: Any) -> torch.Tensor:
+    if self.disable_adapters or self.merged or args or others:
+        return LoraLinear.forward(self, x, *args, **others)
+    (name,) = self.active_adapters
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    base, dropout = self.base_layer, self.lora_dropout[name]
+    weight_OI = base.weight.t() if type(base) is Conv1D else base.weight
+    rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+    with torch.autocast(device, enabled=False):
+        return _Lora.apply(
+            x, self.lora_A[name].weight, self.lora_B[name].weight, weight_OI.to(dtype), base.bias, self.scaling[name], rate
+        )
+
+
+class _Lora(torch.autograd.Function):
+    """x W^T + bias + scaling dropout(x) A^T B^T, with products in the dtype of W and gradients of A and B in theirs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, a_rI: torch.Tensor, b_Or: torch.Tensor, weight_OI: torch.Tensor, bias: torch.Tensor | None,
+        scaling: float, rate: float,
+    ) -> torch.Tensor:  # fmt: skip
+        dtype = weight_OI.dtype
+        x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
+        out_NO = functional.linear(x_NI, weight_OI, None if bias is None else bias.to(dtype))
+        keep = torch.empty_like(x_NI, dtype=torch.bool).bernoulli_(1 - rate) if rate else None
+        dropped_NI = x_NI if keep is None else _drop(x_NI, keep, rate)
+        low_Nr = dropped_NI @ a_rI.to(dtype).t()
+        out_NO.addmm_(low_Nr, (b_Or * scaling).to(dtype).t())
+        ctx.save_for_backward(x_NI, low_Nr, a_rI, b_Or, weight_OI, bias, keep)
+        ctx.shape, ctx.dtype, ctx.scaling, ctx.rate = x.shape, x.dtype, scaling, rate
+        return out_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        x_NI, low_Nr, a_rI, b_Or, weight_OI, bias, keep = ctx.saved_tensors
+        grad_NO = grad.reshape(-1, grad.shape[-1])
+        low_grad_Nr = grad_NO @ (b_Or * ctx.scaling).to(grad.dtype)
+        dropped_NI = x_NI if keep is None else _drop(x_NI, keep, ctx.rate)
+        grad_a = (low_grad_Nr.t() @ dropped_NI).to(a_rI.dtype)
+        grad_b = (grad_NO.t() @ low_Nr).to(b_Or.dtype) * ctx.scaling
+        grad_bias = grad_NO.sum(0, dtype=bias.dtype) if ctx.needs_input_grad[4] else None
+        if not ctx.needs_input_grad[0]:
+            return None, grad_a, grad_b, None, grad_bias, None, None
+        grad_NI = grad_NO @ weight_OI
+        if keep is None:
+            grad_NI.addmm_(low_grad_Nr, a_rI.to(grad.dtype))
+        else:
+            grad_NI += _drop(low_grad_Nr @ a_rI.to(grad.dtype), keep, ctx.rate)
+        return grad_NI.to(ctx.dtype).view(ctx.shape), grad_a, grad_b, None, grad_bias, None, None
+
+
+def _drop(x: torch.Tensor, keep: torch.Tensor, rate: float) -> torch.Tensor:
+    return (x * keep).mul_(1 / (1 - rate))
