@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.trees import Example, forward_batches, unshared
+from paretune.model import attention
 from paretune.model.adapters import add_lora
 from paretune.model.attention import QUERIES, attending, block_bounds
 from paretune.model.forward import hidden_states, packed_model
@@ -90,14 +91,15 @@ def test_loss_and_gradients_equal_one_example_at_a_time(architecture, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mistral", "gemma2"])
-def test_long_trunks_span_blocks_and_rows_may_be_cut(architecture, tmp_path):
+def test_long_trunks_span_blocks_and_rows_may_be_cut(architecture, tmp_path, monkeypatch):
+    monkeypatch.setattr(attention, "QUERIES", 64)
     model = AutoModelForCausalLM.from_pretrained(make_model(architecture, tmp_path), dtype=torch.float32)
     with_adapters(model)
     plain = copy.deepcopy(model).double()
-    examples = forest(longest_trunk=2 * QUERIES + 30)
-    batches = list(forward_batches(examples, forward_tokens=320))
+    examples = forest(longest_trunk=158)
+    batches = list(forward_batches(examples, forward_tokens=192))
     assert len(batches) > 1
-    loss, gradients = tree_gradients(model, examples, forward_tokens=320)
+    loss, gradients = tree_gradients(model, examples, forward_tokens=192)
     expected_loss, expected = reference_gradients(plain, examples)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert_equal_gradients(gradients, expected)

@@ -8,6 +8,7 @@ with the keys that any of them sees: a long trunk costs what a causal mask costs
 Legend: T tokens of the row, Q queries and S keys of a block, H heads, K heads of keys, G = H / K, D width of a head.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,15 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from paretune.data.trees import Batch, Forest, rounded
+from paretune.model.dropout import drop, keep_mask
 
 NAME = "paretune_trees"
-QUERIES = 128
+QUERIES = 256
 """Queries of a block. More would mean fewer and larger products, and more of them under the mask."""
-QUERY_STEP, KEY_STEP = 64, 128
-"""Blocks are filled up to multiples of these: every new shape of a bfloat16 product costs about 1 MB (`trees.ROUND_TO`)."""
+QUERY_STEP, KEY_STEP, LENGTH_STEP = 64, 128, 512
+"""Blocks are filled up to multiples of these, and what they are cut from: every new shape of a bfloat16 product costs about
+1 MB (`trees.ROUND_TO`)."""
 _FOREST: ContextVar[Forest | None] = ContextVar("forest", default=None)
 
 
@@ -36,8 +40,10 @@ class Block:
     start: int
     stop: int
     keys: int
-    mask_QM: torch.Tensor | None
-    """What is added to the scores of the last M keys, 0 or -inf; every query sees the keys before them."""
+    mask_QS: torch.Tensor | None
+    """What is added to the scores, 0 or -inf; None where every query sees every key."""
+    num_masked: int
+    """Every query sees the keys before the last so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,105 +137,171 @@ def _block(
     seen = seen[:, skip:]
     hidden = np.flatnonzero(~seen.all(0))
     if not len(hidden):
-        return Block(start, stop, first + skip, None)
-    mask = np.where(seen[:, hidden[0] :], 0.0, -np.inf).astype(np.float32)
-    return Block(start, stop, first + skip, torch.from_numpy(mask).to(device))
+        return Block(start, stop, first + skip, None, 0)
+    mask = torch.from_numpy(np.where(seen, 0.0, -np.inf).astype(np.float32)).to(device)
+    return Block(start, stop, first + skip, mask, seen.shape[1] - int(hidden[0]))
 
 
 class _TreeAttention(torch.autograd.Function):
-    """Block by block, with the weights of each block kept for the backward pass."""
+    """Block by block; the weights are computed again in the backward pass. [H, T, D] and [K, T, D] to [T, H, D].
+
+    The forward pass is SDPA's own, which keeps no weights and touches little memory. Its backward pass on a CPU takes twice
+    as long as these products in buffers that are used again for every block.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, query_HTD: torch.Tensor, key_KTD: torch.Tensor, value_KTD: torch.Tensor, blocks: tuple[Block, ...],
         scale: float, softcap: float | None, dropout: float,
     ) -> torch.Tensor:  # fmt: skip
-        num_heads, num_tokens, width = query_HTD.shape
-        out_THD = query_HTD.new_empty(num_tokens, num_heads, width)
-        kept: list[torch.Tensor] = []
-        for block in blocks:
-            query, key, value = _gathered(block, query_HTD, key_KTD, value_KTD)
-            scores = torch.baddbmm(_nothing(query), query, key.transpose(1, 2), beta=0, alpha=scale)
-            if softcap is not None:
-                scores.div_(softcap).tanh_()
-                kept.append(scores.clone())
-                scores.mul_(softcap)
-            _hide(scores, block, len(key))
-            weights = torch.softmax(scores, -1)
-            kept.append(weights)
-            if dropout:
-                keep = _keep_mask(weights, dropout)
-                kept.append(keep)
-                weights = weights * keep / (1 - dropout)
-            _scatter(out_THD, torch.bmm(weights, value), block, num_heads)
-        ctx.save_for_backward(query_HTD, key_KTD, value_KTD, *kept)
+        keeps: list[torch.Tensor] = []
+        if softcap is None and not dropout:
+            out_THD = _by_sdpa(query_HTD, key_KTD, value_KTD, blocks, scale)
+        else:
+            out_THD = _by_products(query_HTD, key_KTD, value_KTD, blocks, scale, softcap, dropout, keeps)
+        ctx.save_for_backward(query_HTD, key_KTD, value_KTD, *keeps)
         ctx.blocks, ctx.scale, ctx.softcap, ctx.dropout = blocks, scale, softcap, dropout
         return out_THD
 
     @staticmethod
     def backward(ctx: Any, grad_THD: torch.Tensor) -> Any:
-        query_HTD, key_KTD, value_KTD, *kept = ctx.saved_tensors
-        parts = iter(kept)
-        accumulator = torch.float64 if query_HTD.dtype == torch.float64 else torch.float32
-        grad_query = torch.empty_like(query_HTD.transpose(0, 1))
-        grad_key, grad_value = (x.new_zeros(x.shape, dtype=accumulator) for x in (key_KTD, value_KTD))
-        for block in ctx.blocks:
-            query, key, value = _gathered(block, query_HTD, key_KTD, value_KTD)
-            grad = _queries(block, grad_THD.transpose(0, 1), len(key))
-            capped = None if ctx.softcap is None else next(parts)
-            weights = next(parts)
-            dropped, grad_weights = weights, torch.bmm(grad, value.transpose(1, 2))
+        query_HTD, key_KTD, value_KTD, *keeps = ctx.saved_tensors
+        queries, keys, values = _filled(query_HTD), _filled(key_KTD), _filled(value_KTD)
+        grads_out, wide = _filled(grad_THD.transpose(0, 1)), torch.promote_types(keys.dtype, torch.float32)
+        grad_query = torch.empty_like(grad_THD).transpose(0, 1)
+        grad_key, grad_value = (torch.zeros_like(x, dtype=wide) for x in (keys, values))
+        room = [queries.new_empty(max(_num_scores(block, len(queries)) for block in ctx.blocks)) for _ in range(3)]
+        for index, block in enumerate(ctx.blocks):
+            query, key, value = _cut(block, queries, keys, values)
+            grad = _queries(block, grads_out, len(keys), clear=True)
+            weights, slope = _weights(block, query, key, ctx.scale, ctx.softcap, room)
+            grad_weights = torch.bmm(grad, value.transpose(1, 2), out=_in(room[2], weights.shape))
+            dropped = weights
             if ctx.dropout:
-                keep = next(parts)
-                dropped = weights * keep / (1 - ctx.dropout)
-                grad_weights = grad_weights * keep / (1 - ctx.dropout)
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            if capped is not None:
-                grad_scores = grad_scores * (1 - capped * capped)
-            _scatter(grad_query, torch.bmm(grad_scores, key).mul_(ctx.scale), block, len(query_HTD))
-            reach = block.stop - block.keys
-            grad_key[:, block.keys : block.stop] += torch.bmm(grad_scores.transpose(1, 2), query)[:, -reach:]
-            grad_value[:, block.keys : block.stop] += torch.bmm(dropped.transpose(1, 2), grad)[:, -reach:]
-        grads = (grad_query.transpose(0, 1), grad_key.mul_(ctx.scale).to(key_KTD.dtype), grad_value.to(value_KTD.dtype))
+                dropped = drop(weights, keeps[index], ctx.dropout)
+                grad_weights = drop(grad_weights, keeps[index], ctx.dropout)
+            _keys(block, grad_value).add_(torch.bmm(dropped.transpose(1, 2), grad).to(wide))
+            scores = torch._softmax_backward_data(
+                grad_weights, weights, -1, weights.dtype, grad_input=_in(room[0], weights.shape)
+            )
+            if slope is not None:
+                scores = scores * slope
+            _put(grad_query, torch.bmm(scores, key).mul_(ctx.scale), block)
+            # Cast before it is added: a sum of two dtypes takes several times as long.
+            _keys(block, grad_key).add_(torch.bmm(scores.transpose(1, 2), query).to(wide))
+        own = slice(KEY_STEP, KEY_STEP + len(grad_THD))
+        grads = (grad_query, grad_key.mul_(ctx.scale)[:, own].to(keys.dtype), grad_value[:, own].to(values.dtype))
         return *grads, None, None, None, None
 
 
-def _gathered(block: Block, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Queries [K, G * Q, D], keys and values [K, S, D] of a block, filled up; the keys stand at the end of theirs."""
-    num_keys = rounded(block.stop - block.keys, KEY_STEP)
-    begin = block.stop - num_keys
-    found = []
-    for tensor in (key, value):
-        part = tensor[:, max(begin, 0) : block.stop]
-        found.append(nn.functional.pad(part, (0, 0, max(-begin, 0), 0)).contiguous())
-    return _queries(block, query, len(key)), *found
+def _by_sdpa(
+    query_HTD: torch.Tensor, key_KTD: torch.Tensor, value_KTD: torch.Tensor, blocks: tuple[Block, ...], scale: float
+) -> torch.Tensor:
+    out_THD = query_HTD.new_empty(query_HTD.shape[1], len(query_HTD), query_HTD.shape[2])
+    groups = len(query_HTD) // len(key_KTD)
+    if groups > 1:
+        key_KTD, value_KTD = (x.repeat_interleave(groups, 0) for x in (key_KTD, value_KTD))
+    for block in blocks:
+        key, value = (x[None, :, block.keys : block.stop] for x in (key_KTD, value_KTD))
+        query, mask = query_HTD[None, :, block.start : block.stop], block.mask_QS
+        out = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=None if mask is None else mask.to(query.dtype), scale=scale
+        )
+        out_THD[block.start : block.stop] = out[0].transpose(0, 1)
+    return out_THD
 
 
-def _queries(block: Block, tensor_HTD: torch.Tensor, num_key_heads: int) -> torch.Tensor:
-    part = tensor_HTD[:, block.start : block.stop]
-    num_queries = rounded(part.shape[1], QUERY_STEP)
-    filled = nn.functional.pad(part, (0, 0, 0, num_queries - part.shape[1])).contiguous()
-    return filled.view(num_key_heads, -1, tensor_HTD.shape[-1])
+def _by_products(
+    query_HTD: torch.Tensor, key_KTD: torch.Tensor, value_KTD: torch.Tensor, blocks: tuple[Block, ...], scale: float,
+    softcap: float | None, dropout: float, keeps: list[torch.Tensor],
+) -> torch.Tensor:  # fmt: skip
+    """With what SDPA does not have on a CPU; the dropout masks of the blocks go into `keeps`."""
+    queries, keys, values = _filled(query_HTD), _filled(key_KTD), _filled(value_KTD)
+    out_THD = query_HTD.new_empty(query_HTD.shape[1], len(query_HTD), query_HTD.shape[2])
+    room = [queries.new_empty(max(_num_scores(block, len(queries)) for block in blocks)) for _ in range(2)]
+    for block in blocks:
+        query, key, value = _cut(block, queries, keys, values)
+        weights, _ = _weights(block, query, key, scale, softcap, room)
+        if dropout:
+            keeps.append(keep_mask(weights, dropout))
+            weights = drop(weights, keeps[-1], dropout)
+        _put(out_THD.transpose(0, 1), torch.bmm(weights, value), block)
+    return out_THD
+
+
+def _weights(
+    block: Block, query: torch.Tensor, key: torch.Tensor, scale: float, softcap: float | None, room: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What every query of a block takes of every key, [K, G * Q, S], and the slope of the soft cap; uses up two of `room`."""
+    scores = _in(room[0], (len(query), query.shape[1], key.shape[1]))
+    torch.baddbmm(_nothing(query), query, key.transpose(1, 2), beta=0, alpha=scale, out=scores)
+    slope = None
+    if softcap is not None:
+        scores.div_(softcap).tanh_()
+        slope = 1 - scores * scores
+        scores.mul_(softcap)
+    _hide(scores, block, len(key))
+    return torch.softmax(scores, -1, out=_in(room[1], scores.shape)), slope
+
+
+def _num_scores(block: Block, num_heads: int) -> int:
+    return num_heads * rounded(block.stop - block.start, QUERY_STEP) * rounded(block.stop - block.keys, KEY_STEP)
+
+
+def _in(room: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return room[: math.prod(shape)].view(shape)
+
+
+def _filled(x_HTD: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy between zeros: blocks that are filled up reach beyond either end of the row.
+
+    Its length is one of few, for the strides of a product count as a new shape, too.
+    """
+    num_heads, num_tokens, width = x_HTD.shape
+    stop = KEY_STEP + num_tokens
+    filled = x_HTD.new_empty(num_heads, rounded(stop + QUERIES, LENGTH_STEP), width)
+    filled[:, :KEY_STEP] = 0
+    filled[:, KEY_STEP:stop] = x_HTD
+    filled[:, stop:] = 0
+    return filled
+
+
+def _cut(block: Block, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Queries [K, G * Q, D], keys and values [K, S, D] of a block; contiguous, as products of slices take twice as long."""
+    query = _queries(block, queries, len(keys))
+    return query, _keys(block, keys).contiguous(), _keys(block, values).contiguous()
+
+
+def _keys(block: Block, filled: torch.Tensor) -> torch.Tensor:
+    """The keys of a block at the end of as many as its shape asks for; a view."""
+    stop = KEY_STEP + block.stop
+    return filled[:, stop - rounded(block.stop - block.keys, KEY_STEP) : stop]
+
+
+def _queries(block: Block, filled: torch.Tensor, num_key_heads: int, *, clear: bool = False) -> torch.Tensor:
+    """The queries of a block [K, G * Q, D], and after them others, as zeros where `clear` is set."""
+    start, count = KEY_STEP + block.start, block.stop - block.start
+    part = filled[:, start : start + rounded(count, QUERY_STEP)].contiguous()
+    if clear:
+        part[:, count:] = 0
+    return part.view(num_key_heads, -1, filled.shape[2])
 
 
 def _hide(scores: torch.Tensor, block: Block, num_key_heads: int) -> None:
-    """Take away what the queries of a block do not see: the filling before the keys, and what the mask says."""
-    scores[:, :, : scores.shape[2] - (block.stop - block.keys)] = -torch.inf
-    if block.mask_QM is None:
+    """Take away what the queries of a block do not see: other keys before the block's, and what its mask says."""
+    others = scores.shape[2] - (block.stop - block.keys)
+    if others:
+        scores[:, :, :others] = -torch.inf
+    if block.mask_QS is None:
         return
-    num_queries, num_masked = block.mask_QM.shape
+    num_queries = len(block.mask_QS)
     by_query = scores.view(num_key_heads, -1, rounded(num_queries, QUERY_STEP), scores.shape[2])
-    by_query[:, :, :num_queries, -num_masked:] += block.mask_QM
+    by_query[:, :, :num_queries, -block.num_masked :] += block.mask_QS[:, -block.num_masked :].to(scores.dtype)
 
 
-def _scatter(out_THD: torch.Tensor, part: torch.Tensor, block: Block, num_heads: int) -> None:
-    """Put what a block gives, [K, G * Q, D] with filling, into its place."""
-    by_head = part.view(num_heads, -1, part.shape[-1])
-    out_THD[block.start : block.stop] = by_head[:, : block.stop - block.start].transpose(0, 1)
-
-
-def _keep_mask(weights: torch.Tensor, dropout: float) -> torch.Tensor:
-    return torch.empty_like(weights, dtype=torch.bool).bernoulli_(1 - dropout)
+def _put(out_HTD: torch.Tensor, part: torch.Tensor, block: Block) -> None:
+    by_head = part.view(len(out_HTD), -1, part.shape[-1])
+    out_HTD[:, block.start : block.stop] = by_head[:, : block.stop - block.start]
 
 
 def _nothing(like: torch.Tensor) -> torch.Tensor:

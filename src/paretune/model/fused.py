@@ -15,13 +15,17 @@ from torch.nn import functional
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from paretune.model.dropout import FastDropout, drop, keep_mask
+
 
 def fuse(model: nn.Module) -> None:
     """Let adapters and activations of `model` compute in their fused form from now on; names and weights stay."""
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in list(parent.named_children()):
             if type(child) is NewGELUActivation:
                 setattr(parent, name, nn.GELU(approximate="tanh"))
+            elif type(child) is nn.Dropout and child.p:
+                setattr(parent, name, FastDropout(child.p).train(child.training))
         if type(parent) is LoraLinear and _is_plain(parent):
             parent.forward = types.MethodType(_forward, parent)
 
@@ -65,8 +69,8 @@ class _Lora(torch.autograd.Function):
         dtype = weight_OI.dtype
         x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
         out_NO = functional.linear(x_NI, weight_OI, None if bias is None else bias.to(dtype))
-        keep = torch.empty_like(x_NI, dtype=torch.bool).bernoulli_(1 - rate) if rate else None
-        dropped_NI = x_NI if keep is None else _drop(x_NI, keep, rate)
+        keep = keep_mask(x_NI, rate) if rate else None
+        dropped_NI = x_NI if keep is None else drop(x_NI, keep, rate)
         low_Nr = dropped_NI @ a_rI.to(dtype).t()
         out_NO.addmm_(low_Nr, (b_Or * scaling).to(dtype).t())
         ctx.save_for_backward(x_NI, low_Nr, a_rI, b_Or, weight_OI, bias, keep)
@@ -78,7 +82,7 @@ class _Lora(torch.autograd.Function):
         x_NI, low_Nr, a_rI, b_Or, weight_OI, bias, keep = ctx.saved_tensors
         grad_NO = grad.reshape(-1, grad.shape[-1])
         low_grad_Nr = grad_NO @ (b_Or * ctx.scaling).to(grad.dtype)
-        dropped_NI = x_NI if keep is None else _drop(x_NI, keep, ctx.rate)
+        dropped_NI = x_NI if keep is None else drop(x_NI, keep, ctx.rate)
         grad_a = (low_grad_Nr.t() @ dropped_NI).to(a_rI.dtype)
         grad_b = (grad_NO.t() @ low_Nr).to(b_Or.dtype) * ctx.scaling
         grad_bias = grad_NO.sum(0, dtype=bias.dtype) if ctx.needs_input_grad[4] else None
@@ -88,9 +92,5 @@ class _Lora(torch.autograd.Function):
         if keep is None:
             grad_NI.addmm_(low_grad_Nr, a_rI.to(grad.dtype))
         else:
-            grad_NI += _drop(low_grad_Nr @ a_rI.to(grad.dtype), keep, ctx.rate)
+            grad_NI += drop(low_grad_Nr @ a_rI.to(grad.dtype), keep, ctx.rate)
         return grad_NI.to(ctx.dtype).view(ctx.shape), grad_a, grad_b, None, grad_bias, None, None
-
-
-def _drop(x: torch.Tensor, keep: torch.Tensor, rate: float) -> torch.Tensor:
-    return (x * keep).mul_(1 / (1 - rate))
