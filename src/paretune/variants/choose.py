@@ -21,7 +21,7 @@ from paretune.data.trees import Batch, Example, forward_batches
 from paretune.errors import StageError
 from paretune.model.forward import head_of
 from paretune.model.load import load_model
-from paretune.model.loss import Logits, token_nats
+from paretune.model.loss import Head, token_nats
 from paretune.pipeline.stage import StageContext
 from paretune.variants.blocks import block_list, check_count
 from paretune.variants.calibration import read_windows, write_block_scores
@@ -107,7 +107,7 @@ def choose_by_loss(
     at_once, rounds = (count, 1) if exact else (1, count)
     is_walked = agrees(walk, at_once)
     removals = walk.removals if is_walked else _one_by_one(walk)
-    logits_of = head_of(model)
+    head = head_of(model)
     scores: Scores = {}
     removed: Removed = ()
     for turn in range(rounds):
@@ -115,7 +115,7 @@ def choose_by_loss(
         sums: Scores = {}
         done = 0
         for indices, batch in _batches(model, examples, num_blocks, state_bytes):
-            for without, sums_R in _loss_sums(removals, logits_of, batch, remaining, at_once):
+            for without, sums_R in _loss_sums(removals, head, batch, remaining, at_once):
                 sums.setdefault(without, np.zeros(len(examples)))[indices] = sums_R
             done += len(indices)
             emit(done=turn * len(examples) + done, total=rounds * len(examples))
@@ -164,12 +164,12 @@ def _batches(
 
 
 def _loss_sums(
-    removals: Removals, logits_of: Logits, batch: Batch, remaining: Sequence[int], count: int
+    removals: Removals, head: Head, batch: Batch, remaining: Sequence[int], count: int
 ) -> Iterator[tuple[Removed, np.ndarray]]:
     """Nats of each row of the blocks `remaining` alone, and without each set of at most `count` of them."""
     for removed, final_RTD in removals(batch.ids_RT, remaining, count):
         hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
-        yield removed, _sums(token_nats(logits_of, hidden_ND, batch.targets_N)[0], batch)
+        yield removed, _sums(token_nats(head, hidden_ND, batch.targets_N)[0], batch)
 
 
 def _one_by_one(walk: Walk) -> Removals:
