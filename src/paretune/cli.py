@@ -44,6 +44,8 @@ def run_command(
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Stages side by side.")] = 1,
     accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches an optimizer step is cut into.")] = 1,
+    memory: Annotated[int | None, typer.Option(min=1, help="Bytes to use at most.  [default: what is free]")] = None,
+    recompute: Annotated[bool, typer.Option(help="Train in less memory, and slower.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks of failed stages.")] = False,
 ) -> None:
     """Run what is missing, then write the comparison."""
@@ -59,7 +61,7 @@ def run_command(
     opened = open_study(study, store, device)
     write_lock(opened.lock, opened.file)
     fetch(pending(opened.plan, opened.store), lambda text: typer.echo(text, err=True))
-    options = RunOptions(device=device, workers=workers, accumulate=accumulate)
+    options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=memory, recompute=recompute)
     with Display(Console(stderr=True)) as display:
         outcome = run_plan(opened.plan, opened.store, options, display.show)
     reported = _write_report(opened, out)

@@ -11,6 +11,8 @@ ParetuneError
 A message says what, where (`study.yaml: variants.reduced[0].prune.blocks.count`), the value, and the way out.
 """
 
+import re
+
 
 class ParetuneError(Exception):
     exit_code = 1
@@ -38,3 +40,11 @@ class StoreError(UserError):
 
 class StageError(ParetuneError):
     pass
+
+
+_OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
+"""What torch says in a RuntimeError, on CUDA and on the CPU."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error))))

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from paretune.data.trees import Example, forward_batches
 from paretune.errors import StageError
+from paretune.model import forward
 from paretune.model.forward import keeps_apart, packed_model, score
 from tests.tiny import ARCHITECTURES, VOCABULARY_SIZE, make_model
 
@@ -65,3 +66,24 @@ def test_an_unknown_way_to_logits_is_refused(tmp_path):
     model.register_forward_hook(lambda module, arguments, output: setattr(output, "logits", output.logits * 2))
     with pytest.raises(StageError, match="not known here"):
         packed_model(model)
+
+
+def test_out_of_memory_the_scores_go_on_in_smaller_passes(tmp_path, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(make_model("llama", tmp_path), dtype=torch.float32).eval()
+    items, score_batch, passes = examples(30), forward._score_batch, []
+    expected = list(score(model, items, forward_tokens=512))
+
+    def with_little_memory(packed, batch):
+        passes.append(batch.ids_RT.numel())
+        if passes[-1] > 128:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return score_batch(packed, batch)
+
+    monkeypatch.setattr(forward, "_score_batch", with_little_memory)
+    found = list(score(model, items, forward_tokens=512))
+    assert max(passes) > 128 >= passes[-1]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.nats, other.nats, rtol=2e-6, atol=2e-6)
+    monkeypatch.setattr(forward, "_score_batch", lambda packed, batch: score_batch(packed, None))
+    with pytest.raises(AttributeError):
+        list(score(model, items, forward_tokens=512))

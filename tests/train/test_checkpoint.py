@@ -105,7 +105,13 @@ def test_it_goes_on_with_the_options_that_it_began_with(folder):
     others = replace(killed, threads=1, options=RunOptions(accumulate=3, forward_tokens=40, pack=False))
     assert attempt(others) == 0
     assert answer(killed) == answer(whole)
-    assert metrics(killed)["options"] == {"forward_tokens": 4096, "accumulate": 1, "pack": True, "threads": 2}
+    assert metrics(killed)["options"] == {
+        "forward_tokens": 4096,
+        "accumulate": 1,
+        "pack": True,
+        "recompute": False,
+        "threads": 2,
+    }
 
 
 def test_those_options_would_have_moved_bits(folder):

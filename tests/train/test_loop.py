@@ -15,6 +15,7 @@ from paretune.data.trees import Example, group_starts, unshared, windows
 from paretune.errors import StageError
 from paretune.model.adapters import add_lora
 from paretune.model.forward import packed_model
+from paretune.train import loop
 from paretune.train.loop import Run, fit, step_examples
 from tests.tiny import VOCABULARY_SIZE, make_model
 
@@ -136,7 +137,7 @@ def documents(count: int, seed: int) -> list[Example]:
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"forward_tokens": 64}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"forward_tokens": 64}, {"recompute": True}], ids=str)
 @pytest.mark.parametrize("layout", ["trees", "padded"])
 def test_losses_of_tasks_equal_a_plain_padded_reference(directory, tmp_path, layout, options):
     model, plain = load(directory), load(directory)
@@ -148,6 +149,54 @@ def test_losses_of_tasks_equal_a_plain_padded_reference(directory, tmp_path, lay
     found = [row["train_loss"] for row in rows if "train_loss" in row]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert abs(expected[-1] / expected[0] - 1) > 0.001
+
+
+def test_out_of_memory_the_passes_are_halved_and_the_losses_stay(directory, tmp_path, monkeypatch):
+    examples, hidden_states = documents(14, 2), loop.hidden_states
+    model, plain = load(directory), load(directory)
+    passes = []
+
+    def with_little_memory(model, batch):
+        if batch.ids_RT.numel() > 100:
+            hidden_states(model, batch).sum().backward()  # what it has done so far must not count
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes")
+        passes.append(batch.ids_RT.numel())
+        return hidden_states(model, batch)
+
+    monkeypatch.setattr(loop, "hidden_states", with_little_memory)
+    rows = train(model, tmp_path, train=examples, options={"forward_tokens": 512})
+    assert max(passes) == 64
+    found = [row["train_loss"] for row in rows if "train_loss" in row]
+    np.testing.assert_allclose(found, reference_losses(plain, examples), rtol=1e-5)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(directory, tmp_path, monkeypatch):
+    def broken(model, batch):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(loop, "hidden_states", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(load(directory), tmp_path)
+
+
+def test_tokens_read_count_each_context_for_each_of_its_tasks(directory, tmp_path):
+    examples = documents(6, 3)
+    run = Run(
+        train=settings(max_steps=math.ceil(len(examples) / BATCH)),
+        learning_rate=1e-3,
+        seed=5,
+        precision="float32",
+        device="cpu",
+        options={"forward_tokens": 4096, "accumulate": 1, "pack": True, "threads": 1},
+        checkpoint_seconds=1e9,
+        resume=tmp_path,
+        emit=lambda **_: None,
+        memory=2**20,
+    )
+    progress = fit(packed_model(load(directory)), examples, texts(3, 1), run)
+    assert progress.tokens == sum(example.num_targets for example in examples)
+    assert progress.tokens_read == sum(len(unshared(example).ids) for example in examples)
+    assert 64 <= progress.forward_tokens < 4096  # what a megabyte leaves room for
 
 
 def test_padding_never_counts_and_every_token_is_a_target_once(directory, tmp_path):

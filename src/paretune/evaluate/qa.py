@@ -62,7 +62,7 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
 
 def answer_likelihoods(loaded: LoadedModel, requests: Sequence[Request], forward_tokens: int) -> list[Likelihoods]:
     """Log-likelihoods of the answers of each request; DataError for one that does not fit into the model's positions."""
-    examples = [_example(loaded, request, answer) for request in requests for answer in request.answers]
+    examples = [example for request in requests for example in _examples(loaded, request)]
     results = score(loaded.model, examples, forward_tokens=forward_tokens)
     groups = [list(islice(results, len(request.answers))) for request in requests]
     return [Likelihoods(tuple(-float(r.nats.sum()) for r in group), tuple(len(r.nats) for r in group)) for group in groups]
@@ -112,10 +112,15 @@ def best(values: Sequence[float]) -> list[int]:
     return [index for index, value in enumerate(values) if math.isclose(value, highest, rel_tol=TIE)]
 
 
-def _example(loaded: LoadedModel, request: Request, answer: str) -> Example:
-    head = [loaded.tokenizer.prefix_id, *loaded.tokenizer.encode(request.prompt)]
+def _examples(loaded: LoadedModel, request: Request) -> list[Example]:
+    """The answers as branches of the prompt, which is encoded once."""
+    prompt = np.array([loaded.tokenizer.prefix_id, *loaded.tokenizer.encode(request.prompt)], dtype=np.int32)
+    return [Example(_answer_ids(loaded, request, answer, len(prompt)), 0, prompt) for answer in request.answers]
+
+
+def _answer_ids(loaded: LoadedModel, request: Request, answer: str, prompt_tokens: int) -> np.ndarray:
     ids = loaded.tokenizer.encode_continuation(answer)
-    length = len(head) + len(ids)
+    length = prompt_tokens + len(ids)
     if not ids:
         raise DataError(f"question `{request.question.id}`: the template `answer` leaves nothing of an answer to score")
     if loaded.max_positions is not None and length > loaded.max_positions:
@@ -123,4 +128,4 @@ def _example(loaded: LoadedModel, request: Request, answer: str) -> Example:
             f"question `{request.question.id}` has {length} tokens with its answer and the model {loaded.max_positions} "
             "positions; shorten it, or leave it out"
         )
-    return Example(np.array(head + ids, dtype=np.int32), first_target=len(head))
+    return np.array(ids, dtype=np.int32)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from paretune.data.trees import Batch, Example, forward_batches, unshared
-from paretune.errors import StageError
+from paretune.data.trees import ROUND_TO, Batch, Example, forward_batches, unshared
+from paretune.errors import StageError, is_out_of_memory
 from paretune.model.attention import attending
 from paretune.model.loss import Head, token_nats
 
@@ -44,19 +44,31 @@ def packed_model(model: PreTrainedModel) -> PackedModel:
 
 
 def score(model: PreTrainedModel | PackedModel, examples: Sequence[Example], *, forward_tokens: int) -> Iterator[TargetScores]:
-    """Scores of `examples`, in their order. No gradient, no logits of more than a chunk of targets."""
+    """Scores of `examples`, in their order. No gradient, no logits of more than a chunk of targets.
+
+    Out of memory, it goes on with half the `forward_tokens`.
+    """
     packed = model if isinstance(model, PackedModel) else packed_model(model)
-    done: dict[int, TargetScores] = {}
-    upcoming = 0
     # Packed in blocks of neighbours, so that results stream and memory does not grow with the set.
     for start in range(0, len(examples), 512):
-        block = examples[start : start + 512]
-        for indices, batch in forward_batches(block, forward_tokens=forward_tokens, pack=packed.isolates):
-            for index, scores in zip(indices, _score_batch(packed, batch.to(packed.model.device)), strict=True):
-                done[start + index] = scores
-        while upcoming in done:
-            yield done.pop(upcoming)
-            upcoming += 1
+        block, done = examples[start : start + 512], dict[int, TargetScores]()
+        while len(done) < len(block):
+            try:
+                _score_block(packed, block, done, forward_tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or forward_tokens <= ROUND_TO:
+                    raise
+            forward_tokens = max(ROUND_TO, forward_tokens // 2) if len(done) < len(block) else forward_tokens
+        yield from (done[index] for index in range(len(block)))
+
+
+def _score_block(packed: PackedModel, block: Sequence[Example], done: dict[int, TargetScores], forward_tokens: int) -> None:
+    """Put the scores of what is not in `done` yet into it; what was scored before an error stays."""
+    left = [index for index in range(len(block)) if index not in done]
+    pending = [block[index] for index in left]
+    for indices, batch in forward_batches(pending, forward_tokens=forward_tokens, pack=packed.isolates):
+        for index, scores in zip(indices, _score_batch(packed, batch.to(packed.model.device)), strict=True):
+            done[left[index]] = scores
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

@@ -25,9 +25,13 @@ class RunOptions:
     accumulate: int = 1
     """Micro-batches that an optimizer step is cut into; moves float rounding only."""
     forward_tokens: int = 4096
-    """Tokens of one forward pass at most (never less than one row); moves float rounding only."""
+    """Tokens of one forward pass at most (but one example always), fewer where memory asks so; moves float rounding only."""
     pack: bool = True
     """Several examples in a row, kept apart; moves float rounding only."""
+    recompute: bool = False
+    """Activations of training are computed again in the backward pass instead of kept: slower, in less memory."""
+    memory: int | None = None
+    """Bytes that all workers together may use; what is free when a stage begins unless given."""
     checkpoint_seconds: float = 60.0
     """Between training checkpoints."""
 

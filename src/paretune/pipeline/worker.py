@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from paretune.errors import ParetuneError
+from paretune.errors import ParetuneError, is_out_of_memory
 from paretune.pipeline.events import EventLog
 from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.records import Record
@@ -43,8 +43,6 @@ PRELOAD = [
 ]
 _PACKAGES = ("paretune", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets", "numpy")
 _EMIT_EVERY = 0.25
-_OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
-"""What torch says in a RuntimeError, on CUDA and on the CPU."""
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _FULL_DISK = os.strerror(errno.ENOSPC)
 
@@ -96,7 +94,7 @@ def _attempt(stage: Stage, run: RunContext) -> Failure | None:
 
 def _told(error: Exception) -> str:
     """An error that no body has put into words, in one line."""
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+    if is_out_of_memory(error):
         return (
             "out of memory; close other programs, run again with `--accumulate 2` or more, or choose a smaller "
             "`train.max_length` or base"

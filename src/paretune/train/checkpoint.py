@@ -33,6 +33,11 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
+    """That were learned: targets."""
+    tokens_read: int = 0
+    """Of the examples, each with its whole context, as a trainer without padding would read them."""
+    forward_tokens: int = 0
+    """At the end: fewer than was asked for where memory did not reach."""
     train_seconds: float = 0.0
     """Optimizer steps only."""
     wall_seconds: float = 0.0

@@ -17,12 +17,13 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import get_scheduler
 
-from paretune.data.trees import Batch, Example, forward_batches, group_starts, unshared
-from paretune.errors import StageError
+from paretune.data.trees import ROUND_TO, Batch, Example, forward_batches, group_starts, unshared
+from paretune.errors import StageError, is_out_of_memory
 from paretune.model.attention import attending
 from paretune.model.forward import PackedModel, hidden_states, score
 from paretune.model.fused import fuse
-from paretune.model.loss import loss_of
+from paretune.model.loss import Loss, loss_of
+from paretune.model.memory import fitting_tokens
 from paretune.train import checkpoint as ckpt
 
 _CHECKPOINT_SHARE = 20
@@ -40,11 +41,13 @@ class Run:
     precision: str
     device: str
     options: Mapping[str, Any]
-    """Those that move bits: `forward_tokens`, `accumulate`, `pack`, `threads`."""
+    """Those that move bits: `forward_tokens`, `accumulate`, `pack`, `recompute`, `threads`."""
     checkpoint_seconds: float
     resume: Path
     """What a killed run left to go on from, and where this one leaves it; holds the journal `curves.jsonl`."""
     emit: Callable[..., None]
+    memory: int | None = None
+    """Bytes that may be used: where `forward_tokens` would need more, they are lowered."""
 
 
 def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Example], run: Run) -> ckpt.Progress:
@@ -55,8 +58,8 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
     model, settings = packed.model, run.train
     accelerator = Accelerator(mixed_precision="bf16" if run.precision == "bfloat16" else "no", cpu=run.device == "cpu")
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    fuse(model)
-    summed_loss = loss_of(packed.head, getattr(torch, run.precision))
+    options = dict(run.options)
+    summed_loss = _prepare(packed, trained, run, options, accelerator)
     steps_per_epoch = math.ceil(len(train) / settings["batch_size"])
     num_steps = settings["max_steps"] or steps_per_epoch * (settings["epochs"] or 3)
     evaluate_every = steps_per_epoch if settings["evaluate_every"] == "epoch" else settings["evaluate_every"]
@@ -75,15 +78,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         model.train()
         examples = step_examples(train, step, settings["batch_size"], run.seed)
         num_targets = sum(example.num_targets for example in examples)
-        loss, correct = 0.0, 0
-        for batch in _micro_batches(examples, run, packed.isolates):
-            batch = batch.to(accelerator.device)
-            with attending(model, batch):
-                with accelerator.autocast():
-                    hidden = hidden_states(model, batch)
-                    nats, hits = summed_loss(hidden, batch.targets_N)
-                accelerator.backward(nats / num_targets)
-            loss, correct = loss + nats.item() / num_targets, correct + int(hits)
+        loss, correct = _gradients(packed, summed_loss, examples, run, options, accelerator)
         norm = accelerator.clip_grad_norm_(trained.values(), settings["max_grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise StageError(f"step {step}: the loss is {loss:g}, its gradient {float(norm):g}; lower the learning rate")
@@ -92,6 +87,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         scheduler.step()
         optimizer.zero_grad()
         progress.step, progress.tokens = step, progress.tokens + num_targets
+        progress.tokens_read += sum(example.num_tokens for example in examples)
         progress.train_seconds += time.perf_counter() - started
         position = {"step": step, "epoch": step / steps_per_epoch, "seconds": progress.train_seconds, "tokens": progress.tokens}
         taken = {"train_loss": loss, "train_token_accuracy": correct / num_targets, "learning_rate": learning_rate}
@@ -100,7 +96,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
 
         if step % evaluate_every == 0 or step == num_steps:
             with accelerator.autocast():
-                measured = _validate(packed, validation, run.options["forward_tokens"])
+                measured = _validate(packed, validation, options["forward_tokens"])
             ckpt.write_line(journal, position | measured)
             if _note_evaluation(progress, settings, measured) and settings["keep"] == "best":
                 ckpt.save_best(run.resume, trained, step)
@@ -109,10 +105,11 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         if time.monotonic() - last_checkpoint > interval:
             begun = time.monotonic()
             progress.wall_seconds = wall_before + time.perf_counter() - opened
-            ckpt.save_checkpoint(run.resume, trained, optimizer, scheduler, progress, run.options)
+            ckpt.save_checkpoint(run.resume, trained, optimizer, scheduler, progress, options)
             last_checkpoint = time.monotonic()
             interval = max(run.checkpoint_seconds, _CHECKPOINT_SHARE * (last_checkpoint - begun))
     journal.close()
+    progress.forward_tokens = options["forward_tokens"]
     progress.wall_seconds = wall_before + time.perf_counter() - opened
     if settings["keep"] == "best":
         ckpt.load_best(run.resume, trained, progress.best_step)
@@ -137,14 +134,67 @@ def step_examples(examples: Sequence[Example], step: int, batch_size: int, seed:
     return found[skipped : skipped + last - first]
 
 
-def _micro_batches(examples: list[Example], run: Run, isolates: bool) -> Iterator[Batch]:
+def _prepare(
+    packed: PackedModel, trained: Mapping[str, nn.Parameter], run: Run, options: dict[str, Any], accelerator: Accelerator
+) -> Loss:
+    """Put the model into the form that trains fastest, lower `forward_tokens` to the memory there is; returns the loss."""
+    model = packed.model
+    fuse(model)
+    if options.get("recompute"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if run.memory is not None:
+        model.train()
+        with accelerator.autocast():
+            most = options["forward_tokens"]
+            options["forward_tokens"] = fitting_tokens(packed, trained.values(), run.memory, most)
+    return loss_of(packed.head, getattr(torch, run.precision))
+
+
+def _gradients(
+    packed: PackedModel, summed_loss: Loss, examples: list[Example], run: Run, options: dict[str, Any], accelerator: Accelerator
+) -> tuple[float, int]:
+    """Add up the gradients of a step; its mean loss and the targets that are the most likely token.
+
+    Out of memory, the step begins again with half the `forward_tokens`, which it leaves in `options`.
+    """
+    while True:
+        try:
+            return _summed_gradients(packed, summed_loss, examples, run, options, accelerator)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or options["forward_tokens"] <= ROUND_TO:
+                raise
+        packed.model.zero_grad()
+        options["forward_tokens"] = max(ROUND_TO, options["forward_tokens"] // 2)
+
+
+def _summed_gradients(
+    packed: PackedModel,
+    summed_loss: Loss,
+    examples: list[Example],
+    run: Run,
+    options: Mapping[str, Any],
+    accelerator: Accelerator,
+) -> tuple[float, int]:
+    num_targets = sum(example.num_targets for example in examples)
+    loss, correct = 0.0, 0
+    for batch in _micro_batches(examples, run, options, packed.isolates):
+        batch = batch.to(accelerator.device)
+        with attending(packed.model, batch):
+            with accelerator.autocast():
+                nats, hits = summed_loss(hidden_states(packed.model, batch), batch.targets_N)
+            accelerator.backward(nats / num_targets)
+        loss, correct = loss + nats.item() / num_targets, correct + int(hits)
+    return loss, correct
+
+
+def _micro_batches(examples: list[Example], run: Run, options: Mapping[str, Any], isolates: bool) -> Iterator[Batch]:
     if run.train.get("layout") == "padded":
         examples = [unshared(example) for example in examples]
-    size = math.ceil(len(examples) / run.options["accumulate"])
-    pack = run.options["pack"] and isolates
+    size = math.ceil(len(examples) / options["accumulate"])
+    pack = options["pack"] and isolates
     for start in range(0, len(examples), size):
         part = examples[start : start + size]
-        for _, batch in forward_batches(part, forward_tokens=run.options["forward_tokens"], pack=pack):
+        for _, batch in forward_batches(part, forward_tokens=options["forward_tokens"], pack=pack):
             yield batch
 
 

@@ -17,11 +17,12 @@ from paretune.errors import StageError
 from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_base_dropout
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
+from paretune.model.memory import available_bytes
 from paretune.pipeline.stage import StageContext
 from paretune.train.checkpoint import checkpoint_options, find_checkpoint, write_curves
 from paretune.train.loop import Run, fit
 
-_BIT_OPTIONS = ("forward_tokens", "accumulate", "pack")
+_BIT_OPTIONS = ("forward_tokens", "accumulate", "pack", "recompute")
 
 
 def train_full(context: StageContext) -> dict[str, Any]:
@@ -80,6 +81,7 @@ def _train(
         checkpoint_seconds=context.options.checkpoint_seconds,
         resume=context.resume,
         emit=context.emit,
+        memory=None if found else _memory(context, loaded.device),
     )
     progress = fit(packed, examples["train"], examples["validation"], run)
     model.eval()
@@ -93,7 +95,7 @@ def _train(
         "train_seconds": progress.train_seconds,
         "wall_seconds": progress.wall_seconds,
         "train_tokens": progress.tokens,
-        "train_tokens_per_second": progress.tokens / progress.train_seconds,
+        "train_tokens_per_second": progress.tokens_read / progress.train_seconds,
         "peak_memory_bytes": _peak_memory(),
         "steps": progress.step,
         "epochs_done": progress.step / steps_per_epoch,
@@ -104,7 +106,7 @@ def _train(
         "precision": config["precision"],
         "base_dropout": dropout,
         "packed": options["pack"] and packed.isolates,
-        "options": options,
+        "options": options | {"forward_tokens": progress.forward_tokens},
     }
 
 
@@ -122,6 +124,12 @@ def _make_reproducible(adapter: Path) -> None:
 def _bit_options(context: StageContext) -> dict[str, Any]:
     options = asdict(context.options)
     return {name: options[name] for name in _BIT_OPTIONS} | {"threads": torch.get_num_threads()}
+
+
+def _memory(context: StageContext, device: torch.device) -> int:
+    """Bytes that this stage may use: its share of the budget, or of what is free."""
+    options = context.options
+    return available_bytes(device, options.workers) if options.memory is None else options.memory // options.workers
 
 
 def _examples(context: StageContext, loaded: LoadedModel, split: str) -> list[Example]:
