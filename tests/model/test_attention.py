@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.trees import Example, forward_batches, unshared
 from paretune.model import attention
@@ -182,3 +182,41 @@ def test_an_attention_that_is_not_known_is_not_taken_for_isolated(tmp_path):
             lambda module, arguments, others: (arguments, others | {"position_bias": torch.zeros(1)}), with_kwargs=True
         )
     assert not packed_model(model).isolates
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
+def test_flex_attention_sees_what_the_blocks_see(architecture, tmp_path, monkeypatch):
+    """Its kernels need a GPU; its mask and its arguments are tried on the CPU, where it runs uncompiled and forwards only."""
+    model = AutoModelForCausalLM.from_pretrained(make_model(architecture, tmp_path), dtype=torch.float32).eval()
+    ((_, batch),) = forward_batches(forest(longest_trunk=150), forward_tokens=4096)
+    with torch.no_grad(), attending(model, batch):
+        expected = hidden_states(model, batch)
+        masks = []
+
+        def with_flex(*, mask_function, device, **others):
+            found = attention.flex_mask(batch.forest, mask_function, device)
+            masks.append(found)
+            return attention.TreeMask((), found)
+
+        monkeypatch.setitem(AttentionMaskInterface._global_mapping, attention.NAME, with_flex)
+        found = hidden_states(model, batch)
+    assert masks
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
+def test_gradients_on_a_gpu_equal_those_of_the_cpu(architecture, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(make_model(architecture, tmp_path, head_dim=16), dtype=torch.float32)
+    with_adapters(model)
+    expected = reference_gradients(copy.deepcopy(model).double(), forest(longest_trunk=300))[1]
+    model.cuda()
+    packed = packed_model(model)
+    for _, batch in forward_batches(forest(longest_trunk=300), forward_tokens=4096):
+        moved = batch.to(model.device)
+        with attending(model, moved):
+            loss_of(packed.head, torch.float32)(hidden_states(model, moved), moved.targets_N)[0].backward()
+    found = {name: p.grad.cpu() for name, p in model.named_parameters()}
+    assert_equal_gradients(found, expected, tolerance=1e-4)

@@ -8,6 +8,7 @@ with the keys that any of them sees: a long trunk costs what a causal mask costs
 Legend: T tokens of the row, Q queries and S keys of a block, H heads, K heads of keys, G = H / K, D width of a head.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from paretune.data.trees import Batch, Forest, rounded
@@ -47,10 +49,12 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks:
+class TreeMask:
     """The attention mask of one kind of layer, as the attention function takes it."""
 
     blocks: tuple[Block, ...]
+    flex: BlockMask | None = None
+    """The same for FlexAttention, which is used on CUDA."""
 
 
 @contextmanager
@@ -68,7 +72,7 @@ def attending(model: PreTrainedModel, batch: Batch) -> Iterator[None]:
         _FOREST.reset(token)
 
 
-def mask_of_trees(*, mask_function: Callable[..., torch.Tensor], device: torch.device, **_: Any) -> Blocks:
+def mask_of_trees(*, mask_function: Callable[..., torch.Tensor], device: torch.device, **_: Any) -> TreeMask:
     """The mask function: `mask_function(batch, head, query, key)` is the rule of a kind of layer over positions."""
     forest = _FOREST.get()
     if forest is None:
@@ -79,7 +83,8 @@ def mask_of_trees(*, mask_function: Callable[..., torch.Tensor], device: torch.d
         queries, keys = torch.from_numpy(depth_Q)[:, None], torch.from_numpy(depth_S)[None]
         return np.broadcast_to(mask_function(zero, zero, queries, keys).numpy(), (len(depth_Q), len(depth_S)))
 
-    return Blocks(tuple(_block(forest, rule, start, stop, device) for start, stop in block_bounds(forest)))
+    blocks = tuple(_block(forest, rule, start, stop, device) for start, stop in block_bounds(forest))
+    return TreeMask(blocks, flex_mask(forest, mask_function, device) if torch.device(device).type == "cuda" else None)
 
 
 def attention_of_trees(
@@ -90,7 +95,7 @@ def attention_of_trees(
 
     Raises TypeError or ValueError for what cannot be computed along trees.
     """
-    if not isinstance(attention_mask, Blocks):
+    if not isinstance(attention_mask, TreeMask):
         raise TypeError(f"{type(module).__name__} makes a mask of its own")
     unknown = [name for name in ("position_bias", "s_aux") if others.get(name) is not None]
     if unknown or query.shape[0] != 1 or not getattr(module, "is_causal", True):
@@ -99,6 +104,8 @@ def attention_of_trees(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if attention_mask.flex is not None and not dropout:
+        return attend_by_flex(query, key, value, attention_mask.flex, scale, softcap).transpose(1, 2), None
     with torch.autocast(query.device.type, enabled=False):
         out = _TreeAttention.apply(query[0], key[0], value[0], attention_mask.blocks, scale, softcap, dropout)
     return out[None], None
@@ -140,6 +147,40 @@ def _block(
         return Block(start, stop, first + skip, None, 0)
     mask = torch.from_numpy(np.where(seen, 0.0, -np.inf).astype(np.float32)).to(device)
     return Block(start, stop, first + skip, mask, seen.shape[1] - int(hidden[0]))
+
+
+def flex_mask(forest: Forest, mask_function: Callable[..., torch.Tensor], device: torch.device) -> BlockMask:
+    """The mask of `forest` for FlexAttention, which skips what is hidden in blocks."""
+    trees, branches, depths = (
+        torch.from_numpy(array).to(device) for array in (forest.trees_T, forest.branches_T, forest.depths_T)
+    )
+
+    def seen(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        ancestor = (branches[key] == 0) | (branches[query] == branches[key])
+        place = (trees[query] == trees[key]) & (key <= query)
+        return place & ancestor & mask_function(batch, head, depths[query], depths[key])
+
+    return create_block_mask(seen, None, None, len(forest), len(forest), device=device)
+
+
+def attend_by_flex(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, scale: float, softcap: float | None
+) -> torch.Tensor:
+    """[1, H, T, D] from query, key and value of that form; compiled where there is a GPU."""
+
+    def capped(score: torch.Tensor, batch: Any, head: Any, query_index: Any, key_index: Any) -> torch.Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    attend = _compiled_flex() if query.is_cuda else flex_attention
+    score_mod = None if softcap is None else capped
+    return attend(
+        query, key, value, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., torch.Tensor]:
+    return torch.compile(flex_attention)
 
 
 class _TreeAttention(torch.autograd.Function):
