@@ -27,11 +27,10 @@ from paretune.data.trees import Batch, Forest, rounded
 from paretune.model.dropout import drop, keep_mask
 
 NAME = "paretune_trees"
-QUERIES = 256
+QUERIES = 128
 """Queries of a block. More would mean fewer and larger products, and more of them under the mask."""
-QUERY_STEP, KEY_STEP, LENGTH_STEP = 64, 128, 512
-"""Blocks are filled up to multiples of these, and what they are cut from: every new shape of a bfloat16 product costs about
-1 MB (`trees.ROUND_TO`)."""
+QUERY_STEP, KEY_STEP = 64, 128
+"""Blocks are filled up to multiples of these: every new shape of a bfloat16 product costs about 1 MB (`trees.ROUND_TO`)."""
 _FOREST: ContextVar[Forest | None] = ContextVar("forest", default=None)
 
 
@@ -207,32 +206,28 @@ class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_THD: torch.Tensor) -> Any:
         query_HTD, key_KTD, value_KTD, *keeps = ctx.saved_tensors
-        queries, keys, values = _filled(query_HTD), _filled(key_KTD), _filled(value_KTD)
-        grads_out, wide = _filled(grad_THD.transpose(0, 1)), torch.promote_types(keys.dtype, torch.float32)
+        grad_HTD, num_key_heads, scale = grad_THD.transpose(0, 1), len(key_KTD), ctx.scale
+        wide = torch.promote_types(key_KTD.dtype, torch.float32)
         grad_query = torch.empty_like(grad_THD).transpose(0, 1)
-        grad_key, grad_value = (torch.zeros_like(x, dtype=wide) for x in (keys, values))
-        room = [queries.new_empty(max(_num_scores(block, len(queries)) for block in ctx.blocks)) for _ in range(3)]
+        grad_key, grad_value = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (key_KTD, value_KTD))
+        room = _room(3, ctx.blocks, query_HTD)
         for index, block in enumerate(ctx.blocks):
-            query, key, value = _cut(block, queries, keys, values)
-            grad = _queries(block, grads_out, len(keys), clear=True)
-            weights, slope = _weights(block, query, key, ctx.scale, ctx.softcap, room)
+            query, key, value = _cut(block, query_HTD, key_KTD, value_KTD)
+            grad = _queries(block, grad_HTD, num_key_heads)
+            weights, slope = _weights(block, query, key, scale, ctx.softcap, room)
             grad_weights = torch.bmm(grad, value.transpose(1, 2), out=_in(room[2], weights.shape))
             dropped = weights
             if ctx.dropout:
                 dropped = drop(weights, keeps[index], ctx.dropout)
                 grad_weights = drop(grad_weights, keeps[index], ctx.dropout)
-            _keys(block, grad_value).add_(torch.bmm(dropped.transpose(1, 2), grad).to(wide))
-            scores = torch._softmax_backward_data(
-                grad_weights, weights, -1, weights.dtype, grad_input=_in(room[0], weights.shape)
-            )
+            _add(grad_value, torch.bmm(dropped.transpose(1, 2), grad), block)
+            slopes = _in(room[0], weights.shape)
+            torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype, grad_input=slopes)
             if slope is not None:
-                scores = scores * slope
-            _put(grad_query, torch.bmm(scores, key).mul_(ctx.scale), block)
-            # Cast before it is added: a sum of two dtypes takes several times as long.
-            _keys(block, grad_key).add_(torch.bmm(scores.transpose(1, 2), query).to(wide))
-        own = slice(KEY_STEP, KEY_STEP + len(grad_THD))
-        grads = (grad_query, grad_key.mul_(ctx.scale)[:, own].to(keys.dtype), grad_value[:, own].to(values.dtype))
-        return *grads, None, None, None, None
+                slopes = slopes * slope
+            _put(grad_query, _scaled_product(slopes, key, scale), block)
+            _add(grad_key, _scaled_product(slopes.transpose(1, 2), query, scale), block)
+        return grad_query, grad_key.to(key_KTD.dtype), grad_value.to(value_KTD.dtype), None, None, None, None
 
 
 def _by_sdpa(
@@ -257,11 +252,10 @@ def _by_products(
     softcap: float | None, dropout: float, keeps: list[torch.Tensor],
 ) -> torch.Tensor:  # fmt: skip
     """With what SDPA does not have on a CPU; the dropout masks of the blocks go into `keeps`."""
-    queries, keys, values = _filled(query_HTD), _filled(key_KTD), _filled(value_KTD)
     out_THD = query_HTD.new_empty(query_HTD.shape[1], len(query_HTD), query_HTD.shape[2])
-    room = [queries.new_empty(max(_num_scores(block, len(queries)) for block in blocks)) for _ in range(2)]
+    room = _room(2, blocks, query_HTD)
     for block in blocks:
-        query, key, value = _cut(block, queries, keys, values)
+        query, key, value = _cut(block, query_HTD, key_KTD, value_KTD)
         weights, _ = _weights(block, query, key, scale, softcap, room)
         if dropout:
             keeps.append(keep_mask(weights, dropout))
@@ -275,7 +269,7 @@ def _weights(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What every query of a block takes of every key, [K, G * Q, S], and the slope of the soft cap; uses up two of `room`."""
     scores = _in(room[0], (len(query), query.shape[1], key.shape[1]))
-    torch.baddbmm(_nothing(query), query, key.transpose(1, 2), beta=0, alpha=scale, out=scores)
+    _scaled_product(query, key.transpose(1, 2), scale, out=scores)
     slope = None
     if softcap is not None:
         scores.div_(softcap).tanh_()
@@ -285,51 +279,48 @@ def _weights(
     return torch.softmax(scores, -1, out=_in(room[1], scores.shape)), slope
 
 
-def _num_scores(block: Block, num_heads: int) -> int:
-    return num_heads * rounded(block.stop - block.start, QUERY_STEP) * rounded(block.stop - block.keys, KEY_STEP)
+def _room(count: int, blocks: tuple[Block, ...], query_HTD: torch.Tensor) -> list[torch.Tensor]:
+    """Buffers for the scores of any block."""
+    sizes = [
+        len(query_HTD) * rounded(block.stop - block.start, QUERY_STEP) * rounded(block.stop - block.keys, KEY_STEP)
+        for block in blocks
+    ]
+    return [query_HTD.new_empty(max(sizes)) for _ in range(count)]
 
 
 def _in(room: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return room[: math.prod(shape)].view(shape)
 
 
-def _filled(x_HTD: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy between zeros: blocks that are filled up reach beyond either end of the row.
+def _scaled_product(one: torch.Tensor, other: torch.Tensor, scale: float, out: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.baddbmm(one.new_empty(1, 1, 1), one, other, beta=0, alpha=scale, out=out)
 
-    Its length is one of few, for the strides of a product count as a new shape, too.
-    """
-    num_heads, num_tokens, width = x_HTD.shape
-    stop = KEY_STEP + num_tokens
-    filled = x_HTD.new_empty(num_heads, rounded(stop + QUERIES, LENGTH_STEP), width)
-    filled[:, :KEY_STEP] = 0
-    filled[:, KEY_STEP:stop] = x_HTD
-    filled[:, stop:] = 0
+
+def _cut(block: Block, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Queries [K, G * Q, D], keys and values [K, S, D] of a block; contiguous, as products of slices take twice as long."""
+    return _queries(block, query, len(key)), _keys(block, key), _keys(block, value)
+
+
+def _keys(block: Block, x_KTD: torch.Tensor) -> torch.Tensor:
+    """The keys of a block after as many zeros as fill up its shape."""
+    count = block.stop - block.keys
+    filled = x_KTD.new_empty(len(x_KTD), rounded(count, KEY_STEP), x_KTD.shape[2])
+    filled[:, :-count] = 0
+    filled[:, -count:] = x_KTD[:, block.keys : block.stop]
     return filled
 
 
-def _cut(block: Block, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Queries [K, G * Q, D], keys and values [K, S, D] of a block; contiguous, as products of slices take twice as long."""
-    query = _queries(block, queries, len(keys))
-    return query, _keys(block, keys).contiguous(), _keys(block, values).contiguous()
-
-
-def _keys(block: Block, filled: torch.Tensor) -> torch.Tensor:
-    """The keys of a block at the end of as many as its shape asks for; a view."""
-    stop = KEY_STEP + block.stop
-    return filled[:, stop - rounded(block.stop - block.keys, KEY_STEP) : stop]
-
-
-def _queries(block: Block, filled: torch.Tensor, num_key_heads: int, *, clear: bool = False) -> torch.Tensor:
-    """The queries of a block [K, G * Q, D], and after them others, as zeros where `clear` is set."""
-    start, count = KEY_STEP + block.start, block.stop - block.start
-    part = filled[:, start : start + rounded(count, QUERY_STEP)].contiguous()
-    if clear:
-        part[:, count:] = 0
-    return part.view(num_key_heads, -1, filled.shape[2])
+def _queries(block: Block, x_HTD: torch.Tensor, num_key_heads: int) -> torch.Tensor:
+    """The queries of a block before as many zeros as fill up its shape, [K, G * Q, D]."""
+    count = block.stop - block.start
+    filled = x_HTD.new_empty(len(x_HTD), rounded(count, QUERY_STEP), x_HTD.shape[2])
+    filled[:, :count] = x_HTD[:, block.start : block.stop]
+    filled[:, count:] = 0
+    return filled.view(num_key_heads, -1, x_HTD.shape[2])
 
 
 def _hide(scores: torch.Tensor, block: Block, num_key_heads: int) -> None:
-    """Take away what the queries of a block do not see: other keys before the block's, and what its mask says."""
+    """Take away what the queries of a block do not see: what fills up its keys, and what its mask says."""
     others = scores.shape[2] - (block.stop - block.keys)
     if others:
         scores[:, :, :others] = -torch.inf
@@ -345,8 +336,9 @@ def _put(out_HTD: torch.Tensor, part: torch.Tensor, block: Block) -> None:
     out_HTD[:, block.start : block.stop] = by_head[:, : block.stop - block.start]
 
 
-def _nothing(like: torch.Tensor) -> torch.Tensor:
-    return like.new_empty(1, 1, 1)
+def _add(sum_KTD: torch.Tensor, part: torch.Tensor, block: Block) -> None:
+    """Add what a block gives to its keys; cast before, as a sum of two dtypes takes several times as long."""
+    sum_KTD[:, block.keys : block.stop].add_(part[:, block.keys - block.stop :].to(sum_KTD.dtype))
 
 
 AttentionInterface.register(NAME, attention_of_trees)

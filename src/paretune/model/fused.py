@@ -28,6 +28,15 @@ def fuse(model: nn.Module) -> None:
                 setattr(parent, name, FastDropout(child.p).train(child.training))
         if type(parent) is LoraLinear and _is_plain(parent):
             parent.forward = types.MethodType(_forward, parent)
+        elif type(parent).__name__.endswith("RotaryEmbedding"):
+            parent.register_forward_hook(_in_autocast)
+
+
+def _in_autocast(module: nn.Module, arguments: Any, output: Any) -> Any:
+    """Sines and cosines in the precision of the products, as in a model loaded in it: a product of two dtypes is slow."""
+    if not isinstance(output, tuple) or not torch.is_autocast_enabled(output[0].device.type):
+        return output
+    return tuple(part.to(torch.get_autocast_dtype(part.device.type)) for part in output)
 
 
 def _is_plain(module: LoraLinear) -> bool:
