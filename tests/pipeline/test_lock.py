@@ -46,7 +46,13 @@ def rewrite(file: Path, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rates", "chosen"), [(SLOW, "float32"), (FAST, "bfloat16"), ({"float32": 9, "bfloat16": 0}, "float32")]
+    ("rates", "chosen"),
+    [
+        (SLOW, "float32"),
+        (FAST, "bfloat16"),
+        ({"float32": 9, "bfloat16": 0}, "float32"),
+        ({"float32": 9, "bfloat16": 0, "float16": 60}, "float16"),
+    ],
 )
 def test_auto_precision_is_bfloat16_only_where_that_is_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_gpu: None, rates: dict[str, float], chosen: str

@@ -54,12 +54,15 @@ def settings(**changes) -> dict:
     } | changes
 
 
-def train(model, draft: Path, train=None, validation=None, options=None, learning_rate=3e-3, **changes) -> list[dict]:
+def train(
+    model, draft: Path, train=None, validation=None, options=None, learning_rate=3e-3, precision="float32", **changes
+) -> list[dict]:
+    draft.mkdir(exist_ok=True)
     run = Run(
         train=settings(**changes),
         learning_rate=learning_rate,
         seed=5,
-        precision="float32",
+        precision=precision,
         device="cpu",
         options={"forward_tokens": 128, "accumulate": 1, "pack": True, "threads": 1} | (options or {}),
         checkpoint_seconds=1e9,
@@ -289,3 +292,14 @@ def test_weights_that_are_no_numbers_are_refused_before_training(directory, tmp_
         model.get_input_embeddings().weight[5] = float("nan")
     with pytest.raises(StageError, match="give logits that are no numbers"):
         train(model, tmp_path)
+
+
+def test_float16_with_its_loss_scaled_learns_what_float32_learns(directory, tmp_path):
+    losses = {}
+    for precision in ("float32", "float16"):
+        model = load(directory)
+        add_lora(model, LORA, seed=3)
+        rows = train(model, tmp_path / precision, precision=precision)
+        losses[precision] = [row["train_loss"] for row in rows if "train_loss" in row]
+    np.testing.assert_allclose(losses["float16"], losses["float32"], rtol=5e-3)
+    assert losses["float16"] != losses["float32"]

@@ -31,7 +31,10 @@ def matmul_gflops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def main(device: str) -> None:
-    rates = {name: matmul_gflops(getattr(torch, name), torch.device(device)) for name in ("float32", "bfloat16")}
+    names = ("float32", "bfloat16", "float16") if device == "cuda" else ("float32", "bfloat16")
+    rates = {name: matmul_gflops(getattr(torch, name), torch.device(device)) for name in names}
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        rates["bfloat16"] = 0.0
     sys.stdout.write(json.dumps(rates))
 
 

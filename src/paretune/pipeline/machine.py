@@ -83,7 +83,8 @@ def measure_precision(device: str) -> dict[str, float]:
 
 def faster_format(rates: Mapping[str, float]) -> str:
     """The number format to train in, by the rates of `measure_precision`."""
-    return "bfloat16" if rates["bfloat16"] >= _FASTER * rates["float32"] else "float32"
+    # bfloat16 first, as it needs no scaling of the loss; float16 is measured on GPUs only, of which old ones have nothing else.
+    return next((name for name in ("bfloat16", "float16") if rates.get(name, 0) >= _FASTER * rates["float32"]), "float32")
 
 
 def _extra_with(package: str) -> str | None:

@@ -113,8 +113,9 @@ class Train(Spec):
 class Precision(Spec):
     """Number formats. `auto` is resolved once for the machine and written into the lock."""
 
-    compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products in training: bfloat16 where this machine multiplies it faster, float32 otherwise."""
+    compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of matrix products in training: bfloat16 where this machine multiplies it faster, float16 on GPUs that have no bfloat16,
+    float32 otherwise."""
     evaluate: Literal["float32", "bfloat16"] = "float32"
     """Of everything that is measured."""
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,6 +38,8 @@ class Progress:
     """Of the examples, each with its whole context, as a trainer without padding would read them."""
     forward_tokens: int = 0
     """At the end: fewer than was asked for where memory did not reach."""
+    loss_scale: dict[str, Any] = field(default_factory=dict)
+    """State of the scaler of float16; empty in other formats."""
     train_seconds: float = 0.0
     """Optimizer steps only."""
     wall_seconds: float = 0.0

@@ -56,10 +56,10 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
     Afterwards the model holds the weights to keep. Raises StageError when the loss is no number.
     """
     model, settings = packed.model, run.train
-    accelerator = Accelerator(mixed_precision="bf16" if run.precision == "bfloat16" else "no", cpu=run.device == "cpu")
+    accelerator = Accelerator(cpu=run.device == "cpu")
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     options = dict(run.options)
-    summed_loss = _prepare(packed, trained, run, options, accelerator)
+    tools = _prepare(packed, trained, run, options, accelerator.device)
     steps_per_epoch = math.ceil(len(train) / settings["batch_size"])
     num_steps = settings["max_steps"] or steps_per_epoch * (settings["epochs"] or 3)
     evaluate_every = steps_per_epoch if settings["evaluate_every"] == "epoch" else settings["evaluate_every"]
@@ -69,6 +69,8 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
     torch.manual_seed(run.seed)  # of dropout; the adapter was drawn before
     found = ckpt.find_checkpoint(run.resume)
     progress = ckpt.load_checkpoint(found, trained, optimizer, scheduler) if found else ckpt.Progress()
+    if progress.loss_scale:
+        tools.scaler.load_state_dict(progress.loss_scale)
     wall_before, opened = progress.wall_seconds, time.perf_counter()
     last_checkpoint, interval = time.monotonic(), run.checkpoint_seconds
     journal = ckpt.open_journal(run.resume)
@@ -78,12 +80,16 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         model.train()
         examples = step_examples(train, step, settings["batch_size"], run.seed)
         num_targets = sum(example.num_targets for example in examples)
-        loss, correct = _gradients(packed, summed_loss, examples, run, options, accelerator)
+        loss, correct = _gradients(tools, examples, options)
+        tools.scaler.unscale_(optimizer)
         norm = accelerator.clip_grad_norm_(trained.values(), settings["max_grad_norm"])
-        if not (math.isfinite(loss) and math.isfinite(float(norm))):
+        # A float16 gradient beyond its range is skipped, and the next ones are scaled less; so often, it is the rate's fault.
+        overflow = tools.scaler.is_enabled() and tools.scaler.get_scale() > 1
+        if not (math.isfinite(loss) and (overflow or math.isfinite(float(norm)))):
             raise StageError(f"step {step}: the loss is {loss:g}, its gradient {float(norm):g}; lower the learning rate")
         learning_rate = scheduler.get_last_lr()[0]
-        optimizer.step()
+        tools.scaler.step(optimizer)
+        tools.scaler.update()
         scheduler.step()
         optimizer.zero_grad()
         progress.step, progress.tokens = step, progress.tokens + num_targets
@@ -95,7 +101,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         run.emit(done=step, total=num_steps, loss=loss)
 
         if step % evaluate_every == 0 or step == num_steps:
-            with accelerator.autocast():
+            with _autocast(run):
                 measured = _validate(packed, validation, options["forward_tokens"])
             ckpt.write_line(journal, position | measured)
             if _note_evaluation(progress, settings, measured) and settings["keep"] == "best":
@@ -105,7 +111,10 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         if time.monotonic() - last_checkpoint > interval:
             begun = time.monotonic()
             progress.wall_seconds = wall_before + time.perf_counter() - opened
-            ckpt.save_checkpoint(run.resume, trained, optimizer, scheduler, progress, options)
+            progress.loss_scale = tools.scaler.state_dict()
+            ckpt.save_checkpoint(
+                run.resume, trained, optimizer, scheduler, progress, options | {"loss_scale": tools.scaler.state_dict()}
+            )
             last_checkpoint = time.monotonic()
             interval = max(run.checkpoint_seconds, _CHECKPOINT_SHARE * (last_checkpoint - begun))
     journal.close()
@@ -134,55 +143,63 @@ def step_examples(examples: Sequence[Example], step: int, batch_size: int, seed:
     return found[skipped : skipped + last - first]
 
 
+@dataclass(frozen=True, eq=False)
+class _Tools:
+    """What makes the gradients of a step."""
+
+    packed: PackedModel
+    loss: Loss
+    scaler: torch.amp.GradScaler
+    """Of float16, whose small gradients vanish otherwise; does nothing in other formats."""
+    device: torch.device
+    run: Run
+
+
 def _prepare(
-    packed: PackedModel, trained: Mapping[str, nn.Parameter], run: Run, options: dict[str, Any], accelerator: Accelerator
-) -> Loss:
-    """Put the model into the form that trains fastest, lower `forward_tokens` to the memory there is; returns the loss."""
-    model = packed.model
+    packed: PackedModel, trained: Mapping[str, nn.Parameter], run: Run, options: dict[str, Any], device: torch.device
+) -> _Tools:
+    """Put the model into the form that trains fastest, and lower `forward_tokens` to the memory there is."""
+    model, dtype = packed.model, getattr(torch, run.precision)
     fuse(model)
     if options.get("recompute"):
         model.activation_checkpointing_enable({"use_reentrant": False})
     if run.memory is not None:
         model.train()
-        with accelerator.autocast():
+        with _autocast(run):
             most = options["forward_tokens"]
             options["forward_tokens"] = fitting_tokens(packed, trained.values(), run.memory, most)
-    return loss_of(packed.head, getattr(torch, run.precision))
+    scaler = torch.amp.GradScaler(run.device, enabled=dtype == torch.float16)
+    return _Tools(packed, loss_of(packed.head, dtype), scaler, device, run)
 
 
-def _gradients(
-    packed: PackedModel, summed_loss: Loss, examples: list[Example], run: Run, options: dict[str, Any], accelerator: Accelerator
-) -> tuple[float, int]:
+def _autocast(run: Run) -> torch.autocast:
+    return torch.autocast(run.device, getattr(torch, run.precision), enabled=run.precision != "float32")
+
+
+def _gradients(tools: _Tools, examples: list[Example], options: dict[str, Any]) -> tuple[float, int]:
     """Add up the gradients of a step; its mean loss and the targets that are the most likely token.
 
     Out of memory, the step begins again with half the `forward_tokens`, which it leaves in `options`.
     """
     while True:
         try:
-            return _summed_gradients(packed, summed_loss, examples, run, options, accelerator)
+            return _summed_gradients(tools, examples, options)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or options["forward_tokens"] <= ROUND_TO:
                 raise
-        packed.model.zero_grad()
+        tools.packed.model.zero_grad()
         options["forward_tokens"] = max(ROUND_TO, options["forward_tokens"] // 2)
 
 
-def _summed_gradients(
-    packed: PackedModel,
-    summed_loss: Loss,
-    examples: list[Example],
-    run: Run,
-    options: Mapping[str, Any],
-    accelerator: Accelerator,
-) -> tuple[float, int]:
-    num_targets = sum(example.num_targets for example in examples)
+def _summed_gradients(tools: _Tools, examples: list[Example], options: Mapping[str, Any]) -> tuple[float, int]:
+    model, num_targets = tools.packed.model, sum(example.num_targets for example in examples)
     loss, correct = 0.0, 0
-    for batch in _micro_batches(examples, run, options, packed.isolates):
-        batch = batch.to(accelerator.device)
-        with attending(packed.model, batch):
-            with accelerator.autocast():
-                nats, hits = summed_loss(hidden_states(packed.model, batch), batch.targets_N)
-            accelerator.backward(nats / num_targets)
+    for batch in _micro_batches(examples, tools.run, options, tools.packed.isolates):
+        batch = batch.to(tools.device)
+        with attending(model, batch):
+            with _autocast(tools.run):
+                nats, hits = tools.loss(hidden_states(model, batch), batch.targets_N)
+            tools.scaler.scale(nats / num_targets).backward()
         loss, correct = loss + nats.item() / num_targets, correct + int(hits)
     return loss, correct
 
