@@ -73,17 +73,17 @@ def test_out_of_memory_the_scores_go_on_in_smaller_passes(tmp_path, monkeypatch)
     items, score_batch, passes = examples(30), forward._score_batch, []
     expected = list(score(model, items, forward_tokens=512))
 
-    def with_little_memory(packed, batch):
+    def with_little_memory(packed, head, batch):
         passes.append(batch.ids_RT.numel())
         if passes[-1] > 128:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return score_batch(packed, batch)
+        return score_batch(packed, head, batch)
 
     monkeypatch.setattr(forward, "_score_batch", with_little_memory)
     found = list(score(model, items, forward_tokens=512))
     assert max(passes) > 128 >= passes[-1]
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.nats, other.nats, rtol=2e-6, atol=2e-6)
-    monkeypatch.setattr(forward, "_score_batch", lambda packed, batch: score_batch(packed, None))
+    monkeypatch.setattr(forward, "_score_batch", lambda packed, head, batch: score_batch(packed, head, None))
     with pytest.raises(AttributeError):
         list(score(model, items, forward_tokens=512))

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from paretune.model import loss as losses
 from paretune.model.adapters import add_lora
 from paretune.model.forward import head_of
-from paretune.model.loss import loss_of, token_nats
+from paretune.model.loss import frozen_head, loss_of, token_nats
 from tests.tiny import make_model
 
 IDS = torch.arange(2, 140)[None]
@@ -97,10 +97,11 @@ def test_scores_of_targets_are_those_of_the_whole_logits(tmp_path):
     with torch.no_grad():
         logits = model(input_ids=IDS).logits[0, :-1]
         hidden = model.base_model(input_ids=IDS).last_hidden_state[0, :-1]
-        nats, correct = token_nats(head_of(model), hidden, IDS[0, 1:])
-    expected = functional.cross_entropy(logits, IDS[0, 1:], reduction="none")
-    torch.testing.assert_close(nats.double(), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(correct, logits.argmax(-1) == IDS[0, 1:])
+        expected = functional.cross_entropy(logits, IDS[0, 1:], reduction="none")
+        for head in (head_of(model), frozen_head(head_of(model), torch.float64), frozen_head(head_of(model), torch.float32)):
+            nats, correct = token_nats(head, hidden, IDS[0, 1:])
+            torch.testing.assert_close(nats.double(), expected, rtol=1e-5, atol=1e-5)
+            assert torch.equal(correct, logits.argmax(-1) == IDS[0, 1:])
 
 
 def test_equally_likely_tokens_count_for_the_first():

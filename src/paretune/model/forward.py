@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from paretune.data.trees import ROUND_TO, Batch, Example, forward_batches, unshared
 from paretune.errors import StageError, is_out_of_memory
 from paretune.model.attention import attending
-from paretune.model.loss import Head, token_nats
+from paretune.model.loss import FrozenHead, Head, frozen_head, token_nats
 
 _PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -49,12 +49,13 @@ def score(model: PreTrainedModel | PackedModel, examples: Sequence[Example], *, 
     Out of memory, it goes on with half the `forward_tokens`.
     """
     packed = model if isinstance(model, PackedModel) else packed_model(model)
+    head = frozen_head(packed.head, _dtype_of_products(packed.model)) or packed.head
     # Packed in blocks of neighbours, so that results stream and memory does not grow with the set.
     for start in range(0, len(examples), 512):
         block, done = examples[start : start + 512], dict[int, TargetScores]()
         while len(done) < len(block):
             try:
-                _score_block(packed, block, done, forward_tokens)
+                _score_block(packed, head, block, done, forward_tokens)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or forward_tokens <= ROUND_TO:
                     raise
@@ -62,12 +63,14 @@ def score(model: PreTrainedModel | PackedModel, examples: Sequence[Example], *, 
         yield from (done[index] for index in range(len(block)))
 
 
-def _score_block(packed: PackedModel, block: Sequence[Example], done: dict[int, TargetScores], forward_tokens: int) -> None:
+def _score_block(
+    packed: PackedModel, head: Head | FrozenHead, block: Sequence[Example], done: dict[int, TargetScores], forward_tokens: int
+) -> None:
     """Put the scores of what is not in `done` yet into it; what was scored before an error stays."""
     left = [index for index in range(len(block)) if index not in done]
     pending = [block[index] for index in left]
     for indices, batch in forward_batches(pending, forward_tokens=forward_tokens, pack=packed.isolates):
-        for index, scores in zip(indices, _score_batch(packed, batch.to(packed.model.device)), strict=True):
+        for index, scores in zip(indices, _score_batch(packed, head, batch.to(packed.model.device)), strict=True):
             done[left[index]] = scores
 
 
@@ -130,12 +133,17 @@ def _states(model: PreTrainedModel, examples: Sequence[Example], *, pack: bool) 
     return [states[indices.index(index)] for index in range(len(examples))]
 
 
-def _score_batch(packed: PackedModel, batch: Batch) -> list[TargetScores]:
+def _score_batch(packed: PackedModel, head: Head | FrozenHead, batch: Batch) -> list[TargetScores]:
     with torch.no_grad(), attending(packed.model, batch):
-        nats, correct = token_nats(packed.head, hidden_states(packed.model, batch), batch.targets_N)
+        nats, correct = token_nats(head, hidden_states(packed.model, batch), batch.targets_N)
     ends = np.cumsum(batch.sizes)[:-1]
     split_nats = np.split(nats.double().cpu().numpy(), ends)
     return [TargetScores(*pair) for pair in zip(split_nats, np.split(correct.cpu().numpy(), ends), strict=True)]
+
+
+def _dtype_of_products(model: PreTrainedModel) -> torch.dtype:
+    device = model.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.get_output_embeddings().weight.dtype
 
 
 @contextmanager

@@ -62,18 +62,36 @@ Loss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 def loss_of(head: Head, dtype: torch.dtype) -> Loss:
     """The loss of a head for training with products in `dtype`."""
-    module = head.module
-    plain = type(module) is nn.Linear and module.bias is None and head.scale == 1 and head.cap is None
-    if not plain or head.trained:
+    frozen = None if head.trained else frozen_head(head, dtype)
+    if frozen is None:
         return lambda hidden_ND, targets_N: summed_loss(head, hidden_ND, targets_N)
-    frozen = _frozen(module.weight, dtype)
     return lambda hidden_ND, targets_N: _FrozenHeadLoss.apply(hidden_ND, targets_N, frozen)
 
 
-def token_nats(head: Head, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """-log p of each target (float32, N) and whether it is the most likely token (bool, N); without gradient."""
+def frozen_head(head: Head, dtype: torch.dtype) -> FrozenHead | None:
+    """`head` as it is now, for products in `dtype`; None for one that is more than a matrix."""
+    module = head.module
+    if type(module) is not nn.Linear or module.bias is not None or head.scale != 1 or head.cap is not None:
+        return None
+    weight = module.weight.detach().to(dtype)
+    if dtype not in (torch.float32, torch.float64):
+        weight = functional.pad(weight, (0, 0, 0, -head.num_words % ROUND_TO))
+    logits = weight.new_zeros(_chunk_size(head.num_words), len(weight))
+    scores = logits if dtype in (torch.float32, torch.float64) else torch.zeros_like(logits, dtype=torch.float32)
+    return FrozenHead(weight, head.num_words, logits, scores)
+
+
+def token_nats(head: Head | FrozenHead, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """-log p of each target (float32 or more, N) and whether it is the most likely token (bool, N); without gradient."""
     nats, correct = [], []
     with torch.no_grad():
+        if isinstance(head, FrozenHead):
+            size = len(head.logits_CV)
+            for hidden_CD, targets_C in zip(hidden_ND.split(size), targets_N.split(size), strict=True):
+                found = _frozen_chunk(head, hidden_CD, targets_C)
+                nats.append(found.nats_C)
+                correct.append(found.hits_C)
+            return torch.cat(nats), torch.cat(correct)
         for hidden_CD, targets_C in _chunks(hidden_ND, targets_N, head):
             logits_CV = head(hidden_CD).float()
             nats.append(functional.cross_entropy(logits_CV, targets_C, reduction="none"))
@@ -99,18 +117,6 @@ def _chunks(hidden_ND: torch.Tensor, targets_N: torch.Tensor, head: Head) -> Ite
 
 def _chunk_size(num_words: int) -> int:
     return max(ROUND_TO, CHUNK_LOGITS // num_words // ROUND_TO * ROUND_TO)
-
-
-def _frozen(weight_VD: torch.Tensor, dtype: torch.dtype) -> FrozenHead:
-    num_words = len(weight_VD)
-    if dtype in (torch.float32, torch.float64):  # no copy
-        filled, weight = num_words, weight_VD.detach().to(dtype)
-    else:
-        filled = rounded(num_words, 64)
-        weight = functional.pad(weight_VD.detach().to(dtype), (0, 0, 0, filled - num_words))
-    logits = weight.new_zeros(_chunk_size(num_words), filled)
-    scores = logits if dtype in (torch.float32, torch.float64) else torch.zeros_like(logits, dtype=torch.float32)
-    return FrozenHead(weight, num_words, logits, scores)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -143,11 +149,6 @@ class _HeadLoss(torch.autograd.Function):
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """With e = exp(logit - highest) of every word but the target and S the sum of all:
-
-    loss = log S + highest - logit of the target, gradient = (e @ W - (sum of e) * W[target]) / S.
-    """
-
     @staticmethod
     def forward(ctx: Any, hidden_ND: torch.Tensor, targets_N: torch.Tensor, head: FrozenHead) -> Any:
         wide = head.scores_CV.dtype
@@ -155,12 +156,12 @@ class _FrozenHeadLoss(torch.autograd.Function):
         correct = torch.zeros((), dtype=torch.long, device=hidden_ND.device)
         grad_ND = hidden_ND.new_empty(hidden_ND.shape, dtype=wide)
         size = len(head.logits_CV)
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            for start in range(0, len(targets_N), size):
-                part = slice(start, start + size)
-                nats, hits = _frozen_chunk(head, hidden_ND[part], targets_N[part], grad_ND[part])
-                total += nats
-                correct += hits
+        for start in range(0, len(targets_N), size):
+            part = slice(start, start + size)
+            found = _frozen_chunk(head, hidden_ND[part], targets_N[part])
+            total += found.nats_C.sum()
+            correct += found.hits_C.sum()
+            grad_ND[part] = _frozen_gradient(head, targets_N[part], found)
         ctx.save_for_backward(grad_ND)
         ctx.mark_non_differentiable(correct)
         return total, correct
@@ -171,30 +172,48 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return grad_ND * grad_total, None, None
 
 
-def _frozen_chunk(
-    head: FrozenHead, hidden_CD: torch.Tensor, targets_C: torch.Tensor, grad_CD: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of -log p and hits of a chunk; its gradient goes into `grad_CD`."""
-    count, weight = len(targets_C), head.weight_VD
+@dataclass(frozen=True, eq=False)
+class _FrozenChunk:
+    """With e = exp(logit - highest) of every word: -log p = log(sum of e) + highest - logit of the target."""
+
+    nats_C: torch.Tensor
+    hits_C: torch.Tensor
+    others_C1: torch.Tensor
+    """Sum of e of every word but the target."""
+    whole_C1: torch.Tensor
+    """Sum of all e."""
+
+
+def _frozen_chunk(head: FrozenHead, hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> _FrozenChunk:
+    """Leaves e in the scores of `head`, with 0 at the targets."""
+    count, weight, places = len(targets_C), head.weight_VD, targets_C[:, None]
     filled = rounded(count, ROUND_TO)
-    logits, places = head.logits_CV[:filled], targets_C[:, None]
-    states = functional.pad(hidden_CD.to(weight.dtype), (0, 0, 0, filled - count))
-    torch.mm(states, weight.t(), out=logits)
-    real, scores = logits[:count, : head.num_words], head.scores_CV[:count, : head.num_words]
-    if scores.data_ptr() != real.data_ptr():
-        scores.copy_(real)
-    highest, of_target = scores.amax(-1, keepdim=True), scores.gather(1, places)
-    # argmax is slow, and asked only where it can matter: of several highest logits the first is the most likely token.
-    reached = (of_target == highest).flatten().nonzero().flatten()
-    hits = (scores.index_select(0, reached).argmax(-1) == targets_C[reached]).sum()
-    scores.sub_(highest).exp_()
-    share = scores.gather(1, places)
-    scores.scatter_(1, places, 0.0)
-    others = scores.sum(-1, keepdim=True)
-    whole = others + share
-    if scores.data_ptr() != real.data_ptr():
-        real.copy_(scores)
-    logits[:, head.num_words :] = 0
-    of_others = torch.mm(logits, weight)[:count].to(scores.dtype)
-    grad_CD.copy_((of_others - others * weight.index_select(0, targets_C)) / whole)
-    return (whole.log() + highest - of_target).sum(), hits
+    with torch.autocast(weight.device.type, enabled=False):
+        states = functional.pad(hidden_CD.to(weight.dtype), (0, 0, 0, filled - count))
+        torch.mm(states, weight.t(), out=head.logits_CV[:filled])
+        real, scores = head.logits_CV[:count, : head.num_words], head.scores_CV[:count, : head.num_words]
+        if scores.data_ptr() != real.data_ptr():
+            scores.copy_(real)
+        highest, of_target = scores.amax(-1, keepdim=True), scores.gather(1, places)
+        # argmax is slow, and asked only where it can matter: of several highest logits the first is the most likely token.
+        hits = (of_target == highest).flatten()
+        reached = hits.nonzero().flatten()
+        hits[reached] = scores.index_select(0, reached).argmax(-1) == targets_C[reached]
+        scores.sub_(highest).exp_()
+        share = scores.gather(1, places)
+        scores.scatter_(1, places, 0.0)
+        others = scores.sum(-1, keepdim=True)
+        whole = others + share
+    return _FrozenChunk((whole.log() + highest - of_target).flatten(), hits, others, whole)
+
+
+def _frozen_gradient(head: FrozenHead, targets_C: torch.Tensor, found: _FrozenChunk) -> torch.Tensor:
+    """(e W - others W[target]) / whole: what is left of a likely target's share is not the difference of two large numbers."""
+    count, weight = len(targets_C), head.weight_VD
+    logits, scores = head.logits_CV[: rounded(count, ROUND_TO)], head.scores_CV[:count, : head.num_words]
+    with torch.autocast(weight.device.type, enabled=False):
+        if logits.data_ptr() != scores.data_ptr():
+            logits[:count, : head.num_words].copy_(scores)
+        logits[:, head.num_words :] = 0
+        of_others = torch.mm(logits, weight)[:count].to(scores.dtype)
+        return (of_others - found.others_C1 * weight.index_select(0, targets_C)) / found.whole_C1

@@ -56,7 +56,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
     Afterwards the model holds the weights to keep. Raises StageError when the loss is no number.
     """
     model, settings = packed.model, run.train
-    accelerator = Accelerator(cpu=run.device == "cpu")
+    accelerator = Accelerator(mixed_precision="no", cpu=run.device == "cpu")
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     options = dict(run.options)
     tools = _prepare(packed, trained, run, options, accelerator.device)
@@ -112,9 +112,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
             begun = time.monotonic()
             progress.wall_seconds = wall_before + time.perf_counter() - opened
             progress.loss_scale = tools.scaler.state_dict()
-            ckpt.save_checkpoint(
-                run.resume, trained, optimizer, scheduler, progress, options | {"loss_scale": tools.scaler.state_dict()}
-            )
+            ckpt.save_checkpoint(run.resume, trained, optimizer, scheduler, progress, options)
             last_checkpoint = time.monotonic()
             interval = max(run.checkpoint_seconds, _CHECKPOINT_SHARE * (last_checkpoint - begun))
     journal.close()
