@@ -126,7 +126,9 @@ def _train_costs(trained: Sequence[Record]) -> dict[str, float]:
     found["trainable_parameters"] = metrics[-1]["trainable_parameters"]
     found["peak_memory_bytes"] = max(one.get("peak_memory_bytes", 0.0) for one in metrics)
     if found["train_seconds"] > 0:
-        found["train_tokens_per_second"] = found["train_tokens"] / found["train_seconds"]
+        # Each example with its context, once: what is learned is only part of that where a dataset has tasks.
+        read = sum(one.get("train_tokens_read", one.get("train_tokens", 0.0)) for one in metrics)
+        found["train_tokens_per_second"] = read / found["train_seconds"]
     return found
 
 

@@ -95,6 +95,7 @@ def _train(
         "train_seconds": progress.train_seconds,
         "wall_seconds": progress.wall_seconds,
         "train_tokens": progress.tokens,
+        "train_tokens_read": progress.tokens_read,
         "train_tokens_per_second": progress.tokens_read / progress.train_seconds,
         "peak_memory_bytes": _peak_memory(),
         "steps": progress.step,
