@@ -63,14 +63,14 @@ def test_lists_are_compared_as_sets() -> None:
 
 
 def test_the_shape_of_a_text() -> None:
-    assert shape_of("a b a b a b", "x y z") == {
+    assert shape_of("a b a b a b", ["x y z"]) == {
         "length_ratio": 2.0,
         "distinct_1": 2 / 6,
         "distinct_2": 2 / 5,
         "repetition": 1 - 2 / 3,
     }
-    assert shape_of("", "x") == {"length_ratio": 0.0}
-    assert shape_of("a", "") == {"distinct_1": 1.0}
+    assert shape_of("", ["x"]) == {"length_ratio": 0.0}
+    assert shape_of("a", [""]) == {"distinct_1": 1.0}
 
 
 def test_an_answer_has_the_scores_that_its_task_asks_for() -> None:
