@@ -386,3 +386,21 @@ def test_tasks_and_evaluations_have_names_of_their_own(tmp_path: Path, old: str,
     text = text.replace(old, new) if new else text.replace(old, new).replace("perplexity: {}", "tasks: {}")
     with pytest.raises(SpecError, match=re.escape(message)):
         plan_of(write_planned(tmp_path, text))
+
+
+def test_the_encoder_of_bert_score_is_pinned_like_a_base(tmp_path: Path) -> None:
+    text = STUDY.replace('text: "{{ title }}\\n\\n{{ content }}"', SCORED.replace("[rouge_l]", "[rouge_l, bert_score]"))
+    file = write_planned(tmp_path, text)
+    write_base(tmp_path / "encoder", {"model_type": "bert", "num_hidden_layers": 4})
+    with pytest.raises(SpecError, match=r"data\.notes\.tasks\.title\.score: `bert_score` needs an encoder"):
+        plan_of(file)
+    at_4 = described(replan(file, "  perplexity: {}\n", "  perplexity: {}\n  tasks: {encoder: {path: encoder}}\n"))
+    stage = at_4["small/notes/base: tasks"]
+    assert stage.config["evaluation"]["encoder"]["layer"] == 4
+    assert stage.resources["encoder"] == str((tmp_path / "encoder").resolve())
+    at_2 = described(replan(file, "path: encoder", "path: encoder, layer: 2"))
+    assert at_2["small/notes/base: tasks"].key != stage.key
+    write_base(tmp_path / "encoder", {"model_type": "bert", "num_hidden_layers": 4, "type_vocab_size": 1})
+    of_another = described(plan_of(file))
+    assert of_another["small/notes/base: tasks"].key != at_2["small/notes/base: tasks"].key
+    assert of_another["small/notes/base: perplexity"].key == at_2["small/notes/base: perplexity"].key

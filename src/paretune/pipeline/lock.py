@@ -104,7 +104,7 @@ def resolve_lock(study: Study, study_file: Path, device: str = "auto") -> Lock:
         evaluate=study.precision.evaluate,
         matmul_gflops=rates,
         bases={name: _base(f"bases.{name}", base, digests, commits) for name, base in study.bases.items()},
-        encoder=next((_base(where, base, digests, commits) for where, base in _encoders(study)), None),
+        encoder=next((_base(where, base, digests, commits, writes=False) for where, base in _encoders(study)), None),
         files={path: digests.of_file(path, where) for path, where in _files(study)},
         hub_commits=commits,
         seen={name: seen.model_dump() for name, seen in digests.seen.items()},
@@ -186,11 +186,15 @@ def _precision(study: Study, old: _Written, device: str) -> tuple[str, dict[str,
     return machine.faster_format(rates), rates
 
 
-def _base(place: str, base: Base, digests: "_Digests", commits: Mapping[str, str]) -> LockedBase:
+def _base(place: str, base: Base, digests: "_Digests", commits: Mapping[str, str], *, writes: bool = True) -> LockedBase:
+    """The base that stands at `place`; `writes`: it must be a causal LM."""
     if base.hub:
         commit = commits[commit_name(hub.MODEL, base.hub, base.revision)]
         resource = f"hub:{base.hub}@{commit}"
-        return LockedBase(resource, resource, resource, hub.model_config(base.hub, commit, f"{place}.hub"))
+        config = hub.model_config(base.hub, commit, f"{place}.hub")
+        if writes:
+            hub.check_writes_text(config, f"{place}.hub")
+        return LockedBase(resource, resource, resource, config)
     where = f"{place}.{'builtin' if base.builtin else 'path'}"
     directory = hub.builtin_base(base.builtin, where) if base.builtin else digests.folder / str(base.path)
     with _readable(where, str(directory)):
@@ -203,6 +207,8 @@ def _base(place: str, base: Base, digests: "_Digests", commits: Mapping[str, str
                 f"{or_hub}{_likely(directory)}"
             )
         config = hub.read_config(directory / "config.json", where)
+        if writes:
+            hub.check_writes_text(config, where)
         if not hub.weight_files(directory):
             raise NeedsError(
                 f"{where}: `{directory}` holds no model.safetensors, nor all the files that a model.safetensors.index.json "
