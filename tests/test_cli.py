@@ -1,6 +1,7 @@
 """The commands around a run: init, why, methods, doctor, clean, plan; and how light the command line is."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -184,7 +185,7 @@ def test_the_tasks_that_init_suggests_can_be_planned(tmp_path):
     assert main(["init", str(tmp_path / "notes.jsonl"), "--to", str(file)]) == 0
     text = file.read_text()
     kept = [line for line in text.splitlines() if not line.startswith(("    text:", "    # or"))]
-    file.write_text("\n".join(line.replace("    # ", "    ", 1) for line in kept) + "\n")
+    file.write_text("\n".join(re.sub("^    # ", "    ", line) for line in kept) + "\n")
     (dataset,) = load_study(file).data.values()
     assert {name: (task.score, task.labels) for name, task in dataset.tasks.items()} == {
         "heading": (("rouge_l",), None),
