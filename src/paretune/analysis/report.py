@@ -16,8 +16,8 @@ from paretune.analysis.sections import (
     generations_section,
     held_out_section,
     questions_section,
-    tasks_section,
 )
+from paretune.analysis.task_scores import tasks_section
 from paretune.analysis.training import training_section
 from paretune.pipeline.records import Record
 from paretune.spec.data import SPLITS

@@ -19,6 +19,7 @@ NOUNS = {
     "bits_per_byte": "bits per byte",
     "token_accuracy": "token accuracy",
     "accuracy": "accuracy",
+    "accuracy_generated": "accuracy of the written answers",
     "exact_match": "exact match",
     "contains": "share of answers that contain the right one",
     "log_likelihood": "log-likelihood of the right answers",
@@ -28,7 +29,12 @@ NOUNS = {
     "bert_score_f1": "BERTScore",
     "set_f1": "F1 of sets",
 }
-SHARES = frozenset({"token_accuracy", "accuracy", "accuracy_unnormalised", "exact_match", "contains", "stopped_by_eos"})
+SHARES = frozenset(
+    {
+        *("token_accuracy", "accuracy", "accuracy_unnormalised", "accuracy_generated", "exact_match", "contains"),
+        "stopped_by_eos",
+    }
+)
 COST_WORDS = {
     "model_bytes": "model size",
     "adapter_bytes": "adapter size",

@@ -13,6 +13,8 @@ from paretune.spec.base import Spec
 Scorer = Literal["rouge_1", "rouge_2", "rouge_l", "bert_score", "exact_match", "contains", "set_f1", "accuracy"]
 BERT_SCORE = "bert_score"
 """The scorer that needs an encoder."""
+METRICS = {BERT_SCORE: "bert_score_f1"}
+"""The metric that a scorer stands for, where it has another name."""
 RecordFormat = Literal["alpaca", "prompt_completion", "messages", "sharegpt"]
 
 
