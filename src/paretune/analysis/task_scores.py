@@ -11,7 +11,7 @@ from typing import Any
 from paretune.analysis import wording
 from paretune.analysis.compare import Estimate
 from paretune.analysis.deviations import Marks
-from paretune.analysis.document import Block, Bullets, Paragraph, Section, SideBySide, Table, Text
+from paretune.analysis.document import Block, Paragraph, Section, SideBySide, Table, Text
 from paretune.analysis.measured import Group, Measured, cells_of, estimate_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import SHARES, named
@@ -39,19 +39,15 @@ _SHOWN_DOCUMENTS = 2
 
 
 def tasks_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
-    """A table for each task that is scored, and where answers are not written as they were asked for; None if not measured."""
+    """A table for each task that is scored; None if nothing of it was measured."""
     blocks: list[Block] = []
-    failures: list[str] = []
     for task, scoring in measured.study.data[group.dataset].scored.items():
         for split in ("test", "validation"):
             metrics = [one for one in task_metrics(scoring) if _is_measured(measured, group, Quantity(task, split, one))]
             if metrics:
                 blocks.append(_table(measured, group, Quantity(task, split, metrics[0]), [*metrics, *_SHAPE], marks))
-        failures += format_failures(measured, group, task)
     if not blocks:
         return None
-    if failures:
-        blocks.append(Bullets(failures))
     blocks.append(Paragraph(_explained(measured, group)))
     return Section("Tasks", blocks, level=3)
 
@@ -63,15 +59,16 @@ def task_metrics(scoring: Mapping[str, Any]) -> list[str]:
 
 
 def format_failures(measured: Measured, group: Group, task: str) -> Iterator[str]:
-    """Where a variant's likeliest label is right clearly more often than what it writes."""
+    """The variants whose likeliest label is right clearly more often than what they write, in one sentence."""
+    told = []
     for place in (group.place(name) for name in group.variants):
         known = estimate_of(measured, place, Quantity(task, "test", "accuracy"))
         written = estimate_of(measured, place, Quantity(task, "test", "accuracy_generated"))
         if known is not None and written is not None and known.low > written.high:
-            yield (
-                f"On {wording.code(task)}, {named(place)} knows more than it writes: the likeliest label is right in "
-                f"{wording.share(known.mean)} of the cases, the written answer in {wording.share(written.mean)}."
-            )
+            told.append(f"{named(place)} {wording.share(known.mean)} and {wording.share(written.mean)}")
+    if told:
+        what = "the likeliest label is right more often than the written answer, a failure of form"
+        yield f"On {wording.code(task)} {what}: {'; '.join(told)}."
 
 
 def task_texts(measured: Measured, group: Group) -> list[SideBySide]:
