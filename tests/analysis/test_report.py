@@ -239,6 +239,12 @@ def test_answers_stand_side_by_side_with_what_was_held_out(tmp_path: Path) -> No
     assert shown.count("cut at the end of the context after 4 tokens") == 4 * len(VARIANTS)
 
 
+def test_the_figure_of_the_tasks_stands_with_them(tmp_path: Path) -> None:
+    written = write_outputs(with_tasks(tmp_path), tmp_path / "out")
+    assert tmp_path / "out" / "figures" / "tasks-news.png" in written
+    assert "](figures/tasks-news.png)" in part((tmp_path / "out" / "report.md").read_text(encoding="utf-8"), "Tasks")
+
+
 def test_deviations_are_printed(tmp_path: Path) -> None:
     results = make_results(tmp_path, SMALL)
     odd = changed(results, stopped_early=True, steps=7, epochs_done=1.5, best_step=4, repeated_steps=3, train_tokens=999)

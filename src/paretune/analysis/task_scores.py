@@ -11,7 +11,7 @@ from typing import Any
 from paretune.analysis import wording
 from paretune.analysis.compare import Estimate
 from paretune.analysis.deviations import Marks
-from paretune.analysis.document import Block, Paragraph, Section, SideBySide, Table, Text
+from paretune.analysis.document import Block, Paragraph, Picture, Section, SideBySide, Table, Text
 from paretune.analysis.measured import Group, Measured, cells_of, estimate_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import SHARES, named
@@ -38,8 +38,8 @@ _SHOWN_DOCUMENTS = 2
 """Held-out documents whose answers stand side by side."""
 
 
-def tasks_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
-    """A table for each task that is scored; None if nothing of it was measured."""
+def tasks_section(measured: Measured, group: Group, marks: Marks, figure: str | None) -> Section | None:
+    """A table for each task that is scored, and the `figure` of all; None if nothing of it was measured."""
     blocks: list[Block] = []
     for task, scoring in measured.study.data[group.dataset].scored.items():
         for split in ("test", "validation"):
@@ -49,6 +49,8 @@ def tasks_section(measured: Measured, group: Group, marks: Marks) -> Section | N
     if not blocks:
         return None
     blocks.append(Paragraph(_explained(measured, group)))
+    if figure is not None:
+        blocks.append(Picture(f"figures/{figure}", f"the tasks of {group.dataset}, each in its first metric"))
     return Section("Tasks", blocks, level=3)
 
 
