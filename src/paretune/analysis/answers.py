@@ -80,6 +80,9 @@ def _told_apart(measured: Measured, group: Group, quantity: Quantity) -> Iterato
         yield f"{_capital(noun(quantity))}: {'; '.join(told)}."
     elif pairs:
         widest = max(pairs, key=lambda one: abs(one.mean))
+        if widest.mean == 0:
+            yield f"{_capital(noun(quantity))}: {value_of(widest, widest.reference_mean)} for all variants."
+            return
         yield (
             f"{_capital(noun(quantity))}: no variant is told apart from {named(widest.reference)} (widest gap "
             f"{amount_of(widest, signed=True)}, {named(widest.variant)}, {interval_of(widest)}{detectable(widest)})."

@@ -128,7 +128,8 @@ def _held_out_table(measured: Measured, group: Group, task: str, split: str, mar
     level = f"{100 * measured.level:g} % interval"
     header = ("variant", "loss", f"perplexity ({level})", f"bits per byte ({level})", "token accuracy", "seeds, perplexity")
     title = (split or task).capitalize() if task == "perplexity" else f"{task}, {split}"
-    return Table(header, rows, f"{title}, {counted}")
+    alone = "; of completions alone, after what stands before them" if measured.study.data[group.dataset].completes else ""
+    return Table(header, rows, f"{title}, {counted}{alone}")
 
 
 def _answers_table(measured: Measured, group: Group, task: str, marks: Marks) -> Table:

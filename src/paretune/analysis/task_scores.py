@@ -118,9 +118,10 @@ def _cell(metric: str, found: Estimate | None) -> str:
         return wording.UNKNOWN
     if metric in _SHAPE:
         return wording.share(found.mean) if metric in SHARES else wording.number(found.mean, 2)
-    if metric not in SHARES or math.isnan(found.low):
-        return wording.with_interval(found.mean, found.low, found.high)
-    return f"{100 * found.mean:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    shown, low, high = (100 * value if metric in SHARES else value for value in (found.mean, found.low, found.high))
+    unit, places = (" %", 1) if metric in SHARES else ("", 3)
+    interval = "" if math.isnan(low) else f" ({low:.{places}f} to {high:.{places}f})"
+    return f"{shown:.{places}f}{unit}{interval}"
 
 
 def _counted(measured: Measured, group: Group, quantity: Quantity) -> str:
