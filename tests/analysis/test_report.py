@@ -4,6 +4,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.cells import cell_len
 
@@ -211,6 +212,9 @@ def with_tasks(tmp_path: Path) -> Results:
             for task in ("summary", "kind")
         ]
         (record.path / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers), encoding="utf-8")
+        scores = pd.read_parquet(cell.evaluations["perplexity"].path / "scores.parquet")
+        scores["slice.task"] = ["summary" if int(example) % 2 else "kind" for example in scores.example]
+        write_scores(cell.evaluations["perplexity"].path, scores.to_dict("records"))
         cells.append(replace(cell, evaluations={**cell.evaluations, "tasks": record}))
     return replace(results, study=load_study(results.study_file), cells=tuple(cells))
 
@@ -228,6 +232,12 @@ def test_the_tasks_of_a_dataset_are_told_and_compared(tmp_path: Path) -> None:
     assert "Test accuracy on `kind`: " in short
     assert "a failure of form: `base` 30.0 % and 0.0 %; `original` 30.0 % and 0.0 %; `reduced` 30.0 % and 0.0 %." in short
     assert "| test ROUGE-L on summary | original | -0.30 |" in part(markdown, "Comparisons")
+
+
+def test_the_perplexity_of_tasks_is_of_their_completions(tmp_path: Path) -> None:
+    held_out = part(report_of(with_tasks(tmp_path)), "Held-out text")
+    assert "of completions alone, after what stands before them" in held_out
+    assert re.search(r"by task, test, 95 % intervals\n\n\| variant \| summary \| kind \|", held_out)
 
 
 def test_answers_stand_side_by_side_with_what_was_held_out(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ def held_out_section(measured: Measured, group: Group, marks: Marks) -> Section 
     blocks: list[Block] = []
     for task, split in _held_out(measured, group):
         blocks.append(_held_out_table(measured, group, task, split, marks))
+    if held_out := [(task, split) for task, split in _held_out(measured, group) if split == "test"]:
+        blocks += _by_task(measured, group, *held_out[0], marks)
     return Section("Held-out text", blocks, level=3) if blocks else None
 
 
@@ -130,6 +132,25 @@ def _held_out_table(measured: Measured, group: Group, task: str, split: str, mar
     title = (split or task).capitalize() if task == "perplexity" else f"{task}, {split}"
     alone = "; of completions alone, after what stands before them" if measured.study.data[group.dataset].completes else ""
     return Table(header, rows, f"{title}, {counted}{alone}")
+
+
+def _by_task(measured: Measured, group: Group, task: str, split: str, marks: Marks) -> list[Block]:
+    """Bits per byte of the completions of each task; nothing where there is one task, or plain text."""
+    first = Quantity(task, split, "bits_per_byte")
+    names = [name for name in measured.study.data[group.dataset].tasks if f"task: {name}" in _slices(measured, group, first)]
+    if not names:
+        return []
+    rows = []
+    for place in (group.place(name) for name in group.variants):
+        mark = marks.of(place, task, split) + marks.lossy(place)
+        found = [estimate_of(measured, place, first._replace(slice=f"task: {name}")) for name in names]
+        rows.append([place.variant, *(_with_interval(one) + mark * (one is not None) for one in found)])
+    level = f"{100 * measured.level:g} % intervals"
+    return [Table(("variant", *names), rows, f"Bits per byte of the completions by task, {split}, {level}")]
+
+
+def _slices(measured: Measured, group: Group, quantity: Quantity) -> set[str]:
+    return {one.slice for one in _quantities(measured, group) if one._replace(slice="") == quantity}
 
 
 def _answers_table(measured: Measured, group: Group, task: str, marks: Marks) -> Table:
