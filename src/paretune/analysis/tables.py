@@ -31,7 +31,8 @@ COMPARISON_COLUMNS = (
 CURVE_FILE_COLUMNS = ("base", "dataset", "variant", "seed", "trial", *CURVE_COLUMNS)
 GENERATION_FIELDS = (
     *("base", "dataset", "variant", "seed", "task"),
-    *("document", "example", "prompt", "text", "reference", "references", "new_tokens", "seconds", "stopped_by"),
+    *("prompt", "text", "reference", "new_tokens", "seconds", "stopped_by"),
+    *("document", "example", "references"),
 )
 
 
