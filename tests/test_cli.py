@@ -1,6 +1,7 @@
 """The commands around a run: init, why, methods, doctor, clean, plan; and how light the command line is."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -116,24 +117,27 @@ DATA = {
 
 
 PAIRS = {
-    "alpaca.json": ({"instruction": "Add {}.", "input": "", "output": "{}"}, "records: alpaca"),
-    "joined.jsonl": ({"prompt": "What is {}?\n", "completion": "It is {}."}, "records: prompt_completion"),
+    "alpaca.json": ({"instruction": "Add {}.", "input": "", "output": "{}"}, "records: {format: alpaca, score: [rouge_l]}"),
+    "joined.jsonl": (
+        {"prompt": "What is {}?\n", "completion": "It is {}."},
+        "records: {format: prompt_completion, score: [rouge_l]}",
+    ),
     "apart.jsonl": (
         {"prompt": "What is {}?", "completion": "It is {}."},
-        'completion: {prompt: "{{ prompt }}\\n\\n", completion: "{{ completion }}"}',
+        'completion: {prompt: "{{ prompt }}\\n\\n", completion: "{{ completion }}", score: [rouge_l]}',
     ),
     "dolly.jsonl": (
         {"instruction": "Add {}.", "context": "", "response": "{}"},
-        '{{ instruction }}{% if context %}\\n\\n{{ context }}{% endif %}\\n\\n", completion: "{{ response }}"}',
+        '{% if context %}\\n\\n{{ context }}{% endif %}\\n\\n", completion: "{{ response }}", score: [rouge_l]}',
     ),
     "faq.csv": ({"question": "What is {}?", "answer": "It is {}."}, 'answer: {prompt: "{{ question }}\\n\\n", completion'),
     "chat.jsonl": (
         {"messages": [{"role": "user", "content": "{}?"}, {"role": "assistant", "content": "{}!"}]},
-        "records: messages",
+        "records: {format: messages, score: [rouge_l]}",
     ),
     "shared.jsonl": (
         {"conversations": [{"from": "human", "value": "{}?"}, {"from": "gpt", "value": "{}!"}]},
-        "records: sharegpt",
+        "records: {format: sharegpt, score: [rouge_l]}",
     ),
 }
 
@@ -151,6 +155,42 @@ def test_init_recognises_what_asks_and_what_answers(tmp_path, name):
     assert expected in file.read_text()
     (dataset,) = load_study(file).data.values()
     assert (dataset.completes, dataset.length_rule) == (True, "skip")
+    assert dataset.scored
+    assert main(["plan", str(file)]) == 0
+
+
+ANSWERED = {
+    "labels": (["good", "bad", "neither"], "score: [accuracy], labels: from_train"),
+    "lists": (["a lamp, an engine", "copper; argon; a long lamp", "one thing, another, a third"], "score: [set_f1]"),
+    "lists of texts": ([["a lamp"], ["copper", "argon"]], "score: [set_f1]"),
+    "prose": (["It is good, bad, and neither.", "It is bad.", "Good."], "score: [rouge_l]"),
+    "few of many labels": ([f"label {n}" for n in range(30)], "score: [rouge_l]"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_init_scores_answers_by_what_they_look_like(tmp_path, name):
+    answers, expected = ANSWERED[name]
+    rows = [{"question": f"What is number {n}?", "answer": answers[n % len(answers)]} for n in range(60)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "study.yaml"
+    assert main(["init", str(tmp_path / "data.jsonl"), "--to", str(file)]) == 0
+    assert expected in file.read_text()
+    assert main(["plan", str(file)]) == 0
+
+
+def test_the_tasks_that_init_suggests_can_be_planned(tmp_path):
+    (tmp_path / "notes.jsonl").write_text(DATA["notes.jsonl"])
+    file = tmp_path / "study.yaml"
+    assert main(["init", str(tmp_path / "notes.jsonl"), "--to", str(file)]) == 0
+    text = file.read_text()
+    kept = [line for line in text.splitlines() if not line.startswith(("    text:", "    # or"))]
+    file.write_text("\n".join(re.sub("^    # ", "    ", line) for line in kept) + "\n")
+    (dataset,) = load_study(file).data.values()
+    assert {name: (task.score, task.labels) for name, task in dataset.tasks.items()} == {
+        "heading": (("rouge_l",), None),
+        "kind": (("accuracy",), "from_train"),
+    }
     assert main(["plan", str(file)]) == 0
 
 

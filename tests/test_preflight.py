@@ -7,12 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from paretune.errors import DataError, SpecError
+from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.lock import resolve_lock
 from paretune.pipeline.weights import weight_shapes
 from paretune.preflight import check_study
 from paretune.spec.study import load_study
 from tests.conftest import STUDY, write_study
+from tests.pipeline.planned import write_base
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, make_model
 
 
@@ -70,3 +71,18 @@ def test_the_first_record_is_read_and_no_other(study_file: Path) -> None:
     notes.write_text(f"not JSON\n{first}\n")
     with pytest.raises(DataError, match="line 1, column 1: not JSON"):
         check(study_file, STUDY)
+
+
+def test_an_encoder_has_the_layer_that_is_asked_for(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    write_base(tmp_path / "encoder", {"model_type": "bert", "num_hidden_layers": 4})
+    text = STUDY.replace(
+        'text: "{{ title }}\\n\\n{{ content }}"', 'tasks: {t: {completion: "{{ title }}", score: [bert_score]}}'
+    )
+    text = text.replace("perplexity: {}", "perplexity: {}\n  tasks: {encoder: {path: encoder, layer: 4}}")
+    check(file, text)
+    with pytest.raises(SpecError, match=r"evaluate\.tasks\.encoder\.layer: there is no layer `5`; it has 4"):
+        check(file, text.replace("layer: 4", "layer: 5"))
+    (tmp_path / "encoder" / "tokenizer.json").unlink()
+    with pytest.raises(NeedsError, match=r"evaluate\.tasks\.encoder: `.*` holds no tokenizer"):
+        check(file, text)

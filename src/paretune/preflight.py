@@ -7,9 +7,7 @@ the stages, which check again.
 
 import functools
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -21,11 +19,11 @@ from paretune.data.templates import Template, named_value, parse_template
 from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.hub import cached_model
 from paretune.pipeline.lock import Lock, LockedBase
-from paretune.pipeline.plan import num_positions
+from paretune.pipeline.plan import count_blocks, num_positions
 from paretune.pipeline.weights import weight_shapes
 from paretune.spec.base import suggestion
 from paretune.spec.data import Dataset, Source
-from paretune.spec.evaluations import Generate, Latency, Perplexity, Qa
+from paretune.spec.evaluations import Encoder, Generate, Latency, Perplexity, Qa, Tasks
 from paretune.spec.methods import PruneBlocks, TrainLora
 from paretune.spec.study import Study, Variant
 
@@ -60,6 +58,8 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
             _check_prompts(config, lock, where)
         elif isinstance(config, Qa):
             _check_questions(config, lock, where, folder)
+        elif isinstance(config, Tasks) and config.encoder is not None and lock.encoder is not None:
+            _check_encoder(config.encoder, lock.encoder, f"{where}.encoder")
 
 
 def _check_dataset(dataset: Dataset, where: str, folder: Path) -> None:
@@ -103,7 +103,7 @@ def _check_tokenizer(directory: Path, where: str) -> None:
 
 
 def _check_methods(variant: Variant, name: str, base: str, locked: LockedBase) -> None:
-    num_blocks = _num_blocks(locked.config)
+    num_blocks = count_blocks(locked.config)
     for index, use in enumerate(variant.methods):
         where = f"variants.{name}[{index}].{use.name}"
         if isinstance(use.config, PruneBlocks) and num_blocks is not None:
@@ -213,6 +213,17 @@ def _tokenizer(file: Path) -> Tokenizer:
     return Tokenizer.from_file(str(file))
 
 
+def _check_encoder(encoder: Encoder, locked: LockedBase, where: str) -> None:
+    num_layers, directory = count_blocks(locked.config), _directory(locked)
+    if num_layers is None:
+        raise NeedsError(f"{where}: its config.json names no number of layers, so it is no encoder; take RoBERTa, or BERT")
+    if encoder.layer is not None and encoder.layer > num_layers:
+        raise SpecError(f"{where}.layer: there is no layer `{encoder.layer}`; it has {num_layers}, so write 1 to {num_layers}")
+    if directory is not None:
+        weight_shapes(directory)
+        _check_tokenizer(directory, where)
+
+
 def _template(source: str, where: str) -> Template:
     try:
         return parse_template(source)
@@ -226,9 +237,3 @@ def _directory(base: LockedBase) -> Path | None:
         return Path(base.resource)
     name, _, commit = base.resource.removeprefix("hub:").partition("@")
     return cached_model(name, commit)
-
-
-def _num_blocks(config: Mapping[str, Any]) -> int | None:
-    config = config.get("text_config", config)
-    found = (config.get(name) for name in ("num_hidden_layers", "n_layer", "num_layers"))
-    return next((count for count in found if isinstance(count, int)), None)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.cells import cell_len
 
@@ -196,10 +197,24 @@ def with_tasks(tmp_path: Path) -> Results:
             for number in range(40)
             for task, metric, value in (
                 ("summary", "rouge_l", 0.2 + gain + 0.01 * ((number + 3 * index) % 7)),
+                ("summary", "length_ratio", 1.5),
                 ("kind", "accuracy", float(number % 10 < 3 + 20 * gain)),
+                ("kind", "accuracy_generated", float(number % 10 < 30 * gain)),
+                ("kind", "stopped_by_eos", float(number % 4 == 0)),
             )
         ]
         write_scores(record.path, rows)
+        answers = [
+            {"task": task, "document": f"Note {number}", "example": str(number), "prompt": f"{task}:", "reference": " right"}
+            | {"text": f" by {cell.variant}", "new_tokens": 4, "seconds": 0.1, "stopped_by": "context"}
+            | ({"references": [" right", " so too"]} if task == "kind" else {})
+            for number in range(3)
+            for task in ("summary", "kind")
+        ]
+        (record.path / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers), encoding="utf-8")
+        scores = pd.read_parquet(cell.evaluations["perplexity"].path / "scores.parquet")
+        scores["slice.task"] = ["summary" if int(example) % 2 else "kind" for example in scores.example]
+        write_scores(cell.evaluations["perplexity"].path, scores.to_dict("records"))
         cells.append(replace(cell, evaluations={**cell.evaluations, "tasks": record}))
     return replace(results, study=load_study(results.study_file), cells=tuple(cells))
 
@@ -207,12 +222,37 @@ def with_tasks(tmp_path: Path) -> Results:
 def test_the_tasks_of_a_dataset_are_told_and_compared(tmp_path: Path) -> None:
     markdown = report_of(with_tasks(tmp_path)).replace("\\", "")
     tasks = part(markdown, "Tasks")
-    assert "| task | variant | accuracy | ROUGE-L |" in tasks
-    assert re.search(r"\| summary \| full \| - \| 0\.5\d+ \(", tasks)
+    assert "`summary`, test: 40 answers on 40 documents, 95 % intervals" in tasks
+    assert "| variant | ROUGE-L | ended by itself | length ratio |" in tasks
+    assert re.search(r"\| full \| 0\.5\d+ \([^)]*\) \| - \| 1\.5 \|", tasks)
+    assert "| variant | accuracy (likelihood) | accuracy (as written) | ended by itself | length ratio |" in tasks
+    assert re.search(r"\| original \| 30\.0 % \([^)]*\) \| 0\.0 % \([^)]*\) \| 25\.0 % \| - \|", tasks)
     short = part(markdown, "In short")
-    assert re.search(r"Test ROUGE-L on `summary`: .*`original` is worse than `full` \(-0\.30", short)
+    assert re.search(r"Test ROUGE-L on `summary`: .*`original` is worse than `full` \(0\.2\d+ against 0\.5", short)
     assert "Test accuracy on `kind`: " in short
+    assert "a failure of form: `base` 30.0 % and 0.0 %; `original` 30.0 % and 0.0 %; `reduced` 30.0 % and 0.0 %." in short
     assert "| test ROUGE-L on summary | original | -0.30 |" in part(markdown, "Comparisons")
+
+
+def test_the_perplexity_of_tasks_is_of_their_completions(tmp_path: Path) -> None:
+    held_out = part(report_of(with_tasks(tmp_path)), "Held-out text")
+    assert "of completions alone, after what stands before them" in held_out
+    assert re.search(r"by task, test, 95 % intervals\n\n\| variant \| summary \| kind \|", held_out)
+
+
+def test_answers_stand_side_by_side_with_what_was_held_out(tmp_path: Path) -> None:
+    shown = part(report_of(with_tasks(tmp_path)).replace("\\", ""), "Generations side by side")
+    assert shown.index("summary of “Note 0”: summary:") < shown.index("kind of “Note 0”") < shown.index("“Note 1”")
+    assert "Note 2" not in shown
+    assert "**reference** (what was held out)" in shown
+    assert "**reference** (first of 2)" in shown
+    assert shown.count("cut at the end of the context after 4 tokens") == 4 * len(VARIANTS)
+
+
+def test_the_figure_of_the_tasks_stands_with_them(tmp_path: Path) -> None:
+    written = write_outputs(with_tasks(tmp_path), tmp_path / "out")
+    assert tmp_path / "out" / "figures" / "tasks-news.png" in written
+    assert "](figures/tasks-news.png)" in part((tmp_path / "out" / "report.md").read_text(encoding="utf-8"), "Tasks")
 
 
 def test_deviations_are_printed(tmp_path: Path) -> None:

@@ -63,3 +63,7 @@ def test_words_are_listed_and_counted() -> None:
 
 def test_a_literal_cannot_break_out_of_its_backticks() -> None:
     assert wording.code("a`b\nc") == "`a'b c`"
+
+
+def test_the_interval_of_nothing_is_not_nothing() -> None:
+    assert wording.with_interval(0.0, 0.0, 0.143) == "0.000 (0.000 to 0.143)"

@@ -1,7 +1,16 @@
 import pytest
 from rouge_score import rouge_scorer
 
-from paretune.evaluate.scorers import contains, exact_match, normalise_answer, rouge, score_answer, set_scores, shape_of
+from paretune.evaluate.scorers import (
+    best_of,
+    contains,
+    exact_match,
+    normalise_answer,
+    rouge,
+    score_answer,
+    set_scores,
+    shape_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,17 +72,22 @@ def test_lists_are_compared_as_sets() -> None:
 
 
 def test_the_shape_of_a_text() -> None:
-    assert shape_of("a b a b a b", "x y z") == {
+    assert shape_of("a b a b a b", ["x y z"]) == {
         "length_ratio": 2.0,
         "distinct_1": 2 / 6,
         "distinct_2": 2 / 5,
         "repetition": 1 - 2 / 3,
     }
-    assert shape_of("", "x") == {"length_ratio": 0.0}
-    assert shape_of("a", "") == {"distinct_1": 1.0}
+    assert shape_of("", ["x"]) == {"length_ratio": 0.0}
+    assert shape_of("a", [""]) == {"distinct_1": 1.0}
 
 
 def test_an_answer_has_the_scores_that_its_task_asks_for() -> None:
     assert set(score_answer(["rouge_1", "exact_match"], "a", "a")) == {"rouge_1", "exact_match"}
     assert set(score_answer(["set_f1"], "a", "a")) == {"set_precision", "set_recall", "set_f1", "jaccard"}
     assert score_answer(["accuracy"], "a", "a") == {}
+
+
+def test_of_several_references_the_best_counts_metric_by_metric() -> None:
+    assert best_of([{"a": 0.1, "b": 0.5}, {"a": 0.2}, {}]) == {"a": 0.2, "b": 0.5}
+    assert shape_of("a b c", ["x", "x y z w", ""])["length_ratio"] == 3 / 4

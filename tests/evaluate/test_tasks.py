@@ -12,7 +12,7 @@ from paretune.errors import DataError
 from paretune.evaluate.scorers import rouge
 from paretune.evaluate.tasks import evaluate_tasks
 from tests.evaluate.stages import BASE, make_context, read_scores, reference_nats, write_task_tokens
-from tests.tiny import make_model
+from tests.tiny import make_model, make_tokenizer
 
 LABELS = ["copper", "argon", "a lamp"]
 CONTEXT = "The train to the harbour leaves at seven.\n"
@@ -81,3 +81,28 @@ def test_one_label_is_no_classification(tmp_path: Path) -> None:
     context = make_context(base, {"tasks": TASKS}, tmp_path / "draft", inputs={"tokens": tokens})
     with pytest.raises(DataError, match=r"task `t1`: the training split has 1 label\(s\)"):
         evaluate_tasks(context)
+
+
+def test_of_several_right_answers_the_best_counts(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path / "base")
+    rows = [("test", "d", CONTEXT, "\nMetal:", f" {label}") for label in ("copper", "x", "argon", "x")]
+    evaluate(tmp_path, base)
+    tokens = write_task_tokens(base, rows, tmp_path / "several")
+    context = make_context(base, {"tasks": {"t0": SCORING}}, tmp_path / "best", inputs={"tokens": tokens})
+    assert evaluate_tasks(context) == {"answers_test_t0": 1}
+    written = json.loads((tmp_path / "best" / "generations.jsonl").read_text())
+    assert written["reference"] == " copper"
+    assert written["references"] == [" copper", " argon"]
+    found = read_scores(tmp_path / "best").query("metric == 'rouge_l'").value.tolist()
+    assert found == [max(rouge(written["text"].strip(), label)["rouge_l"] for label in ("copper", "argon"))]
+
+
+def test_an_answer_that_reaches_the_last_position_says_so(tmp_path: Path) -> None:
+    ids = make_tokenizer()("a lampMetal:")["input_ids"]
+    base = make_model("llama", tmp_path / "base", max_position_embeddings=len(ids) + 4)
+    rows = [("test", "d", "a lamp", "Metal:", " copper")]
+    tokens = write_task_tokens(base, rows, tmp_path / "tokens")
+    scoring = {"score": ["contains"], "max_new_tokens": 500, "stop": []}
+    evaluate_tasks(make_context(base, {"tasks": {"t0": scoring}}, tmp_path / "draft", inputs={"tokens": tokens}))
+    written = json.loads((tmp_path / "draft" / "generations.jsonl").read_text())
+    assert (written["stopped_by"], written["new_tokens"]) == ("context", 3)

@@ -383,7 +383,7 @@ def test_a_config_of_anything_but_a_causal_model_is_refused(tmp_path: Path, cont
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(NeedsError, match=r"^here: ") as told:
-        client.read_config(tmp_path / "config.json", "here")
+        client.check_writes_text(client.read_config(tmp_path / "config.json", "here"), "here")
     assert message in str(told.value)
 
 

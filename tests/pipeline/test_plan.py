@@ -396,3 +396,21 @@ def test_a_later_field_of_training_enters_the_key_only_if_it_is_set(tmp_path: Pa
     padded = [stage for stage in plan_of(file).stages if stage.kind.startswith("train.")]
     assert all(stage.config["train"]["layout"] == "padded" for stage in padded)
     assert not {stage.key for stage in trained} & {stage.key for stage in padded}
+
+
+def test_the_encoder_of_bert_score_is_pinned_like_a_base(tmp_path: Path) -> None:
+    text = STUDY.replace('text: "{{ title }}\\n\\n{{ content }}"', SCORED.replace("[rouge_l]", "[rouge_l, bert_score]"))
+    file = write_planned(tmp_path, text)
+    write_base(tmp_path / "encoder", {"model_type": "bert", "num_hidden_layers": 4})
+    with pytest.raises(SpecError, match=r"data\.notes\.tasks\.title\.score: `bert_score` needs an encoder"):
+        plan_of(file)
+    at_4 = described(replan(file, "  perplexity: {}\n", "  perplexity: {}\n  tasks: {encoder: {path: encoder}}\n"))
+    stage = at_4["small/notes/base: tasks"]
+    assert stage.config["evaluation"]["encoder"]["layer"] == 4
+    assert stage.resources["encoder"] == str((tmp_path / "encoder").resolve())
+    at_2 = described(replan(file, "path: encoder", "path: encoder, layer: 2"))
+    assert at_2["small/notes/base: tasks"].key != stage.key
+    write_base(tmp_path / "encoder", {"model_type": "bert", "num_hidden_layers": 4, "type_vocab_size": 1})
+    of_another = described(plan_of(file))
+    assert of_another["small/notes/base: tasks"].key != at_2["small/notes/base: tasks"].key
+    assert of_another["small/notes/base: perplexity"].key == at_2["small/notes/base: perplexity"].key

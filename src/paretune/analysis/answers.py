@@ -8,8 +8,11 @@ from paretune.analysis.choose import quantity_of, ranked_places
 from paretune.analysis.compare import Difference
 from paretune.analysis.measured import Group, Measured, baseline, difference_of
 from paretune.analysis.scores import Place, Quantity
-from paretune.analysis.sentences import amount_of, interval_of, named, noun
+from paretune.analysis.sentences import amount_of, detectable, interval_of, named, noun, value_of
+from paretune.analysis.task_scores import format_failures, task_metrics
 
+_TOLD_METRICS = 1
+"""Of a task, in words; the others stand in the tables."""
 ANSWER_METRICS = ("accuracy", "exact_match", "contains")
 
 
@@ -28,10 +31,12 @@ def answer_sentences(measured: Measured, group: Group, ranked_by: Quantity) -> I
                 yield from _answers_of(measured, group, ranked, quantity)
         yield from _told_apart(measured, group, Quantity(task, "", "log_likelihood"))
     for task, scoring in measured.study.data[group.dataset].scored.items():
-        for metric in [*(["accuracy"] if scoring.get("labels") else []), *scoring["score"]][:1]:
+        metrics = [metric for metric in task_metrics(scoring) if metric != "accuracy_generated"]
+        for metric in metrics[:_TOLD_METRICS]:
             found = quantity_of(measured, group, metric, task)
             if found is not None and found != ranked_by:
                 yield from _told_apart(measured, group, found)
+        yield from format_failures(measured, group, task)
 
 
 def _answers_of(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
@@ -66,14 +71,22 @@ def _answers_of(measured: Measured, group: Group, ranked: Sequence[Place], quant
 def _told_apart(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:
     pairs = _against_baseline(measured, group, ranked_places(measured, group, quantity), quantity)
     told = [
-        f"{named(one.variant)} is {one.verdict} than {named(one.reference)} ({amount_of(one, signed=True)}, {interval_of(one)})"
+        f"{named(one.variant)} is {one.verdict} than {named(one.reference)} ({value_of(one, one.variant_mean)} against "
+        f"{value_of(one, one.reference_mean)}, {interval_of(one)})"
         for one in pairs
         if one.detected
     ]
     if told:
         yield f"{_capital(noun(quantity))}: {'; '.join(told)}."
     elif pairs:
-        yield f"{_capital(noun(quantity))}: no variant is told apart from {named(pairs[0].reference)}."
+        widest = max(pairs, key=lambda one: abs(one.mean))
+        if widest.mean == 0:
+            yield f"{_capital(noun(quantity))}: {value_of(widest, widest.reference_mean)} for all variants."
+            return
+        yield (
+            f"{_capital(noun(quantity))}: no variant is told apart from {named(widest.reference)} (widest gap "
+            f"{amount_of(widest, signed=True)}, {named(widest.variant)}, {interval_of(widest)}{detectable(widest)})."
+        )
 
 
 def _against_baseline(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> list[Difference]:

@@ -9,12 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from paretune.analysis import wording
+from paretune.analysis.choose import quantity_of
 from paretune.analysis.costs import Cost
 from paretune.analysis.deviations import marks_of
 from paretune.analysis.looks import GREY, Look, looks, short_names, write_title
 from paretune.analysis.measured import Group, Measured, baseline, difference_of, estimate_of, headline
 from paretune.analysis.scores import Place, Quantity
-from paretune.analysis.sentences import SHARES
+from paretune.analysis.sentences import NOUNS, SHARES
+from paretune.analysis.task_scores import task_metrics
 from paretune.spec.compare import LOWER_IS_BETTER
 
 _TITLES = {
@@ -65,14 +67,33 @@ def draw_comparison(measured: Measured, dataset: str) -> Figure | None:
     """Quality with intervals beside size, training time and latency, one row a variant; None if nothing was measured."""
     groups = [group for group in measured.groups if group.dataset == dataset]
     quality = next((found for group in groups if (found := headline(measured, group)) is not None), None)
-    short = short_names(measured.study.variants)
-    rows = _rows(groups, short)
-    places = [row.place for row in rows if row.place is not None]
     references = {group.place(name): baseline(measured, group) for group in groups for name in group.variants}
+    places = list(references)
     panels = [] if quality is None else _quality_panels(measured, quality, references)
     panels += _cost_panels(measured, places)
-    if not panels:
-        return None
+    lines = f"{measured.level:.0%} intervals over documents" if quality is not None else "range over seeds"
+    return _drawn(measured, groups, panels, lines) if panels else None
+
+
+def draw_tasks(measured: Measured, dataset: str) -> Figure | None:
+    """The first metric of each task with intervals, one row a variant; None for a dataset whose tasks are not scored."""
+    groups = [group for group in measured.groups if group.dataset == dataset]
+    references = {group.place(name): baseline(measured, group) for group in groups for name in group.variants}
+    panels = []
+    for task, scoring in measured.study.data[dataset].scored.items():
+        found = (quantity_of(measured, group, task_metrics(scoring)[0], task) for group in groups)
+        quantity = next((one for one in found if one is not None), None)
+        if quantity is not None:
+            panels.append(_quality_panels(measured, quantity, references)[0])
+    lines = f"{measured.level:.0%} intervals over documents"
+    return _drawn(measured, groups, panels, lines) if panels else None
+
+
+def _drawn(measured: Measured, groups: Sequence[Group], panels: Sequence[_Panel], lines: str) -> Figure:
+    """Panels side by side, with a row for each variant of the groups."""
+    short = short_names(measured.study.variants)
+    rows = _rows(groups, short)
+    references = {group.place(name): baseline(measured, group) for group in groups for name in group.variants}
     figure = Figure(figsize=(2.7 * len(panels) + 0.6, 0.32 * len(rows) + 1.1))
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False, gridspec_kw={"wspace": 0.14})[0]
     _set_up_rows(all_axes[0], rows)
@@ -81,8 +102,7 @@ def draw_comparison(measured: Measured, dataset: str) -> Figure | None:
         _draw_panel(axes, panel, rows, style, {place for place in references.values() if place is not None})
     names = wording.listed([group.base for group in groups])
     dotted = f"dotted: the baseline, {short[measured.study.baseline]}; " if any(references.values()) and len(rows) > 1 else ""
-    lines = f"lines: {measured.level:.0%} intervals over documents" if quality is not None else "lines: range over seeds"
-    write_title(figure, f"{names} on {dataset} ({dotted}{lines})")
+    write_title(figure, f"{names} on {groups[0].dataset} ({dotted}lines: {lines})")
     return figure
 
 
@@ -105,7 +125,7 @@ def _set_up_rows(axes: Axes, rows: Sequence[_Row]) -> None:
 
 def _quality_panels(measured: Measured, quantity: Quantity, references: Mapping[Place, Place | None]) -> list[_Panel]:
     """The quantity itself, and its paired difference from the baseline, which is known far better."""
-    name = _TITLES.get(quantity.metric, quantity.metric)
+    name = _TITLES.get(quantity.metric, NOUNS.get(quantity.metric, quantity.metric))
     points, differences = {}, {}
     for place, reference in references.items():
         if (one := estimate_of(measured, place, quantity)) is not None:
@@ -114,9 +134,10 @@ def _quality_panels(measured: Measured, quantity: Quantity, references: Mapping[
             continue
         if (other := difference_of(measured, place, reference, quantity)) is not None:
             differences[place] = _Point(other.mean, other.low, other.high, _shown(quantity, other.mean, signed=True))
+    asked = measured.study.data[next(iter(references)).dataset].scored
     leaked = marks_of(measured).of(next(iter(references)), quantity.task, quantity.split)
     better = "leakage allowed" if leaked else "lower is better" if quantity.metric in LOWER_IS_BETTER else "higher is better"
-    where = quantity.split or quantity.task
+    where = quantity.split if quantity.split and quantity.task not in asked else quantity.task
     panels = [_Panel(f"{name} on {where}\n{better}", points, from_zero=False)]
     if differences:
         panels.append(_Panel("Its difference from the\nbaseline, paired", differences, from_zero=False, zero_line=True))

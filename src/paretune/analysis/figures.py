@@ -1,10 +1,10 @@
-"""The figures of a study and their files: loss curves of each base on each dataset, a comparison of each dataset."""
+"""The figures of a study and their files: loss curves of each base and dataset, a comparison and the tasks of each dataset."""
 
 from pathlib import Path
 
 import matplotlib as mpl
 
-from paretune.analysis.comparison_figure import draw_comparison
+from paretune.analysis.comparison_figure import draw_comparison, draw_tasks
 from paretune.analysis.curve_figure import draw_curves
 from paretune.analysis.looks import STYLE
 from paretune.analysis.measured import Group, Measured
@@ -23,10 +23,10 @@ def write_figures(measured: Measured, out: Path) -> list[Path]:
                 figure.savefig(file)
                 written.append(file)
         for dataset in dict.fromkeys(group.dataset for group in measured.groups):
-            file = folder / comparison_name(dataset)
-            if (figure := draw_comparison(measured, dataset)) is not None:
-                figure.savefig(file)
-                written.append(file)
+            for name, draw in ((comparison_name(dataset), draw_comparison), (tasks_name(dataset), draw_tasks)):
+                if (figure := draw(measured, dataset)) is not None:
+                    figure.savefig(folder / name)
+                    written.append(folder / name)
         if (figure := draw_pareto(measured)) is not None:
             figure.savefig(folder / PARETO_NAME)
             written.append(folder / PARETO_NAME)
@@ -42,3 +42,7 @@ def curves_name(group: Group) -> str:
 
 def comparison_name(dataset: str) -> str:
     return f"comparison-{dataset}.png"
+
+
+def tasks_name(dataset: str) -> str:
+    return f"tasks-{dataset}.png"

@@ -8,7 +8,7 @@ from paretune.analysis.comparisons import comparisons_section
 from paretune.analysis.conclude import across_bases, conclude, remarks
 from paretune.analysis.deviations import Marks, deviations, marks_of
 from paretune.analysis.document import Block, Bullets, Document, Paragraph, Picture, Section, Table
-from paretune.analysis.figures import PARETO_NAME
+from paretune.analysis.figures import PARETO_NAME, tasks_name
 from paretune.analysis.measured import Group, Measured, estimate_of, headline, same_tokenizer
 from paretune.analysis.scores import Place, place_of
 from paretune.analysis.sections import (
@@ -16,8 +16,8 @@ from paretune.analysis.sections import (
     generations_section,
     held_out_section,
     questions_section,
-    tasks_section,
 )
+from paretune.analysis.task_scores import tasks_section
 from paretune.analysis.training import training_section
 from paretune.pipeline.records import Record
 from paretune.spec.data import SPLITS
@@ -58,7 +58,7 @@ def build_report(measured: Measured, figures: frozenset[str]) -> Document:
             training_section(measured, group, figures),
             held_out_section(measured, group, marks),
             questions_section(measured, group, marks),
-            tasks_section(measured, group, marks),
+            tasks_section(measured, group, marks, _first_of(tasks_name(group.dataset), figures, group.dataset not in shown)),
             comparisons_section(measured, group),
             cost_section(measured, group, figures, first=group.dataset not in shown),
             generations_section(measured, group),
@@ -68,6 +68,11 @@ def build_report(measured: Measured, figures: frozenset[str]) -> Document:
         sections += [part for part in parts if part is not None]
     sections.append(Section("Notes", list(_notes(measured, marks))))
     return Document(f"{measured.study.study}: {_question(measured)}", sections)
+
+
+def _first_of(name: str, figures: frozenset[str], first: bool) -> str | None:
+    """The name of a figure of a whole dataset, where its first base stands."""
+    return name if first and name in figures else None
 
 
 def _question(measured: Measured) -> str:

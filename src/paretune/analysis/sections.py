@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import product
 
 from paretune.analysis import wording
 from paretune.analysis.answers import ANSWER_METRICS
@@ -15,6 +14,7 @@ from paretune.analysis.figures import comparison_name
 from paretune.analysis.measured import Group, Measured, cells_of, estimate_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.tables import cell_generations
+from paretune.analysis.task_scores import stopped, task_texts
 from paretune.analysis.training import cost_cell, spread_cell
 
 
@@ -23,6 +23,8 @@ def held_out_section(measured: Measured, group: Group, marks: Marks) -> Section 
     blocks: list[Block] = []
     for task, split in _held_out(measured, group):
         blocks.append(_held_out_table(measured, group, task, split, marks))
+    if held_out := [(task, split) for task, split in _held_out(measured, group) if split == "test"]:
+        blocks += _by_task(measured, group, *held_out[0], marks)
     return Section("Held-out text", blocks, level=3) if blocks else None
 
 
@@ -36,39 +38,6 @@ def questions_section(measured: Measured, group: Group, marks: Marks) -> Section
         if len(slices) > 1:
             blocks.append(_slices_table(measured, group, task, [name for name in slices if name], marks))
     return Section("Questions and answers", blocks, level=3) if blocks else None
-
-
-def tasks_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
-    """The scored answers to the tasks of the dataset."""
-    known = {quantity for quantity in _quantities(measured, group) if quantity.metric in _TASK_HEADS and not quantity.slice}
-    blocks: list[Block] = []
-    for split in (split for split in ("test", "validation") if any(one.split == split for one in known)):
-        tasks = [task for task in measured.study.data[group.dataset].scored if any(one.task == task for one in known)]
-        here = {one for one in known if one.split == split and one.task in tasks}
-        metrics = [metric for metric in _TASK_HEADS if any(one.metric == metric for one in here)]
-        rows = []
-        for task, place in product(tasks, (group.place(name) for name in group.variants)):
-            found = [estimate_of(measured, place, Quantity(task, split, metric)) for metric in metrics]
-            mark = marks.of(place, task, split)
-            if any(one is not None for one in found):
-                rows.append([task, place.variant, *(_with_interval(one) + mark * (one is not None) for one in found)])
-        if rows:
-            level = f"{100 * measured.level:g} % intervals over documents"
-            header = ("task", "variant", *(_TASK_HEADS[metric] for metric in metrics))
-            blocks.append(Table(header, rows, f"Tasks, {split}; {level}", words=2, grouped=True))
-    return Section("Tasks", blocks, level=3) if blocks else None
-
-
-_TASK_HEADS = {
-    "accuracy": "accuracy",
-    "exact_match": "exact match",
-    "contains": "contains the answer",
-    "set_f1": "F1 of sets",
-    "rouge_1": "ROUGE-1",
-    "rouge_2": "ROUGE-2",
-    "rouge_l": "ROUGE-L",
-    "bert_score_f1": "BERTScore",
-}
 
 
 def cost_section(measured: Measured, group: Group, figures: frozenset[str], first: bool) -> Section | None:
@@ -111,7 +80,7 @@ def cost_section(measured: Measured, group: Group, figures: frozenset[str], firs
 
 
 def generations_section(measured: Measured, group: Group) -> Section | None:
-    """Continuations of each prompt by every variant, of its first seed."""
+    """Continuations of each prompt and answers to the tasks of some documents by every variant, of its first seed."""
     blocks: list[Block] = []
     for task, use in measured.study.evaluate.items():
         if use.kind != "generate":
@@ -124,18 +93,8 @@ def generations_section(measured: Measured, group: Group) -> Section | None:
                 note = f"{seed}{stopped(row['stopped_by'], row['new_tokens'])}"
                 texts.setdefault(row["prompt"], []).append(Text(name, note, row["text"]))
         blocks += [SideBySide(prompt, entries) for prompt, entries in texts.items()]
+    blocks += task_texts(measured, group)
     return Section("Generations side by side", blocks, level=3) if blocks else None
-
-
-def stopped(reason: str, new_tokens: int) -> str:
-    """What ended a generation."""
-    words = {
-        "eos": "ended by itself after {}",
-        "max_new_tokens": "cut at the limit of {}",
-        "context": "cut at the end of the context after {}",
-        "line_break": "ended at a line break after {}",
-    }
-    return words.get(reason, f"stopped by {reason} after {{}}").format(wording.plural(new_tokens, "token"))
 
 
 def _held_out(measured: Measured, group: Group) -> list[tuple[str, str]]:
@@ -171,7 +130,27 @@ def _held_out_table(measured: Measured, group: Group, task: str, split: str, mar
     level = f"{100 * measured.level:g} % interval"
     header = ("variant", "loss", f"perplexity ({level})", f"bits per byte ({level})", "token accuracy", "seeds, perplexity")
     title = (split or task).capitalize() if task == "perplexity" else f"{task}, {split}"
-    return Table(header, rows, f"{title}, {counted}")
+    alone = "; of completions alone, after what stands before them" if measured.study.data[group.dataset].completes else ""
+    return Table(header, rows, f"{title}, {counted}{alone}")
+
+
+def _by_task(measured: Measured, group: Group, task: str, split: str, marks: Marks) -> list[Block]:
+    """Bits per byte of the completions of each task; nothing where there is one task, or plain text."""
+    first = Quantity(task, split, "bits_per_byte")
+    names = [name for name in measured.study.data[group.dataset].tasks if f"task: {name}" in _slices(measured, group, first)]
+    if not names:
+        return []
+    rows = []
+    for place in (group.place(name) for name in group.variants):
+        mark = marks.of(place, task, split) + marks.lossy(place)
+        found = [estimate_of(measured, place, first._replace(slice=f"task: {name}")) for name in names]
+        rows.append([place.variant, *(_with_interval(one) + mark * (one is not None) for one in found)])
+    level = f"{100 * measured.level:g} % intervals"
+    return [Table(("variant", *names), rows, f"Bits per byte of the completions by task, {split}, {level}")]
+
+
+def _slices(measured: Measured, group: Group, quantity: Quantity) -> set[str]:
+    return {one.slice for one in _quantities(measured, group) if one._replace(slice="") == quantity}
 
 
 def _answers_table(measured: Measured, group: Group, task: str, marks: Marks) -> Table:

@@ -19,6 +19,7 @@ NOUNS = {
     "bits_per_byte": "bits per byte",
     "token_accuracy": "token accuracy",
     "accuracy": "accuracy",
+    "accuracy_generated": "accuracy of the written answers",
     "exact_match": "exact match",
     "contains": "share of answers that contain the right one",
     "log_likelihood": "log-likelihood of the right answers",
@@ -28,7 +29,12 @@ NOUNS = {
     "bert_score_f1": "BERTScore",
     "set_f1": "F1 of sets",
 }
-SHARES = frozenset({"token_accuracy", "accuracy", "accuracy_unnormalised", "exact_match", "contains", "stopped_by_eos"})
+SHARES = frozenset(
+    {
+        *("token_accuracy", "accuracy", "accuracy_unnormalised", "accuracy_generated", "exact_match", "contains"),
+        "stopped_by_eos",
+    }
+)
 COST_WORDS = {
     "model_bytes": "model size",
     "adapter_bytes": "adapter size",
@@ -42,6 +48,8 @@ COST_WORDS = {
 }
 _OF_TEXT = frozenset({"loss", "perplexity", "bits_per_byte", "token_accuracy"})
 """Metrics that a split of the data has one of."""
+_TO_ONE = SHARES | {"rouge_1", "rouge_2", "rouge_l", "set_f1"}
+"""Scores from 0 to 1."""
 _UNITS = {"loss": "%", "log_likelihood": "nats per token"}
 _SIZE_STEP = 0.002
 """Relative difference of sizes that is worth a word."""
@@ -93,7 +101,7 @@ def interval_of(difference: Difference, *, signed: bool = True) -> str:
     """`95 % interval +2.2 to +4.0 %`; unsigned (both ends on one side of 0) `95 % interval 2.2 to 4.0 %`."""
     if not math.isfinite(difference.low) or not math.isfinite(difference.high):
         return f"{sources(difference)}: too few for an interval"
-    ends = [difference.low, difference.high]
+    ends = [_within_reach(difference.quantity, end) for end in (difference.low, difference.high)]
     if not signed and difference.mean < 0:
         ends.reverse()
     first, last = (_amount(difference.quantity.metric, end, signed) for end in ends)
@@ -102,6 +110,11 @@ def interval_of(difference: Difference, *, signed: bool = True) -> str:
         return f"{level} {first[2:]} to {last[2:]} times"
     number, _, unit = first.partition(" ")
     return f"{level} {number if unit == last.partition(' ')[2] else first} to {last}"
+
+
+def _within_reach(quantity: Quantity, value: float) -> float:
+    """A difference of scores between 0 and 1 cannot be larger than 1, which the intervals of two or three seeds do not know."""
+    return max(-1.0, min(1.0, value)) if quantity.metric in _TO_ONE else value
 
 
 def quality_clause(difference: Difference, whose: str = "its") -> str:
@@ -135,6 +148,8 @@ def detectable_of(difference: Difference) -> str:
     """The smallest difference that would have been detected, in the words of `amount_of`; empty where none would."""
     if not math.isfinite(difference.mde) or difference.mde == 0:
         return ""
+    if _within_reach(difference.quantity, difference.mde) < difference.mde:
+        return ""  # more than there can be
     return _amount(difference.quantity.metric, difference.mde, signed=False)
 
 

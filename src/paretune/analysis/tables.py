@@ -32,6 +32,7 @@ CURVE_FILE_COLUMNS = ("base", "dataset", "variant", "seed", "trial", *CURVE_COLU
 GENERATION_FIELDS = (
     *("base", "dataset", "variant", "seed", "task"),
     *("prompt", "text", "reference", "new_tokens", "seconds", "stopped_by"),
+    *("document", "example", "references"),
 )
 
 

@@ -29,7 +29,7 @@ def with_interval(mean: float, low: float, high: float) -> str:
     """`1.53 (1.51 to 1.56)`, all with the mean's decimals."""
     if math.isnan(low) or not math.isfinite(mean) or abs(mean) >= 1e7:
         return number(mean)
-    places = decimals(mean)
+    places = decimals(mean or max(abs(low), abs(high)))
     return f"{mean:,.{places}f} ({low:,.{places}f} to {high:,.{places}f})"
 
 

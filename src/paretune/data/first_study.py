@@ -1,7 +1,8 @@
 """A first study file from a look at a data file: `paretune init`.
 
 Fields of prose become the text, a heading that names the record its document, a field of few values the stratum; instructions,
-prompts with completions, questions with answers and conversations become a task. All of it is a guess from the first records,
+prompts with completions, questions with answers and conversations become a task, scored by what its answers look like: lists
+as sets, few short values as labels, all else by ROUGE-L. All of it is a guess from the first records,
 stands with a comment, and runs as it is on the base that ships with the package.
 """
 
@@ -27,6 +28,10 @@ _CHAPTER = r"^(?:CHAPTER|Chapter|BOOK|Book|PART|Part|[IVXLC]+\.)\s+\S.*$"
 _PROSE_WORDS = 4
 """A field with so many words on average is read as prose."""
 _STRATUM = range(2, 21)
+_ITEM_WORDS = 4
+"""Of an item of a list, and of a label, at most."""
+_REPEATS = 5
+"""Records for each label."""
 
 _STUDY = """\
 # A first comparison on your data, made by `paretune init`. It runs as it is: `paretune run {file}`.
@@ -47,12 +52,13 @@ variants:
   shorter: [{{prune.blocks: {{count: 1, choose: last}}}}, {{train.lora: {lora}}}]
 evaluate:
   perplexity: {{}}
-  generate: {{prompts: [{prompt}], max_new_tokens: 60}}
+{answers}  generate: {{prompts: [{prompt}], max_new_tokens: 60}}
   latency: {{}}
 """
 _LORA = "{r: 16, alpha: 32, targets: all-linear, learning_rate: 3.0e-3}"
 
 
+_ANSWERS = "  tasks: {max_documents: 50}".ljust(44) + "# so many held-out documents are answered and scored\n"
 _SKIP = "    too_long: skip".ljust(44) + "# left out and counted; error | cut (of a `context`)\n"
 _PAIRS = {
     "prompt": ("completion", "response"),
@@ -69,10 +75,13 @@ class _Guess:
     learned: str
     """The lines of the dataset that say what is learned."""
     prompt: str
+    """One to continue."""
     source: str = ""
     document: str | None = None
     stratify: str | None = None
     length: int = 256
+    scored: bool = False
+    """There are tasks whose answers are scored."""
 
 
 def first_study(data: Path, file: Path) -> str:
@@ -98,7 +107,7 @@ def first_study(data: Path, file: Path) -> str:
         about += f"    stratify: {guess.stratify}".ljust(44) + "# keeps its shares in every split\n"
     return _STUDY.format(
         file=file, name=name, about=about, learned=guess.learned, prompt=_quoted(guess.prompt), lora=_LORA, length=guess.length,
-        source=f"{{path: {_quoted(path)}{columns}{guess.source}}}",
+        source=f"{{path: {_quoted(path)}{columns}{guess.source}}}", answers=_ANSWERS if guess.scored else "",
     )  # fmt: skip
 
 
@@ -125,8 +134,8 @@ def _of_chats(rows: Sequence[Mapping[str, Any]]) -> _Guess | None:
     """Conversations, in one of the two formats that are read as they are."""
     for field, form in _CHATS.items():
         if all(isinstance(row.get(field), list) and row[field] and isinstance(row[field][0], Mapping) for row in rows):
-            told = f"    records: {form}".ljust(44) + "# the loss is taken on the assistant's turns alone\n"
-            return _Guess(told + _SKIP, "User: Hello!\n\nAssistant:", document=_repeated_id(rows), length=512)
+            told = _ready(form, [], "the loss is taken on the assistant's turns alone")
+            return _Guess(told + _SKIP, "User: Hello!\n\nAssistant:", document=_repeated_id(rows), length=512, scored=True)
     return None
 
 
@@ -140,20 +149,60 @@ def _of_pairs(rows: Sequence[Mapping[str, Any]]) -> _Guess | None:
     if not asks or not all(_is_text(row.get(asks)) for row in rows):
         return None
     given = next((field for field in _INPUTS if field in rows[0] and field != answers), None)
-    shortest = min(rows, key=lambda row: len(row[asks]))
+    shortest, answered = min(rows, key=lambda row: len(row[asks])), [row.get(answers) for row in rows]
     document = _repeated_id(rows) or (asks if len({row[asks] for row in rows}) < len(rows) else None)
     if (asks, answers, given) == ("instruction", "output", "input"):
-        template, learned = ALPACA, "    records: alpaca".ljust(44) + "# `instruction`, `input` and `output`\n"
+        template, learned = ALPACA, _ready("alpaca", answered, "`instruction`, `input` and `output`")
     elif (asks, answers) == ("prompt", "completion") and _mostly(rows, lambda row: _is_seam(row[asks], row[answers])):
         template = "{{ prompt }}"
-        learned = "    records: prompt_completion".ljust(44) + "# the completion follows the prompt as it is\n"
+        learned = _ready("prompt_completion", answered, "the completion follows the prompt as it is")
     else:
         more = "" if given is None else f"{{% if {given} %}}\n\n{{{{ {given} }}}}{{% endif %}}"
         template = f"{{{{ {asks} }}}}{more}\n\n"
         learned = "    tasks:".ljust(44) + "# the loss is taken on the completion alone\n"
-        learned += f'      {answers}: {{prompt: {_quoted(template)}, completion: "{{{{ {answers} }}}}"}}\n'
+        learned += f"      {_task(answers, template, answered)}\n"
     prompt = render(parse_template(template), shortest, "the shortest record")
-    return _Guess(learned + _SKIP, prompt, document=document, stratify=_stratum(rows, document), length=512)
+    return _Guess(learned + _SKIP, prompt, document=document, stratify=_stratum(rows, document), length=512, scored=True)
+
+
+def _ready(form: str, answered: Sequence[Any], told: str) -> str:
+    """A ready format, with the scores that fit its answers; labels need a task."""
+    score = "set_f1" if answered and _is_list(answered) else "rouge_l"
+    return f"    records: {{format: {form}, score: [{score}]}}".ljust(60) + f"# {told}\n"
+
+
+def _task(field: str, prompt: str, values: Sequence[Any], lead: str = "") -> str:
+    """A task that answers with `field`, and how its answers are scored. `lead` belongs to the answer's first token."""
+    written, score = f"{{{{ {field} }}}}", "score: [rouge_l]"
+    if _is_list(values):
+        score = "score: [set_f1]"
+        if any(isinstance(value, list) for value in values):
+            written = f"{{{{ {field} | join(', ') }}}}"
+    elif _is_label(values):
+        score = "score: [accuracy], labels: from_train"
+    return f"{field}: {{prompt: {_quoted(prompt)}, completion: {_quoted(lead + written)}, {score}}}"
+
+
+def _is_list(values: Sequence[Any]) -> bool:
+    """Lists of short texts, or texts that write most of them: several short items between commas, without a sentence's end."""
+    if all(isinstance(value, list) and all(isinstance(item, str) for item in value) for value in values):
+        return True
+    texts = [value for value in values if _is_text(value)]
+    items = [[item.split() for item in re.split(r"[,;\n]", text)] for text in texts if not re.search(r"[.!?]\s|[.!?]$", text)]
+    listed = [parts for parts in items if len(parts) > 1 and max(map(len, parts)) <= _ITEM_WORDS]
+    return len(texts) == len(values) and 2 * len(listed) > len(texts)
+
+
+def _is_label(values: Sequence[Any]) -> bool:
+    """Few short texts, each of which stands there often."""
+    if not all(_is_text(value) for value in values):
+        return False
+    counts = Counter(value.strip() for value in values)
+    return (
+        len(counts) in _STRATUM
+        and len(values) >= _REPEATS * len(counts)
+        and max(map(len, map(str.split, counts))) <= _ITEM_WORDS
+    )
 
 
 def _plain(field: str) -> str:
@@ -183,7 +232,24 @@ def _of_records(data: Path, rows: Sequence[Mapping[str, Any]]) -> _Guess:
     headings = [field for field in used if field != longest and _mean_words(rows, field) <= 30]
     text = '"' + r"\n\n".join(f"{{{{ {field} }}}}" for field in used) + '"'
     document = headings[0] if headings else _repeated_id(rows)
-    return _Guess(_text(text), _opening(str(rows[0][used[0]]), data), "", document, _stratum(rows, document))
+    learned = _text(text) + _tasks_instead(rows, longest)
+    return _Guess(learned, _opening(str(rows[0][used[0]]), data), "", document, _stratum(rows, document))
+
+
+def _tasks_instead(rows: Sequence[Mapping[str, Any]], longest: str) -> str:
+    """As comments, tasks that all read the longest field: what the others say of it."""
+    tasks = []
+    for field in rows[0]:
+        values = [row.get(field) for row in rows]
+        told = any(values) and (all(isinstance(v, str) for v in values) or all(isinstance(v, list) for v in values))
+        if field == longest or not field.isidentifier() or not told or _is_address(rows, field):
+            continue
+        if _is_list(values) or _is_label(values) or _mean_words(rows, field) >= _PROSE_WORDS:
+            tasks.append(f"    #   {_task(field, f'{field.capitalize()}:', values, lead=' ')}\n")
+    if not tasks:
+        return ""
+    begun = "    # or, instead of `text`, answers to tasks that all read one field (it is cut where it is too long):\n"
+    return f'{begun}    # too_long: cut\n    # context: "{{{{ {longest} }}}}\\n\\n"\n    # tasks:\n' + "".join(tasks)
 
 
 def _repeated_id(rows: Sequence[Mapping[str, Any]]) -> str | None:

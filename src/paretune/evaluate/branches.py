@@ -74,6 +74,8 @@ class Ask:
     """New tokens at most."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer."""
+    at_limit: StoppedBy = "max_new_tokens"
+    """What is said to have ended an answer of `limit` tokens."""
 
 
 @dataclass(frozen=True)
@@ -260,12 +262,12 @@ def _take(tokenizer: TextTokenizer, branch: _Branch, token: int) -> None:
     if branch.ask.stop and any(stop in tokenizer.decode(recent) for stop in branch.ask.stop):
         branch.ended = "stop"
     elif len(branch.ids) >= branch.ask.limit:
-        branch.ended = "max_new_tokens"
+        branch.ended = branch.ask.at_limit
 
 
 def _finished(tokenizer: TextTokenizer, branch: _Branch, seconds: float) -> Answer:
     head = [*branch.ask.trunk[-1:].tolist(), *branch.ask.prompt.tolist()]
-    ids, ended = branch.ids, branch.ended or "max_new_tokens"
+    ids, ended = branch.ids, branch.ended or branch.ask.at_limit
     before, whole = tokenizer.decode(head), tokenizer.decode([*head, *ids])
     text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(ids)
     found = cut_at_text(tokenizer, ids, branch.ask.stop) if ended == "stop" else None

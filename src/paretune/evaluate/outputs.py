@@ -64,6 +64,8 @@ class Generation:
     """Where a file holds texts of several tasks; the prompt is then what follows the context."""
     document: str | None = None
     example: str | None = None
+    references: tuple[str, ...] | None = None
+    """Where several are right; the first of them is `reference`."""
 
 
 def write_scores(scores: Sequence[Score], directory: Path, slice_by: Sequence[str] = ()) -> None:

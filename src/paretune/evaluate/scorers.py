@@ -70,14 +70,16 @@ def items_of(text: str) -> set[str]:
     return {part for part in parts if part}
 
 
-def shape_of(text: str, reference: str) -> dict[str, float]:
+def shape_of(text: str, references: Sequence[str]) -> dict[str, float]:
     """How a text is written, whatever it says; what a text is too short for is left out.
 
-    `length_ratio`: words for each word of the reference. `distinct_1`, `distinct_2`: different words, and pairs of words, among
-    all of them (Li et al. 2016, https://arxiv.org/abs/1510.03055). `repetition`: share of 4-grams that stood there before.
+    `length_ratio`: words for each word of the reference, of several the one nearest in length. `distinct_1`, `distinct_2`:
+    different words, and pairs of words, among all of them (Li et al. 2016, https://arxiv.org/abs/1510.03055). `repetition`:
+    share of 4-grams that stood there before.
     """
-    words, wanted = text.split(), reference.split()
-    shape = {"length_ratio": len(words) / len(wanted)} if wanted else {}
+    words = text.split()
+    ratios = [len(words) / len(reference.split()) for reference in references if reference.split()]
+    shape = {"length_ratio": min(ratios, key=lambda ratio: abs(ratio - 1))} if ratios else {}
     pairs, fours = list(pairwise(words)), [tuple(words[n : n + 4]) for n in range(len(words) - 3)]
     for name, grams in (("distinct_1", words), ("distinct_2", pairs)):
         if grams:
@@ -85,6 +87,13 @@ def shape_of(text: str, reference: str) -> dict[str, float]:
     if fours:
         shape["repetition"] = 1 - len(set(fours)) / len(fours)
     return shape
+
+
+def best_of(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The highest of each metric: what an answer is worth where several references are right."""
+    return {
+        metric: max(each[metric] for each in scores if metric in each) for metric in {m: None for each in scores for m in each}
+    }
 
 
 def score_answer(scorers: Sequence[str], text: str, reference: str) -> Mapping[str, float]:

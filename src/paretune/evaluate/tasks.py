@@ -1,12 +1,14 @@
 """The tasks of a dataset on held-out records: greedy answers with their scores, and labels by likelihood.
 
-The tasks of a record share its context, which is read once. `accuracy` takes the label with the highest log-likelihood as a
-whole answer, its end included, so that a label that begins another one is told from it; `accuracy_generated` asks whether the
-generated answer is the label.
+The tasks of a record share its context, which is read once. What is asked alike (one document, context and prompt) is one
+question with several right answers: it is answered once, and the best score counts, metric by metric. `accuracy` takes the
+label with the highest log-likelihood as a whole answer, its end included, so that a label that begins another one is told from
+it; `accuracy_generated` asks whether the generated answer is the label.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,97 +19,160 @@ from paretune.data.examples import examples_of
 from paretune.data.tokenizer import TextTokenizer, read_tokens
 from paretune.data.trees import Example
 from paretune.errors import DataError
+from paretune.evaluate.bert_score import bert_score, load_encoder
 from paretune.evaluate.branches import Answer, Ask, answer
 from paretune.evaluate.outputs import Generation, Score, write_generations, write_scores
-from paretune.evaluate.scorers import score_answer, shape_of
+from paretune.evaluate.scorers import best_of, score_answer, shape_of
 from paretune.model.forward import score
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.spec.evaluations import Tasks
+from paretune.spec.tasks import BERT_SCORE
 
 Row = Mapping[str, Any]
 """Of tokens.parquet: one task of one record."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """A row, and what would be right to answer."""
+
+    row: Row
+    """The first that asks so."""
+    references: tuple[str, ...]
+    """Different from each other, as they are written."""
+
+    @property
+    def task(self) -> str:
+        return str(self.row["task"])
+
+
 def evaluate_tasks(context: StageContext) -> dict[str, Any]:
     """Stage body: scores of every answer in `scores.parquet`, with the task's name in `task`, and `generations.jsonl`.
 
-    The evaluation's config is `Tasks` with `tasks`: name to the fields of its `Scoring`.
+    The evaluation's config is `Tasks` with `tasks`: name to the fields of its `Scoring`, and `encoder`: the layer of the one
+    that `bert_score` compares with.
     """
     fields = dict(context.config["evaluation"])
     tasks: Mapping[str, Mapping[str, Any]] = fields.pop("tasks")
+    encoder: Mapping[str, Any] | None = fields.pop("encoder", None)
     settings = Tasks.model_validate(fields, strict=False)
     directory = context.inputs["tokens"].path
     loaded = load_model(context)
     labels = {name: _labels(task["labels"], directory, name) for name, task in tasks.items() if task.get("labels")}
-    scores: list[Score] = []
-    generations: list[Generation] = []
-    metrics: dict[str, Any] = {f"labels_unseen_{name}": 0 for name in labels}
+    asked: list[Question] = []
+    answers: list[Answer] = []
+    likeliest: list[str | None] = []
     for split in settings.splits:
         rows = _first_documents(read_tokens(directory, split), settings.max_documents)
-        rows = [row for row in rows if row["task"] in tasks]
-        answers = answer(loaded, asks_of(rows, tasks, loaded), emit=context.emit)
-        likeliest = likeliest_labels(loaded, rows, labels, context.options.forward_tokens)
-        for row, found, label in zip(rows, answers, likeliest, strict=True):
-            scores += answer_scores(row, tasks[row["task"]], found, label)
-            if label is not None:
-                metrics[f"labels_unseen_{row['task']}"] += row["reference"].strip() not in labels[row["task"]]
-            generations.append(_generation(loaded.tokenizer, row, found))
-        counts = Counter(row["task"] for row in rows)
-        metrics |= {f"answers_{split}_{name}": counts[name] for name in tasks}
+        questions = questions_of([row for row in rows if row["task"] in tasks])
+        asked += questions
+        answers += answer(loaded, asks_of(questions, tasks, loaded), emit=context.emit)
+        likeliest += likeliest_labels(loaded, questions, labels, context.options.forward_tokens)
+    similar = _bert_scores(asked, answers, tasks, encoder, context) if encoder is not None else [{} for _ in asked]
+    scores: list[Score] = []
+    for question, found, label, more in zip(asked, answers, likeliest, similar, strict=True):
+        scores += answer_scores(question, tasks[question.task], found, label, more)
     write_scores(scores, context.draft)
-    write_generations(generations, context.draft)
-    return metrics
+    write_generations((_generation(loaded.tokenizer, *pair) for pair in zip(asked, answers, strict=True)), context.draft)
+    return _counted(asked, labels, settings.splits, tasks)
 
 
-def asks_of(rows: Sequence[Row], tasks: Mapping[str, Mapping[str, Any]], loaded: LoadedModel) -> list[Ask]:
-    """What the model is asked about each row; an answer stays within the positions of the model."""
+def questions_of(rows: Sequence[Row]) -> list[Question]:
+    """The rows by what they ask, in their order."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        place = (row["split"], row["document"], row["task"], tuple(row["context"]), tuple(row["prompt"]))
+        found.setdefault(place, []).append(row)
+    return [Question(alike[0], tuple(dict.fromkeys(row["reference"] for row in alike))) for alike in found.values()]
+
+
+def asks_of(questions: Sequence[Question], tasks: Mapping[str, Mapping[str, Any]], loaded: LoadedModel) -> list[Ask]:
+    """What the model is asked; an answer stays within the positions of the model."""
     asks = []
-    for row, (trunk, prompt) in zip(rows, _prompts(rows, loaded.tokenizer), strict=True):
-        task = tasks[row["task"]]
-        room = task["max_new_tokens"] if loaded.max_positions is None else loaded.max_positions - len(trunk) - len(prompt)
+    for question, (trunk, prompt) in zip(questions, _prompts(questions, loaded.tokenizer), strict=True):
+        row, task = question.row, tasks[question.task]
+        wanted, positions = task["max_new_tokens"], loaded.max_positions
+        room = wanted if positions is None else positions - len(trunk) - len(prompt)
         if room < 1:
             raise DataError(
                 f"document `{row['document']}` (record {row['example']}) leaves no room for an answer; lower `max_length`"
             )
-        asks.append(Ask(trunk, prompt, min(room, task["max_new_tokens"]), tuple(task["stop"])))
+        limit: int = min(room, wanted)
+        asks.append(Ask(trunk, prompt, limit, tuple(task["stop"]), "context" if limit < wanted else "max_new_tokens"))
     return asks
 
 
 def likeliest_labels(
-    loaded: LoadedModel, rows: Sequence[Row], labels: Mapping[str, Sequence[str]], forward_tokens: int
+    loaded: LoadedModel, questions: Sequence[Question], labels: Mapping[str, Sequence[str]], forward_tokens: int
 ) -> list[str | None]:
-    """The likeliest of the labels of each row's task; None where it has none."""
+    """The likeliest of the labels of each question's task; None where it has none."""
     tokenizer = loaded.tokenizer
     examples: list[Example] = []
-    asked = [row for row in rows if row["task"] in labels]
-    for row, (trunk, prompt) in zip(asked, _prompts(asked, tokenizer), strict=True):
-        for label in _written(labels[row["task"]], row["reference"]):
-            ids = np.array([*tokenizer.encode_continuation(label), *row["end"]], np.int32)
+    asked = [question for question in questions if question.task in labels]
+    for question, (trunk, prompt) in zip(asked, _prompts(asked, tokenizer), strict=True):
+        for label in _written(labels[question.task], question.references[0]):
+            ids = np.array([*tokenizer.encode_continuation(label), *question.row["end"]], np.int32)
             examples.append(Example(np.concatenate([prompt, ids]).astype(np.int32), len(prompt), trunk))
     results = score(loaded.model, examples, forward_tokens=forward_tokens)
     found = []
-    for row in rows:
-        names = labels.get(row["task"], ())
+    for question in questions:
+        names = labels.get(question.task, ())
         sums = [-float(each.nats.sum()) for each in islice(results, len(names))]
         found.append(names[int(np.argmax(sums))] if names else None)
     return found
 
 
-def answer_scores(row: Row, task: Mapping[str, Any], found: Answer, label: str | None) -> list[Score]:
-    """All scores of one answer; `label` is the likeliest one, None for a task without labels."""
-    text, reference = found.text.strip(), row["reference"].strip()
+def answer_scores(
+    question: Question, task: Mapping[str, Any], found: Answer, label: str | None, more: Mapping[str, float]
+) -> list[Score]:
+    """All scores of one answer: `label` is the likeliest one, None for a task without labels; `more` are scores by a model."""
+    row, text = question.row, found.text.strip()
+    references = [reference.strip() for reference in question.references]
     values = {
-        **score_answer(task["score"], text, reference),
-        **shape_of(text, reference),
+        **best_of([score_answer(task["score"], text, reference) for reference in references]),
+        **more,
+        **shape_of(text, references),
         "new_tokens": len(found.ids),
         "new_words": len(text.split()),
         "stopped_by_eos": found.stopped_by == "eos",
     }
     if label is not None:
-        values |= {"accuracy": label.strip() == reference, "accuracy_generated": text == reference}
+        values |= {"accuracy": label.strip() in references, "accuracy_generated": text in references}
     place = {"example": row["example"], "document": row["document"], "split": row["split"], "task": row["task"]}
     return [Score(metric, float(value), **place) for metric, value in values.items()]
+
+
+def _bert_scores(
+    questions: Sequence[Question],
+    answers: Sequence[Answer],
+    tasks: Mapping[str, Mapping[str, Any]],
+    config: Mapping[str, Any],
+    context: StageContext,
+) -> list[dict[str, float]]:
+    """BERTScore of each answer of a task that asks for it, by the best of its references; nothing for the others."""
+    encoder = load_encoder(config, context.resources["encoder"], context.config.get("device", "cpu"))
+    places = [n for n, question in enumerate(questions) if BERT_SCORE in tasks[question.task]["score"]]
+    pairs = [(n, reference) for n in places for reference in questions[n].references]
+    scored = bert_score(encoder, [answers[n].text for n, _ in pairs], [reference for _, reference in pairs])
+    found: list[dict[str, float]] = [{} for _ in questions]
+    for (n, _), one in zip(pairs, scored, strict=True):
+        found[n] = best_of([one, found[n]])
+    return found
+
+
+def _counted(
+    questions: Sequence[Question], labels: Mapping[str, Sequence[str]], splits: Sequence[str], names: Mapping[str, Any]
+) -> dict[str, Any]:
+    counts = Counter((question.row["split"], question.task) for question in questions)
+    unseen = Counter(
+        question.task
+        for question in questions
+        if question.task in labels and not {text.strip() for text in question.references} & set(labels[question.task])
+    )
+    return {f"labels_unseen_{name}": unseen[name] for name in labels} | {
+        f"answers_{split}_{name}": counts[split, name] for split in splits for name in names
+    }
 
 
 def _labels(asked: str | Sequence[str], directory: Path, name: str) -> tuple[str, ...]:
@@ -132,10 +197,10 @@ def _first_documents(rows: Sequence[Row], count: int | None) -> list[Row]:
     return [row for row in rows if row["document"] in kept]
 
 
-def _prompts(rows: Sequence[Row], tokenizer: TextTokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Trunk and prompt of each row; without a context the trunk is the prefix token."""
+def _prompts(questions: Sequence[Question], tokenizer: TextTokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Trunk and prompt of each question; without a context the trunk is the prefix token."""
     found = []
-    for example in examples_of(rows, tokenizer, 0):
+    for example in examples_of([question.row for question in questions], tokenizer, 0):
         if example.trunk is None:
             found.append((example.ids[:1], example.ids[1 : example.first_target]))
         else:
@@ -143,16 +208,17 @@ def _prompts(rows: Sequence[Row], tokenizer: TextTokenizer) -> list[tuple[np.nda
     return found
 
 
-def _generation(tokenizer: TextTokenizer, row: Row, found: Answer) -> Generation:
-    prompt = tokenizer.decode(row["prompt"])
+def _generation(tokenizer: TextTokenizer, question: Question, found: Answer) -> Generation:
+    row = question.row
     return Generation(
-        prompt,
-        found.text,
-        len(found.ids),
-        found.seconds,
-        found.stopped_by,
-        row["reference"],
-        row["task"],
-        row["document"],
-        row["example"],
+        prompt=tokenizer.decode(row["prompt"]),
+        text=found.text,
+        new_tokens=len(found.ids),
+        seconds=found.seconds,
+        stopped_by=found.stopped_by,
+        reference=question.references[0],
+        task=question.task,
+        document=row["document"],
+        example=row["example"],
+        references=question.references if len(question.references) > 1 else None,
     )

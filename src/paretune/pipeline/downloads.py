@@ -34,9 +34,10 @@ def pending(plan: Plan, store: Store) -> list[Download]:
     for stage in plan.stages:
         if store.find(stage):
             continue
-        if stage.resources.get("base", "").startswith(_PREFIX):
-            name, _, commit = stage.resources["base"].removeprefix(_PREFIX).rpartition("@")
-            found[Download(hub.MODEL, name, commit)] = None
+        for resource in (stage.resources.get("base", ""), stage.resources.get("encoder", "")):
+            if resource.startswith(_PREFIX):
+                name, _, commit = resource.removeprefix(_PREFIX).rpartition("@")
+                found[Download(hub.MODEL, name, commit)] = None
         for source in _sources(stage):
             if source["hub"]:
                 found[Download(hub.DATASET, source["hub"], source["revision"], source["config"])] = None

@@ -8,7 +8,7 @@ never recorded. Planning asks for commits and config.json and for nothing else; 
 import fnmatch
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_config(file: Path, where: str) -> dict[str, Any]:
-    """config.json of a causal LM; NeedsError where it is missing, damaged, or of another kind of model."""
+    """config.json of a model; NeedsError where it is missing or damaged."""
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -206,6 +206,11 @@ def read_config(file: Path, where: str) -> dict[str, Any]:
         raise NeedsError(f"{where}: `{file}` cannot be read as JSON ({error}); copy the model again") from None
     if not isinstance(config, dict):
         raise NeedsError(f"{where}: `{file}` holds no configuration, but a {type(config).__name__}; copy the model again")
+    return config
+
+
+def check_writes_text(config: Mapping[str, Any], where: str) -> None:
+    """NeedsError, beginning with `where`, for the config of another kind of model than a causal LM."""
     architectures = config.get("architectures") or []
     if not any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         kind = ", ".join(map(str, architectures)) or f"{config.get('model_type', 'unknown')} (no `architectures`)"
@@ -213,7 +218,6 @@ def read_config(file: Path, where: str) -> dict[str, Any]:
             f"{where}: `{kind}` is no causal language model; Paretune trains and measures models that write text from left "
             "to right (architectures ending in ForCausalLM or LMHeadModel), not encoders or extractive models"
         )
-    return config
 
 
 def _quiet_unless_terminal() -> None:

@@ -20,6 +20,7 @@ from paretune.errors import NeedsError, StoreError
 from paretune.pipeline import hub, machine
 from paretune.spec.base import suggestion
 from paretune.spec.data import Source
+from paretune.spec.evaluations import Tasks
 from paretune.spec.study import Base, Study
 
 SCHEMA = 1
@@ -54,6 +55,8 @@ class Lock:
     """SHA-256 by path, as the study writes the path."""
     hub_commits: Mapping[str, str]
     """By `commit_name`."""
+    encoder: LockedBase | None = None
+    """Of the evaluation of tasks, where it has one."""
     seen: Mapping[str, Any] = field(default_factory=dict)
     """Stamp and digest of files, so that a big one is not read again while it has not been touched."""
 
@@ -100,7 +103,8 @@ def resolve_lock(study: Study, study_file: Path, device: str = "auto") -> Lock:
         compute=compute,
         evaluate=study.precision.evaluate,
         matmul_gflops=rates,
-        bases={name: _base(name, base, digests, commits) for name, base in study.bases.items()},
+        bases={name: _base(f"bases.{name}", base, digests, commits) for name, base in study.bases.items()},
+        encoder=next((_base(where, base, digests, commits, writes=False) for where, base in _encoders(study)), None),
         files={path: digests.of_file(path, where) for path, where in _files(study)},
         hub_commits=commits,
         seen={name: seen.model_dump() for name, seen in digests.seen.items()},
@@ -111,7 +115,7 @@ def write_lock(lock: Lock, study_file: Path) -> None:
     """Write the lock beside the study, at once or not at all; StoreError if the folder cannot be written."""
     target = lock_file(study_file)
     fields = asdict(lock)
-    for base in fields["bases"].values():
+    for base in [*fields["bases"].values(), *filter(None, [fields["encoder"]])]:
         del base["resource"]  # a path of this machine, which says nothing to another
     content = json.dumps({"schema": SCHEMA, **fields}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     draft = target.with_name(f".{target.name}.{os.getpid()}")
@@ -146,13 +150,23 @@ def _files(study: Study) -> list[tuple[str, str]]:
     return files
 
 
+def _encoders(study: Study) -> list[tuple[str, Base]]:
+    """The encoder that answers are scored with, if there is one, with the place where it stands in the file."""
+    asked = [(name, use.config.encoder) for name, use in study.evaluate.items() if isinstance(use.config, Tasks)]
+    return [
+        (f"evaluate.{name}.encoder", Base(path=encoder.path, hub=encoder.hub, revision=encoder.revision))
+        for name, encoder in asked
+        if encoder is not None
+    ]
+
+
 def _commits(study: Study, pinned: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for base_name, base in study.bases.items():
+    for where, base in [*((f"bases.{name}", base) for name, base in study.bases.items()), *_encoders(study)]:
         if base.hub:
             name = commit_name(hub.MODEL, base.hub, base.revision)
             # Asked for although it is pinned: config.json is needed, and without it and a network this says so at once.
             wanted = pinned.get(name, base.revision)
-            yield name, hub.resolve_commit(hub.MODEL, base.hub, wanted, f"bases.{base_name}.hub")
+            yield name, hub.resolve_commit(hub.MODEL, base.hub, wanted, f"{where}.hub")
     for where, source in sources(study):
         if source.hub:
             name = commit_name(hub.DATASET, source.hub, source.revision)
@@ -172,12 +186,16 @@ def _precision(study: Study, old: _Written, device: str) -> tuple[str, dict[str,
     return machine.faster_format(rates), rates
 
 
-def _base(name: str, base: Base, digests: "_Digests", commits: Mapping[str, str]) -> LockedBase:
+def _base(place: str, base: Base, digests: "_Digests", commits: Mapping[str, str], *, writes: bool = True) -> LockedBase:
+    """The base that stands at `place`; `writes`: it must be a causal LM."""
     if base.hub:
         commit = commits[commit_name(hub.MODEL, base.hub, base.revision)]
         resource = f"hub:{base.hub}@{commit}"
-        return LockedBase(resource, resource, resource, hub.model_config(base.hub, commit, f"bases.{name}.hub"))
-    where = f"bases.{name}.{'builtin' if base.builtin else 'path'}"
+        config = hub.model_config(base.hub, commit, f"{place}.hub")
+        if writes:
+            hub.check_writes_text(config, f"{place}.hub")
+        return LockedBase(resource, resource, resource, config)
+    where = f"{place}.{'builtin' if base.builtin else 'path'}"
     directory = hub.builtin_base(base.builtin, where) if base.builtin else digests.folder / str(base.path)
     with _readable(where, str(directory)):
         if not directory.is_dir():
@@ -189,6 +207,8 @@ def _base(name: str, base: Base, digests: "_Digests", commits: Mapping[str, str]
                 f"{or_hub}{_likely(directory)}"
             )
         config = hub.read_config(directory / "config.json", where)
+        if writes:
+            hub.check_writes_text(config, where)
         if not hub.weight_files(directory):
             raise NeedsError(
                 f"{where}: `{directory}` holds no model.safetensors, nor all the files that a model.safetensors.index.json "

@@ -18,6 +18,7 @@ from paretune.spec.data import Dataset, Source
 from paretune.spec.evaluations import Tasks
 from paretune.spec.registry import Evaluation, Method
 from paretune.spec.study import EvaluationUse, MethodUse, Study
+from paretune.spec.tasks import BERT_SCORE
 
 SIZE = "size"
 """Name of the evaluation that every variant gets: parameters and bytes."""
@@ -194,12 +195,22 @@ class _Planner:
             config = use.config.model_dump(mode="json")
             resources: dict[str, str] = {}
             if isinstance(use.config, Tasks):
-                config["tasks"] = self.study.data[dataset].scored
+                config["tasks"] = scored = self.study.data[dataset].scored
+                del config["encoder"]
+                if any(BERT_SCORE in task["score"] for task in scored.values()):
+                    config["encoder"], resources["encoder"] = self._encoder(use.config)
             if use.row.items:
                 resources["items"], config["path"] = self._place_of_items(use)
                 config.pop("builtin", None)
             stages[name] = self._evaluation(base, use.row, config, resources, model, tokens, gate)
         return stages
+
+    def _encoder(self, tasks: Tasks) -> tuple[dict[str, Any], str]:
+        """What answers depend on of the encoder that they are scored with, and where it is."""
+        assert tasks.encoder is not None, "a study that scores with it names it"
+        assert self.lock.encoder is not None
+        layer = tasks.encoder.layer_of(count_blocks(self.lock.encoder.config) or 0)
+        return {"digest": self.lock.encoder.digest, "layer": layer}, self.lock.encoder.resource
 
     def _evaluation(
         self,
@@ -236,6 +247,13 @@ def num_positions(base: LockedBase) -> int | None:
     """Longest sequence a base reaches, by its config; None where it names no limit."""
     limits = (base.config.get(name) for name in ("max_position_embeddings", "n_positions"))
     return next((int(limit) for limit in limits if limit), None)
+
+
+def count_blocks(config: Mapping[str, Any]) -> int | None:
+    """Transformer blocks of a model, by its config."""
+    config = config.get("text_config", config)
+    found = (config.get(name) for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
+    return next((count for count in found if isinstance(count, int)), None)
 
 
 def _check_lengths(study: Study, lock: Lock) -> None:

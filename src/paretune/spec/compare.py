@@ -15,7 +15,8 @@ from paretune.spec.base import Spec, suggestion
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
 HIGHER_IS_BETTER = frozenset(
     {
-        *("token_accuracy", "accuracy", "accuracy_unnormalised", "exact_match", "contains", "log_likelihood"),
+        *("token_accuracy", "accuracy", "accuracy_unnormalised", "accuracy_generated", "exact_match", "contains"),
+        "log_likelihood",
         *("rouge_1", "rouge_2", "rouge_l", "bert_score_f1", "set_f1"),
     }
 )

@@ -86,6 +86,48 @@ class Latency(Spec):
     """Runs before them that are not."""
 
 
+class Encoder(Spec):
+    """A pretrained encoder, such as RoBERTa, whose vectors of tokens `bert_score` compares: `path` or `hub`."""
+
+    path: str | None = None
+    """A directory in Hugging Face format; relative to the study file."""
+    hub: str | None = None
+    """A repository of the Hugging Face hub, `owner/name`."""
+    revision: str | None = None
+    """Commit, tag or branch of `hub`; the commit is pinned in the lock."""
+    layer: int | None = Field(None, ge=1)
+    """The layer that the vectors are taken after; unless given that of the bert-score package for the models that it knows
+    by name (17 of `FacebookAI/roberta-large`), and the last of others."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("name exactly one of `path` and `hub`")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("`revision` goes with `hub`")
+        return self
+
+    def layer_of(self, num_layers: int) -> int:
+        """The layer, of an encoder with so many."""
+        return self.layer or _LAYERS.get((self.hub or "").rpartition("/")[2], num_layers)
+
+
+_LAYERS = {
+    "roberta-large": 17,
+    "roberta-base": 10,
+    "distilroberta-base": 5,
+    "bert-base-uncased": 9,
+    "bert-large-uncased": 18,
+    "bert-base-multilingual-cased": 9,
+    "bert-base-chinese": 8,
+    "distilbert-base-uncased": 5,
+    "distilbert-base-multilingual-cased": 5,
+    "xlm-roberta-base": 9,
+    "xlm-roberta-large": 17,
+}
+"""The layers that agree best with people's judgement of translations, as the bert-score package has them."""
+
+
 class Tasks(Spec):
     """The answers to a dataset's tasks that have `score` or `labels`, on held-out records. Asked without an entry here, too."""
 
@@ -93,6 +135,8 @@ class Tasks(Spec):
     """Which splits are answered."""
     max_documents: int | None = Field(None, ge=1)
     """Of each split so many at most, the first by the order of the split; all unless given."""
+    encoder: Encoder | None = None
+    """What `bert_score` of the tasks compares texts with."""
 
     @model_validator(mode="after")
     def _distinct_splits(self) -> Self:
@@ -106,5 +150,5 @@ EVALUATIONS = (
     Evaluation("latency", Latency, "paretune.evaluate.cost:evaluate_latency", uses_tokens=True, measures_time=True),
     Evaluation("perplexity", Perplexity, "paretune.evaluate.likelihood:evaluate_perplexity", uses_tokens=True),
     Evaluation("qa", Qa, "paretune.evaluate.qa:evaluate_qa", items="paretune.data.questions:question_texts"),
-    Evaluation("tasks", Tasks, "paretune.evaluate.tasks:evaluate_tasks", uses_tokens=True),
+    Evaluation("tasks", Tasks, "paretune.evaluate.tasks:evaluate_tasks", uses_tokens=True, revision=2),
 )

@@ -48,14 +48,16 @@ def markdown() -> str:
     parts += ["## `seeds`", "A list of whole numbers; of training. `[0]` unless given."]
     parts += ["## `variants`", "By a name of your choice: a list of methods, each applied to what the one before it left."]
     for name, method in sorted(methods().items()):
-        parts += [f"### `{name}`", _summary(method.config) + _needs(method), _table(method.config)]
-        parts += [
-            part for model in _inside(method.config) for part in (f"**{model.__name__}.** {_summary(model)}", _table(model))
-        ]
+        parts += _entry(name, method)
     parts += ["## `evaluate`", "By a name of your choice; the kind is the name unless `kind:` says otherwise."]
     for name, evaluation in sorted(evaluations().items()):
-        parts += [f"### `{name}`", _summary(evaluation.config) + _needs(evaluation), _table(evaluation.config)]
+        parts += _entry(name, evaluation)
     return "\n\n".join(parts) + "\n"
+
+
+def _entry(name: str, row: Method | Evaluation) -> list[str]:
+    inside = [part for model in _inside(row.config) for part in (f"**{model.__name__}.** {_summary(model)}", _table(model))]
+    return [f"### `{name}`", _summary(row.config) + _needs(row), _table(row.config), *inside]
 
 
 def _inside(model: type[Spec]) -> Iterator[type[Spec]]:

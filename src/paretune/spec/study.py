@@ -16,6 +16,7 @@ from paretune.spec.base import Spec, check_name, shown, suggestion, validate
 from paretune.spec.compare import Compare
 from paretune.spec.data import Dataset
 from paretune.spec.registry import Evaluation, Method, find_evaluation, find_method, methods
+from paretune.spec.tasks import BERT_SCORE
 from paretune.spec.yaml_file import Path_, read_yaml
 
 TASKS = "tasks"
@@ -321,8 +322,20 @@ def _check_tasks(study: Study) -> None:
         taken = sorted(set(dataset.scored) & ({*study.evaluate, "size", "cost"}))
         if taken:
             raise SpecError(f"data.{name}.tasks.{taken[0]}: an evaluation is called `{taken[0]}` too; rename one of them")
+        _check_encoder(study, name, use=study.evaluate[asked[0]] if asked else None)
     if asked and not any(dataset.scored for dataset in study.data.values()):
         raise SpecError(f"evaluate.{asked[0]}: no dataset has a task with `score` or `labels`; add one, or leave this out")
+
+
+def _check_encoder(study: Study, dataset: str, use: EvaluationUse | None) -> None:
+    scorers = {name: task["score"] for name, task in study.data[dataset].scored.items()}
+    asked = [name for name, names in scorers.items() if BERT_SCORE in names]
+    if asked and (use is None or use.config.model_dump().get("encoder") is None):
+        place = f"tasks.{asked[0]}" if study.data[dataset].tasks else "records"
+        raise SpecError(
+            f"data.{dataset}.{place}.score: `{BERT_SCORE}` needs an encoder; write `evaluate: {{tasks: {{encoder: "
+            "{hub: FacebookAI/roberta-large}}}` (1.4 GB), or `{path: DIR}` for one on this machine"
+        )
 
 
 def _with_line(message: str, file: Path, lines: dict[Path_, int]) -> str:

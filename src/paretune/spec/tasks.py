@@ -10,7 +10,11 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from paretune.spec.base import Spec
 
-Scorer = Literal["rouge_1", "rouge_2", "rouge_l", "exact_match", "contains", "set_f1", "accuracy"]
+Scorer = Literal["rouge_1", "rouge_2", "rouge_l", "bert_score", "exact_match", "contains", "set_f1", "accuracy"]
+BERT_SCORE = "bert_score"
+"""The scorer that needs an encoder."""
+METRICS = {BERT_SCORE: "bert_score_f1"}
+"""The metric that a scorer stands for, where it has another name."""
 RecordFormat = Literal["alpaca", "prompt_completion", "messages", "sharegpt"]
 
 
@@ -18,7 +22,8 @@ class Scoring(Spec):
     """How the answers to a task are made and scored on held-out records. Nothing of it changes what is trained."""
 
     score: tuple[Scorer, ...] = ()
-    """What a generated answer is scored by; nothing is generated for a task without `score` and `labels`."""
+    """What a generated answer is scored by; nothing is generated for a task without `score` and `labels`. `bert_score` needs
+    the `encoder` of the evaluation `tasks`. Where several answers to the same prompt are right, the best score counts."""
     max_new_tokens: int = Field(128, ge=1)
     """Longest generated answer; it ends at the end-of-text token or at a `stop`."""
     stop: tuple[str, ...] = ()

@@ -1,0 +1,161 @@
+"""The answers to the tasks of a dataset: their scores, whether they end and are as long as they should be, and some to read.
+
+A model can know an answer and not write it as it was asked to. So the accuracy by likelihood stands beside that of the written
+answers, and the share of answers that ended by themselves beside their length against the reference's.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from paretune.analysis import wording
+from paretune.analysis.compare import Estimate
+from paretune.analysis.deviations import Marks
+from paretune.analysis.document import Block, Paragraph, Picture, Section, SideBySide, Table, Text
+from paretune.analysis.measured import Group, Measured, cells_of, estimate_of
+from paretune.analysis.scores import Place, Quantity
+from paretune.analysis.sentences import SHARES, named
+from paretune.analysis.tables import cell_generations
+from paretune.pipeline.records import Cell
+from paretune.spec.study import TASKS
+from paretune.spec.tasks import METRICS
+
+_HEADS = {
+    "accuracy": "accuracy (likelihood)",
+    "accuracy_generated": "accuracy (as written)",
+    "exact_match": "exact match",
+    "contains": "contains the answer",
+    "set_f1": "F1 of sets",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "bert_score_f1": "BERTScore",
+    "stopped_by_eos": "ended by itself",
+    "length_ratio": "length ratio",
+}
+_SHAPE = ("stopped_by_eos", "length_ratio")
+_SHOWN_DOCUMENTS = 2
+"""Held-out documents whose answers stand side by side."""
+
+
+def tasks_section(measured: Measured, group: Group, marks: Marks, figure: str | None) -> Section | None:
+    """A table for each task that is scored, and the `figure` of all; None if nothing of it was measured."""
+    blocks: list[Block] = []
+    for task, scoring in measured.study.data[group.dataset].scored.items():
+        for split in ("test", "validation"):
+            metrics = [one for one in task_metrics(scoring) if _is_measured(measured, group, Quantity(task, split, one))]
+            if metrics:
+                blocks.append(_table(measured, group, Quantity(task, split, metrics[0]), [*metrics, *_SHAPE], marks))
+    if not blocks:
+        return None
+    blocks.append(Paragraph(_explained(measured, group)))
+    if figure is not None:
+        blocks.append(Picture(f"figures/{figure}", f"the tasks of {group.dataset}, each in its first metric"))
+    return Section("Tasks", blocks, level=3)
+
+
+def task_metrics(scoring: Mapping[str, Any]) -> list[str]:
+    """The metrics that a task is judged by, the most telling first."""
+    labelled = ["accuracy", "accuracy_generated"] if scoring.get("labels") else []
+    return list(dict.fromkeys([*labelled, *(METRICS.get(name, name) for name in scoring["score"])]))
+
+
+def format_failures(measured: Measured, group: Group, task: str) -> Iterator[str]:
+    """The variants whose likeliest label is right clearly more often than what they write, in one sentence."""
+    told = []
+    for place in (group.place(name) for name in group.variants):
+        known = estimate_of(measured, place, Quantity(task, "test", "accuracy"))
+        written = estimate_of(measured, place, Quantity(task, "test", "accuracy_generated"))
+        if known is not None and written is not None and known.low > written.high:
+            told.append(f"{named(place)} {wording.share(known.mean)} and {wording.share(written.mean)}")
+    if told:
+        what = "the likeliest label is right more often than the written answer, a failure of form"
+        yield f"On {wording.code(task)} {what}: {'; '.join(told)}."
+
+
+def task_texts(measured: Measured, group: Group) -> list[SideBySide]:
+    """The answers of every variant, of its first seed, to the tasks of the first held-out documents, with what was right."""
+    asked: dict[tuple[str, str], list[Text]] = {}
+    documents: list[str] = []
+    for name in group.variants:
+        for cell, row in _rows(measured, group.place(name)):
+            if row["document"] not in documents and len(documents) < _SHOWN_DOCUMENTS:
+                documents.append(row["document"])
+            if row["document"] in documents:
+                place = (row["document"], f"{row['task']} of “{row['document']}”: {row['prompt'].strip()}")
+                texts = asked.setdefault(place, [_reference(row)])
+                seed = "" if cell.seed is None or len(measured.study.seeds) == 1 else f"seed {cell.seed}, "
+                texts.append(Text(name, f"{seed}{stopped(row['stopped_by'], row['new_tokens'])}", row["text"]))
+    order = sorted(asked, key=lambda place: documents.index(place[0]))
+    return [SideBySide(prompt, asked[document, prompt]) for document, prompt in order]
+
+
+def stopped(reason: str, new_tokens: int) -> str:
+    """What ended a generation."""
+    words = {
+        "eos": "ended by itself after {}",
+        "stop": "ended at a stop text after {}",
+        "max_new_tokens": "cut at the limit of {}",
+        "context": "cut at the end of the context after {}",
+        "line_break": "ended at a line break after {}",
+    }
+    return words.get(reason, f"stopped by {reason} after {{}}").format(wording.plural(new_tokens, "token"))
+
+
+def _table(measured: Measured, group: Group, first: Quantity, metrics: Sequence[str], marks: Marks) -> Table:
+    rows = []
+    for place in (group.place(name) for name in group.variants):
+        found = [estimate_of(measured, place, first._replace(metric=metric)) for metric in metrics]
+        mark = marks.of(place, first.task, first.split)
+        cells = (_cell(metric, one) + mark * (one is not None) for metric, one in zip(metrics, found, strict=True))
+        rows.append([place.variant, *cells])
+    header = ("variant", *(_HEADS[metric] for metric in metrics))
+    return Table(header, rows, f"{wording.code(first.task)}, {first.split}: {_counted(measured, group, first)}")
+
+
+def _cell(metric: str, found: Estimate | None) -> str:
+    if found is None:
+        return wording.UNKNOWN
+    if metric in _SHAPE:
+        return wording.share(found.mean) if metric in SHARES else wording.number(found.mean, 2)
+    shown, low, high = (100 * value if metric in SHARES else value for value in (found.mean, found.low, found.high))
+    unit, places = (" %", 1) if metric in SHARES else ("", 3)
+    interval = "" if math.isnan(low) else f" ({low:.{places}f} to {high:.{places}f})"
+    return f"{shown:.{places}f}{unit}{interval}"
+
+
+def _counted(measured: Measured, group: Group, quantity: Quantity) -> str:
+    found = next(one for name in group.variants if (one := estimate_of(measured, group.place(name), quantity)) is not None)
+    documents = wording.plural(found.n_documents, "document")
+    return f"{wording.plural(found.n_examples, 'answer')} on {documents}, {100 * measured.level:g} % intervals"
+
+
+def _explained(measured: Measured, group: Group) -> str:
+    labelled = any(scoring.get("labels") for scoring in measured.study.data[group.dataset].scored.values())
+    labels = (
+        "Accuracy (likelihood): the likeliest of the labels is right; (as written): the generated text is the right label. "
+        if labelled
+        else ""
+    )
+    return (
+        f"{labels}Ended by itself: the share of answers that the model ended before a limit. Length ratio: words for each "
+        "word of the reference. Of several right answers to one prompt the best score counts."
+    )
+
+
+def _reference(row: Mapping[str, Any]) -> Text:
+    several = len(row.get("references") or [])
+    return Text("reference", f"first of {several}" if several else "what was held out", row["reference"])
+
+
+def _rows(measured: Measured, place: Place) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """The answers of a variant's first seed, on test where it was asked there."""
+    names = [name for name, use in measured.study.evaluations_of(place.dataset).items() if use.kind == TASKS]
+    cells = [cell for cell in cells_of(measured, place) if any(name in cell.evaluations for name in names)]
+    for name in names if cells else ():
+        for row in cell_generations(cells[0], name):
+            yield cells[0], row
+
+
+def _is_measured(measured: Measured, group: Group, quantity: Quantity) -> bool:
+    return any(quantity in measured.samples.get(group.place(name), {}) for name in group.variants)
