@@ -6,6 +6,7 @@ FILE is what Paretune's side left: the same examples in the same steps, or the s
 environment of its own, which `requirements.txt` beside this file describes; knows nothing of Paretune.
 """
 
+import itertools
 import json
 import sys
 import tempfile
@@ -58,7 +59,7 @@ def serve_trainer(peer: str, directory: str, shared: Path, setting: dict[str, An
 
     trainer = _trainer(peer, directory, tokenizer, Dataset.from_list(records), train, method, setting)
     trainer.add_callback(InTurn())
-    turns.tell(ready=True, **_versions())
+    turns.tell(ready=True)
     trainer.train()
 
 
@@ -101,7 +102,11 @@ def _trainer(peer: str, directory: str, tokenizer: Any, dataset: Any, train: Any
     if peer == "trl":
         from trl import SFTConfig, SFTTrainer
 
-        extra = {"max_length": None, "padding_free": setting.get("flat", False), "dataset_kwargs": {"skip_prepare_dataset": True}}
+        extra = {
+            "max_length": None,
+            "padding_free": setting.get("flat", False),
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+        }
         return SFTTrainer(model, SFTConfig(**arguments, **extra), train_dataset=dataset, processing_class=tokenizer)
     flat = setting.get("flat", False)
     collator = DataCollatorWithFlattening() if flat else DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
@@ -129,7 +134,7 @@ def _peft_model(directory: str, method: dict[str, Any], setting: dict[str, Any])
 
 
 def serve_harness(_: str, directory: str, shared: Path, setting: dict[str, Any], turns: Turns) -> None:
-    """All questions a turn; the time is that of the harness's own `loglikelihood`, from texts to numbers."""
+    """The next questions a turn; the time is that of the harness's own `loglikelihood`, from texts to numbers."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -145,23 +150,28 @@ def serve_harness(_: str, directory: str, shared: Path, setting: dict[str, Any],
             spent.append(time.perf_counter() - start)
             return found
 
-    folder = shared.parent
+    file, per_turn = shared.with_name("harness-turn.jsonl"), json.loads(shared.read_text())["per_turn"]
+    lines = shared.with_name("harness.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     # Definitions of the official openbookqa task; a text begins with the token that Paretune puts before every text.
     task = {
         "task": "bench",
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "harness.jsonl")}},
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
         "output_type": "multiple_choice",
         "test_split": "test",
         "doc_to_text": tokenizer.eos_token + "{{question_stem}}",
         "doc_to_target": "{{choices.label.index(answerKey.lstrip())}}",
         "doc_to_choice": "{{choices.text}}",
-        "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm", "acc_bytes")],
+        "metric_list": [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm", "acc_bytes")
+        ],
         "metadata": {"version": 1.0},
     }
     lm = Timed(pretrained=directory, device="cpu", dtype=setting["precision"], batch_size=setting["batch"])
-    turns.tell(ready=True, **_versions())
-    while turns.take():
+    turns.tell(ready=True)
+    for first in itertools.cycle(range(0, len(lines) - per_turn + 1, per_turn)):
+        turns.take()
+        file.write_text("".join(lines[first : first + per_turn]), encoding="utf-8")
         out = simple_evaluate(
             model=lm, tasks=[task], task_manager=TaskManager(include_defaults=False), log_samples=True, bootstrap_iters=0
         )
@@ -171,21 +181,23 @@ def serve_harness(_: str, directory: str, shared: Path, setting: dict[str, Any],
 
 
 def serve_generate(_: str, directory: str, shared: Path, setting: dict[str, Any], turns: Turns) -> None:
-    """All prompts a turn, in batches of prompts of like length, padded on the left."""
+    """The next prompts a turn, in batches of prompts of like length, padded on the left."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, setting["precision"])).eval()
     given = json.loads(shared.read_text())
-    prompts, size = given["prompts"], setting["batch"]
-    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-    turns.tell(ready=True, **_versions())
-    while turns.take():
+    size, per_turn = setting["batch"], given["per_turn"]
+    turns.tell(ready=True)
+    for first in itertools.cycle(range(0, len(given["prompts"]) - per_turn + 1, per_turn)):
+        turns.take()
+        prompts = given["prompts"][first : first + per_turn]
+        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
         answers: dict[int, list[int]] = {}
         start = time.perf_counter()
-        for first in range(0, len(order), size):
-            part = order[first : first + size]
+        for begin in range(0, len(order), size):
+            part = order[begin : begin + size]
             batch = tokenizer.pad({"input_ids": [prompts[n] for n in part]}, return_tensors="pt")
             with torch.inference_mode():
                 out = model.generate(
@@ -194,15 +206,7 @@ def serve_generate(_: str, directory: str, shared: Path, setting: dict[str, Any]
             for n, ids in zip(part, out[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 answers[n] = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
         seconds = time.perf_counter() - start
-        turns.tell(
-            seconds=seconds, tokens=sum(map(len, answers.values())), answers=[answers[n] for n in range(len(prompts))]
-        )
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "peft", "trl", "lm_eval")}
+        turns.tell(seconds=seconds, tokens=sum(map(len, answers.values())), answers=[answers[n] for n in range(len(prompts))])
 
 
 if __name__ == "__main__":

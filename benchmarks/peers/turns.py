@@ -1,7 +1,7 @@
 """Two programs that work in turns: the driver starts both, and says whose turn it is.
 
 A worker answers each command with one JSON line on what was its standard output; whatever a library prints goes to standard
-error. While it is not asked it waits and uses no core, so that a disturbance of the machine hits both sides of a comparison alike.
+error. While it is not asked it waits and uses no core, so that a disturbance of the machine hits both sides alike.
 """
 
 import json
@@ -23,7 +23,12 @@ class Worker:
         self.log = log
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **environment}
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, **environment},
             )
 
     def ask(self, command: str) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Row:
     """Writes the data into a folder, from the folder of real files, for so many optimizer steps; the study file's text."""
     goal: float
     method: str = "lora"
+    per_turn: int = 1
+    """Questions, or articles whose tasks are answered."""
 
 
 def write_model(shape: str, tokenizer: Path, folder: Path) -> None:
@@ -214,10 +216,10 @@ ROWS = (
     Row("book-lora-llama", "train", "llama", write_book, 1.3),
     Row("book-full-gpt2", "train", "gpt2", write_book, 1.3, "full"),
     Row("book-full-llama", "train", "llama", write_book, 1.3, "full"),
-    Row("openbookqa-gpt2", "choices", "gpt2", write_openbookqa, 2.2),
-    Row("reading-gpt2", "choices", "gpt2", write_reading, 4),
-    Row("generate-gpt2", "generate", "gpt2", write_generation, 3),
-    Row("openbookqa-llama", "choices", "llama", write_openbookqa, 2.2),
-    Row("reading-llama", "choices", "llama", write_reading, 4),
-    Row("generate-llama", "generate", "llama", write_generation, 3),
+    Row("openbookqa-gpt2", "choices", "gpt2", write_openbookqa, 2.2, per_turn=50),
+    Row("reading-gpt2", "choices", "gpt2", write_reading, 4, per_turn=8),
+    Row("generate-gpt2", "generate", "gpt2", write_generation, 3, per_turn=4),
+    Row("openbookqa-llama", "choices", "llama", write_openbookqa, 2.2, per_turn=50),
+    Row("reading-llama", "choices", "llama", write_reading, 4, per_turn=8),
+    Row("generate-llama", "generate", "llama", write_generation, 3, per_turn=4),
 )
