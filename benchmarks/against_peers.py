@@ -73,7 +73,7 @@ class Duel:
     """Tokens per second, by round; those of the other in the same round."""
     theirs: list[float] = field(default_factory=list)
     rates: list[tuple[float, float]] = field(default_factory=list)
-    """GFLOP/s of matrix products, measured between the turns: the best of 1024 x 1024 x 1024, and sustained in a model's shape"""
+    """GFLOP/s of matrix products, measured between the turns: the best of 1024 x 1024 x 1024, and sustained in a model's"""
     flop_per_token: float = 0.0
     """Of our matrix products, as counted in one step."""
     peaks: tuple[int, int] = (0, 0)
