@@ -12,7 +12,10 @@ import pytest
 from paretune.cli import main
 from tests.conftest import write_study
 
-OUTPUTS = ["curves.csv", "estimates.csv", "figures", "generations.jsonl", "report.md", "report.txt", "results.csv"]
+OUTPUTS = [
+    *("comparisons.csv", "curves.csv", "estimates.csv", "figures", "generations.jsonl"),
+    *("report.html", "report.md", "report.txt", "results.csv"),
+]
 
 
 @pytest.fixture(scope="module")
