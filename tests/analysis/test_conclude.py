@@ -30,7 +30,7 @@ def having(sentences: Sequence[str], *words: str) -> list[str]:
 def test_a_detected_loss_of_quality_is_a_trade_with_its_price(tmp_path: Path) -> None:
     sentences = study(tmp_path, original=LORA, reduced=REDUCED)
     assert having(sentences, "Recommended: `original`.", "lowest test perplexity", "lead over every other variant is detected")
-    (trade,) = having(sentences, "Cheaper at a price: `reduced` has 11.3 % fewer parameters than `original`, trains 1.1")
+    (trade,) = having(sentences, "Cheaper at a price: `reduced` is 11.3 % smaller than `original`, trains 1.1")
     assert "but its test perplexity is" in trade
     assert "higher (95 % interval " in trade
     assert "generates 1." in trade
@@ -41,8 +41,7 @@ def test_where_no_difference_is_detected_the_cheaper_variant_is_recommended(tmp_
     (recommended,) = having(sentences, "Recommended")
     assert "`reduced`" in recommended
     assert (
-        "11.3 % fewer parameters" in recommended
-        or "`original` cannot be told apart from it and is not clearly cheaper" in recommended
+        "11.3 % smaller" in recommended or "`original` cannot be told apart from it and is not clearly cheaper" in recommended
     )
     assert not having(sentences, " higher ("), sentences
     assert not having(sentences, " lower (")
@@ -52,7 +51,7 @@ def test_a_variant_that_is_better_and_cheaper_is_no_trade(tmp_path: Path) -> Non
     sentences = study(tmp_path, original=LORA, reduced=replace(REDUCED, loss=3.9))
     assert having(sentences, "Recommended: `reduced`.")
     assert not having(sentences, "Cheaper at a price")
-    assert having(sentences, "`reduced` has 11.3 % fewer parameters", ", and its test perplexity is", "lower")
+    assert having(sentences, "`reduced` is 11.3 % smaller", ", and its test perplexity is", "lower")
 
 
 def test_a_variant_worse_than_the_untouched_base_is_said_to_be_so(tmp_path: Path) -> None:
@@ -106,7 +105,7 @@ def test_times_of_different_machines_are_not_spoken_of(tmp_path: Path) -> None:
     sentences = said(replace(results, cells=cells))
     assert not having(sentences, "trains ")
     assert not having(sentences, "generates ")
-    assert having(sentences, "`reduced` has 11.3 % fewer parameters than `original`")
+    assert having(sentences, "`reduced` is 11.3 % smaller than `original`")
 
 
 def test_seeds_that_lie_too_far_apart_are_not_a_verdict_about_methods(tmp_path: Path) -> None:
@@ -207,3 +206,13 @@ def test_a_perplexity_that_only_memory_can_give_is_flagged(tmp_path: Path) -> No
     )
     (tmp_path / "sane").mkdir()
     assert not having(study(tmp_path / "sane", original=LORA), "so low that")
+
+
+def test_merged_networks_of_one_shape_have_no_speed_and_no_size_to_tell(tmp_path: Path) -> None:
+    sentences = study(tmp_path, full=replace(FULL, ms_per_token=8.0), lora=LORA, reduced=replace(REDUCED, ms_per_token=1.0))
+    assert not having(sentences, "`lora`", "than `full`", "generates")
+    assert not having(sentences, "`lora`", "than `full`", "smaller")
+    assert not having(sentences, "`lora`", "than `full`", "larger")
+    assert all("1.1 %" not in sentence for sentence in having(sentences, "`lora`", "than `full`"))
+    assert having(sentences, "`reduced` is 11.3 % smaller than `full`")
+    assert not having(sentences, "parameters")

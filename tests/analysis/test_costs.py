@@ -83,3 +83,50 @@ def test_variants_of_one_size_show_how_busy_the_machine_was() -> None:
     assert not found.clear
     elsewhere = {**quiet, BASE._replace(base="other"): timed(100, 9.0)}
     assert noise_of(elsewhere, "ms_per_token", BASE) == 4.2 / 4.0
+
+
+def test_one_network_is_never_compared_in_the_time_of_its_inference() -> None:
+    machine = frozenset({"m"})
+
+    def timed(size: float, time: float) -> dict[str, Cost]:
+        return {"model_bytes": Cost({None: size}), "ms_per_token": Cost({None: time}, machine)}
+
+    costs = {BASE: timed(100, 4.0), LORA: timed(100, 2.0), FULL: timed(50, 1.0), BASE._replace(variant="cut"): timed(80, 3.0)}
+    same = ratio(costs, "ms_per_token", LORA, BASE)
+    assert same is not None
+    assert not same.clear
+    # Equal networks differ by 2x: what counts is beyond 1 + 1.5 * (2 - 1).
+    close, far = (ratio(costs, "ms_per_token", FULL, other) for other in (LORA, BASE))
+    assert close is not None
+    assert not close.clear
+    assert far is not None
+    assert far.clear
+
+
+def test_one_seed_makes_no_training_speed_without_an_estimate_of_noise() -> None:
+    machine = frozenset({"m"})
+
+    def clear(*disturbances: float | None) -> bool:
+        one, other = (Cost({0: time}, machine, known) for time, known in zip((50.0, 65.0), disturbances, strict=True))
+        found = ratio(costs_of(one=one, other=other), "train_seconds", LORA, FULL)
+        assert found is not None
+        return found.clear
+
+    assert not clear(None, None)
+    assert clear(1.1, 1.19)
+    assert not clear(1.1, 1.21)  # 1.3 is not beyond 1 + 1.5 * 0.21
+    seeds = costs_of(one=Cost({0: 50.0, 1: 51.0}, machine, 2.0), other=Cost({0: 65.0, 1: 65.0}, machine, 2.0))
+    assert noise_of(seeds, "train_seconds", LORA) == 51 / 50
+
+
+def test_a_small_difference_of_memory_is_that_of_processes() -> None:
+    machine = frozenset({"m"})
+
+    def clear(more: float) -> bool:
+        costs = {LORA: {"peak_memory_bytes": Cost({0: 1e9}, machine)}, FULL: {"peak_memory_bytes": Cost({0: more}, machine)}}
+        found = ratio(costs, "peak_memory_bytes", FULL, LORA)
+        assert found is not None
+        return found.clear
+
+    assert not clear(1.09e9)
+    assert clear(1.12e9)

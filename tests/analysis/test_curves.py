@@ -3,9 +3,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from paretune.analysis.curves import CURVE_COLUMNS, epochs_of, read_curve, smoothed
+from paretune.analysis.curves import CURVE_COLUMNS, disturbance, epochs_of, read_curve, smoothed
 from paretune.pipeline.records import Cell
 from tests.analysis.synthetic import Shape, make_results
 
@@ -59,3 +60,14 @@ def test_a_running_mean_keeps_a_constant_and_a_start_that_is_straight() -> None:
     assert smoothed([2.0] * 9, 4).tolist() == [2.0] * 9
     assert smoothed([float(value) for value in range(10)], 4).tolist()[:8] == pytest.approx(list(range(8)))
     assert smoothed([1.0, 5.0], 0).tolist() == [1.0, 5.0]
+
+
+def test_the_parts_of_one_training_show_how_disturbed_it_was() -> None:
+    def run(steps: int, slow: int) -> pd.DataFrame:
+        seconds = [30.0, *(2.0 if step < slow else 1.0 for step in range(1, steps))]
+        table = {"train_loss": [4.0] * steps, "tokens": np.arange(1, steps + 1) * 100, "seconds": np.cumsum(seconds)}
+        return pd.DataFrame(table)
+
+    assert disturbance(run(41, 0)) == pytest.approx(1.0)  # the first step counts for nothing
+    assert disturbance(run(41, 11)) == pytest.approx(2.0)
+    assert disturbance(run(7, 3)) is None

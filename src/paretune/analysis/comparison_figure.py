@@ -61,6 +61,8 @@ class _Panel:
     """Bars from 0, or points with intervals."""
     zero_line: bool = False
     missing: str = "not measured"
+    unit: Callable[[float], str] | None = None
+    """How a tick of the axis is written."""
 
 
 def draw_comparison(measured: Measured, dataset: str) -> Figure | None:
@@ -158,7 +160,7 @@ def _cost_panels(measured: Measured, places: Sequence[Place]) -> list[_Panel]:
             found.setdefault(name, {})[place] = cost
     latency = "ms_per_token_median" if "ms_per_token_median" in found else "ms_per_token"
     kinds: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-        ("parameters", "Parameters", wording.amount),
+        ("model_bytes", "Model size, exported", wording.size),
         ("train_seconds", "Training time, seconds", wording.number),
         (latency, "Milliseconds per token", wording.number),
     )
@@ -168,7 +170,14 @@ def _cost_panels(measured: Measured, places: Sequence[Place]) -> list[_Panel]:
         if costs:
             points = {place: _Point(one.mean, one.low, one.high, text(one.mean)) for place, one in costs.items()}
             missing = "not trained" if name == "train_seconds" else "not measured"
-            panels.append(_Panel(title + _machines(list(costs.values())), points, missing=missing))
+            panels.append(
+                _Panel(
+                    title + _machines(list(costs.values())),
+                    points,
+                    missing=missing,
+                    unit=text if name == "model_bytes" else None,
+                )
+            )
     return panels
 
 
@@ -204,7 +213,7 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[_Row], style: Mapping[
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     if panel.from_zero:
-        axes.xaxis.set_major_formatter(lambda value, _: _tick(value))
+        axes.xaxis.set_major_formatter(lambda value, _: (panel.unit or _tick)(value))
 
 
 def _limits(panel: _Panel) -> tuple[float, float]:

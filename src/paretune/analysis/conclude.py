@@ -12,7 +12,7 @@ from paretune.analysis import wording
 from paretune.analysis.answers import answer_sentences
 from paretune.analysis.choose import choose, is_cheaper, latency_name, near_best, ranked_places
 from paretune.analysis.compare import Difference
-from paretune.analysis.costs import noise_of, trained_records
+from paretune.analysis.costs import DISTURBED, noise_of, trained_records
 from paretune.analysis.deviations import marks_of
 from paretune.analysis.limits import frontier_sentence, limit_sentences
 from paretune.analysis.measured import Group, Measured, baseline, difference_of, estimate_of, headline, untouched
@@ -34,8 +34,6 @@ from paretune.analysis.sentences import (
     value_of,
 )
 
-_DISTURBED = 1.15
-"""Ratio of times that should be equal from which the machine counts as busy with something else."""
 _MEMORISED = 1.5
 """Perplexity of held-out text below which memorised text is likelier than a good model."""
 _THIN = 30
@@ -119,12 +117,14 @@ def _disturbed(measured: Measured) -> Iterator[str]:
         timed = [place for place in places if "ms_per_token" in measured.costs.get(place, {})]
         names = {"train_tokens_per_second": "training speed", latency_name(measured, timed): "time per token"}
         noise = {word: noise_of(measured.costs, name, places[0]) for name, word in names.items()}
-        told = [f"{word} by {wording.times(factor)}" for word, factor in noise.items() if factor > _DISTURBED]
+        told = [
+            f"{word} by {wording.times(factor)}" for word, factor in noise.items() if factor is not None and factor > DISTURBED
+        ]
         if told:
             where = f" ({wording.code(group.base)} on {wording.code(group.dataset)})" if len(measured.groups) > 1 else ""
             yield (
-                f"Times were disturbed{where}: runs that should be equally fast differ in {wording.listed(told)}; smaller "
-                "differences of speed are not told."
+                f"Times were disturbed{where}: runs, or parts of one, that should be equally fast differ in "
+                f"{wording.listed(told)}; differences that are not clearly larger are not told."
             )
 
 
@@ -156,7 +156,13 @@ def _recommend(measured: Measured, ranked: Sequence[Place], quantity: Quantity) 
     for place in ranked:
         if place != chosen and place not in near and is_cheaper(measured, place, chosen):
             trade = trade_sentence(measured, place, chosen, quantity)
-            if trade is not None and not _is_untouched(measured, place) and not _worse_than_base(measured, place, quantity):
+            told_cheaper = bool(cost_clauses(measured, place, chosen)[0])
+            if (
+                trade is not None
+                and told_cheaper
+                and not _is_untouched(measured, place)
+                and not _worse_than_base(measured, place, quantity)
+            ):
                 sentences.append(f"Cheaper at a price: {trade}")
                 said |= {(place, chosen), (chosen, place)}
     return sentences, said

@@ -17,8 +17,17 @@ SIZES = ("parameters", "model_bytes", "adapter_bytes")
 _SUMMED = ("train_seconds", "wall_seconds", "train_tokens")
 _OF_A_MACHINE = frozenset({"train_seconds", "wall_seconds", "train_tokens_per_second", "peak_memory_bytes"})
 _MILLISECONDS = re.compile(r"(^|_)ms(_|$)")
-_NOISE = 0.05
-"""Relative difference below which two measured times or memories count as equal, however quiet the machine."""
+_TRAINING_TIMES = frozenset({"train_seconds", "wall_seconds", "train_tokens_per_second"})
+_NOISE = {"peak_memory_bytes": 0.1}
+"""Relative difference below which two figures count as equal, however quiet the machine. Of a small model the peak of memory
+is mostly the process itself."""
+_LEAST_NOISE = 0.05
+"""The same for times."""
+DISTURBED = 1.15
+"""Ratio of times that should be equal from which the machine counts as busy with something else."""
+_BEYOND = 1.5
+"""How many times as far from equal as runs that should be equal two times have to be to count as different: the noise is the
+range of a few measurements, and the range of others is easily somewhat wider."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,8 @@ class Cost:
     by_seed: Mapping[Seed, float]
     machines: frozenset[str] = frozenset()
     """Fingerprints it was measured on; empty for what does not depend on the machine."""
+    disturbance: float | None = None
+    """Of a training's time: the largest ratio between the speeds of parts of one training; None where that is unknown."""
 
     @property
     def mean(self) -> float:
@@ -54,7 +65,10 @@ class Ratio:
 Costs = Mapping[Place, Mapping[str, Cost]]
 
 
-def read_costs(results: Results) -> dict[Place, dict[str, Cost]]:
+def read_costs(
+    results: Results, disturbances: Mapping[tuple[Place, Seed], float | None] | None = None
+) -> dict[Place, dict[str, Cost]]:
+    """All costs by seed; `disturbances` are ratios between the speeds of parts of each training (`curves.disturbance`)."""
     latencies = [name for name, use in results.study.evaluate.items() if use.row.measures_time]
     found: dict[Place, dict[str, Cost]] = {}
     for cell in results.cells:
@@ -62,7 +76,9 @@ def read_costs(results: Results) -> dict[Place, dict[str, Cost]]:
         for name, (value, machine) in _cell_costs(cell, latencies).items():
             before = costs.get(name, Cost({}))
             machines = before.machines if machine is None else before.machines | {machine}
-            costs[name] = Cost({**before.by_seed, cell.seed: value}, machines)
+            found_here = (disturbances or {}).get((place_of(cell), cell.seed)) if name in _TRAINING_TIMES else None
+            disturbed = max((one for one in (before.disturbance, found_here) if one is not None), default=None)
+            costs[name] = Cost({**before.by_seed, cell.seed: value}, machines, disturbed)
     return found
 
 
@@ -75,21 +91,40 @@ def ratio(costs: Costs, name: str, variant: Place, reference: Place) -> Ratio | 
     if not one.machines:
         return Ratio(value, clear=one.mean != other.mean)
     apart = one.low > other.high or one.high < other.low
-    return Ratio(value, clear=apart and max(value, 1 / value) > max(1 + _NOISE, noise_of(costs, name, reference)))
+    if _MILLISECONDS.search(name) and same_network(costs, variant, reference):
+        return Ratio(value, clear=False)
+    noise = noise_of(costs, name, reference)
+    if noise is None and name in _TRAINING_TIMES:
+        return Ratio(value, clear=False)
+    least = max(_NOISE.get(name, _LEAST_NOISE), _BEYOND * ((noise or 1.0) - 1))
+    return Ratio(value, clear=apart and max(value, 1 / value) - 1 > least)
 
 
-def noise_of(costs: Costs, name: str, place: Place) -> float:
+def same_network(costs: Costs, variant: Place, reference: Place) -> bool:
+    """Whether two variants of one base export weights of the same size: after the merge LoRA, full and base are one network."""
+    sizes = [costs[place].get("model_bytes") for place in (variant, reference)]
+    return variant[:2] == reference[:2] and sizes[0] is not None and sizes[1] is not None and sizes[0].mean == sizes[1].mean
+
+
+def noise_of(costs: Costs, name: str, place: Place) -> float | None:
     """The largest ratio between two measurements beside `place` (same base and dataset) that should have been equal.
 
-    These are the seeds of one variant and, for latency, variants whose exported models have the same size. A busy machine shows
-    here, and a ratio of variants that is not larger than this says nothing.
+    These are the seeds of one variant; for latency, variants whose exported models have the same size; for training of one
+    seed, parts of one run, which scatter more than whole ones. A busy machine shows here, and a ratio of variants that is not clearly larger than this says nothing. None where
+    nothing was measured twice.
     """
     runs: dict[object, list[Cost]] = {}
+    ratios, parts = [], []
     for other, found in costs.items():
         if other[:2] == place[:2] and name in found:
             size = found["model_bytes"].mean if _MILLISECONDS.search(name) and "model_bytes" in found else other
             runs.setdefault((size, found[name].machines), []).append(found[name])
-    return max((max(one.high for one in same) / min(one.low for one in same) for same in runs.values()), default=1.0)
+            if (disturbance := found[name].disturbance) is not None:
+                parts.append(disturbance)
+    for same in runs.values():
+        if sum(len(one.by_seed) for one in same) > 1:
+            ratios.append(max(one.high for one in same) / min(one.low for one in same))
+    return max(ratios or parts, default=None)
 
 
 def trained_records(cell: Cell) -> list[Record]:

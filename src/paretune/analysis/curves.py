@@ -25,6 +25,8 @@ CURVE_COLUMNS = (
     "seconds",
     "tokens",
 )
+_PARTS = 4
+_STEPS_TO_COMPARE = 8
 _COUNTED = ("epoch", "step", "seconds", "tokens")
 
 
@@ -84,6 +86,21 @@ def epochs_of(curve: pd.DataFrame) -> list[Epoch]:
             )
         )
     return found
+
+
+def disturbance(curve: pd.DataFrame) -> float | None:
+    """The largest ratio between the speeds, in tokens a second, of the quarters of one training; None below 8 steps.
+
+    Its first step is left out: it also warms up caches. What the quarters hold is shuffled, so their speeds differ by what else
+    the machine did.
+    """
+    steps = curve.dropna(subset=["train_loss"])
+    tokens, seconds = (np.diff(steps[name].to_numpy()) for name in ("tokens", "seconds"))
+    if len(tokens) < _STEPS_TO_COMPARE - 1:
+        return None
+    parts = np.array_split(np.arange(len(tokens)), _PARTS)
+    each = [seconds[part].sum() / tokens[part].sum() for part in parts if tokens[part].sum() > 0]
+    return float(max(each) / min(each)) if len(each) == _PARTS and min(each) > 0 else None
 
 
 def smoothed(values: Sequence[float], window: int) -> np.ndarray:

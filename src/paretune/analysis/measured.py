@@ -14,7 +14,7 @@ from paretune.analysis.compare import (
     make_samples,
 )
 from paretune.analysis.costs import Costs, read_costs
-from paretune.analysis.curves import read_curve
+from paretune.analysis.curves import disturbance, read_curve
 from paretune.analysis.family import (
     Comparer,
     Pair,
@@ -91,11 +91,12 @@ class Measured:
 
 def measure(results: Results) -> Measured:
     scores = read_scores(results)
+    curves = {(place_of(cell), cell.seed): read_curve(cell) for cell in results.cells}
     measured = Measured(
         results=results,
         comparer=Comparer(scores, make_samples(scores), results.study.compare),
-        costs=read_costs(results),
-        curves={(place_of(cell), cell.seed): read_curve(cell) for cell in results.cells},
+        costs=read_costs(results, {run: disturbance(curve) for run, curve in curves.items()}),
+        curves=curves,
         groups=tuple(_groups(results)),
     )
     baselines, headlines = {}, {}

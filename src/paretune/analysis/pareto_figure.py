@@ -8,15 +8,13 @@ from matplotlib.figure import Figure
 
 from paretune.analysis import wording
 from paretune.analysis.choose import cost_names, cost_of, frontier, ranked_places
-from paretune.analysis.costs import noise_of
+from paretune.analysis.costs import DISTURBED, noise_of
 from paretune.analysis.looks import GREY, Look, looks, short_names
 from paretune.analysis.measured import Measured, estimate_of, headline
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import COST_WORDS, cost_text, noun
 from paretune.spec.compare import LOWER_IS_BETTER
 
-_DISTURBED = 1.15
-"""Ratio of costs that should be equal from which it is told."""
 _LABELLED = 8
 """Variants up to which each is named; of more, the frontier and what was not trained."""
 _WIDE_RANGE = 8
@@ -80,7 +78,7 @@ def _draw_panel(axes: Axes, measured: Measured, quantity: Quantity, ranked: Sequ
     axes.xaxis.set_major_formatter(lambda value, _: cost_text(name, value) if value > 0 else "0")
     axes.locator_params(axis="x", nbins=4) if axes.get_xscale() == "linear" else None
     noise = noise_of(measured.costs, name, next(iter(costs)))
-    told = f"\nequal runs differ by {wording.times(noise)}" if noise > _DISTURBED else ""
+    told = f"\nequal runs differ by {wording.times(noise)}" if noise is not None and noise > DISTURBED else ""
     axes.set_xlabel(COST_WORDS.get(name, name.replace("_", " ")) + told)
     axes.grid(color="#E6E6E6", linewidth=0.7)
     axes.set_axisbelow(True)

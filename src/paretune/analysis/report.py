@@ -117,7 +117,7 @@ def _across(measured: Measured, dataset: str, groups: Sequence[Group], marks: Ma
             found = estimate_of(measured, place, quantity)
             if found is not None:
                 costs = measured.costs.get(place, {})
-                size = wording.count(costs["parameters"].mean) if "parameters" in costs else wording.UNKNOWN
+                size = wording.size(costs["model_bytes"].mean) if "model_bytes" in costs else wording.UNKNOWN
                 mark = marks.of(place, quantity.task, quantity.split) + marks.lossy(place)
                 text = wording.with_interval(found.mean, found.low, found.high) + mark
                 rows.append((found.mean, [f"{group.base} {name}", text, size]))
@@ -128,7 +128,7 @@ def _across(measured: Measured, dataset: str, groups: Sequence[Group], marks: Ma
     yield Paragraph(f"Across bases on {wording.code(dataset)}:")
     yield Bullets(across_bases(measured, dataset) or ["No two bases have figures that can be compared."])
     level = f"{100 * measured.level:g} % interval"
-    yield Table(("base and variant", f"bits per byte ({level})", "parameters"), ranked, f"Best first, {split}")
+    yield Table(("base and variant", f"bits per byte ({level})", "model size"), ranked, f"Best first, {split}")
     if not same_tokenizer(measured, {group.base for group in groups}, dataset):
         yield Paragraph(
             "The bases have different tokenizers: loss, perplexity, token accuracy and log-likelihood are per token and not "

@@ -199,16 +199,12 @@ def trade_sentence(measured: Measured, variant: Place, reference: Place, quantit
 def _cost_words(measured: Measured, variant: Place, reference: Place) -> list[tuple[float, str, str]]:
     """Ratio of each cost that clearly differs, with the words for less and for more of it; each can be followed by `than`."""
     found: list[tuple[float, str, str]] = []
+    # Adapters are merged before they are shipped: the exported weights are the size, and what was trained is told apart.
     stored = ratio(measured.costs, "model_bytes", variant, reference)
-    parameters = ratio(measured.costs, "parameters", variant, reference)
-    if stored is None or abs(stored.value - 1) > _SIZE_STEP:
-        # Adapters are merged before they are shipped: only where the shipped model differs is a size worth a word.
-        if parameters is not None and abs(parameters.value - 1) > _SIZE_STEP:
-            amount = wording.change(parameters.value, signed=False)
-            found.append((parameters.value, f"has {amount} fewer parameters", f"has {amount} more parameters"))
-        elif stored is not None:
-            amount = wording.change(stored.value, signed=False)
-            found.append((stored.value, f"takes {amount} less space", f"takes {amount} more space"))
+    if stored is not None and abs(stored.value - 1) > _SIZE_STEP:
+        amount = wording.change(stored.value, signed=False)
+        larger = f"is {amount} larger" if stored.value < 3 else f"is {wording.times(stored.value)} larger"
+        found.append((stored.value, f"is {amount} smaller", larger))
     if (speed := training_speed(measured, variant, reference)) is not None:
         found.append((1 / speed, f"trains {wording.times(speed)} faster", f"trains {wording.times(1 / speed)} slower"))
     memory = ratio(measured.costs, "peak_memory_bytes", variant, reference)

@@ -63,13 +63,6 @@ def count(value: float) -> str:
     return UNKNOWN if math.isnan(value) else f"{round(value):,}"
 
 
-def amount(value: float) -> str:
-    """A large count in short: `7.07 M`, `1.24 B`, `294,912`."""
-    if value >= 1e9:
-        return f"{number(value / 1e9)} B"
-    return f"{number(value / 1e6)} M" if value >= 1e6 else f"{value:,.0f}"
-
-
 def size(num_bytes: float) -> str:
     """Bytes in decimal units, as disks and file managers count: `28.4 MB`."""
     if num_bytes < 1000:
