@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from paretune.analysis import wording
 from paretune.analysis.answers import answer_sentences
+from paretune.analysis.caveats import chosen_on_validation, short_training, untuned
 from paretune.analysis.choose import choose, is_cheaper, latency_name, near_best, ranked_places
-from paretune.analysis.compare import Difference
+from paretune.analysis.compare import Difference, Estimate
 from paretune.analysis.costs import DISTURBED, noise_of, trained_records
 from paretune.analysis.deviations import marks_of
 from paretune.analysis.limits import frontier_sentence, limit_sentences
@@ -62,6 +63,8 @@ def conclude(measured: Measured, group: Group) -> Conclusions:
         *_trades(measured, group, ranked, quantity, said),
         *answer_sentences(measured, group, quantity),
         *_warnings(measured, ranked),
+        *short_training(measured, group),
+        *chosen_on_validation(measured, quantity),
     ]
     return Conclusions(tuple(recommendation), tuple(findings))
 
@@ -90,7 +93,7 @@ def across_bases(measured: Measured, dataset: str) -> list[str]:
 
 def remarks(measured: Measured) -> list[str]:
     """What holds for the whole study: what so few questions, so few seeds, and leaked texts allow to say."""
-    return [*_leaks(measured), *_unmeasured(measured), *_disturbed(measured), *_seeds(measured)]
+    return [*_leaks(measured), *_unmeasured(measured), *_disturbed(measured), *_seeds(measured), *untuned(measured)]
 
 
 def _unmeasured(measured: Measured) -> Iterator[str]:
@@ -172,13 +175,18 @@ def _best_is_chosen(measured: Measured, best: Place, near: Sequence[Place], quan
     found = estimate_of(measured, best, as_shown(measured, best, quantity))
     assert found is not None
     shown = wording.share(found.mean) if quantity.metric in SHARES else wording.number(found.mean)
-    what = f"the {better_word(quantity)} {noun(as_shown(measured, best, quantity))} ({shown})"
+    what = f"the {better_word(quantity)} {noun(as_shown(measured, best, quantity))} ({shown}) on {_scored_on(found, quantity)}"
     subject = _subject(measured, best)
     if not near:
         return f"Recommended: {subject}. It has {what}, and its lead over every other variant is detected."
     others = wording.listed([named(place) for place in near])
     cheaper = "is not clearly cheaper" if len(near) == 1 else "are not clearly cheaper"
     return f"Recommended: {subject}. It has {what}; {others} cannot be told apart from it and {cheaper}."
+
+
+def _scored_on(found: Estimate, quantity: Quantity) -> str:
+    """`61 documents`: how little or how much a recommendation stands on."""
+    return wording.plural(found.n_documents, "document" if quantity.split else "question")
 
 
 def _cheaper_is_chosen(measured: Measured, chosen: Place, best: Place, quantity: Quantity) -> str:
@@ -192,8 +200,8 @@ def _cheaper_is_chosen(measured: Measured, chosen: Place, best: Place, quantity:
     apart = f"; the {difference.n_seeds} seeds lie far apart" if difference.detected_for_weights else ""
     how = f"Recommended, on the thin evidence of {sources(difference)}" if difference.n_documents < _THIN else "Recommended"
     return (
-        f"{how}: {_subject(measured, chosen)}. Its {noun(difference.quantity)} cannot be told apart from the "
-        f"best, that of {named(best)} ({amount_of(difference, signed=True)}, {interval_of(difference)}{apart}"
+        f"{how}: {_subject(measured, chosen)}. Its {noun(difference.quantity)} on {sources(difference)} cannot be told apart "
+        f"from the best, that of {named(best)} ({amount_of(difference, signed=True)}, {interval_of(difference)}{apart}"
         f"{detectable(difference)}), and {reason}."
     )
 

@@ -110,8 +110,8 @@ def noise_of(costs: Costs, name: str, place: Place) -> float | None:
     """The largest ratio between two measurements beside `place` (same base and dataset) that should have been equal.
 
     These are the seeds of one variant; for latency, variants whose exported models have the same size; for training of one
-    seed, parts of one run, which scatter more than whole ones. A busy machine shows here, and a ratio of variants that is not clearly larger than this says nothing. None where
-    nothing was measured twice.
+    seed, parts of one run, which scatter more than whole ones. A busy machine shows here, and a ratio of variants that is not
+    clearly larger than this says nothing. None where nothing was measured twice.
     """
     runs: dict[object, list[Cost]] = {}
     ratios, parts = [], []

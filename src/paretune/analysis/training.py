@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from paretune.analysis import wording
+from paretune.analysis.caveats import falling
 from paretune.analysis.costs import Cost, trained_records
 from paretune.analysis.curves import Epoch, epochs_of
 from paretune.analysis.document import Block, Bullets, Picture, Section, Table
@@ -14,8 +15,6 @@ from paretune.analysis.scores import Place, Seed
 from paretune.analysis.sentences import training_speed
 
 _EPOCHS_SHOWN = 12
-_FALLING = 0.005
-"""Relative drop of the validation loss in the last epoch that counts as still falling."""
 
 
 def training_section(measured: Measured, group: Group, figures: frozenset[str]) -> Section | None:
@@ -131,15 +130,13 @@ def _speed(measured: Measured, place: Place, reference: Place) -> str:
 
 
 def _training_notes(measured: Measured, group: Group, trained: Mapping[str, Mapping[Seed, Sequence[Epoch]]]) -> Iterator[str]:
-    falling = []
     for name, by_seed in trained.items():
-        last = [[epoch.validation_loss for epoch in epochs][-2:] for epochs in by_seed.values()]
-        pairs = [(one[0], one[1]) for one in last if len(one) == 2 and one[0] is not None and one[1] is not None]
-        if pairs and len(pairs) == len(by_seed) and all(after < before * (1 - _FALLING) for before, after in pairs):
-            falling.append(wording.code(name))
         yield from _best_epoch(name, by_seed)
-    if falling:
-        yield f"Validation loss was still falling in the last epoch for {wording.listed(falling)}: more training may help."
+    validation, train = falling(measured, group)
+    if validation:
+        yield f"Validation loss was still falling in the last epoch for {wording.listed(validation)}: more training may help."
+    if train:
+        yield f"Train loss was still falling in the last quarter for {wording.listed(train)}: more training may help."
     dropouts = {
         tuple(record.metrics.get("base_dropout") or [])
         for name in trained
