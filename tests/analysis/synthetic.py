@@ -168,7 +168,7 @@ def _cell(
     }
     evaluations = {"size": _record(root, "evaluate.size", identity, size)}
     for task in shape.evaluations:
-        record = _record(root, f"evaluate.{task}", identity, _latency(truth, rng) if task == "latency" else {})
+        record = _record(root, f"evaluate.{task}", identity, _evaluated(task, truth, rng))
         if task == "perplexity":
             write_scores(record.path, _perplexity_rows(truth.loss + effect, shape, difficulty, rng))
         elif task == "qa":
@@ -221,6 +221,11 @@ def _train_record(
             lines.append({**common, "validation_loss": level, "validation_token_accuracy": 0.23 + 0.02 * at})
     (record.path / "curves.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return record
+
+
+def _evaluated(task: str, truth: Truth, rng: np.random.Generator) -> dict[str, Any]:
+    """Metrics of an evaluation's record; the multiple choice has four options."""
+    return _latency(truth, rng) if task == "latency" else {"chance_accuracy": 0.25} if task == "qa" else {}
 
 
 def _latency(truth: Truth, rng: np.random.Generator) -> dict[str, Any]:

@@ -216,3 +216,14 @@ def test_merged_networks_of_one_shape_have_no_speed_and_no_size_to_tell(tmp_path
     assert all("1.1 %" not in sentence for sentence in having(sentences, "`lora`", "than `full`"))
     assert having(sentences, "`reduced` is 11.3 % smaller than `full`")
     assert not having(sentences, "parameters")
+
+
+def test_answers_that_guessing_gives_are_said_to_be_so(tmp_path: Path) -> None:
+    measured = with_answers(tmp_path, original=9, reduced=3)
+    sentences = conclude(measured, measured.groups[0]).findings
+    (found,) = having(sentences, "not told apart from guessing")
+    assert "(chance 2.5 of 10, exact binomial test): `reduced` (3 of 10, p = 0.72)." in found
+    assert "`original`" not in found
+    (tmp_path / "known").mkdir()
+    known = with_answers(tmp_path / "known", original=9, reduced=8)
+    assert not having(conclude(known, known.groups[0]).findings, "guessing")

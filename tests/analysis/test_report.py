@@ -335,3 +335,10 @@ def test_overfitting_is_told_from_a_loss_that_still_falls(tmp_path: Path) -> Non
     found = part(report_of(results), "Training")
     assert "still falling" not in found
     assert "`original`: validation loss was lowest after epoch 2 of 3 and rose after it (overfitting)." in found
+
+
+def test_means_over_seeds_and_the_level_of_chance_are_called_so(tmp_path: Path) -> None:
+    questions = part(report_of(make_results(tmp_path, SMALL)), "Questions and answers")
+    assert "of their share; choices by chance 2.5 of 10 (25.0 %)" in questions
+    assert re.search(r"\| base \| \d+ of 10 ", questions)
+    assert re.search(r"\| full \| mean [\d.]+ of 10 ", questions)

@@ -47,7 +47,7 @@ def run(base: Path, draft: Path, questions: list[dict[str, Any]] = QUESTIONS, **
 
 def test_scores_equal_a_float64_reference(base: Path, tmp_path: Path) -> None:
     metrics = run(base, tmp_path)
-    assert metrics == {"questions": 4, "multiple_choice": 2, "ties": 0}
+    assert metrics == {"questions": 4, "multiple_choice": 2, "ties": 0, "chance_accuracy": (1 / 4 + 1 / 2) / 2}
     scores = read_scores(tmp_path).set_index(["example", "metric"])
     for question in QUESTIONS:
         options = question.get("options", [question["answer"]])

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from paretune.analysis import wording
 from paretune.analysis.choose import quantity_of, ranked_places
 from paretune.analysis.compare import Difference
-from paretune.analysis.measured import Group, Measured, baseline, difference_of
+from paretune.analysis.exact import chance_p
+from paretune.analysis.measured import Group, Measured, baseline, chance_of, difference_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import amount_of, detectable, interval_of, named, noun, value_of
 from paretune.analysis.task_scores import format_failures, task_metrics
@@ -29,6 +30,8 @@ def answer_sentences(measured: Measured, group: Group, ranked_by: Quantity) -> I
             if len(ranked) > 1 and means not in spoken_of and quantity != ranked_by:
                 spoken_of.append(means)
                 yield from _answers_of(measured, group, ranked, quantity)
+            if metric == "accuracy" and ranked:
+                yield from _guessing(measured, group, ranked, quantity)
         yield from _told_apart(measured, group, Quantity(task, "", "log_likelihood"))
     for task, scoring in measured.study.data[group.dataset].scored.items():
         metrics = [metric for metric in task_metrics(scoring) if metric != "accuracy_generated"]
@@ -68,6 +71,23 @@ def _answers_of(measured: Measured, group: Group, ranked: Sequence[Place], quant
     )
 
 
+def _guessing(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
+    """The variants whose right answers could be those of chance."""
+    chance = chance_of(measured, group, quantity.task)
+    if chance is None:
+        return
+    told, num = [], 0
+    for place in ranked:
+        sample = measured.samples[place][quantity]
+        num = len(sample.items)
+        p = chance_p(round(sample.mean * num), num, chance)
+        if p > 1 - measured.level:
+            told.append(f"{named(place)} ({_right(sample.mean, num)}, p = {p:.2g})")
+    if told:
+        test = f"chance {chance * num:.3g} of {num}, exact binomial test"
+        yield f"{_capital(noun(quantity))}: not told apart from guessing ({test}): {wording.listed(told)}."
+
+
 def _told_apart(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:
     pairs = _against_baseline(measured, group, ranked_places(measured, group, quantity), quantity)
     told = [
@@ -98,7 +118,10 @@ def _against_baseline(measured: Measured, group: Group, ranked: Sequence[Place],
 
 
 def _right(share: float, num: int) -> str:
-    return f"{share * num:.3g} of {num}"
+    """`7 of 10`, or of several seeds `a mean of 6.5 of 10`."""
+    right = share * num
+    whole = math.isclose(right, round(right), abs_tol=1e-6)
+    return f"{round(right)} of {num}" if whole else f"a mean of {right:.{wording.decimals(right)}f} of {num}"
 
 
 def _needed(difference: Difference, num: int) -> str:

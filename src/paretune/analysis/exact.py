@@ -83,6 +83,11 @@ def fisher_p(right: int, num: int, other_right: int, other_num: int) -> float:
     return float(stats.fisher_exact([[right, num - right], [other_right, other_num - other_right]]).pvalue)
 
 
+def chance_p(right: int, num: int, chance: float) -> float:
+    """Exact binomial test of `right` of `num` answers against guessing; of unequal chances the mean, which is conservative."""
+    return float(stats.binomtest(right, num, chance).pvalue)
+
+
 def with_seeds(p: float, mean: float, errors: Errors) -> float:
     """A p value over documents, raised to what the spread of the seeds allows."""
     if errors.seeds == 0:

@@ -173,6 +173,13 @@ def tasks_of(measured: Measured, dataset: str) -> list[str]:
     return [*measured.study.evaluate, *measured.study.data[dataset].scored]
 
 
+def chance_of(measured: Measured, group: Group, task: str) -> float | None:
+    """The share of multiple-choice questions that guessing answers; None where there are none, or a record does not tell it."""
+    cells = (cell for name in group.variants for cell in cells_of(measured, group.place(name)) if task in cell.evaluations)
+    found = (cell.evaluations[task].metrics.get("chance_accuracy") for cell in cells)
+    return next((float(chance) for chance in found if chance is not None), None)
+
+
 def same_tokenizer(measured: Measured, bases: set[str], dataset: str) -> bool:
     """Whether loss and perplexity of these bases are per the same tokens."""
     records = [measured.results.tokens.get((base, dataset)) for base in bases]

@@ -11,7 +11,7 @@ from paretune.analysis.costs import Cost
 from paretune.analysis.deviations import Marks
 from paretune.analysis.document import Block, Bullets, Paragraph, Picture, Section, SideBySide, Table, Text
 from paretune.analysis.figures import comparison_name
-from paretune.analysis.measured import Group, Measured, cells_of, estimate_of
+from paretune.analysis.measured import Group, Measured, cells_of, chance_of, estimate_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.tables import cell_generations
 from paretune.analysis.task_scores import stopped, task_texts
@@ -167,7 +167,19 @@ def _answers_table(measured: Measured, group: Group, task: str, marks: Marks) ->
         if likelihood:
             row.append(_with_interval(estimate_of(measured, place, Quantity(task, "", "log_likelihood"))) + mark)
         rows.append(row)
-    return Table(header, rows, f"{task}: right answers, and the {100 * measured.level:g} % interval of their share")
+    caption = f"{task}: right answers, and the {100 * measured.level:g} % interval of their share"
+    return Table(header, rows, caption + _chance(measured, group, task))
+
+
+def _chance(measured: Measured, group: Group, task: str) -> str:
+    """What guessing would answer, for the caption."""
+    chance = chance_of(measured, group, task)
+    known = (measured.samples.get(group.place(name), {}).get(Quantity(task, "", "accuracy")) for name in group.variants)
+    sample = next((one for one in known if one is not None), None)
+    if chance is None or sample is None:
+        return ""
+    num = len(sample.items)
+    return f"; choices by chance {chance * num:.3g} of {num} ({wording.share(chance)})"
 
 
 _METRIC_HEADS = {"accuracy": "accuracy (choices)", "exact_match": "exact match", "contains": "contains the answer"}
@@ -195,10 +207,11 @@ def _slices_table(measured: Measured, group: Group, task: str, slices: Sequence[
 
 
 def _answers(found: Estimate | None, mark: str, *, interval: bool = True) -> str:
-    """`3.5 of 10 (14 to 65 %)`."""
+    """`4 of 10 (17 to 69 %)`, or of several seeds `mean 3.5 of 10 (14 to 65 %)`."""
     if found is None:
         return wording.UNKNOWN
-    right = f"{found.mean * found.n_examples:.4g} of {found.n_examples}{mark}"
+    mean = "mean " if found.n_seeds > 1 else ""
+    right = f"{mean}{found.mean * found.n_examples:.4g} of {found.n_examples}{mark}"
     if not interval or math.isnan(found.low):
         return right
     places = 0 if found.n_examples < 200 else 1

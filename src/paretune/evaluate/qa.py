@@ -57,7 +57,9 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
     write_scores(scores, context.draft, settings.slice_by)
     write_generations(generations, context.draft)
     ties = sum(choices_of(q, found)[1] for q, found in zip(questions, likelihoods, strict=True) if q.options)
-    return {"questions": len(questions), "multiple_choice": len(questions) - len(answers), "ties": ties}
+    chosen = [1 / len(question.options) for question in questions if question.options]
+    counts = {"questions": len(questions), "multiple_choice": len(chosen), "ties": ties}
+    return counts | ({"chance_accuracy": sum(chosen) / len(chosen)} if chosen else {})
 
 
 def answer_likelihoods(loaded: LoadedModel, requests: Sequence[Request], forward_tokens: int) -> list[Likelihoods]:
