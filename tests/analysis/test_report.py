@@ -342,3 +342,26 @@ def test_means_over_seeds_and_the_level_of_chance_are_called_so(tmp_path: Path) 
     assert "of their share; choices by chance 2.5 of 10 (25.0 %)" in questions
     assert re.search(r"\| base \| \d+ of 10 ", questions)
     assert re.search(r"\| full \| mean [\d.]+ of 10 ", questions)
+
+
+def skipping(results: Results, skipped: int) -> Results:
+    """The same study where so many training examples were too long."""
+    kept = {f"kept_{what}_{split}": 12 for what in ("documents", "examples", "bytes") for split in ("validation", "test")}
+    kept |= {"kept_documents_train": 90, "kept_examples_train": 96 - skipped, "kept_bytes_train": 1234}
+    tokens = {
+        key: replace(record, metrics={**record.metrics, **kept, "skipped_examples": skipped})
+        for key, record in results.tokens.items()
+    }
+    return replace(results, tokens=tokens)
+
+
+def test_what_was_too_long_is_told_and_not_counted(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    markdown = report_of(skipping(results, 7))
+    told = "7 of 120 examples longer than 512 tokens left out (train 7, validation 0, test 0), neither trained nor scored on"
+    assert told in part(markdown, "What was compared")
+    assert told in part(markdown, "In short")
+    assert "| news | train | 90 | 89 | 1,234 | 43,200 |" in markdown
+    few = report_of(skipping(results, 6))
+    assert "6 of 120 examples" in part(few, "What was compared")
+    assert "6 of 120 examples" not in part(few, "In short")

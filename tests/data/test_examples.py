@@ -11,6 +11,7 @@ from paretune.data.examples import examples_of, tokenize_tasks
 from paretune.data.tokenizer import load_tokenizer, read_tokens
 from paretune.errors import DataError
 from paretune.pipeline.stage import RunOptions, StageContext
+from paretune.spec.data import SPLITS
 from tests.data.test_prepare import prepare, write_rows, written
 from tests.evaluate.stages import BASE
 from tests.tiny import make_model, make_tokenizer
@@ -103,6 +104,8 @@ def test_what_is_too_long_is_refused_by_name(tmp_path: Path, base: Path) -> None
 def test_skip_leaves_out_and_counts(tmp_path: Path, base: Path) -> None:
     metrics, rows = tokenized(tmp_path, base, LONG, long_records(), 64, "skip")
     assert (metrics["skipped_examples"], metrics["cut_examples"], len(rows)) == (16, 0, 44)
+    assert sum(metrics[f"kept_examples_{split}"] for split in SPLITS) == 44
+    assert sum(metrics[f"kept_bytes_{split}"] for split in SPLITS) == sum(row["bytes"] for row in rows)
 
 
 def test_cut_shortens_the_context_of_all_tasks_alike_at_its_end(tmp_path: Path, base: Path) -> None:

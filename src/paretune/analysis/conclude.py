@@ -14,7 +14,7 @@ from paretune.analysis.caveats import chosen_on_validation, short_training, untu
 from paretune.analysis.choose import choose, is_cheaper, latency_name, near_best, ranked_places
 from paretune.analysis.compare import Difference, Estimate
 from paretune.analysis.costs import DISTURBED, noise_of, trained_records
-from paretune.analysis.deviations import marks_of
+from paretune.analysis.deviations import marks_of, much_left_out
 from paretune.analysis.limits import frontier_sentence, limit_sentences
 from paretune.analysis.measured import Group, Measured, baseline, difference_of, estimate_of, headline, untouched
 from paretune.analysis.scores import Place, Quantity
@@ -93,7 +93,14 @@ def across_bases(measured: Measured, dataset: str) -> list[str]:
 
 def remarks(measured: Measured) -> list[str]:
     """What holds for the whole study: what so few questions, so few seeds, and leaked texts allow to say."""
-    return [*_leaks(measured), *_unmeasured(measured), *_disturbed(measured), *_seeds(measured), *untuned(measured)]
+    return [
+        *much_left_out(measured),
+        *_leaks(measured),
+        *_unmeasured(measured),
+        *_disturbed(measured),
+        *_seeds(measured),
+        *untuned(measured),
+    ]
 
 
 def _unmeasured(measured: Measured) -> Iterator[str]:

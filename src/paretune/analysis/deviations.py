@@ -12,6 +12,8 @@ from paretune.spec.data import SPLITS
 
 LEAKED = "†"
 LOSSY = "‡"
+_MUCH = 0.05
+"""Share of examples left out from which it belongs beside the recommendation."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +104,46 @@ def _data(measured: Measured) -> Iterator[str]:
 
 def _tokens(measured: Measured) -> Iterator[str]:
     for (base, dataset), record in measured.results.tokens.items():
-        where = f"{wording.code(dataset)} with the tokenizer of {wording.code(base)}"
-        if skipped := record.metrics.get("skipped_examples", 0):
-            limit, rule = measured.study.train.max_length, measured.study.data[dataset].length_rule
-            yield f"{where}: {wording.plural(skipped, 'example')} longer than {limit:,} tokens left out (`too_long: {rule}`)."
+        where = _where(base, dataset)
+        if (said := _left_out(measured, base, dataset)) is not None:
+            yield said[1]
         if cut := record.metrics.get("cut_examples", 0):
             limit = measured.study.train.max_length
             yield f"{where}: the context of {wording.plural(cut, 'example')} cut to fit {limit:,} tokens (`too_long: cut`)."
         if lossy := record.metrics.get("lossy_examples", 0):
             yield f"{where}: {wording.plural(lossy, 'example')} not given back exactly, bits per byte marked {LOSSY}."
+
+
+def much_left_out(measured: Measured) -> Iterator[str]:
+    """The same sentences where more than 5 % of a dataset's examples are missing."""
+    for base, dataset in measured.results.tokens:
+        said = _left_out(measured, base, dataset)
+        if said is not None and said[0] > _MUCH:
+            yield said[1]
+
+
+def _left_out(measured: Measured, base: str, dataset: str) -> tuple[float, str] | None:
+    """The share of examples that are too long to be trained or scored on, and a sentence; None where all fit."""
+    metrics = measured.results.tokens[(base, dataset)].metrics
+    skipped = metrics.get("skipped_examples", 0)
+    if not skipped:
+        return None
+    data = measured.results.data[dataset].metrics if dataset in measured.results.data else {}
+    lost = {
+        split: data[f"examples_{split}"] - metrics[f"kept_examples_{split}"]
+        for split in SPLITS
+        if f"examples_{split}" in data and f"kept_examples_{split}" in metrics
+    }
+    total = sum(data.get(f"examples_{split}", 0) for split in SPLITS)
+    of_all = f"{wording.count(skipped)} of {wording.plural(total, 'example')}" if total else wording.plural(skipped, "example")
+    by_split = f" ({', '.join(f'{split} {wording.count(num)}' for split, num in lost.items())})" if lost else ""
+    limit, rule = measured.study.train.max_length, measured.study.data[dataset].length_rule
+    told = f"{of_all} longer than {limit:,} tokens left out{by_split}, neither trained nor scored on (`too_long: {rule}`)."
+    return skipped / total if total else 1.0, f"{_where(base, dataset)}: {told}"
+
+
+def _where(base: str, dataset: str) -> str:
+    return f"{wording.code(dataset)} with the tokenizer of {wording.code(base)}"
 
 
 def _runs(measured: Measured) -> Iterator[str]:

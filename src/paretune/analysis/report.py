@@ -1,6 +1,7 @@
 """The report: what stands in it and in which order. One structure, written as text and as Markdown by `render`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from paretune.analysis import wording
 from paretune.analysis.blocks import blocks_section
@@ -271,14 +272,31 @@ def _data_table(measured: Measured) -> Table:
                 [
                     name,
                     split,
-                    *(wording.count(metrics.get(f"{what}_{split}", 0)) for what in ("documents", "examples", "bytes")),
+                    *(_kept(metrics, tokens, what, split) for what in ("documents", "examples", "bytes")),
                     *(
                         wording.UNKNOWN if one is None else wording.count(one.metrics.get(f"tokens_{split}", 0))
                         for one in tokens
                     ),
                 ]
             )
-    return Table(header, rows, "Data", words=2, grouped=True)
+    known = all(
+        "kept_examples_train" in one.metrics for one in measured.results.tokens.values() if one.metrics.get("skipped_examples")
+    )
+    counted = "as trained and scored on" if known else "documents, examples and bytes before what is too long was left out"
+    return Table(header, rows, f"Data, {counted}", words=2, grouped=True)
+
+
+def _kept(data: Mapping[str, Any], tokens: Sequence[Record | None], what: str, split: str) -> str:
+    """What is trained and scored on, base by base where they differ: tokenizers make different texts too long.
+
+    Bytes are counted as in the data where nothing was left out: of a dataset with tasks these hold contexts and prompts too.
+    """
+    whole = data.get(f"{what}_{split}", 0)
+    found = [
+        one.metrics.get(f"kept_{what}_{split}", whole) if one is not None and one.metrics.get("skipped_examples") else whole
+        for one in tokens
+    ]
+    return " / ".join(wording.count(value) for value in dict.fromkeys(found)) or wording.count(whole)
 
 
 def _notes(measured: Measured, marks: Marks) -> Iterator[Block]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paretune.data.chat import render_turn
-from paretune.data.tokenizer import TextTokenizer, load_tokenizer, refuse_empty_split
+from paretune.data.tokenizer import TextTokenizer, kept_counts, load_tokenizer, refuse_empty_split
 from paretune.data.trees import Example, windows
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
@@ -104,6 +104,7 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
     return {
         **{name: number for split in SPLITS for name, number in _measured(rows, split).items()},
+        **kept_counts(rows),
         "skipped_examples": counts["skipped"],
         "cut_examples": counts["cut"],
         "lossy_examples": sum(not row["lossless"] for row in rows),

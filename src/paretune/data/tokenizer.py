@@ -133,7 +133,8 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
     tokens = {f"tokens_{split}": sum(len(row["ids"]) for row in rows if row["split"] == split) for split in SPLITS}
     windows = {f"windows_{split}": sum(_windows(row, max_length) for row in rows if row["split"] == split) for split in SPLITS}
-    return {**tokens, **windows, "skipped_examples": skipped, "lossy_examples": sum(not row["lossless"] for row in rows)}
+    metrics = {**tokens, **windows, **kept_counts(rows)}
+    return metrics | {"skipped_examples": skipped, "lossy_examples": sum(not row["lossless"] for row in rows)}
 
 
 def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any]]:
@@ -149,6 +150,17 @@ def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any
     if "task" in table.column_names:
         return [row | {"ids": np.concatenate([row[name] for name in ("context", "prompt", "completion")])} for row in rows]
     return rows
+
+
+def kept_counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Documents, examples and bytes of each split that are left after what is too long: what is trained and scored on."""
+    found = {}
+    for split in SPLITS:
+        here = [row for row in rows if row["split"] == split]
+        found[f"kept_documents_{split}"] = len({row["document"] for row in here})
+        found[f"kept_examples_{split}"] = len(here)
+        found[f"kept_bytes_{split}"] = sum(row["bytes"] for row in here)
+    return found
 
 
 def refuse_empty_split(rows: Sequence[Mapping[str, Any]], max_length: int, way_out: str) -> None:
