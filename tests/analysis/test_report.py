@@ -257,16 +257,27 @@ def test_the_figure_of_the_tasks_stands_with_them(tmp_path: Path) -> None:
 
 def test_deviations_are_printed(tmp_path: Path) -> None:
     results = make_results(tmp_path, SMALL)
-    odd = changed(results, stopped_early=True, steps=7, epochs_done=1.5, best_step=4, repeated_steps=3, train_tokens=999)
+    odd = changed(
+        results,
+        stopped_early=True,
+        steps=7,
+        epochs_done=1.5,
+        best_step=4,
+        repeated_steps=3,
+        resumed_from=1200,
+        train_tokens=999,
+    )
     found = part(report_of(odd), "What was compared")
     for words in (
         "`full` (seed 0) stopped early, after 7 optimizer steps (1.5 epochs).",
-        "`full` (seed 0) was interrupted and went on from a checkpoint; 3 steps ran twice.",
+        "`full` (seed 0) was interrupted and went on from step 1,200; 3 steps ran twice.",
         "those with the lowest validation loss were kept: `full` (seed 0) step 4 of 7.",
         "trained with unequal tokens: ",
         "trained with unequal optimizer steps: ",
     ):
         assert words in found
+    again = part(report_of(changed(results, repeated_steps=3, resumed_from=0)), "What was compared")
+    assert "`full` (seed 0) was interrupted and began again; 3 steps ran twice." in again
     plain = part(report_of(results), "What was compared")
     for word in ("stopped early", "interrupted", "lowest validation loss", "unequal"):
         assert word not in plain

@@ -65,7 +65,7 @@ def test_killed_at_random_steps_it_ends_in_the_same_bits(folder, name):
     assert attempt(killed) == 0
     assert answer(killed) == answer(whole)
     assert len(answer(whole)["curves"]) == STEPS + 3  # evaluations after 5, 10 and 12 steps
-    assert metrics(whole)["repeated_steps"] == 0
+    assert metrics(whole)["repeated_steps"] == metrics(whole)["resumed_from"] == 0
     # The two steps after which it was killed were not told any more.
     assert metrics(killed)["repeated_steps"] == len(killed.steps_done) + 2 - STEPS
     assert any(file.endswith(".safetensors") for file in answer(whole)["files"])
@@ -105,6 +105,7 @@ def test_it_goes_on_with_the_options_that_it_began_with(folder):
     others = replace(killed, threads=1, options=RunOptions(accumulate=3, forward_tokens=40, pack=False))
     assert attempt(others) == 0
     assert answer(killed) == answer(whole)
+    assert metrics(killed)["resumed_from"] > 0
     assert metrics(killed)["options"] == {
         "forward_tokens": 4096,
         "accumulate": 1,

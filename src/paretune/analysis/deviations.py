@@ -154,7 +154,10 @@ def _runs(measured: Measured) -> Iterator[str]:
                 steps = f"{metrics.get('steps', 0):,}"
                 yield f"{who} stopped early, after {steps} optimizer steps ({metrics.get('epochs_done', 0):g} epochs)."
             if repeated := metrics.get("repeated_steps", 0):
-                yield f"{who} was interrupted and went on from a checkpoint; {wording.plural(repeated, 'step')} ran twice."
+                # Older records do not tell where the run went on.
+                step = metrics.get("resumed_from")
+                how = "went on" if step is None else f"went on from step {step:,}" if step else "began again"
+                yield f"{who} was interrupted and {how}; {wording.plural(repeated, 'step')} ran twice."
     kept = [
         f"{_who(measured, cell)} step {record.metrics['best_step']:,} of {record.metrics['steps']:,}"
         for cell in measured.results.cells

@@ -82,6 +82,11 @@ def find_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob(f"{_CHECKPOINT}*"), default=None)
 
 
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimizer step after which it was written."""
+    return int(checkpoint.name.removeprefix(_CHECKPOINT))
+
+
 def checkpoint_options(checkpoint: Path) -> dict[str, Any]:
     """The options that the run began with; it goes on with them."""
     options: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["options"]

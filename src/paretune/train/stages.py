@@ -19,7 +19,7 @@ from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.model.memory import available_bytes
 from paretune.pipeline.stage import StageContext
-from paretune.train.checkpoint import checkpoint_options, find_checkpoint, write_curves
+from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, write_curves
 from paretune.train.loop import Run, fit
 
 _BIT_OPTIONS = ("forward_tokens", "accumulate", "pack", "recompute")
@@ -104,6 +104,7 @@ def _train(
         "best_validation_loss": _best_loss(context),
         "stopped_early": progress.stopped_early,
         "repeated_steps": repeated_steps,
+        "resumed_from": checkpoint_step(found) if found else 0,
         "precision": config["precision"],
         "base_dropout": dropout,
         "packed": options["pack"] and packed.isolates,
