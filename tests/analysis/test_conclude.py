@@ -227,3 +227,11 @@ def test_answers_that_guessing_gives_are_said_to_be_so(tmp_path: Path) -> None:
     (tmp_path / "known").mkdir()
     known = with_answers(tmp_path / "known", original=9, reduced=8)
     assert not having(conclude(known, known.groups[0]).findings, "guessing")
+
+
+def test_cheaper_in_nothing_that_is_told_is_no_bargain(tmp_path: Path) -> None:
+    costs = "compare: {baseline: original, costs: [trainable_parameters]}\n"
+    tiny = Truth(LORA.methods, LORA.loss + 0.2, parameters=7_010_000, trainable=10_000, tokens_per_second=5000)
+    sentences = study(tmp_path, replace(QUIET, extra=costs), original=LORA, tiny=tiny)
+    assert having(sentences, "Recommended: `original`.")
+    assert not having(sentences, "Cheaper at a price")

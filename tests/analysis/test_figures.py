@@ -4,7 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from paretune.analysis.curve_figure import _apart
+from paretune.analysis.curve_figure import _apart, draw_curves
 from paretune.analysis.figures import write_figures
 from paretune.analysis.looks import looks, short_names
 from paretune.analysis.measured import measure
@@ -54,3 +54,15 @@ def test_labels_are_moved_apart_as_little_as_needed(wanted: list[float]) -> None
     assert placed.mean() == pytest.approx(np.mean(wanted))
     if np.diff(wanted).min() >= 0.1:
         assert placed.tolist() == wanted
+
+
+def test_single_evaluations_have_no_panel_of_their_own(tmp_path: Path) -> None:
+    measured = measure(make_results(tmp_path, Shape(documents=6, epochs=1, evaluations=("perplexity",))))
+    figure = draw_curves(measured, measured.groups[0])
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["Train loss (running mean)"]
+    (tmp_path / "two").mkdir()
+    measured = measure(make_results(tmp_path / "two", Shape(documents=6, epochs=2, evaluations=("perplexity",))))
+    figure = draw_curves(measured, measured.groups[0])
+    assert figure is not None
+    assert len(figure.axes) == 2

@@ -145,7 +145,7 @@ def test_a_failed_variant_is_named_and_the_others_are_reported(tmp_path: Path) -
 
     cells = tuple(failed(cell) if cell.variant == "reduced" else cell for cell in results.cells)
     markdown = report_of(replace(results, cells=cells))
-    assert "Incomplete: 2 stages failed or did not run; see the notes." in part(markdown, "In short")
+    assert "Incomplete: of `reduced` 2 stages failed or did not run; see the notes." in part(markdown, "In short")
     notes = part(markdown, "Notes")
     assert (
         "`reduced` of `novels` on `news`: `train.lora-0123abcd` failed or did not run, and with it what depends on it." in notes
@@ -350,9 +350,10 @@ def test_overfitting_is_told_from_a_loss_that_still_falls(tmp_path: Path) -> Non
 
 def test_means_over_seeds_and_the_level_of_chance_are_called_so(tmp_path: Path) -> None:
     questions = part(report_of(make_results(tmp_path, SMALL)), "Questions and answers")
-    assert "of their share; choices by chance 2.5 of 10 (25.0 %)" in questions
+    assert "of their share, means over seeds; choices by chance 2.5 of 10 (25.0 %)" in questions
     assert re.search(r"\| base \| \d+ of 10 ", questions)
-    assert re.search(r"\| full \| mean [\d.]+ of 10 ", questions)
+    assert re.search(r"\| mean \d+\.5 of 10 ", questions)
+    assert not re.search(r"\| \d+\.5 of 10 ", questions)
 
 
 def skipping(results: Results, skipped: int) -> Results:
@@ -376,3 +377,79 @@ def test_what_was_too_long_is_told_and_not_counted(tmp_path: Path) -> None:
     few = report_of(skipping(results, 6))
     assert "6 of 120 examples" in part(few, "What was compared")
     assert "6 of 120 examples" not in part(few, "In short")
+
+
+def test_disturbed_times_are_marked_in_the_table_of_costs(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    assert "~" not in part(report_of(results), "Cost")
+
+    def slow(cell: Cell) -> Cell:
+        record = cell.evaluations["latency"]
+        timed = {name: 3 * value for name, value in record.metrics.items() if "ms" in name}
+        return replace(cell, evaluations={**cell.evaluations, "latency": replace(record, metrics=timed)})
+
+    cells = tuple(slow(cell) if cell.variant == "base" else cell for cell in results.cells)
+    found = part(report_of(replace(results, cells=cells)), "Cost").replace("\\", "")
+    assert re.search(r"~: disturbed times, runs that should be equally fast differ in time per token by \d", found)
+    assert "| training | peak memory | first token, ms ~ | ms per token ~ |" in found
+
+
+def test_notes_and_columns_are_of_what_the_study_has(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    shape = replace(SMALL, seeds=(0,), evaluations=("perplexity",))
+    plain = report_of(make_results(tmp_path / "plain", shape))
+    for words in ("multiple-choice", "Exact match", "With several seeds", "seeds, perplexity"):
+        assert words not in plain
+    whole = report_of(make_results(tmp_path, SMALL))
+    for words in ("A multiple-choice answer is", "Exact match and contains", "With several seeds", "seeds, perplexity"):
+        assert words in whole
+
+
+def test_what_the_data_was_checked_for_stands_with_it(tmp_path: Path) -> None:
+    results = make_results(tmp_path, CASES["leakage allowed"])
+    assert "no duplicates" not in report_of(results)
+    clean = {
+        name: replace(record, metrics={"pairs": 0, "items_touched_qa": 0, "documents_touched_test": 0})
+        for name, record in results.leakage.items()
+    }
+    data = {
+        name: replace(record, metrics={**record.metrics, "documents_unused": 9, "records_empty": 0})
+        for name, record in results.data.items()
+    }
+    compared = part(report_of(replace(results, leakage=clean, data=data)), "What was compared")
+    assert "Leakage in `news`: checked, no duplicates between splits or with items of the evaluations." in compared
+    assert "- In no split: 9 documents of `news`" in compared
+    assert "Deviations:" not in compared
+
+
+def test_the_last_line_in_short_writes_the_recommended_variant(tmp_path: Path) -> None:
+    results = make_results(tmp_path, replace(SMALL, bases=("novels", "stories"), documents=20))
+    short = part(report_of(results), "In short").strip().splitlines()
+    command = r"`paretune export study.yaml \w+ --to \w+-exported --base %s --seed 0`"
+    assert re.fullmatch(f"To use what is recommended: {command % 'novels'}; {command % 'stories'}", short[-1])
+
+
+def test_slices_that_are_the_kinds_of_question_are_left_out(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    assert "| difficulty: easy |" in part(report_of(results), "Questions and answers")
+    for cell in results.cells:
+        file = cell.evaluations["qa"].path
+        scores = pd.read_parquet(file / "scores.parquet")
+        scores["slice.category"] = ["choice" if int(name[1:]) < SMALL.questions else "fact" for name in scores.document]
+        write_scores(file, scores.to_dict("records"))
+    found = part(report_of(results), "Questions and answers")
+    assert "category" not in found
+    assert "| difficulty: easy |" in found
+
+
+def test_one_missing_variant_is_no_lead_over_every_other(tmp_path: Path) -> None:
+    results = make_results(tmp_path, replace(SMALL, documents=40))
+    assert "lead over every other variant" in report_of(results)
+    cells = tuple(
+        replace(cell, methods=(), evaluations={}, missing=("train.lora-0123abcd",)) if cell.variant == "reduced" else cell
+        for cell in results.cells
+    )
+    short = part(report_of(replace(results, cells=cells)), "In short")
+    assert "lead over every other variant" not in short
+    assert "its lead over the others that were measured is detected" in short
+    assert "Incomplete: of `reduced` 1 stage failed" in short

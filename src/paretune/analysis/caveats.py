@@ -10,10 +10,14 @@ import numpy as np
 import pandas as pd
 
 from paretune.analysis import wording
+from paretune.analysis.choose import latency_name
+from paretune.analysis.costs import DISTURBED, noise_of
 from paretune.analysis.curves import epochs_of
 from paretune.analysis.measured import Group, Measured
 from paretune.analysis.scores import Place, Quantity
 
+TRAINING_SPEED = "training speed"
+TIME_PER_TOKEN = "time per token"
 _FALLING = 0.005
 """Relative drop of a loss at the end of a training that counts as still falling."""
 _STEPS = 16
@@ -58,6 +62,15 @@ def chosen_on_validation(measured: Measured, quantity: Quantity | None) -> Itera
     ):
         what = "the weights that were kept" if train.keep == "best" else "when training stopped"
         yield f"Ranked on validation, which also chose {what}: these figures are too good, and a test split would tell."
+
+
+def disturbed_times(measured: Measured, group: Group) -> dict[str, float]:
+    """How much runs that should be equally fast differ, in training speed and time per token, where the machine was busy."""
+    places = [group.place(name) for name in group.variants]
+    timed = [place for place in places if "ms_per_token" in measured.costs.get(place, {})]
+    names = {TRAINING_SPEED: "train_tokens_per_second", TIME_PER_TOKEN: latency_name(measured, timed)}
+    noise = {word: noise_of(measured.costs, name, places[0]) for word, name in names.items()}
+    return {word: factor for word, factor in noise.items() if factor is not None and factor > DISTURBED}
 
 
 def falling(measured: Measured, group: Group) -> tuple[list[str], list[str]]:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from paretune.analysis import wording
 from paretune.analysis.answers import answer_sentences
-from paretune.analysis.caveats import chosen_on_validation, short_training, untuned
-from paretune.analysis.choose import choose, is_cheaper, latency_name, near_best, ranked_places
+from paretune.analysis.caveats import chosen_on_validation, disturbed_times, short_training, untuned
+from paretune.analysis.choose import choose, is_cheaper, near_best, ranked_places
 from paretune.analysis.compare import Difference, Estimate
-from paretune.analysis.costs import DISTURBED, noise_of, trained_records
+from paretune.analysis.costs import trained_records
 from paretune.analysis.deviations import marks_of, much_left_out
 from paretune.analysis.limits import frontier_sentence, limit_sentences
-from paretune.analysis.measured import Group, Measured, baseline, difference_of, estimate_of, headline, untouched
+from paretune.analysis.measured import Group, Measured, baseline, cells_of, difference_of, estimate_of, headline, untouched
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import (
     SHARES,
@@ -47,6 +47,8 @@ _TOLD = 6
 class Conclusions:
     recommendation: tuple[str, ...]
     findings: tuple[str, ...]
+    chosen: Place | None = None
+    """The recommended variant; None where there is no recommendation."""
 
 
 def conclude(measured: Measured, group: Group) -> Conclusions:
@@ -66,7 +68,19 @@ def conclude(measured: Measured, group: Group) -> Conclusions:
         *short_training(measured, group),
         *chosen_on_validation(measured, quantity),
     ]
-    return Conclusions(tuple(recommendation), tuple(findings))
+    recommended = any(sentence.startswith("Recommended") for sentence in recommendation)
+    chosen = choose(measured, ranked, quantity) if recommended else None
+    return Conclusions(tuple(recommendation), tuple(findings), chosen)
+
+
+def export_command(measured: Measured, place: Place) -> str:
+    """How to write a variant as a directory: literal text, with the options that the study makes necessary."""
+    study, seeds = measured.study, [cell.seed for cell in cells_of(measured, place)]
+    options = [f"--base {place.base}"] if len(study.bases) > 1 else []
+    options += [f"--data {place.dataset}"] if len(study.data) > 1 else []
+    options += [f"--seed {seeds[0]}"] if len(seeds) > 1 else []
+    to = f"--to {place.variant}-exported"
+    return f"`{' '.join(['paretune export', measured.results.study_file.name, place.variant, to, *options])}`"
 
 
 def across_bases(measured: Measured, dataset: str) -> list[str]:
@@ -123,13 +137,7 @@ def _leaks(measured: Measured) -> Iterator[str]:
 def _disturbed(measured: Measured) -> Iterator[str]:
     """Where the machine was too busy for its times to be trusted."""
     for group in measured.groups:
-        places = [group.place(name) for name in group.variants]
-        timed = [place for place in places if "ms_per_token" in measured.costs.get(place, {})]
-        names = {"train_tokens_per_second": "training speed", latency_name(measured, timed): "time per token"}
-        noise = {word: noise_of(measured.costs, name, places[0]) for name, word in names.items()}
-        told = [
-            f"{word} by {wording.times(factor)}" for word, factor in noise.items() if factor is not None and factor > DISTURBED
-        ]
+        told = [f"{word} by {wording.times(factor)}" for word, factor in disturbed_times(measured, group).items()]
         if told:
             where = f" ({wording.code(group.base)} on {wording.code(group.dataset)})" if len(measured.groups) > 1 else ""
             yield (
@@ -185,7 +193,10 @@ def _best_is_chosen(measured: Measured, best: Place, near: Sequence[Place], quan
     what = f"the {better_word(quantity)} {noun(as_shown(measured, best, quantity))} ({shown}) on {_scored_on(found, quantity)}"
     subject = _subject(measured, best)
     if not near:
-        return f"Recommended: {subject}. It has {what}, and its lead over every other variant is detected."
+        scored = [place for place in measured.samples if place[:2] == best[:2] and quantity in measured.samples[place]]
+        everyone = len(scored) == len(measured.study.variants)
+        lead = "its lead over every other variant" if everyone else "its lead over the others that were measured"
+        return f"Recommended: {subject}. It has {what}, and {lead} is detected."
     others = wording.listed([named(place) for place in near])
     cheaper = "is not clearly cheaper" if len(near) == 1 else "are not clearly cheaper"
     return f"Recommended: {subject}. It has {what}; {others} cannot be told apart from it and {cheaper}."

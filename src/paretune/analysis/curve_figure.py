@@ -20,7 +20,9 @@ def draw_curves(measured: Measured, group: Group) -> Figure | None:
     if not shown:
         return None
     figure = Figure(figsize=(9.5, max(3.6, 0.19 * len(shown) + 1.2)))
-    left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.06})
+    evaluated = any(measured.curves[run]["validation_loss"].count() > 1 for run in measured.curves if run[0] in shown)
+    panels = figure.subplots(1, 2 if evaluated else 1, sharey=True, squeeze=False, gridspec_kw={"wspace": 0.06})[0]
+    left, right = panels[0], panels[1] if evaluated else None
     style = looks(measured.study)
     seeds = len({seed for place, seed in measured.curves if place in shown})
     thin = seeds > 1 and len(shown) <= len(COLOURS)
@@ -29,16 +31,18 @@ def draw_curves(measured: Measured, group: Group) -> Figure | None:
     for place in shown:
         look = style[place.variant]
         train = _draw_lines(left, measured, place, "train_loss", look, thin)
-        validation = _draw_lines(right, measured, place, "validation_loss", look, thin)
+        # A single evaluation is a dot, and stands in the table.
+        validation = [] if right is None else _draw_lines(right, measured, place, "validation_loss", look, thin)
         ends[place.variant] = (validation or train)[-1]
         lowest, highest = min([lowest, *train, *validation]), max([highest, *train, *validation])
     margin = 0.06 * (highest - lowest or 1)
     left.set_ylim(lowest - margin, highest + margin)
-    _label_ends(right, ends, style, short_names(measured.study.variants))
+    _label_ends(panels[-1], ends, style, short_names(measured.study.variants))
     left.set_title("Train loss (running mean)")
-    right.set_title("Validation loss")
+    if right is not None:
+        right.set_title("Validation loss")
     left.set_ylabel("nats per token")
-    for axes in (left, right):
+    for axes in panels:
         axes.set_xlabel("epoch")
         axes.set_xlim(left=0)
         axes.grid(axis="y", color="#E6E6E6", linewidth=0.7)

@@ -84,9 +84,6 @@ def _data(measured: Measured) -> Iterator[str]:
             left.append(f"{wording.plural(removed, 'training document')} that also stood in held-out text (`leakage: remove`)")
         if left:
             yield f"Left out of {wording.code(name)}: {wording.listed(left)}."
-        if unused := metrics.get("documents_unused", 0):
-            which = f"{wording.plural(unused, 'document')} of {wording.code(name)}"
-            yield f"In no split: {which} (the shares sum to less than 1)."
     for name, record in measured.results.leakage.items():
         if measured.study.data[name].leakage != "allow" or not record.metrics.get("pairs"):
             continue
@@ -100,6 +97,23 @@ def _data(measured: Measured) -> Iterator[str]:
         ]
         what = f": {wording.listed(touched)}" if touched else ""
         yield f"Leakage allowed in {wording.code(name)}, {wording.plural(record.metrics['pairs'], 'pair')} of like texts{what}."
+
+
+def data_notes(measured: Measured) -> list[str]:
+    """What stands with the data and departs from nothing: documents of no split, and that no leakage was found."""
+    found = []
+    for name, record in measured.results.data.items():
+        if unused := record.metrics.get("documents_unused", 0):
+            which = f"{wording.plural(unused, 'document')} of {wording.code(name)}"
+            found.append(f"In no split: {which} (the shares sum to less than 1).")
+    for name, record in measured.results.leakage.items():
+        if record.metrics.get("pairs") == 0:
+            items = any(metric.startswith("items_touched_") for metric in record.metrics)
+            nor = " or with items of the evaluations" if items else ""
+            removed = name in measured.results.data and measured.results.data[name].metrics.get("documents_removed")
+            left = " left" if removed else ""
+            found.append(f"Leakage in {wording.code(name)}: checked, no duplicates{left} between splits{nor}.")
+    return found
 
 
 def _tokens(measured: Measured) -> Iterator[str]:

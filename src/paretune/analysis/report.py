@@ -6,8 +6,9 @@ from typing import Any
 from paretune.analysis import wording
 from paretune.analysis.blocks import blocks_section
 from paretune.analysis.comparisons import comparisons_section
-from paretune.analysis.conclude import across_bases, conclude, remarks
-from paretune.analysis.deviations import Marks, deviations, marks_of
+from paretune.analysis.conclude import across_bases, conclude, export_command, remarks
+from paretune.analysis.definitions import definitions
+from paretune.analysis.deviations import Marks, data_notes, deviations, marks_of
 from paretune.analysis.document import Block, Bullets, Document, Paragraph, Picture, Section, Table
 from paretune.analysis.figures import PARETO_NAME, tasks_name
 from paretune.analysis.measured import Group, Measured, estimate_of, headline, same_tokenizer
@@ -24,23 +25,6 @@ from paretune.pipeline.records import Record
 from paretune.spec.data import SPLITS
 from paretune.spec.study import Base, Variant
 
-_DEFINITIONS = (
-    "Intervals ({level}) of single figures are over documents: they say how much other documents of the same kind would move "
-    "them. Documents are resampled, not examples; right-or-wrong answers have Wilson's interval.",
-    "Differences are paired, with the same documents on both sides; so a difference can be detected where the intervals of "
-    "the two figures overlap. With several seeds their spread widens the interval and raises p. `no difference detected` does "
-    "not mean equal: the interval says how large a difference is still possible, `detectable` how large a one would have been "
-    "found with probability 0.8.",
-    "p is that of sign flips by document (McNemar's exact test for answers), corrected by Holm: {family} with the baseline "
-    "together, other comparisons inside their task, pairs without the baseline as one of all pairs. Each interval holds by "
-    "itself at {level}; a verdict needs both.",
-    "Perplexity is exp of the mean loss in nats per token. Bits per byte is the loss in bits per byte of raw text, and "
-    "compares across tokenizers. Neither counts the beginning and the end of a text.",
-    "A multiple-choice answer is the option with the highest likelihood per byte. Log-likelihood is nats per token of the "
-    "right answer; higher is better. Exact match and contains are of generated answers.",
-    "All figures stand in `results.csv` (every seed), `estimates.csv` (means and intervals), `comparisons.csv`, `curves.csv` "
-    "and `generations.jsonl`.",
-)
 _TOLD_VERSIONS = ("paretune", "python", "torch", "transformers", "peft")
 
 
@@ -84,12 +68,14 @@ def _question(measured: Measured) -> str:
 
 
 def _in_short(measured: Measured, marks: Marks, figures: frozenset[str]) -> Iterator[Block]:
+    commands: list[str] = []
     for dataset in dict.fromkeys(group.dataset for group in measured.groups):
         groups = [group for group in measured.groups if group.dataset == dataset]
         for group in groups:
             if len(measured.groups) > 1:
                 yield Paragraph(f"{wording.code(group.base)} on {wording.code(group.dataset)}:")
             concluded = conclude(measured, group)
+            commands += [export_command(measured, concluded.chosen)] if concluded.chosen is not None else []
             yield Bullets([*concluded.recommendation, *concluded.findings])
         if len(groups) > 1:
             yield from _across(measured, dataset, groups, marks)
@@ -97,13 +83,17 @@ def _in_short(measured: Measured, marks: Marks, figures: frozenset[str]) -> Iter
         if len(measured.groups) > 1:
             yield Paragraph("Of all of this:")
         yield Bullets(said)
-    missing = [name for cell in measured.results.cells for name in cell.missing]
-    if missing:
-        yield Paragraph(f"Incomplete: {wording.plural(len(set(missing)), 'stage')} failed or did not run; see the notes.")
+    found = [cell for cell in measured.results.cells if cell.missing]
+    if missing := [name for cell in found for name in cell.missing]:
+        names = wording.listed([wording.code(name) for name in dict.fromkeys(cell.variant for cell in found)])
+        stages = wording.plural(len(set(missing)), "stage")
+        yield Paragraph(f"Incomplete: of {names} {stages} failed or did not run; see the notes.")
     if not measured.results.cells:
         yield Paragraph("Nothing has been measured yet.")
     if PARETO_NAME in figures:
         yield Picture(f"figures/{PARETO_NAME}", "quality against each cost, with the Pareto frontier")
+    if commands:
+        yield Paragraph(f"To use what is recommended: {'; '.join(commands)}")
 
 
 def _across(measured: Measured, dataset: str, groups: Sequence[Group], marks: Marks) -> Iterator[Block]:
@@ -151,6 +141,8 @@ def _compared(measured: Measured) -> Iterator[Block]:
     yield _variants_table(measured)
     if measured.results.data:
         yield _data_table(measured)
+        if said := data_notes(measured):
+            yield Bullets(said)
     found = deviations(measured)
     if found:
         yield Paragraph("Deviations:")
@@ -300,12 +292,7 @@ def _kept(data: Mapping[str, Any], tokens: Sequence[Record | None], what: str, s
 
 
 def _notes(measured: Measured, marks: Marks) -> Iterator[Block]:
-    level, declared = f"{100 * measured.level:g} %", measured.study.compare.family
-    named = f"those of {wording.listed([wording.code(metric) for metric in declared])}" if declared else "those of the headline"
-    family = f"{named} {'(declared)' if declared else '(undeclared: the first metric)'}"
-    yield Bullets(
-        [*_missing(measured), *marks.explanations, *(text.format(level=level, family=family) for text in _DEFINITIONS)]
-    )
+    yield Bullets([*_missing(measured), *marks.explanations, *definitions(measured)])
 
 
 def _missing(measured: Measured) -> Iterator[str]:

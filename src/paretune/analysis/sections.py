@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from paretune.analysis import wording
 from paretune.analysis.answers import ANSWER_METRICS
+from paretune.analysis.caveats import TIME_PER_TOKEN, TRAINING_SPEED, disturbed_times
 from paretune.analysis.choose import latency_name
 from paretune.analysis.compare import Estimate
 from paretune.analysis.costs import Cost
@@ -16,6 +17,9 @@ from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.tables import cell_generations
 from paretune.analysis.task_scores import stopped, task_texts
 from paretune.analysis.training import cost_cell, spread_cell
+
+_ROUGH = "~"
+"""Behind the head of a column of disturbed times."""
 
 
 def held_out_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
@@ -35,8 +39,8 @@ def questions_section(measured: Measured, group: Group, marks: Marks) -> Section
         if not slices:
             continue
         blocks.append(_answers_table(measured, group, task, marks))
-        if len(slices) > 1:
-            blocks.append(_slices_table(measured, group, task, [name for name in slices if name], marks))
+        if told := _telling(measured, group, task, [name for name in slices if name]):
+            blocks.append(_slices_table(measured, group, task, told, marks))
     return Section("Questions and answers", blocks, level=3) if blocks else None
 
 
@@ -66,7 +70,13 @@ def cost_section(measured: Measured, group: Group, figures: frozenset[str], firs
         rows.append(row)
     if with_latency:
         header += ["first token, ms", "ms per token"]
-    blocks: list[Block] = [Table(header, rows)]
+    disturbed = disturbed_times(measured, group)
+    marked = {"training"} if TRAINING_SPEED in disturbed else set()
+    marked |= {"first token, ms", "ms per token"} if TIME_PER_TOKEN in disturbed else set()
+    header = [f"{head} {_ROUGH}" if head in marked else head for head in header]
+    told = [f"{word} by {wording.times(factor)}" for word, factor in disturbed.items()]
+    caption = f"{_ROUGH}: disturbed times, runs that should be equally fast differ in {wording.listed(told)}" if told else ""
+    blocks: list[Block] = [Table(header, rows, caption)]
     blocks += [Bullets(lines)] if (lines := _trained_lines(measured, places)) else []
     middle = "; milliseconds are medians over the repeats" if with_latency and latency.endswith("median") else ""
     blocks.append(
@@ -106,6 +116,7 @@ def _held_out(measured: Measured, group: Group) -> list[tuple[str, str]]:
 
 def _held_out_table(measured: Measured, group: Group, task: str, split: str, marks: Marks) -> Table:
     rows, counted = [], ""
+    seeds = ["seeds, perplexity"] if len(measured.study.seeds) > 1 else []
     for name in group.variants:
         place = group.place(name)
         found = {
@@ -113,7 +124,7 @@ def _held_out_table(measured: Measured, group: Group, task: str, split: str, mar
             for metric in ("loss", "perplexity", "bits_per_byte", "token_accuracy")
         }
         if found["bits_per_byte"] is None:
-            rows.append([name, *[wording.UNKNOWN] * 5])
+            rows.append([name, *[wording.UNKNOWN] * (4 + len(seeds))])
             continue
         mark = marks.of(place, task, split)
         counted = counted or wording.plural(found["bits_per_byte"].n_documents, "document")
@@ -124,11 +135,11 @@ def _held_out_table(measured: Measured, group: Group, task: str, split: str, mar
                 _with_interval(found["perplexity"]) + mark,
                 _with_interval(found["bits_per_byte"]) + mark + marks.lossy(place),
                 wording.share(found["token_accuracy"].mean) + mark if found["token_accuracy"] else wording.UNKNOWN,
-                _seed_spread(found["perplexity"]),
+                *([_seed_spread(found["perplexity"])] if seeds else []),
             ]
         )
     level = f"{100 * measured.level:g} % interval"
-    header = ("variant", "loss", f"perplexity ({level})", f"bits per byte ({level})", "token accuracy", "seeds, perplexity")
+    header = ("variant", "loss", f"perplexity ({level})", f"bits per byte ({level})", "token accuracy", *seeds)
     title = (split or task).capitalize() if task == "perplexity" else f"{task}, {split}"
     alone = "; of completions alone, after what stands before them" if measured.study.data[group.dataset].completes else ""
     return Table(header, rows, f"{title}, {counted}{alone}")
@@ -168,7 +179,8 @@ def _answers_table(measured: Measured, group: Group, task: str, marks: Marks) ->
             row.append(_with_interval(estimate_of(measured, place, Quantity(task, "", "log_likelihood"))) + mark)
         rows.append(row)
     caption = f"{task}: right answers, and the {100 * measured.level:g} % interval of their share"
-    return Table(header, rows, caption + _chance(measured, group, task))
+    means = ", means over seeds" if len(measured.study.seeds) > 1 else ""
+    return Table(header, rows, caption + means + _chance(measured, group, task))
 
 
 def _chance(measured: Measured, group: Group, task: str) -> str:
@@ -206,16 +218,36 @@ def _slices_table(measured: Measured, group: Group, task: str, slices: Sequence[
     return Table(("slice", "variant", *heads), rows, f"{task} by slice", words=2, grouped=True)
 
 
+def _telling(measured: Measured, group: Group, task: str, slices: Sequence[str]) -> list[str]:
+    """Without the fields whose slices are the kinds of question: right answers are counted kind by kind already."""
+    fields: dict[str, list[str]] = {}
+    for name in slices:
+        fields.setdefault(name.partition(": ")[0], []).append(name)
+    sizes = {
+        (quantity.slice, quantity.metric): len(sample.items)
+        for name in group.variants
+        for quantity, sample in measured.samples.get(group.place(name), {}).items()
+        if quantity.task == task and quantity.metric in ANSWER_METRICS
+    }
+    repeated = {
+        field
+        for field, names in fields.items()
+        if all(size == sizes["", metric] for (name, metric), size in sizes.items() if name in names)
+    }
+    return [name for field, names in fields.items() if field not in repeated for name in names]
+
+
 def _answers(found: Estimate | None, mark: str, *, interval: bool = True) -> str:
     """`4 of 10 (17 to 69 %)`, or of several seeds `mean 3.5 of 10 (14 to 65 %)`."""
     if found is None:
         return wording.UNKNOWN
-    mean = "mean " if found.n_seeds > 1 else ""
-    right = f"{mean}{found.mean * found.n_examples:.4g} of {found.n_examples}{mark}"
+    right = found.mean * found.n_examples
+    mean = "" if math.isclose(right, round(right), abs_tol=1e-6) else "mean "
+    right_of = f"{mean}{right:.4g} of {found.n_examples}{mark}"
     if not interval or math.isnan(found.low):
-        return right
+        return right_of
     places = 0 if found.n_examples < 200 else 1
-    return f"{right} ({100 * found.low:.{places}f} to {100 * found.high:.{places}f} %)"
+    return f"{right_of} ({100 * found.low:.{places}f} to {100 * found.high:.{places}f} %)"
 
 
 def _trained_share(costs: Mapping[str, Cost], trains: bool) -> str:

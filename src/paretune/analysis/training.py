@@ -75,7 +75,7 @@ def _epoch_rows(name: str, seeds: Sequence[Sequence[Epoch]]) -> Iterator[list[st
 
 def _epoch_name(epoch: Epoch) -> str:
     whole = math.isclose(epoch.end, epoch.number, abs_tol=1e-6)
-    return str(epoch.number) if whole else f"{epoch.number} (to {epoch.end:.2f})"
+    return str(epoch.number) if whole else f"{epoch.number} (ended at {epoch.end:.2f} epochs)"
 
 
 def _mean_spread(values: Sequence[float]) -> str:
