@@ -81,3 +81,8 @@ def test_limits_are_kept_by_what_is_shown_to_keep_them(limits: dict[str, Bound],
     measured = measured_of(tmp_path, LORA.loss + 0.1)
     group = measured.groups[0]
     assert [place for place in (BASE, ORIGINAL, CUT) if keeps_to(measured, group, place, limits)] == kept
+
+
+def test_parameters_are_weighed_as_the_exported_size(tmp_path: Path) -> None:
+    measured = measured_of(tmp_path, 4.2, "compare: {costs: [parameters, model_bytes]}\n")
+    assert cost_names(measured, [ORIGINAL, CUT]) == ["model_bytes"]

@@ -19,9 +19,13 @@ _OF_TRAINING = frozenset({"train_seconds", "wall_seconds", "trainable_parameters
 
 
 def cost_names(measured: Measured, places: Iterable[Place]) -> list[str]:
-    """The costs that the study weighs, the most important first, as far as they were measured; medians for latencies."""
+    """The costs that the study weighs, the most important first, as far as they were measured; medians for latencies.
+
+    `parameters` counts an adapter that is merged before anything is shipped: the exported size stands for it.
+    """
     places = list(places)
-    names = [latency_name(measured, places) if name == "ms_per_token" else name for name in _wanted(measured)]
+    as_compared = {"ms_per_token": latency_name(measured, places), "parameters": "model_bytes"}
+    names = dict.fromkeys(as_compared.get(name, name) for name in _wanted(measured))
     return [name for name in names if any(cost_of(measured, place, name) for place in places)]
 
 

@@ -75,7 +75,8 @@ def conclude(measured: Measured, group: Group) -> Conclusions:
 
 def export_command(measured: Measured, place: Place) -> str:
     """How to write a variant as a directory: literal text, with the options that the study makes necessary."""
-    study, seeds = measured.study, [cell.seed for cell in cells_of(measured, place)]
+    study, cells = measured.study, cells_of(measured, place)
+    seeds = [cell.seed for cell in sorted(cells, key=lambda cell: bool(cell.missing))]
     options = [f"--base {place.base}"] if len(study.bases) > 1 else []
     options += [f"--data {place.dataset}"] if len(study.data) > 1 else []
     options += [f"--seed {seeds[0]}"] if len(seeds) > 1 else []
