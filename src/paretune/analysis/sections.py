@@ -75,7 +75,11 @@ def cost_section(measured: Measured, group: Group, figures: frozenset[str], firs
     marked |= {"first token, ms", "ms per token"} if TIME_PER_TOKEN in disturbed else set()
     header = [f"{head} {_ROUGH}" if head in marked else head for head in header]
     told = [f"{word} by {wording.times(factor)}" for word, factor in disturbed.items()]
-    caption = f"{_ROUGH}: disturbed times, runs that should be equally fast differ in {wording.listed(told)}" if told else ""
+    caption = (
+        f"{_ROUGH}: disturbed times, runs or parts of one that should be equally fast differ in {wording.listed(told)}"
+        if told
+        else ""
+    )
     blocks: list[Block] = [Table(header, rows, caption)]
     blocks += [Bullets(lines)] if (lines := _trained_lines(measured, places)) else []
     middle = "; milliseconds are medians over the repeats" if with_latency and latency.endswith("median") else ""
