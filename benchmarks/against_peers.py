@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from peers.turns import Worker
+from peers.turns import CLOCK, Worker
 from peers.workloads import ROWS, Row, write_model, write_tokenizer
 
 from paretune.pipeline.machine import faster_format, fingerprint, measure_precision
@@ -40,6 +40,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "grouped, bf16 base": {"order": "grouped", "weights": "bfloat16"},
     "micro-batches of 2": {"micro": 2},
     "micro-batches of 2, bf16 base": {"micro": 2, "weights": "bfloat16"},
+    "one by one": {"micro": 1},
+    "one by one, bf16 base": {"micro": 1, "weights": "bfloat16"},
     "padding-free": {"flat": True},
     "padding-free, bf16 base": {"flat": True, "weights": "bfloat16"},
     "padding-free by 2, bf16 base": {"flat": True, "micro": 2, "weights": "bfloat16"},
@@ -119,6 +121,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4, help="turns that count")
     parser.add_argument("--warm-up", type=int, default=2, help="turns before them that do not; one of questions and prompts")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: with --threads 1 on a shared machine")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], help="of training; the faster one unless given")
     parser.add_argument("--peers-environment", default=".venv-peers")
     parser.add_argument("--work", help="folder for models, studies and logs")
@@ -165,7 +168,7 @@ def prepare(row: Row, arguments: argparse.Namespace, folder: Path, precision: st
 
 def fight(row: Row, peer: str, setting: str, place: Path, python: Path, arguments: argparse.Namespace) -> Duel:
     """All rounds of one duel."""
-    environment = {**OFFLINE, "OMP_NUM_THREADS": str(arguments.threads)}
+    environment = {**OFFLINE, "OMP_NUM_THREADS": str(arguments.threads), CLOCK: arguments.clock}
     kind = f"train-{row.method}" if row.kind == "train" else row.kind
     shared = place / "shared.json"
     files = (str(place / "study.yaml"), str(shared), str(row.per_turn))
@@ -228,7 +231,7 @@ def print_machine(arguments: argparse.Namespace, precision: str) -> None:
     machine = fingerprint()
     print(
         f"machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {platform.system()}; "
-        f"{arguments.threads} threads, Python {platform.python_version()}"
+        f"{arguments.threads} threads, {arguments.clock} clock, Python {platform.python_version()}"
     )
     pinned = (HERE / "peers.txt").read_text().split()
     print("peers: " + ", ".join(line for line in pinned if "==" in line))

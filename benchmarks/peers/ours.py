@@ -10,7 +10,6 @@ import itertools
 import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from turns import Turns
+from turns import Turns, now
 
 from paretune.api import OpenStudy, open_study
 from paretune.data.examples import examples_of
@@ -89,10 +88,10 @@ def serve_training(opened: OpenStudy, turns: Turns, shared: Path, kind: str, _: 
                 break
             dtype = getattr(torch, stage.config["precision"])
             turns.tell(best=matmul_gflops(dtype, torch.device("cpu")), sustained=sustained_gflops(dtype))
-        clock["start"] = time.perf_counter()
+        clock["start"] = now()
 
     def emit(*, done: int, loss: float, **_: Any) -> None:
-        said = {"seconds": time.perf_counter() - clock["start"], "loss": loss, "tokens": _num_tokens(steps[done - 1])}
+        said = {"seconds": now() - clock["start"], "loss": loss, "tokens": _num_tokens(steps[done - 1])}
         if counter:
             counter[0].__exit__(None, None, None)
             said["flop"] = counter.pop().total
@@ -116,9 +115,9 @@ def serve_choices(opened: OpenStudy, turns: Turns, shared: Path, _: str, per_tur
     turns.tell(ready=True, precision=stage.config["precision"], threads=torch.get_num_threads())
     for first in _places(turns, len(questions), per_turn):
         asked = requests[first : first + per_turn]
-        start = time.perf_counter()
+        start = now()
         found = answer_likelihoods(loaded, asked, OPTIONS.forward_tokens)
-        seconds = time.perf_counter() - start
+        seconds = now() - start
         taken = [choices_of(each.question, one)[0] for each, one in zip(asked, found, strict=True)]
         right = {
             metric: sum(choice[metric] == each.question.answer_index for each, choice in zip(asked, taken, strict=True))
@@ -140,9 +139,9 @@ def serve_generation(opened: OpenStudy, turns: Turns, shared: Path, _: str, per_
     shared.write_text(json.dumps({"per_turn": per_turn * len(tasks), "prompts": given, "limit": asks[0].limit}))
     turns.tell(ready=True, precision=stage.config["precision"], threads=torch.get_num_threads())
     for first in _places(turns, len(asks), per_turn * len(tasks)):
-        start = time.perf_counter()
+        start = now()
         answers = answer(loaded, asks[first : first + per_turn * len(tasks)])
-        seconds = time.perf_counter() - start
+        seconds = now() - start
         turns.tell(seconds=seconds, tokens=sum(len(a.ids) for a in answers), answers=[a.ids for a in answers])
 
 
@@ -171,11 +170,11 @@ def sustained_gflops(dtype: torch.dtype) -> float:
     """Median rate of a product of the models' own shape: 2048 tokens through a 768 x 3072 matrix."""
     left, right = torch.randn(2048, 768).to(dtype), torch.randn(768, 3072).to(dtype)
     times = []
-    end = time.perf_counter() + 0.3
-    while time.perf_counter() < end:
-        start = time.perf_counter()
+    end = now() + 0.3
+    while now() < end:
+        start = now()
         left @ right
-        times.append(time.perf_counter() - start)
+        times.append(now() - start)
     return round(2 * 2048 * 768 * 3072 / statistics.median(times) / 1e9, 1)
 
 

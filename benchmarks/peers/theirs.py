@@ -10,12 +10,11 @@ import itertools
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from turns import Turns
+from turns import Turns, now
 
 IGNORED = -100
 
@@ -48,14 +47,14 @@ def serve_trainer(peer: str, directory: str, shared: Path, setting: dict[str, An
 
         def on_log(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, logs: Any = None, **___: Any) -> None:
             if "loss" in logs:
-                seconds = time.perf_counter() - clock["start"]
+                seconds = now() - clock["start"]
                 tokens = sum(len(each["ids"]) for each in steps[state.global_step - 1])
                 turns.tell(seconds=seconds, loss=logs["loss"], tokens=tokens)
                 self.wait()
 
         def wait(self) -> None:
             turns.take()
-            clock["start"] = time.perf_counter()
+            clock["start"] = now()
 
     trainer = _trainer(peer, directory, tokenizer, Dataset.from_list(records), train, method, setting)
     trainer.add_callback(InTurn())
@@ -145,9 +144,9 @@ def serve_harness(_: str, directory: str, shared: Path, setting: dict[str, Any],
 
     class Timed(HFLM):  # type: ignore[misc]  # the environment of the checks has no harness
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            start = time.perf_counter()
+            start = now()
             found = super().loglikelihood(requests, disable_tqdm=True)
-            spent.append(time.perf_counter() - start)
+            spent.append(now() - start)
             return found
 
     file, per_turn = shared.with_name("harness-turn.jsonl"), json.loads(shared.read_text())["per_turn"]
@@ -195,7 +194,7 @@ def serve_generate(_: str, directory: str, shared: Path, setting: dict[str, Any]
         prompts = given["prompts"][first : first + per_turn]
         order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
         answers: dict[int, list[int]] = {}
-        start = time.perf_counter()
+        start = now()
         for begin in range(0, len(order), size):
             part = order[begin : begin + size]
             batch = tokenizer.pad({"input_ids": [prompts[n] for n in part]}, return_tensors="pt")
@@ -205,7 +204,7 @@ def serve_generate(_: str, directory: str, shared: Path, setting: dict[str, Any]
                 )
             for n, ids in zip(part, out[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 answers[n] = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
-        seconds = time.perf_counter() - start
+        seconds = now() - start
         turns.tell(seconds=seconds, tokens=sum(map(len, answers.values())), answers=[answers[n] for n in range(len(prompts))])
 
 

@@ -9,11 +9,14 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 END = "end"
+CLOCK = "PARETUNE_BENCH_CLOCK"
+"""Environment variable: `cpu` times turns by the processor time that they take, for a machine that is shared."""
 
 
 class Worker:
@@ -78,3 +81,8 @@ class Turns:
     def tell(self, **said: Any) -> None:
         self.out.write(json.dumps(said) + "\n")
         self.out.flush()
+
+
+def now() -> float:
+    """Seconds of the clock that the turns are timed by."""
+    return time.process_time() if os.environ.get(CLOCK) == "cpu" else time.perf_counter()
