@@ -223,6 +223,15 @@ def test_init_refuses_numbers(tmp_path, capsys):
     assert not (tmp_path / "study.yaml").exists()
 
 
+def test_an_interrupt_is_told_in_a_sentence(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paretune.api.open_study", interrupted)
+    assert main(["plan", str(tmp_path / "study.yaml")]) == 130
+    assert capsys.readouterr().err == "interrupted; what is finished is kept, run again to go on\n"
+
+
 def test_help_answers_at_once():
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "paretune.cli", "--help"], capture_output=True, check=True)

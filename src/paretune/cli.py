@@ -62,7 +62,7 @@ def run_command(
     write_lock(opened.lock, opened.file)
     fetch(pending(opened.plan, opened.store), lambda text: typer.echo(text, err=True))
     options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=memory, recompute=recompute)
-    with Display(Console(stderr=True)) as display:
+    with Display(Console(stderr=True), f"paretune run {study}") as display:
         outcome = run_plan(opened.plan, opened.store, options, display.show)
     reported = _write_report(opened, out)
     if reported:
@@ -234,15 +234,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command as a function: its exit code is 0, 1 (a stage failed) or 2 (a mistake of the user's)."""
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
-        return int(command(args=None if argv is None else list(argv), prog_name="paretune", standalone_mode=False) or 0)
+        code = int(command(args=None if argv is None else list(argv), prog_name="paretune", standalone_mode=False) or 0)
     except ParetuneError as error:
         typer.echo(f"error: {error}", err=True)
         return error.exit_code
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted; what is finished is kept, run again to go on", err=True)
-        return 130
+        code = _INTERRUPTED
     except typer.exceptions.TyperException as error:
         given = list(sys.argv[1:] if argv is None else argv)
         if given and Path(given[0]).suffix in (".yaml", ".yml"):
@@ -250,6 +249,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             error.show()
         return error.exit_code
+    if code == _INTERRUPTED:  # typer makes this of a KeyboardInterrupt
+        typer.echo("interrupted; what is finished is kept, run again to go on", err=True)
+    return code
+
+
+_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 def run_command_line() -> None:

@@ -14,8 +14,16 @@ _LINE_EVERY = 15.0
 class Display:
     """Shows the events of a run; use as a context manager."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, command: str) -> None:
+        """`command` is what goes on with a run that was stopped."""
         self.console = console
+        self.command = command
+        self.first_step: dict[str, int] = {}
+        """Where a stage stood when this run went on with it."""
+        self.progressed: dict[str, str] = {}
+        """The last progress of a stage, like `100 of 106`."""
+        self.found: set[str] = set()
+        """Stages that another run has finished."""
         self.tasks: dict[str, TaskID] = {}
         self.started: dict[str, float] = {}
         self.last_line: dict[str, float] = {}
@@ -46,6 +54,10 @@ class Display:
             "progress": self._stage_progress,
             "finished": self._stage_finished,
             "failed": self._stage_failed,
+            "waiting": self._stage_waiting,
+            "found": self._stage_found,
+            "stopping": self._stopping,
+            "stopped": self._stage_stopped,
         }.get(event["event"])
         if handler:
             handler(event)
@@ -58,23 +70,46 @@ class Display:
     def _stage_started(self, event: Mapping[str, Any]) -> None:
         stage = event["stage"]
         self.started[stage] = self.last_line[stage] = time.monotonic()
-        self.tasks[stage] = self.progress.add_task(stage, total=None, numbers="")
-        if not self.console.is_terminal:
-            uses = f" ({', '.join(event['uses'])})" if event["uses"] else ""
+        self.first_step[stage] = first = event["step"] or 0
+        self.tasks[stage] = self.progress.add_task(stage, total=None, completed=first, numbers="")
+        uses = f" ({', '.join(event['uses'])})" if event["uses"] else ""
+        if first:
+            self._line(f"{stage}: goes on from step {first}{uses}")
+        elif not self.console.is_terminal:
             self._line(f"{stage}: started{uses}")
 
     def _stage_progress(self, event: Mapping[str, Any]) -> None:
         stage = event["stage"]
         numbers = " ".join(f"{name} {_short(value)}" for name, value in event.items() if name not in _STANDARD)
+        self.progressed[stage] = f"{event['done']} of {event['total']}"
         self.progress.update(self.tasks[stage], completed=event["done"], total=event["total"], numbers=numbers)
         if not self.console.is_terminal and time.monotonic() - self.last_line[stage] > _LINE_EVERY:
             self.last_line[stage] = time.monotonic()
-            left = (time.monotonic() - self.started[stage]) * (event["total"] / max(event["done"], 1) - 1)
-            self._line(f"{stage}: {event['done']} of {event['total']} {numbers}, about {left:.0f} s left")
+            done = event["done"] - self.first_step[stage]
+            left = (time.monotonic() - self.started[stage]) * (event["total"] - event["done"]) / max(done, 1)
+            self._line(f"{stage}: {self.progressed[stage]} {numbers}, about {left:.0f} s left")
 
     def _stage_finished(self, event: Mapping[str, Any]) -> None:
-        self._end(event["stage"])
-        self._line(f"{event['stage']}: done in {time.monotonic() - self.started[event['stage']]:.1f} s")
+        stage = event["stage"]
+        self._end(stage)
+        seconds = f"in {time.monotonic() - self.started[stage]:.1f} s"
+        self._line(f"{stage}: done {'by another run' if stage in self.found else seconds}")
+
+    def _stage_waiting(self, event: Mapping[str, Any]) -> None:
+        self._line(f"{event['stage']}: waiting for another run that is at it")
+
+    def _stage_found(self, event: Mapping[str, Any]) -> None:
+        self.found.add(event["stage"])
+
+    def _stopping(self, event: Mapping[str, Any]) -> None:
+        self._line("stopping; a training ends its step and leaves a checkpoint")
+
+    def _stage_stopped(self, event: Mapping[str, Any]) -> None:
+        stage, step = event["stage"], event["step"]
+        self._end(stage)
+        reached = f" at {self.progressed[stage]}" if stage in self.progressed else ""
+        again = f"goes on from step {step}" if step else "begins this stage again"
+        self._line(f"{stage}: stopped{reached}; `{self.command}` {again}")
 
     def _stage_failed(self, event: Mapping[str, Any]) -> None:
         self._end(event["stage"])

@@ -19,7 +19,7 @@ from paretune.errors import DataError, StageError
 from paretune.pipeline import runner
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.runner import Outcome, run_plan
-from paretune.pipeline.stage import RunOptions, Stage, StageContext
+from paretune.pipeline.stage import CHECKPOINT, RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store
 
 WAIT_SECONDS = 60.0
@@ -134,6 +134,22 @@ def fails_once(context: StageContext) -> dict[str, Any]:
 def waits(context: StageContext) -> dict[str, Any]:
     """Goes on when the file `go` is there."""
     wait_for(_begin(context, "waits") / "go")
+    return {}
+
+
+def trains(context: StageContext) -> dict[str, Any]:
+    """Leaves a checkpoint when it is told to end, as a training does; the second attempt ends well."""
+    if runs(_begin(context, "trains"), "trains") == 2:
+        return {}
+
+    def leave(*_: object) -> None:
+        (context.resume / f"{CHECKPOINT}000000007").mkdir()
+        sys.exit(1)
+
+    signal.signal(signal.SIGTERM, leave)
+    context.emit(done=7, total=9)
+    (Path(context.resources["folder"]) / "at work").touch()
+    time.sleep(WAIT_SECONDS)
     return {}
 
 

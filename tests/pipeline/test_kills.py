@@ -126,4 +126,5 @@ def test_two_runs_at_once_do_each_stage_once(folder):
     events = [json.loads(line) for line in store.events_file.read_text().splitlines()]
     assert len({event["run"] for event in events}) == 2
     assert sum(event["event"] == "waiting" for event in events) >= 1
+    assert sum(event["event"] == "found" for event in events) >= 1  # by the one that has waited
     assert not list((store.root / "drafts").iterdir())

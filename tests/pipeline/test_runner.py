@@ -122,6 +122,28 @@ def test_an_interrupt_reaches_no_worker(store, folder):
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
+def test_an_interrupted_run_tells_where_the_next_one_goes_on(store, folder):
+    stage = make_stage("trains", folder)
+    events: list = []
+
+    def interrupt(event):
+        events.append(event)
+        if event["event"] == "started":
+            wait_for(folder / "at work")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(make_plan(stage), store, RunOptions(), interrupt)
+    assert [(event["event"], event.get("step")) for event in events if event["event"] != "progress"][1:] == [
+        ("started", None),
+        ("stopping", None),
+        ("stopped", 7),
+    ]
+    again: list = []
+    assert run(store, stage, events=again).exit_code == 0
+    assert next(event["step"] for event in again if event["event"] == "started") == 7
+
+
 def test_two_stages_side_by_side_share_the_threads(store, folder):
     one, two = make_stage("thread_count", folder), make_stage("thread_count", folder, n=2)
     run(store, one)

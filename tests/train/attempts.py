@@ -104,7 +104,7 @@ def attempt(training: Training, kill: Callable[..., None] | None = None, moment:
     return process.exitcode
 
 
-def at_step(training: Training, moment: int) -> None:
+def at_step(training: Training, moment: int, signal_number: int = signal.SIGKILL) -> None:
     """Kill right after step `moment` of this attempt, before its checkpoint."""
     before = loop.ckpt.write_line
     left = [moment]
@@ -112,10 +112,15 @@ def at_step(training: Training, moment: int) -> None:
     def write_line(journal: Any, row: Mapping[str, float]) -> None:
         before(journal, row)
         left[0] -= "train_loss" in row
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if left[0] == 0 and "train_loss" in row:
+            os.kill(os.getpid(), signal_number)
 
     loop.ckpt.write_line = write_line
+
+
+def asked_at_step(training: Training, moment: int) -> None:
+    """Ask it to end during step `moment` of this attempt."""
+    at_step(training, moment, signal.SIGTERM)
 
 
 def at_file_operation(training: Training, moment: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from paretune.errors import StageError
 from paretune.pipeline.stage import RunOptions
 from paretune.train import checkpoint as ckpt
-from tests.train.attempts import Training, at_file_operation, at_step, attempt, write_base, write_tokens
+from tests.train.attempts import Training, asked_at_step, at_file_operation, at_step, attempt, write_base, write_tokens
 
 STEPS = 12
 EVERY_STEP, OFTEN = RunOptions(checkpoint_seconds=0.0), RunOptions(checkpoint_seconds=0.05)
@@ -84,6 +84,17 @@ def test_killed_at_any_operation_on_files_it_loses_one_interval_at_most(folder):
     assert code == 0
     assert kills >= 5
     assert answer(killed) == answer(whole)
+
+
+def test_a_training_that_is_asked_to_end_leaves_a_checkpoint_at_that_step(folder):
+    whole, asked = make(folder, "asked whole", method="full"), make(folder, "asked", method="full")
+    assert attempt(whole) == 0
+    assert attempt(asked, asked_at_step, 7) == 1
+    assert asked.steps_done == list(range(1, 8))
+    assert ckpt.find_checkpoint(asked.resume).name == "checkpoint-000000007"
+    assert attempt(asked) == 0
+    assert metrics(asked)["repeated_steps"] == 0
+    assert answer(asked) == answer(whole)
 
 
 def test_an_adapter_tells_nothing_of_where_or_when_it_was_made(folder):

@@ -70,7 +70,7 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
             _block(waiting, outcome)
             for stage in _ready(waiting, outcome)[: options.workers - len(running)]:
                 waiting.remove(stage)
-                log.write("started", stage=stage.name, uses=plan.uses(stage)[:3])
+                log.write("started", stage=stage.name, uses=plan.uses(stage)[:3], step=store.checkpoint_step(stage))
                 _start(stage, run, running)
             multiprocessing.connection.wait([one.outcome for one in running], timeout=_POLL_SECONDS)
             for one in [one for one in running if one.outcome.poll()]:
@@ -78,12 +78,22 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
                 _finish(one, outcome, log)
             _pass_on(tail, on_event)
     finally:
-        started = [one.process for one in running if one.process.pid is not None]
-        for process in started:
-            process.terminate()
-        for process in started:
-            _end(process)
+        if running:
+            log.write("stopping")
+            _pass_on(tail, on_event)
+            _stop(running, store, log)
+            _pass_on(tail, on_event)
     return outcome
+
+
+def _stop(running: list[_Running], store: Store, log: EventLog) -> None:
+    """End what is at work when a run is interrupted; a training leaves a checkpoint, if a step of it ends soon enough."""
+    started = [one for one in running if one.process.pid is not None]
+    for one in started:
+        one.process.terminate()
+    for one in started:
+        _end(one.process)
+        log.write("stopped", stage=one.stage.name, step=store.checkpoint_step(one.stage))
 
 
 def _pass_on(tail: EventTail, on_event: EventHandler) -> None:

@@ -103,6 +103,10 @@ class StageContext:
         return resume_of(self.draft)
 
 
+CHECKPOINT = "checkpoint-"
+"""Begins the name of a checkpoint in `resume`; the step that it stands at follows."""
+
+
 def resume_of(draft: Path) -> Path:
     return draft.with_name(f"{draft.name}.resume")
 

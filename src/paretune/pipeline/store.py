@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from paretune.errors import StoreError
 from paretune.pipeline.records import Record, read_record, write_record
-from paretune.pipeline.stage import Artifact, Stage, resume_of
+from paretune.pipeline.stage import CHECKPOINT, Artifact, Stage, resume_of
 
 SCHEMA = 1
 
@@ -116,6 +116,11 @@ class Store:
         shutil.rmtree(self._draft(stage), ignore_errors=True)
         with suppress(OSError):  # where it is not empty
             resume_of(self._draft(stage)).rmdir()
+
+    def checkpoint_step(self, stage: Stage) -> int | None:
+        """The optimizer step that the next attempt at a training goes on from; None where it begins again."""
+        found = resume_of(self._draft(stage)).glob(f"{CHECKPOINT}*")
+        return max((int(path.name.removeprefix(CHECKPOINT)) for path in found), default=None)
 
     def forget_attempts(self, stage: Stage) -> None:
         """Remove what unfinished attempts at a finished stage have left."""

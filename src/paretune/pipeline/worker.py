@@ -79,12 +79,14 @@ def _attempt(stage: Stage, run: RunContext) -> Failure | None:
     try:
         with store.lock(stage, on_wait=lambda: log.write("waiting", stage=stage.name)):
             # Asked again: another run may have finished it while this one waited.
-            if store.find(stage) is None:
-                try:
-                    run_stage(stage, store, run)
-                except Exception:
-                    store.drop_draft(stage)
-                    raise
+            if store.find(stage):
+                log.write("found", stage=stage.name)
+                return None
+            try:
+                run_stage(stage, store, run)
+            except Exception:
+                store.drop_draft(stage)
+                raise
     except ParetuneError as error:
         return Failure(str(error), error.exit_code, traceback.format_exc())
     except Exception as error:  # noqa: BLE001  the process ends here: the runner shows the message and goes on

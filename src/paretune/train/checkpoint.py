@@ -9,7 +9,9 @@ appended to: the curves and the number of repeated steps are read from it at the
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from paretune.errors import StageError
+from paretune.pipeline.stage import CHECKPOINT
 
 _JOURNAL = "curves.jsonl"
-_CHECKPOINT = "checkpoint-"
 _BEST = "best-"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -50,12 +52,23 @@ class Progress:
     stopped_early: bool = False
 
 
+@contextmanager
+def told_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come since; within the block it does not end the process, which can leave a checkpoint first."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    try:
+        yield lambda: bool(signals)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def save_checkpoint(
     folder: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scheduler: Any, progress: Progress,
     options: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Write the state of a run into `folder`, then remove older ones; a kill leaves the newest whole one."""
-    new, current = folder / "new", folder / f"{_CHECKPOINT}{progress.step:09}"
+    new, current = folder / "new", folder / f"{CHECKPOINT}{progress.step:09}"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     save_file(_detached(trained), new / "weights.safetensors")
@@ -69,7 +82,7 @@ def save_checkpoint(
             _flush(path)
     new.rename(current)
     _flush(folder)
-    for older in folder.glob(f"{_CHECKPOINT}*"):
+    for older in folder.glob(f"{CHECKPOINT}*"):
         if older != current:
             shutil.rmtree(older)
     for file in folder.glob(f"{_BEST}*"):
@@ -79,12 +92,12 @@ def save_checkpoint(
 
 def find_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in `folder`."""
-    return max(folder.glob(f"{_CHECKPOINT}*"), default=None)
+    return max(folder.glob(f"{CHECKPOINT}*"), default=None)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
     """The optimizer step after which it was written."""
-    return int(checkpoint.name.removeprefix(_CHECKPOINT))
+    return int(checkpoint.name.removeprefix(CHECKPOINT))
 
 
 def checkpoint_options(checkpoint: Path) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class Run:
     resume: Path
     """What a killed run left to go on from, and where this one leaves it; holds the journal `curves.jsonl`."""
     emit: Callable[..., None]
+    told_to_stop: Callable[[], bool] = lambda: False
+    """Asked after each step: leave a checkpoint and end."""
     memory: int | None = None
     """Bytes that may be used: where `forward_tokens` would need more, they are lowered."""
 
@@ -53,7 +55,8 @@ class Run:
 def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Example], run: Run) -> ckpt.Progress:
     """Train the parameters of `packed.model` that require a gradient; goes on from a checkpoint if there is one.
 
-    Afterwards the model holds the weights to keep. Raises StageError when the loss is no number.
+    Afterwards the model holds the weights to keep. Raises StageError when the loss is no number,
+    SystemExit where it was told to stop.
     """
     model, settings = packed.model, run.train
     accelerator = Accelerator(mixed_precision="no", cpu=run.device == "cpu")
@@ -108,13 +111,16 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
                 ckpt.save_best(run.resume, trained, step)
             if progress.stopped_early:
                 break
-        if time.monotonic() - last_checkpoint > interval:
+        leaving = run.told_to_stop()
+        if leaving or time.monotonic() - last_checkpoint > interval:
             begun = time.monotonic()
             progress.wall_seconds = wall_before + time.perf_counter() - opened
             progress.loss_scale = tools.scaler.state_dict()
             ckpt.save_checkpoint(run.resume, trained, optimizer, scheduler, progress, options)
             last_checkpoint = time.monotonic()
             interval = max(run.checkpoint_seconds, _CHECKPOINT_SHARE * (last_checkpoint - begun))
+        if leaving:
+            raise SystemExit(1)
     journal.close()
     progress.forward_tokens = options["forward_tokens"]
     progress.wall_seconds = wall_before + time.perf_counter() - opened

@@ -19,7 +19,7 @@ from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.model.memory import available_bytes
 from paretune.pipeline.stage import StageContext
-from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, write_curves
+from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, told_to_stop, write_curves
 from paretune.train.loop import Run, fit
 
 _BIT_OPTIONS = ("forward_tokens", "accumulate", "pack", "recompute")
@@ -71,19 +71,21 @@ def _train(
         freeze_in(model, getattr(torch, config["precision"]))
     examples = {split: _examples(context, loaded, split) for split in ("train", "validation")}
     _check_layout(settings, packed, examples["train"])
-    run = Run(
-        train=settings,
-        learning_rate=config["method"]["learning_rate"],
-        seed=config["seed"],
-        precision=config["precision"],
-        device=config["device"],
-        options=options,
-        checkpoint_seconds=context.options.checkpoint_seconds,
-        resume=context.resume,
-        emit=context.emit,
-        memory=None if found else _memory(context, loaded.device),
-    )
-    progress = fit(packed, examples["train"], examples["validation"], run)
+    with told_to_stop() as stop:
+        run = Run(
+            train=settings,
+            learning_rate=config["method"]["learning_rate"],
+            seed=config["seed"],
+            precision=config["precision"],
+            device=config["device"],
+            options=options,
+            checkpoint_seconds=context.options.checkpoint_seconds,
+            resume=context.resume,
+            emit=context.emit,
+            told_to_stop=stop,
+            memory=None if found else _memory(context, loaded.device),
+        )
+        progress = fit(packed, examples["train"], examples["validation"], run)
     model.eval()
     parameters, trainable = count_parameters(model)
     save(loaded)
