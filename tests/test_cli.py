@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from paretune.cli import main
+from paretune.data.sources import iterate_rows
 from paretune.spec.reference import markdown
 from paretune.spec.study import load_study
 from tests.conftest import write_notes, write_study
+from tests.tiny import make_model
 
 LIGHT = {"torch", "transformers", "peft", "accelerate"}
 
@@ -111,7 +113,8 @@ DATA = {
     ),
     "answers.csv": "questionID,link,answer\n" + "".join(f"{i // 2},http://x/{i},a b c d e f {i}\n" for i in range(40)),
     "bare.csv": "".join(f"{i % 3},This is the title of {i},And this is the text of number {i}\n" for i in range(40)),
-    "book.txt": "front\n\n" + "".join(f"Chapter {i}\n\nIt was a dark night in the year {i}.\n\n" for i in range(12)),
+    "book.txt": "front\n\n" + "".join(f"Chapter {i}\n\nIt was a dark night in the year {i}.\n\n" for i in range(40)),
+    "short.txt": "front\n\n" + "".join(f"Chapter {i}\n\n{'It was a dark night. ' * 99}\n\n" for i in range(12)),
     "plain.txt": "One two three four five six.\n\n" * 40,
 }
 
@@ -201,6 +204,7 @@ def test_the_tasks_that_init_suggests_can_be_planned(tmp_path):
         ("answers.csv", {"document": "questionID", "stratify": None, "text": "{{ answer }}"}),
         ("bare.csv", {"document": "column2", "text": "{{ column2 }}\n\n{{ column3 }}"}),
         ("book.txt", {"document": None, "text": "{{ text }}"}),
+        ("short.txt", {"text": "{{ text }}"}),
         ("plain.txt", {"text": "{{ text }}"}),
     ],
 )
@@ -214,6 +218,69 @@ def test_init_writes_a_study_that_is_read_back(tmp_path, capsys, name, expected)
         assert (dataset.source.chapters is not None) == (name == "book.txt")
     assert main(["init", str(tmp_path / name), "--to", str(file)]) == 2
     assert "exists; name another file" in capsys.readouterr().err
+
+
+QUESTIONS = {
+    "questionID,questionTitle,questionText,topics,answerText,upvotes": (
+        "{{ questionTitle }}{% if questionText %}\\n\\n{{ questionText }}{% endif %}\\n\\n",
+        "answerText",
+    ),
+    "id,title_of_question,question_text,topics,best_answer,n": (
+        "{{ title_of_question }}{% if question_text %}\\n\\n{{ question_text }}{% endif %}\\n\\n",
+        "best_answer",
+    ),
+    "n,other,Prompt,topics,Response,m": ("{{ Prompt }}\\n\\n", "Response"),
+}
+
+
+@pytest.mark.parametrize("header", QUESTIONS)
+def test_init_recognises_questions_and_answers_by_the_words_of_their_names(tmp_path, header):
+    prompt, answers = QUESTIONS[header]
+    rows = [f"q{n},What should I do today {n},{'It is raining on me ' * (n % 3)} {n if n % 3 else ''},rain," for n in range(60)]
+    lines = [f"{row}<p>You should take a lamp on walk {n}</p>,{n}" for n, row in enumerate(rows)]
+    if "Prompt" in header:
+        lines = [line.replace("What should I do today", "x").replace(", ,", ",Rain again?,") for line in lines]
+    (tmp_path / "data.csv").write_text("\n".join([header, *lines]) + "\n")
+    file = tmp_path / "study.yaml"
+    assert main(["init", str(tmp_path / "data.csv"), "--to", str(file)]) == 0
+    text = file.read_text()
+    assert f'{answers}: {{prompt: "{prompt}", completion: "{{{{ {answers} }}}}", score: [rouge_l]}}' in text
+    assert "topics`\n" in text.split("# not used: ")[1]
+    assert f"# 100 % of the values of `{answers}` hold HTML" in text
+    (dataset,) = load_study(file).data.values()
+    assert dataset.scored
+
+
+def test_init_of_a_book_reads_between_its_marks_and_begins_prompts_with_a_word(tmp_path):
+    text = "Licence.\n\n*** START OF THE PROJECT GUTENBERG EBOOK THE LONG ADVENTURES OF A\nLAMP ***\n\n"
+    text += "Unbreakable harbours wait. " * 2000 + "\n\n*** END OF THE PROJECT GUTENBERG EBOOK ***\n\nLicence."
+    (tmp_path / "book.txt").write_text(text)
+    file = tmp_path / "study.yaml"
+    assert main(["init", str(tmp_path / "book.txt"), "--to", str(file)]) == 0
+    study = load_study(file)
+    (dataset,) = study.data.values()
+    first, *_, last = iterate_rows(dataset.source, str(tmp_path / "book.txt"))
+    assert first.values["text"].startswith("Unbreakable")
+    assert last.values["text"].endswith("wait.")
+    assert study.evaluate["generate"].config.prompts == ("Unbreakable harbours wait. Unbreakable harbours",)
+
+
+def test_init_takes_a_base(tmp_path, capsys):
+    (tmp_path / "plain.txt").write_text(DATA["plain.txt"])
+    make_model("llama", tmp_path / "model", max_position_embeddings=128)
+    arguments = ["init", str(tmp_path / "plain.txt")]
+    assert main([*arguments, "--to", str(tmp_path / "a.yaml"), "--base", str(tmp_path / "model")]) == 0
+    study = load_study(tmp_path / "a.yaml")
+    assert study.bases["model"].path == "model"
+    assert study.train.max_length == 128
+    assert main([*arguments, "--to", str(tmp_path / "b.yaml"), "--base", "distilbert/distilgpt2"]) == 0
+    assert load_study(tmp_path / "b.yaml").bases["distilgpt2"].hub == "distilbert/distilgpt2"
+    assert main([*arguments, "--to", str(tmp_path / "c.yaml"), "--base", "./nowhere"]) == 2
+    assert "--base: no directory `./nowhere`" in capsys.readouterr().err
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    assert main([*arguments, "--to", str(tmp_path / "a/b/c/d.yaml")]) == 0
+    (dataset,) = load_study(tmp_path / "a/b/c/d.yaml").data.values()
+    assert dataset.source.path == str(tmp_path / "plain.txt")
 
 
 def test_init_refuses_numbers(tmp_path, capsys):

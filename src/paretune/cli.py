@@ -55,6 +55,7 @@ def run_command(
     from paretune.console import Display
     from paretune.pipeline.downloads import fetch, pending
     from paretune.pipeline.lock import write_lock
+    from paretune.pipeline.results import small_splits
     from paretune.pipeline.runner import run_plan
     from paretune.pipeline.stage import RunOptions
 
@@ -64,6 +65,8 @@ def run_command(
     options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=memory, recompute=recompute)
     with Display(Console(stderr=True), f"paretune run {study}") as display:
         outcome = run_plan(opened.plan, opened.store, options, display.show)
+    for warning in small_splits(opened.plan, opened.store):
+        typer.echo(warning, err=True)
     reported = _write_report(opened, out)
     if reported:
         # Above the report, the display has told it once, and it has scrolled away.
@@ -109,6 +112,9 @@ def export_command(
 def init_command(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A data file: jsonl, json, csv, parquet or text.")],
     to: Annotated[Path, typer.Option("--to", help="The study file to write.")] = Path("study.yaml"),
+    base: Annotated[
+        str | None, typer.Option(help="A model: its directory, or its name on the hub.  [default: the one that ships]")
+    ] = None,
 ) -> None:
     """Look at a data file and write a study file that runs as it is."""
     from paretune.data.first_study import first_study
@@ -117,7 +123,7 @@ def init_command(
         raise SpecError(f"--to: `{to}` exists; name another file")
     if data.is_dir():
         raise DataError(f"{data}: is a directory; name a data file")
-    text = first_study(data, to)
+    text = first_study(data, to, base)
     try:
         to.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -1,6 +1,7 @@
 """Tokens and examples of datasets with tasks: the seam rule, shared trunks, what is too long, and chat templates."""
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,19 @@ def long_records() -> list[dict[str, Any]]:
 def test_what_is_too_long_is_refused_by_name(tmp_path: Path, base: Path) -> None:
     with pytest.raises(DataError, match=r"record \d, task `a`\) has \d+ tokens and `train.max_length` is 64.*too_long: cut`"):
         tokenized(tmp_path, base, LONG, long_records(), 64)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "whole").mkdir()
+    with pytest.raises(DataError) as error:
+        tokenized(tmp_path / "again", base, LONG, long_records(), 64)
+    lengths = sorted(_lengths(tmp_path, base))
+    told = re.match(r"(\d+) of (\d+) are too long: .* has (\d+) tokens .*; (\d+) tokens would hold 95 %", str(error.value))
+    assert [int(number) for number in told.groups()[:3]] == [16, 60, lengths[-1]]
+    assert int(told[4]) == lengths[56]  # 57 of 60 fit then
+
+
+def _lengths(folder: Path, base: Path) -> list[int]:
+    _, rows = tokenized(folder / "whole", base, LONG, long_records(), 512)
+    return [1 + sum(len(row[part]) for part in ("context", "prompt", "completion", "end")) for row in rows]
 
 
 def test_skip_leaves_out_and_counts(tmp_path: Path, base: Path) -> None:

@@ -133,3 +133,11 @@ def test_a_damaged_record_ends_in_one_line_that_says_what_to_remove(file, capsys
 def _only_line(capsys: pytest.CaptureFixture) -> str:
     (line,) = capsys.readouterr().err.splitlines()
     return line
+
+
+def test_splits_of_few_documents_are_warned_of_as_soon_as_they_are_known(file, capsys):
+    assert main(["plan", str(file)]) == 0
+    assert "warning: `notes` has few documents (4 in `validation`, 4 in `test`)" in capsys.readouterr().out
+    write_notes(file.parent / "notes.jsonl", count=39)  # not read yet
+    assert main(["plan", str(file)]) == 0
+    assert "warning" not in capsys.readouterr().out

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paretune.data.chat import render_turn
-from paretune.data.tokenizer import TextTokenizer, kept_counts, load_tokenizer, refuse_empty_split
+from paretune.data.tokenizer import TextTokenizer, kept_counts, load_tokenizer, refuse_empty_split, too_long
 from paretune.data.trees import Example, windows
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
@@ -92,14 +92,18 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
     max_length, rule = context.config["max_length"], context.config["too_long"]
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter(skipped=0, cut=0)
+    lengths: list[tuple[int, _Branch]] = []
     for group in _groups(documents):
         shared = tokenizer.encode(group[0]["context"])
         branches = [_branch(tokenizer, row) for row in group]
         kept, fitted = _fitted(branches, len(shared), max_length, rule)
+        lengths += [(1 + len(shared) + branch.length, branch) for branch in branches]
         counts["skipped"] += len(branches) - len(kept)
         counts["cut"] += len(kept) if fitted < len(shared) else 0
         rows += [_row(tokenizer, branch, shared[:fitted]) for branch in kept]
         context.emit(done=len(rows) + counts["skipped"], total=len(documents))
+    if rule == "error" and counts["skipped"]:
+        raise DataError(_refusal(lengths, max_length))
     refuse_empty_split(rows, max_length, "raise `train.max_length`, or shorten prompts and contexts")
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
     return {
@@ -137,25 +141,20 @@ def _end(tokenizer: TextTokenizer, text: str) -> list[int]:
 def _fitted(branches: Sequence[_Branch], context: int, max_length: int, rule: str) -> tuple[list[_Branch], int]:
     """The branches that fit after a context of so many tokens, and how many of those are kept: one number for all of them."""
     room = max_length - 1  # of the prefix token
-    too_long = [branch for branch in branches if context + branch.length > room]
-    if not too_long:
-        return list(branches), context
-    if rule == "error":
-        raise DataError(_refusal(too_long[0], 1 + context + too_long[0].length, max_length, context > 0))
-    if rule == "skip":
-        return [branch for branch in branches if context + branch.length <= room], context
+    fitting = [branch for branch in branches if context + branch.length <= room]
+    if rule != "cut" or len(fitting) == len(branches):
+        return fitting, context
     # Where nothing of the context would be left, there is nothing to ask about.
     kept = [branch for branch in branches if branch.length < room]
     return kept, min(context, room - max((branch.length for branch in kept), default=0))
 
 
-def _refusal(branch: _Branch, length: int, max_length: int, has_context: bool) -> str:
-    row = branch.row
-    cut = ", or `too_long: cut` to shorten the context at its end" if has_context else ""
-    return (
-        f"document `{row['document']}` (record {row['example']}, task `{row['task']}`) has {length} tokens and "
-        f"`train.max_length` is {max_length}; raise it, or write `too_long: skip` to leave such examples out{cut}"
-    )
+def _refusal(lengths: Sequence[tuple[int, _Branch]], max_length: int) -> str:
+    row = max(lengths, key=lambda each: each[0])[1].row
+    cut = ", or `too_long: cut` to shorten the context at its end" if row["context"] else ""
+    named = f"document `{row['document']}` (record {row['example']}, task `{row['task']}`)"
+    way_out = f"`too_long: skip` to leave such examples out{cut}"
+    return too_long(named, [length for length, _ in lengths], max_length, way_out)
 
 
 def _row(tokenizer: TextTokenizer, branch: _Branch, context: list[int]) -> dict[str, Any]:

@@ -118,17 +118,22 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
     documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
     rows, skipped, max_length = [], 0, context.config["max_length"]
+    lengths: list[int] = []
     for number, row in enumerate(documents):
         ids = tokenizer.encode(row["text"])
         # The prefix and EOS belong to the example as it is trained.
-        if len(ids) + 2 > max_length and context.config["too_long"] != "windows":
-            _refuse_if_asked(context.config, row, len(ids) + 2)
+        lengths.append(len(ids) + 2)
+        if lengths[-1] > max_length and context.config["too_long"] != "windows":
             skipped += 1
             continue
         text = row.pop("text")
         rows.append({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
         if number % 200 == 0:
             context.emit(done=number, total=len(documents))
+    if skipped and context.config["too_long"] == "error":
+        longest = documents[int(np.argmax(lengths))]
+        named = f"document `{longest['document']}` (record {longest['example']})"
+        raise DataError(too_long(named, lengths, max_length, "`too_long: windows` or `too_long: skip`"))
     refuse_empty_split(rows, max_length, "write `too_long: windows`")
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
     tokens = {f"tokens_{split}": sum(len(row["ids"]) for row in rows if row["split"] == split) for split in SPLITS}
@@ -175,12 +180,14 @@ def _windows(row: Mapping[str, Any], max_length: int) -> int:
     return math.ceil((len(row["ids"]) + 1) / (max_length - 1))
 
 
-def _refuse_if_asked(config: Mapping[str, Any], row: Mapping[str, Any], length: int) -> None:
-    if config["too_long"] == "error":
-        raise DataError(
-            f"document `{row['document']}` (record {row['example']}) has {length} tokens and `train.max_length` is "
-            f"{config['max_length']}; raise it, or write `too_long: windows` or `too_long: skip`"
-        )
+def too_long(longest: str, lengths: Sequence[int], max_length: int, way_out: str) -> str:
+    """The message where some of `lengths`, in tokens, are more than `max_length`; `longest` names the longest."""
+    enough = int(np.quantile(lengths, 0.95, method="higher"))
+    return (
+        f"{sum(length > max_length for length in lengths)} of {len(lengths)} are too long: the longest, {longest} has "
+        f"{max(lengths)} tokens and `train.max_length` is {max_length}; raise it, or write {way_out}; "
+        f"{enough} tokens would hold 95 % of them"
+    )
 
 
 def _first(ids: int | list[int] | None) -> int | None:

@@ -19,6 +19,7 @@ from paretune.pipeline.downloads import pending
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.plan import Plan
 from paretune.pipeline.reasons import PlannedStage, review
+from paretune.pipeline.results import small_splits
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.weights import weight_shapes
@@ -86,6 +87,7 @@ def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store) -> str:
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[6]]) for row in rows]
     new = [costs[one.stage] for one in reviewed if one.status == "new"]
     lines += ["", f"{len(reviewed)} stages: {len(reviewed) - len(new)} reused, {len(new)} new{_to_run(new, study)}"]
+    lines += small_splits(plan, store)
     lines += [f"a run downloads: {one}" for one in pending(plan, store)]
     lines.append(f"device {lock.device}, training in {lock.compute}, measuring in {lock.evaluate}, store {store.root}")
     return "\n".join(lines)

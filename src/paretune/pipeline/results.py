@@ -8,7 +8,26 @@ from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.records import Cell, Record, Results
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
+from paretune.spec.data import SPLITS
 from paretune.spec.study import Study
+
+FEW_DOCUMENTS = 10
+"""In a split; with fewer, an interval says next to nothing."""
+
+
+def small_splits(plan: Plan, store: Store) -> list[str]:
+    """A warning for each dataset that has a split of few documents, as far as the data stages have run."""
+    warnings = []
+    for name, stage in plan.data.items():
+        record = store.find(stage)
+        counts = {split: record.metrics[f"documents_{split}"] for split in SPLITS} if record else {}
+        few = [f"{count} in `{split}`" for split, count in counts.items() if count < FEW_DOCUMENTS]
+        if few:
+            warnings.append(
+                f"warning: `{name}` has few documents ({', '.join(few)}), so little can be told by them; give it more, "
+                "cut texts into smaller documents, or change the shares in `split`"
+            )
+    return warnings
 
 
 def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: Store) -> Results:
