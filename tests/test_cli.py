@@ -71,6 +71,24 @@ def test_why_looks_for_the_reason_in_what_a_stage_needs(folder, capsys):
     assert "the data file" in shown
 
 
+def test_a_report_of_an_unfinished_study_says_what_is_missing(folder, capsys):
+    assert main(["report", str(folder / "study.yaml"), "--out", str(folder / "out")]) == 0
+    assert "unfinished" not in capsys.readouterr().err
+    file = folder / "more.yaml"
+    text = (folder / "study.yaml").read_text()
+    file.write_text(text.replace("{base: []}", "{base: [], shorter: [{prune.blocks: {count: 1, choose: last}}]}"))
+    assert main(["report", str(file), "--out", str(folder / "out")]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith(f"unfinished: 1 of 2 lack something: tiny/notes/shorter; `paretune run {file}` goes on\n")
+    for name in ("shorter", "tiny/notes/shorter"):
+        assert main(["why", str(file), name]) == 0
+        shown = capsys.readouterr().out
+        assert "prune.blocks-" in shown
+        assert "new; the first prune.blocks in this store" in shown
+    assert main(["why", str(file), "base"]) == 0
+    assert capsys.readouterr().out == "base: reused; the store holds its 2 stages\n"
+
+
 def test_clean_removes_what_no_study_names_and_nothing_else(folder, capsys):
     store, study = folder / ".paretune", folder / "study.yaml"
     file = folder / "longer.yaml"

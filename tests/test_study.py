@@ -1,5 +1,6 @@
 """From a study file to the comparison and the exported models, by the command line, on a tiny model."""
 
+import os
 import re
 import subprocess
 import sys
@@ -76,6 +77,25 @@ def test_an_exported_adapter_is_loaded_by_peft_onto_its_pruned_base(folder, tmp_
     ids = torch.arange(2, 20)[None]
     with torch.no_grad():
         torch.testing.assert_close(adapter(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["hf", "adapter"])
+def test_an_export_can_be_read_by_all_and_its_card_runs(folder, tmp_path, form):
+    to = tmp_path / "exported"
+    mask = os.umask(0o022)
+    assert main(["export", study(folder), "reduced", "--to", str(to), "--format", form, "--seed", "0"]) == 0
+    os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in to.rglob("*") if path.is_file()} == {0o644}
+    card = (to / "README.md").read_text()
+    assert "The BOS token `<bos>`, id 0, stands before every text" in card
+    assert "`prune.blocks`" in card
+    assert r'`"{{ title }}\n\n{{ content }}"`' in card
+    code = card.split("```python\n")[1].split("```")[0]
+    moved = tmp_path / "moved"
+    to.rename(moved)
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=moved)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("<bos>A prompt")
 
 
 @pytest.mark.parametrize(

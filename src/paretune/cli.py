@@ -85,6 +85,7 @@ def report_command(study: StudyFile, store: StorePath = None, out: OutPath = Non
     from paretune.api import open_study
 
     opened = open_study(study, store)
+    _tell_missing(opened)
     if not _write_report(opened, out):
         raise StoreError(f"{opened.store.root}: holds no result of this study; first: `paretune run {study}`")
 
@@ -136,7 +137,9 @@ def init_command(
 @app.command("why")
 def why_command(
     study: StudyFile,
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A stage as `plan` names it, or the beginning of its name.")],
+    stage: Annotated[
+        str, typer.Argument(metavar="STAGE", help="A stage as `plan` names it, or the beginning of its name; or a variant.")
+    ],
     store: StorePath = None,
 ) -> None:
     """Say why a stage is new: which fields differ from the nearest artifact of its kind."""
@@ -225,6 +228,20 @@ def _write_report(opened: "OpenStudy", out: Path | None) -> bool:
         typer.echo(report.read_text(encoding="utf-8"))
     typer.echo(f"written to {directory}: {', '.join(str(path.relative_to(directory)) for path in written)}", err=True)
     return True
+
+
+def _tell_missing(opened: "OpenStudy") -> None:
+    """The cells that a report of an unfinished study lacks, or lacks something of."""
+    from paretune.pipeline.plan import cell_name
+
+    cells = opened.plan.cells
+    missing = [cell for cell in cells if not all(map(opened.store.find, (*cell.methods, *cell.evaluations.values())))]
+    if missing:
+        typer.echo(
+            f"unfinished: {len(missing)} of {len(cells)} lack something: {', '.join(map(cell_name, missing))}; "
+            f"`paretune run {opened.file}` goes on",
+            err=True,
+        )
 
 
 def _tell_failures(outcome: "Outcome") -> None:

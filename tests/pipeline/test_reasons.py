@@ -168,5 +168,5 @@ def test_a_name_that_fits_no_stage_or_several_is_told(file: Path, store: Store) 
     plan = plan_of(file)
     with pytest.raises(SpecError, match=r"`train.ful-` is no stage of this study"):
         explain(plan, store, "train.ful-")
-    with pytest.raises(SpecError, match=r"`train.full` names several stages: train.full-"):
+    with pytest.raises(SpecError, match=r"`train.full` names several stages.*\n  train.full-\w+  small/notes/full seed 0\n"):
         explain(plan, store, "train.full")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paretune.errors import SpecError
-from paretune.pipeline.plan import Plan
+from paretune.pipeline.plan import Plan, cell_name
 from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
@@ -40,22 +40,47 @@ def review(plan: Plan, store: Store) -> list[PlannedStage]:
 def explain(plan: Plan, store: Store, name: str) -> str:
     """Why the stage whose name begins with `name` is what it is: reused, or every field that differs from the nearest record.
 
+    A variant, or a path to it like `gpt2/news/reduced seed 0`, stands for all stages of its own.
+
     Where a parent is new the reason lies there, so the first new ancestors are explained instead. SpecError for no such stage.
     """
+    of_cells = _stages_of(plan, name)
+    if of_cells:
+        return _explain_all(of_cells, store, name)
     found = [stage for stage in plan.stages if stage.name.startswith(name)]
     if len(found) != 1:
         if found:
-            raise SpecError(
-                f"`{name}` names several stages: {', '.join(stage.name for stage in found)}; write more of one name"
-            )
+            raise SpecError(f"`{name}` names several stages; write more of one name{_listed(plan, found)}")
         names = {stage.name for stage in plan.stages}
-        near = suggestion(name, names | {stage.kind for stage in plan.stages})
+        near = suggestion(name, names | {stage.kind for stage in plan.stages} | {cell.variant for cell in plan.cells})
         way_out = near if "did you mean" in near else "; `paretune plan` lists them"
         raise SpecError(f"`{name}` is no stage of this study{way_out}")
     if store.find(found[0]):
         return f"{found[0].name}: reused; the store holds it"
     records = list(store.records())
     return "\n".join(_explained(stage, records, found[0]) for stage in _first_new(found[0], store))
+
+
+def _stages_of(plan: Plan, name: str) -> list[Stage]:
+    """The stages of the cells that are called `name`: a variant, or `base/dataset/variant` with or without a seed."""
+    cells = [
+        cell for cell in plan.cells if name in (cell.variant, f"{cell.base}/{cell.dataset}/{cell.variant}", cell_name(cell))
+    ]
+    return list(dict.fromkeys(stage for cell in cells for stage in (*cell.methods, *cell.evaluations.values())))
+
+
+def _explain_all(stages: list[Stage], store: Store, name: str) -> str:
+    new = [stage for stage in stages if store.find(stage) is None]
+    if not new:
+        return f"{name}: reused; the store holds its {len(stages)} stages"
+    records = list(store.records())
+    first = dict.fromkeys(cause for stage in new for cause in _first_new(stage, store))
+    head = f"{name}: {len(new)} of {len(stages)} stages are new"
+    return "\n".join([head, *(_explained(stage, records, stage) for stage in first)])
+
+
+def _listed(plan: Plan, stages: list[Stage]) -> str:
+    return "".join(f"\n  {stage.name}  {', '.join(plan.uses(stage))}" for stage in stages)
 
 
 def _first_new(stage: Stage, store: Store) -> list[Stage]:

@@ -6,20 +6,26 @@ PEFT would load an adapter onto other blocks without a word.
 """
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import SpecError, StoreError
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store
 from paretune.spec.base import suggestion
+from paretune.variants.card import model_card
+
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,15 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
     if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
         raise StoreError(f"--to: `{to}` exists and is not empty; name another directory")
     disable_progress_bar()
+    dataset = plan.data[cell.dataset].config["dataset"]
     with _whole(to) as draft:
         if form == "adapter":
-            _write_adapter(cell, store, draft, to)
+            _write_adapter(cell, store, draft, to, dataset)
             return f"{to}: PEFT adapter of `{cell.variant}`"
         loaded = _load(cell, store)
         loaded.model.save_pretrained(draft)
         loaded.tokenizer.hf.save_pretrained(draft)
+        (draft / CARD).write_text(model_card(cell, dataset, loaded.tokenizer), encoding="utf-8")
         return f"{to}: whole model of `{cell.variant}`, {str(loaded.model.dtype).removeprefix('torch.')}"
 
 
@@ -82,7 +90,7 @@ def _load(cell: PlannedCell, store: Store) -> LoadedModel:
     return load_model(_context(measured, inputs))
 
 
-def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path) -> None:
+def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path, dataset: Mapping[str, Any]) -> None:
     last = cell.methods[-1] if cell.methods else None
     artifact = store.artifact(last) if last else None
     if last is None or artifact is None or not (artifact.path / ADAPTER).is_dir():
@@ -94,13 +102,17 @@ def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path) -> No
         parent = load_model(_context(last, {"model": artifact.inputs["model"]}))
         parent.model.save_pretrained(draft / "base")
         parent.tokenizer.hf.save_pretrained(draft / "base")
-        base = str((to / "base").resolve())
-    _point_at_base(draft / "adapter_config.json", base)
-
-
-def _point_at_base(config_file: Path, base: str) -> None:
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+        base = str((to / "base").resolve())  # PEFT looks for a relative path where it is called from, and not here
+    tokenizer = load_tokenizer(last.config["base"], last.resources["base"])
+    tokenizer.hf.save_pretrained(draft)
     name, _, commit = base.removeprefix("hub:").partition("@") if base.startswith("hub:") else (base, "", "")
+    _point_at_base(draft / "adapter_config.json", name, commit)
+    arguments = f'"{"base" if "model" in last.inputs else name}"' + (f', revision="{commit}"' if commit else "")
+    (draft / CARD).write_text(model_card(cell, dataset, tokenizer, arguments), encoding="utf-8")
+
+
+def _point_at_base(config_file: Path, name: str, commit: str) -> None:
+    config = json.loads(config_file.read_text(encoding="utf-8"))
     config |= {"base_model_name_or_path": name, "revision": commit or None}
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
@@ -108,6 +120,14 @@ def _point_at_base(config_file: Path, base: str) -> None:
 def _context(stage: Stage, inputs: dict) -> StageContext:
     config = {**stage.config, "device": "cpu", "precision": "float32" if "train" in stage.config else stage.config["precision"]}
     return StageContext(config, inputs, stage.resources, RunOptions(), Path(), lambda **_: None)
+
+
+def _let_read(folder: Path) -> None:
+    """Give files the mode that new ones have: safetensors writes its own for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 @contextmanager
@@ -118,6 +138,7 @@ def _whole(to: Path) -> Iterator[Path]:
     try:
         draft.mkdir(parents=True)
         yield draft
+        _let_read(draft)
         if to.exists():
             to.rmdir()
         draft.rename(to)
