@@ -74,6 +74,17 @@ def test_steps_and_tokens_are_near_before_and_exact_once_they_are_counted(ran: t
         assert 1 / 1.5 < guess / truth < 1.5
 
 
+def test_time_follows_from_earlier_trainings_of_the_base_on_this_machine(
+    ran: tuple[Path, dict[str, Cost]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, before = ran
+    name = "tiny/notes/full seed 0: train.full"
+    assert before[name].seconds is None
+    assert costs_of(file)[name].seconds == pytest.approx(record_of(file, name).metrics["train_seconds"], rel=0.1)
+    monkeypatch.setattr("paretune.pipeline.estimates.fingerprint", lambda: {"cores": 64})
+    assert costs_of(file)[name].seconds is None
+
+
 def test_memory_is_estimated_within_a_factor_of_two(ran: tuple[Path, dict[str, Cost]]) -> None:
     file, before = ran
     for name, cost in before.items():

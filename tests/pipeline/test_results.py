@@ -1,5 +1,6 @@
 """What a change of a study runs again, and what is read back from the store."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,15 @@ def test_splits_of_few_documents_are_warned_of_as_soon_as_they_are_known(file, c
     write_notes(file.parent / "notes.jsonl", count=39)  # not read yet
     assert main(["plan", str(file)]) == 0
     assert "warning" not in capsys.readouterr().out
+
+
+def test_what_the_functions_return_prints_in_a_few_lines(file):
+    file.write_text(STUDY.replace("evaluate:", ONE_MORE.rstrip() + "\nevaluate:"))
+    assert re.fullmatch(r"<data-\w{8}: reused>", repr(plan(file)[0]))
+    assert any(re.fullmatch(r"<prune.blocks-\w{8}: new, differs in count \(1 -> 2\)>", repr(one)) for one in plan(file))
+    assert str(open_results(file)).splitlines() == [
+        "results of `small`:",
+        "  tiny/notes/base: complete",
+        "  tiny/notes/shorter: complete",
+        "  tiny/notes/shortest: 4 stages missing",
+    ]

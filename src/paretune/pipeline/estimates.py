@@ -7,6 +7,7 @@ disk are always estimates: weights, gradients and moments are counted; activatio
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from tokenizers import Tokenizer
 from paretune.pipeline import hub
 from paretune.pipeline.downloads import pending
 from paretune.pipeline.lock import Lock
+from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.plan import Plan
 from paretune.pipeline.reasons import PlannedStage, review
+from paretune.pipeline.records import Record
 from paretune.pipeline.results import small_splits
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
@@ -45,6 +48,7 @@ _LONG = ("jsonl", "csv", "parquet")
 _ROWS = 5_000
 _SAMPLE = 300
 """Of the records that were read, evenly, so many are tokenized."""
+_SPEED = "train_tokens_per_second"
 _TOKENS_PER_BYTE = 0.25
 """Where the tokenizer is not at hand."""
 
@@ -59,6 +63,8 @@ class Cost:
     """Whether the tokens were counted."""
     memory: float | None = None
     disk: float | None = None
+    seconds: float | None = None
+    """Of optimizer steps, as earlier trainings of the base on this machine went."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,8 @@ def plan_costs(study: Study, lock: Lock, plan: Plan, store: Store) -> dict[Stage
         if "train" in stage.config and tokens and tokens not in amounts:
             dataset = next(study.data[name] for (_, name), one in plan.tokens.items() if one == tokens)
             amounts[tokens] = _counted(tokens, store) or _sampled(tokens, dataset)
-    return {stage: _cost(stage, study, lock, amounts) for stage in plan.stages}
+    here = [one for one in store.records() if _SPEED in one.metrics and one.machine == fingerprint()]
+    return {stage: _cost(stage, study, lock, amounts, _speed(stage, here)) for stage in plan.stages}
 
 
 def count_weights(directory: Path) -> int:
@@ -132,6 +139,7 @@ def _to_run(costs: Sequence[Cost], study: Study) -> str:
     tokens = [cost.tokens for cost in costs if cost.tokens is not None]
     if tokens:
         told.append(f"{sum(tokens):,} tokens to train on")
+        told.append(_time([cost.seconds for cost in costs if cost.tokens is not None]))
     memory, disk = [cost.memory for cost in costs if cost.memory], [cost.disk for cost in costs if cost.disk]
     if memory:
         told.append(f"peak memory about {_bytes(max(memory))}")
@@ -140,7 +148,32 @@ def _to_run(costs: Sequence[Cost], study: Study) -> str:
     return f"; to run: {', '.join(told)}" if told else ""
 
 
-def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount | None]) -> Cost:
+def _speed(stage: Stage, records: Sequence[Record]) -> float | None:
+    """Tokens that a second of the same method on the same base read, in the middle of those that are known."""
+    found = [
+        one.metrics[_SPEED]
+        for one in records
+        if one.kind == stage.kind and one.config["base"] == stage.config["base"] and one.device == stage.config["device"]
+    ]
+    return statistics.median(found) if found else None
+
+
+def _time(trainings: Sequence[float | None]) -> str:
+    known = [seconds for seconds in trainings if seconds is not None]
+    if not known:
+        return "no estimate of the time yet"
+    whole = "training" if len(known) == len(trainings) else f"{len(known)} of {len(trainings)} trainings"
+    return f"{whole} about {_duration(sum(known))} by earlier ones"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{math.ceil(seconds)} s"
+
+
+def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount | None], speed: float | None) -> Cost:
     if "base" not in stage.resources or stage.kind == "tokenize":
         return Cost()
     directory = _directory(stage.resources["base"])
@@ -165,7 +198,8 @@ def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount
     in_pass = min(RunOptions().forward_tokens, round(batch * length))
     kept = _forward(config, in_pass, study.train.max_length, _ACTIVATIONS.get(stage.kind, 112))
     memory, disk = _training(stage, weights, config, kept)
-    return Cost(steps, tokens, amount is None or amount.exact, memory and libraries + memory, disk)
+    seconds = (amount.read or amount.tokens) * epochs / speed if amount and speed else None
+    return Cost(steps, tokens, amount is None or amount.exact, memory and libraries + memory, disk, seconds)
 
 
 def _forward(config: Mapping[str, Any], tokens: int, length: int, activations: int) -> float:

@@ -13,13 +13,16 @@ from paretune.pipeline.store import Store
 from paretune.spec.base import suggestion
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlannedStage:
     """A stage with what a run would do with it: `reused`, or `new` and the reason."""
 
     stage: Stage
     status: str
     reason: str
+
+    def __repr__(self) -> str:
+        return f"<{self.stage.name}: {self.status}{f', {self.reason}' if self.reason else ''}>"
 
 
 def review(plan: Plan, store: Store) -> list[PlannedStage]:

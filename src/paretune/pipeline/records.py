@@ -88,7 +88,7 @@ class Cell:
     """Names of stages that failed or did not run."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """Everything that a report is written from."""
 
@@ -103,3 +103,11 @@ class Results:
     tokens: Mapping[tuple[str, str], Record]
     """By (base, dataset): the tokenize stage."""
     cells: tuple[Cell, ...]
+
+    def __repr__(self) -> str:
+        lines = []
+        for cell in self.cells:
+            seed = "" if cell.seed is None else f" seed {cell.seed}"
+            state = f"{len(cell.missing)} stages missing" if cell.missing else "complete"
+            lines.append(f"  {cell.base}/{cell.dataset}/{cell.variant}{seed}: {state}")
+        return "\n".join([f"results of `{self.study.study}`:", *lines])
