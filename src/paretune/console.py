@@ -20,8 +20,8 @@ class Display:
         self.command = command
         self.first_step: dict[str, int] = {}
         """Where a stage stood when this run went on with it."""
-        self.progressed: dict[str, str] = {}
-        """The last progress of a stage, like `100 of 106`."""
+        self.progressed: dict[str, tuple[int, int]] = {}
+        """The last progress of a stage: done, and of how many."""
         self.found: set[str] = set()
         """Stages that another run has finished."""
         self.tasks: dict[str, TaskID] = {}
@@ -81,13 +81,13 @@ class Display:
     def _stage_progress(self, event: Mapping[str, Any]) -> None:
         stage = event["stage"]
         numbers = " ".join(f"{name} {_short(value)}" for name, value in event.items() if name not in _STANDARD)
-        self.progressed[stage] = f"{event['done']} of {event['total']}"
+        self.progressed[stage] = event["done"], event["total"]
         self.progress.update(self.tasks[stage], completed=event["done"], total=event["total"], numbers=numbers)
         if not self.console.is_terminal and time.monotonic() - self.last_line[stage] > _LINE_EVERY:
             self.last_line[stage] = time.monotonic()
             done = event["done"] - self.first_step[stage]
             left = (time.monotonic() - self.started[stage]) * (event["total"] - event["done"]) / max(done, 1)
-            self._line(f"{stage}: {self.progressed[stage]} {numbers}, about {left:.0f} s left")
+            self._line(f"{stage}: {event['done']} of {event['total']} {numbers}, about {left:.0f} s left")
 
     def _stage_finished(self, event: Mapping[str, Any]) -> None:
         stage = event["stage"]
@@ -107,7 +107,9 @@ class Display:
     def _stage_stopped(self, event: Mapping[str, Any]) -> None:
         stage, step = event["stage"], event["step"]
         self._end(stage)
-        reached = f" at {self.progressed[stage]}" if stage in self.progressed else ""
+        done, total = self.progressed.get(stage, (0, 0))
+        # The checkpoint may be of a step after the last that was told.
+        reached = f" at {max(done, step or 0)} of {total}" if total else ""
         again = f"goes on from step {step}" if step else "begins this stage again"
         self._line(f"{stage}: stopped{reached}; `{self.command}` {again}")
 
