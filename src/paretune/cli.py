@@ -65,7 +65,7 @@ def run_command(
     options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=memory, recompute=recompute)
     with Display(Console(stderr=True), f"paretune run {study}") as display:
         outcome = run_plan(opened.plan, opened.store, options, display.show)
-    for warning in small_splits(opened.plan, opened.store):
+    for warning in [] if outcome.failed else small_splits(opened.plan, opened.store):
         typer.echo(warning, err=True)
     reported = _write_report(opened, out)
     if reported:
