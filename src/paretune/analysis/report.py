@@ -93,7 +93,7 @@ def _in_short(measured: Measured, marks: Marks, figures: frozenset[str]) -> Iter
     if PARETO_NAME in figures:
         yield Picture(f"figures/{PARETO_NAME}", "quality against each cost, with the Pareto frontier")
     if commands:
-        yield Paragraph(f"To use what is recommended: {'; '.join(commands)}")
+        yield Paragraph(f"To use what is recommended, in the folder of the study: {'; '.join(commands)}")
 
 
 def _across(measured: Measured, dataset: str, groups: Sequence[Group], marks: Marks) -> Iterator[Block]:
