@@ -211,7 +211,7 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[_Row], style: Mapping[
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color="#E6E6E6", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=2 if panel.unit else 4))  # a number with its unit is wide
     if panel.from_zero:
         axes.xaxis.set_major_formatter(lambda value, _: (panel.unit or _tick)(value))
 
