@@ -79,7 +79,7 @@ def test_a_report_of_an_unfinished_study_says_what_is_missing(folder, capsys):
     file.write_text(text.replace("{base: []}", "{base: [], shorter: [{prune.blocks: {count: 1, choose: last}}]}"))
     assert main(["report", str(file), "--out", str(folder / "out")]) == 0
     told = capsys.readouterr().err
-    assert told.startswith(f"unfinished: 1 of 2 lack something: tiny/notes/shorter; `paretune run {file}` goes on\n")
+    assert told.endswith(f"unfinished: 1 of 2 lack something: tiny/notes/shorter; `paretune run {file}` goes on\n")
     for name in ("shorter", "tiny/notes/shorter"):
         assert main(["why", str(file), name]) == 0
         shown = capsys.readouterr().out

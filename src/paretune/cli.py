@@ -85,9 +85,9 @@ def report_command(study: StudyFile, store: StorePath = None, out: OutPath = Non
     from paretune.api import open_study
 
     opened = open_study(study, store)
-    _tell_missing(opened)
     if not _write_report(opened, out):
         raise StoreError(f"{opened.store.root}: holds no result of this study; first: `paretune run {study}`")
+    _tell_missing(opened)
 
 
 @app.command("export")

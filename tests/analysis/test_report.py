@@ -428,7 +428,9 @@ def test_the_last_line_in_short_writes_the_recommended_variant(tmp_path: Path) -
     results = make_results(tmp_path, replace(SMALL, bases=("novels", "stories"), documents=20))
     short = part(report_of(results), "In short").strip().splitlines()
     command = r"`paretune export study.yaml \w+ --to \w+-exported --base %s --seed 0`"
-    assert re.fullmatch(f"To use what is recommended, in the folder of the study: {command % 'novels'}; {command % 'stories'}", short[-1])
+    assert re.fullmatch(
+        f"To use what is recommended, in the folder of the study: {command % 'novels'}; {command % 'stories'}", short[-1]
+    )
 
 
 def test_slices_that_are_the_kinds_of_question_are_left_out(tmp_path: Path) -> None:

@@ -166,7 +166,12 @@ _VALUES = (
     case("seeds as a number", "seeds: [0, 1]", "seeds: 3", ":11: seeds: expected a list `[0, 1, 2]`", "got `3`"),
     case("seed twice", "seeds: [0, 1]", "seeds: [0, 0]", ":11: seeds: expected a list `[0, 1, 2]` of distinct whole numbers"),
     case("seed too large", "seeds: [0, 1]", f"seeds: [{2**40}]", ":11: seeds:", "to 2**32 - 1"),
-    case("precision unknown", "compute: float32", "compute: fp16", ":10: precision.compute: expected `auto`, `float32` or"),
+    case(
+        "precision unknown",
+        "compute: float32",
+        "compute: fp16",
+        ":10: precision.compute: expected `auto`, `float32`, `bfloat16` or `float16`",
+    ),
     case(
         "interval in per cent", "evaluate:\n", "compare: {interval: 95}\nevaluate:\n", "compare.interval: expected less than 1"
     ),

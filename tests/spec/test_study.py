@@ -134,7 +134,7 @@ MISTAKES = [
     ("epochs: 2", "early_stopping: {patience: 1, metrik: loss}", 9, "train.early_stopping.metrik: unknown key; did you mean "),
     ("epochs: 2", "base_dropout: 1.0", 9, "train: `base_dropout` is `keep` or a rate from 0 to below 1, got "),
     ("epochs: 2", "keep: first", 9, "train.keep: expected `best` or `last`, got `\"first\"`"),
-    ("compute: auto", "compute: float16", 10, "precision.compute: expected `auto`, `float32` or `bfloat16`, got `\"float16\"`"),
+    ("compute: auto", "compute: float8", 10, "precision.compute: expected `auto`, `float32`, `bfloat16` or `float16`, got"),
     ("interval: 0.9", "interval: 1", 20, "compare.interval: expected less than 1, got `1`"),
     ("interval: 0.9", "interval: 95", 20, "compare.interval: expected less than 1, got `95`"),
     ("interval: 0.9", "baseline: fulll", 20, "compare.baseline: no variant `fulll`; did you mean `full`?"),
