@@ -59,8 +59,13 @@ CANDIDATES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "generate": {"generate": ("batch 8", "batch 16", "batch 32")},
 }
 
-FASTEST: Mapping[tuple[str, str], Sequence[str]] = {}
-"""By row and peer, where not all candidates are tried: what was fastest when all were."""
+DEFAULTS = {
+    "lora": ("one by one, bf16 base", "padding-free by 2, bf16 base"),
+    "full": ("one by one", "padding-free"),
+    "choices": ("batch 8", "batch 32"),
+    "generate": ("batch 16",),
+}
+"""What is measured unless `--all` asks for every setting. Not every one has been tried on every row: README.md says which."""
 
 
 @dataclass
@@ -100,7 +105,8 @@ def main() -> None:
         for peer, candidates in CANDIDATES[row.kind].items():
             if arguments.peers and peer not in arguments.peers:
                 continue
-            for setting in arguments.settings or FASTEST.get((row.name, peer), candidates):
+            defaults = DEFAULTS[row.method if row.kind == "train" else row.kind]
+            for setting in arguments.settings or (candidates if arguments.all else defaults):
                 duels.append(fight(row, peer, setting, place, python, arguments))
                 print(line_of(duels[-1]), flush=True)
                 if arguments.json:
@@ -117,7 +123,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rows", nargs="*", choices=[row.name for row in ROWS])
     parser.add_argument("--peers", nargs="*", choices=["trainer", "trl", "lm-eval", "generate"])
-    parser.add_argument("--settings", nargs="*", choices=SETTINGS, help="of the peers; the fastest known ones otherwise")
+    parser.add_argument("--settings", nargs="*", choices=SETTINGS, help="of the peers; DEFAULTS otherwise")
+    parser.add_argument("--all", action="store_true", help="all settings of the peers")
     parser.add_argument("--rounds", type=int, default=4, help="turns that count")
     parser.add_argument("--warm-up", type=int, default=2, help="turns before them that do not; one of questions and prompts")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -28,7 +28,7 @@ from paretune.data.tokenizer import load_tokenizer, read_tokens
 from paretune.data.trees import unshared
 from paretune.evaluate.branches import answer
 from paretune.evaluate.qa import answer_likelihoods, choices_of
-from paretune.evaluate.tasks import asks_of
+from paretune.evaluate.tasks import asks_of, questions_of
 from paretune.model.load import load_model
 from paretune.model.precision import matmul_gflops
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
@@ -134,7 +134,7 @@ def serve_generation(opened: OpenStudy, turns: Turns, shared: Path, _: str, per_
     (tokens,) = opened.plan.tokens.values()
     rows = read_tokens(opened.store.artifact(tokens).path, "train")
     tasks = next(iter(opened.study.data.values())).scored
-    asks = asks_of(rows, tasks, loaded)
+    asks = asks_of(questions_of(rows), tasks, loaded)
     given = [[*ask.trunk.tolist(), *ask.prompt.tolist()] for ask in asks]
     shared.write_text(json.dumps({"per_turn": per_turn * len(tasks), "prompts": given, "limit": asks[0].limit}))
     turns.tell(ready=True, precision=stage.config["precision"], threads=torch.get_num_threads())
