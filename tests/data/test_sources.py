@@ -9,9 +9,13 @@ import pyarrow.parquet
 import pytest
 
 from paretune.data import sources
-from paretune.data.sources import blocks, iterate_rows, read_records
+from paretune.data.sources import blocks, iterate_rows
 from paretune.errors import DataError, NeedsError
 from paretune.spec.data import Source
+
+
+def read_records(source: Source, place: str) -> list[dict[str, Any]]:
+    return [row.values for row in iterate_rows(source, place)]
 
 
 def records_of(file: Path, **fields: Any) -> list[dict[str, Any]]:

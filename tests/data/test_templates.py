@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from paretune.data.templates import fields_of, parse_template, render
+from paretune.data.templates import parse_template, render
 from paretune.errors import DataError, SpecError
 
 WHERE = "articles.jsonl: line 12"
@@ -38,7 +38,7 @@ def test_a_null_is_false_in_a_condition_and_takes_a_default() -> None:
 
 def test_fields_come_from_the_syntax_tree() -> None:
     template = "{% for tag in tags %}{{ tag }}{% endfor %}{{ author.name }}{{ x | default(y) }} z {# w #}"
-    assert fields_of(template) == ("author", "tags", "x", "y")
+    assert parse_template(template).fields == ("author", "tags", "x", "y")
 
 
 BAD_RECORDS: list[tuple[str, dict[str, Any], list[str]]] = [
@@ -80,5 +80,5 @@ def test_a_bad_record_is_refused_with_place_field_and_way_out(template: str, rec
 )
 def test_what_is_no_template_is_refused(template: str, told: str) -> None:
     with pytest.raises(SpecError, match="template `") as caught:
-        fields_of(template)
+        parse_template(template)
     assert told in str(caught.value)

@@ -38,11 +38,6 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
-def read_records(source: Source, place: str) -> list[dict[str, Any]]:
-    """All records of `source` in memory (500 bytes for a number and 90 characters of text). Errors as `iterate_rows`."""
-    return [row.values for row in iterate_rows(source, place)]
-
-
 def iterate_rows(source: Source, place: str) -> Iterator[Row]:
     """Records of `source` in order; `place` is the file, and is ignored for hub and built-in sources.
 

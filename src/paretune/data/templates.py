@@ -34,11 +34,6 @@ class Template:
     compiled: jinja2.Template
 
 
-def fields_of(template: str) -> tuple[str, ...]:
-    """The fields of a record that `template` uses, in alphabetical order; SpecError if it is no template."""
-    return parse_template(template).fields
-
-
 def parse_template(source: str) -> Template:
     """`source` as a template; SpecError with the line and the way out if it is none. Line ends in it become `\\n`."""
     try:
