@@ -34,4 +34,6 @@ def test_cases_have_names_of_their_own() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_mistake_ends_in_one_message(case: Case, place: Path, outcomes: list[tuple[Case, Outcome]]) -> None:
-    outcomes.append((case, run_in(place, case)))
+    outcome = run_in(place, case)  # which looks at the message and at every file
+    assert outcome.exit_code == case.exit_code
+    outcomes.append((case, outcome))

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import pytest
+
 from paretune.pipeline.events import EventLog, EventTail
 
 LINES = 500
@@ -56,4 +58,6 @@ def test_a_line_that_is_cut_off_is_passed_over_and_one_that_is_not_finished_wait
 
 def test_a_full_disk_loses_events_only(tmp_path):
     (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        (tmp_path / "events.jsonl").write_bytes(b"full")
     EventLog(tmp_path / "events.jsonl", "mine").write("started")

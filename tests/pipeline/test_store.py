@@ -216,7 +216,7 @@ def test_the_lock_of_a_killed_process_is_free(store):
     held, release = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(store.root, held, release))
     other.start()
-    held.wait(30)
+    assert held.wait(30)
     other.kill()
     other.join()
     with store.lock(STAGE, on_wait=lambda: pytest.fail("the lock is held by nobody")):

@@ -87,7 +87,8 @@ def test_without_epochs_there_are_three_and_with_steps_none(tmp_path: Path) -> N
     ],
 )
 def test_odd_and_legal(tmp_path: Path, old: str, new: str) -> None:
-    load(tmp_path, edited(old, new))
+    study, plain = load(tmp_path, edited(old, new)), load(tmp_path)
+    assert (len(study.data), len(study.evaluate)) == (len(plain.data), len(plain.evaluate))
 
 
 MISTAKES = [

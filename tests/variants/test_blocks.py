@@ -12,16 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from paretune.errors import SpecError, StageError
 from paretune.variants.blocks import block_list, check_blocks, choose_blocks, remove_blocks
 from tests.surgery_table import DROPS, measure_surgery
-from tests.tiny import ARCHITECTURES, NUM_BLOCKS, make_model
+from tests.tiny import ARCHITECTURES, NUM_BLOCKS
 
 TOLERANCE = 1e-5
 """Of the largest logit, in float32; merging an adapter rounds most (7e-6)."""
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bases")
-    return {architecture: make_model(architecture, folder / architecture) for architecture in ARCHITECTURES}
 
 
 def load(directory: Path) -> PreTrainedModel:

@@ -21,12 +21,6 @@ from tests.evaluate.stages import BASE, reference_logits, write_tokens
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, VOCABULARY_SIZE, make_model, randomise
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bases")
-    return {architecture: make_model(architecture, folder / architecture) for architecture in ARCHITECTURES}
-
-
 def load(directory: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(directory).eval()
 

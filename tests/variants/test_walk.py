@@ -17,12 +17,6 @@ ROWS, TOKENS = 3, 2 * SLIDING_WINDOW + 5
 BLOCKS = range(NUM_BLOCKS)
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bases")
-    return {architecture: make_model(architecture, folder / architecture) for architecture in ARCHITECTURES}
-
-
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
 
