@@ -54,12 +54,16 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def freeze_in(model: nn.Module, dtype: torch.dtype) -> None:
     """Frozen matrices of linear layers in `dtype`; embeddings, norms, biases and whatever is trained stay as they are.
 
-    The residual stream so stays float32 under autocast, in LoRA as in full fine-tuning.
+    The residual stream so stays float32 under autocast, in LoRA as in full fine-tuning. Whatever stays is copied: a tensor of a
+    safetensors file holds on to the memory of the whole file.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for module in model.modules():
         if isinstance(module, nn.Linear | Conv1D) and not module.weight.requires_grad and id(module.weight) not in embeddings:
             module.weight.data = module.weight.data.to(dtype)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype != dtype:
+            tensor.data = tensor.data.clone()
 
 
 def set_base_dropout(model: nn.Module, rate: float | str) -> list[float]:

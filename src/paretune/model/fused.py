@@ -5,6 +5,7 @@ take longer than the adapter; transformers writes GPT-2's activation as eight su
 Legend: N tokens, I and O width of input and output, r rank.
 """
 
+import functools
 import types
 from typing import Any
 
@@ -17,13 +18,15 @@ from transformers.pytorch_utils import Conv1D
 
 from paretune.model.dropout import FastDropout, drop, keep_mask
 
+_VALUES = 2**16
+
 
 def fuse(model: nn.Module) -> None:
     """Let adapters and activations of `model` compute in their fused form from now on; names and weights stay."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is NewGELUActivation:
-                setattr(parent, name, nn.GELU(approximate="tanh"))
+                setattr(parent, name, TanhGELU())
             elif type(child) is nn.Dropout and child.p:
                 setattr(parent, name, FastDropout(child.p).train(child.training))
         if type(parent) is LoraLinear and _is_plain(parent):
@@ -93,7 +96,8 @@ class _Lora(torch.autograd.Function):
         low_grad_Nr = grad_NO @ (b_Or * ctx.scaling).to(grad.dtype)
         dropped_NI = x_NI if keep is None else drop(x_NI, keep, ctx.rate)
         grad_a = (low_grad_Nr.t() @ dropped_NI).to(a_rI.dtype)
-        grad_b = (grad_NO.t() @ low_Nr).to(b_Or.dtype) * ctx.scaling
+        # Turned round, as the wide factor would be copied for its transpose.
+        grad_b = (low_Nr.t() @ grad_NO).t().to(b_Or.dtype) * ctx.scaling
         grad_bias = grad_NO.sum(0, dtype=bias.dtype) if ctx.needs_input_grad[4] else None
         if not ctx.needs_input_grad[0]:
             return None, grad_a, grad_b, None, grad_bias, None, None
@@ -103,3 +107,47 @@ class _Lora(torch.autograd.Function):
         else:
             grad_NI += drop(low_grad_Nr @ a_rI.to(grad.dtype), keep, ctx.rate)
         return grad_NI.to(ctx.dtype).view(ctx.shape), grad_a, grad_b, None, grad_bias, None, None
+
+
+class TanhGELU(nn.GELU):
+    """GPT-2's activation. torch takes longer over it on a CPU than over the product before it, but a half-precision number
+    has 65,536 values only: their results are looked up, and are those of float64, rounded once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
+            return super().forward(x)
+        return _TanhGELU.apply(x)
+
+
+class _TanhGELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return _look_up(_gelu_tables(x.dtype)[0], x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        return _look_up(_gelu_tables(x.dtype)[1], x).mul_(grad)
+
+
+@functools.cache
+def _gelu_tables(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """GELU and its slope at each number of 16 bits, in the order of the bits."""
+    bits = torch.arange(_VALUES, dtype=torch.int32).to(torch.uint16)
+    x = bits.view(dtype).double().requires_grad_()
+    with torch.enable_grad():
+        out = functional.gelu(x, approximate="tanh")
+        (slope,) = torch.autograd.grad(out.sum(), x)
+    return out.detach().to(dtype), slope.to(dtype)
+
+
+def _look_up(table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    bits, out = x.reshape(-1).view(torch.uint16), x.new_empty(x.numel())
+    for part, found in zip(bits.split(_VALUES), out.split(_VALUES), strict=True):  # indices that stay in the cache
+        torch.index_select(table, 0, part.to(torch.int32), out=found)
+    return out.view(x.shape)

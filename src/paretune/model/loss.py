@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from paretune.data.trees import rounded
 
-CHUNK_LOGITS = 2**24
+CHUNK_LOGITS = 2**23
 """Logits of a chunk: larger tensors are given back to the system after each use, and cost their pages anew."""
 ROUND_TO = 64
 """The last chunk is filled up to a multiple of this: see `paretune.data.trees.ROUND_TO`."""

@@ -17,7 +17,7 @@ from paretune.errors import StageError
 from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_base_dropout
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
-from paretune.model.memory import available_bytes
+from paretune.model.memory import available_bytes, keep_freed_memory
 from paretune.pipeline.stage import StageContext
 from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, told_to_stop, write_curves
 from paretune.train.loop import Run, fit
@@ -61,6 +61,9 @@ def _train(
     options = checkpoint_options(found) if found else _bit_options(context)
     torch.set_num_threads(options["threads"])
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    # It would take a tenth of the time; the tests compare runs to the bit.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    keep_freed_memory()
 
     loaded = load_model(context, torch.float32)
     model = loaded.model
