@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from paretune.model.adapters import add_lora, freeze_in
 from paretune.model.dropout import FastDropout, drop, keep_mask
-from paretune.model.fused import fuse
+from paretune.model.fused import TanhGELU, fuse
 from tests.tiny import make_model
 
 IDS = torch.arange(2, 60)[None]
@@ -101,3 +102,33 @@ def test_dropout_is_off_in_evaluation_and_its_gradient_has_its_mask():
     module(x).sum().backward()
     assert set(x.grad.tolist()) == {0.0, 2.0}
     assert torch.equal(module.eval()(x), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_activation_and_its_slope_at_every_number_are_those_of_float64_rounded_once(dtype):
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype)
+    x = x[x.isfinite()].repeat(2).view(2, -1).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    expected = functional.gelu(wide, approximate="tanh")
+    found = TanhGELU()(x)
+    assert torch.equal(found, expected.to(dtype))
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    assert torch.equal(slope, torch.autograd.grad(expected.sum(), wide)[0].to(dtype))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "qwen3"])
+def test_norms_are_fused_with_their_own_form_of_weight(architecture, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(make_model(architecture, tmp_path), dtype=torch.float32)
+    torch.manual_seed(0)
+    for name, p in model.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(p, mean=1.0, std=0.3)
+    plain = copy.deepcopy(model).double()
+    fuse(model)
+    norms = {name: m for name, m in model.named_modules() if type(m).__name__.endswith("RMSNorm")}
+    assert norms
+    assert all("forward" in vars(norm) for norm in norms.values())
+    (loss, found), (expected_loss, expected) = gradients(model), gradients(plain)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
+    for name, grad in expected.items():
+        assert (found[name].double() - grad).norm() <= 1e-4 * grad.norm(), name  # the norms of `plain` are float32 inside

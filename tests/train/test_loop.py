@@ -257,7 +257,7 @@ def test_the_order_of_plain_texts_is_that_of_a_permutation():
 
 def test_the_best_weights_are_kept(directory, tmp_path):
     model = load(directory)
-    rows = train(model, tmp_path, max_steps=12, keep="best", evaluate_every=3, learning_rate=0.3)
+    rows = train(model, tmp_path, max_steps=12, keep="best", evaluate_every=3, learning_rate=2.0)
     losses = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
     assert list(losses) == [3, 6, 9, 12]
     with torch.no_grad():

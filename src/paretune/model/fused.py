@@ -31,6 +31,8 @@ def fuse(model: nn.Module) -> None:
                 setattr(parent, name, FastDropout(child.p).train(child.training))
         if type(parent) is LoraLinear and _is_plain(parent):
             parent.forward = types.MethodType(_forward, parent)
+        elif type(parent).__name__.endswith("RMSNorm"):
+            _fuse_rms_norm(parent)
         elif type(parent).__name__.endswith("RotaryEmbedding"):
             parent.register_forward_hook(_in_autocast)
 
@@ -107,6 +109,46 @@ class _Lora(torch.autograd.Function):
         else:
             grad_NI += drop(low_grad_Nr @ a_rI.to(grad.dtype), keep, ctx.rate)
         return grad_NI.to(ctx.dtype).view(ctx.shape), grad_a, grad_b, None, grad_bias, None, None
+
+
+def _fuse_rms_norm(module: nn.Module) -> None:
+    """Patch a norm that is shown to be x / rms(x) times its weight, or times 1 + its weight as Gemma has it."""
+    found = [value for value in vars(module).values() if isinstance(value, float)]
+    if len(found) != 1 or [name for name, _ in module.named_parameters()] != ["weight"]:
+        return
+    probe, unfused = torch.linspace(-1, 2, module.weight.numel(), device=module.weight.device), module.forward
+    for offset in (0.0, 1.0):
+
+        def forward(x: torch.Tensor, offset: float = offset) -> torch.Tensor:
+            weight = module.weight
+            if x.dtype != torch.float32 or weight.dtype != torch.float32:
+                return unfused(x)
+            return _RMSNorm.apply(x, weight + offset if offset else weight, found[0])
+
+        with torch.no_grad():
+            if torch.allclose(forward(probe), unfused(probe), rtol=1e-5, atol=1e-6):
+                module.forward = forward
+                return
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = x r w with r = (mean(x^2) + eps)^(-1/2) of each token; arXiv 1910.07467."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        inverse = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1] + eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        x, weight, inverse = ctx.saved_tensors
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad * x).mul_(inverse).flatten(0, -2).sum(0)
+        grad = grad * weight
+        along = torch.linalg.vecdot(grad, x)[..., None] * inverse**2 / x.shape[-1]
+        return grad.addcmul_(x, along, value=-1).mul_(inverse), grad_weight, None
 
 
 class TanhGELU(nn.GELU):
