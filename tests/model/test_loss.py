@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from paretune.model import loss as losses
 from paretune.model.adapters import add_lora
 from paretune.model.forward import head_of
-from paretune.model.loss import frozen_head, loss_of, token_nats
+from paretune.model.loss import matrix_head, loss_of, token_nats
 from tests.tiny import make_model
 
 IDS = torch.arange(2, 140)[None]
@@ -19,6 +19,7 @@ TARGETS = {"frozen": "all-linear", "adapter on the head": ["lm_head", "q_proj"]}
 def small_chunks(monkeypatch):
     """Three chunks, the last not full."""
     monkeypatch.setattr(losses, "CHUNK_LOGITS", 64 * 300)
+    monkeypatch.setattr(losses, "_GRAD_ROWS", 128)
 
 
 def adapted(directory, targets, **overrides) -> PreTrainedModel:
@@ -98,7 +99,7 @@ def test_scores_of_targets_are_those_of_the_whole_logits(tmp_path):
         logits = model(input_ids=IDS).logits[0, :-1]
         hidden = model.base_model(input_ids=IDS).last_hidden_state[0, :-1]
         expected = functional.cross_entropy(logits, IDS[0, 1:], reduction="none")
-        for head in (head_of(model), frozen_head(head_of(model), torch.float64), frozen_head(head_of(model), torch.float32)):
+        for head in (head_of(model), matrix_head(head_of(model), torch.float64), matrix_head(head_of(model), torch.float32)):
             nats, correct = token_nats(head, hidden, IDS[0, 1:])
             torch.testing.assert_close(nats.double(), expected, rtol=1e-5, atol=1e-5)
             assert torch.equal(correct, logits.argmax(-1) == IDS[0, 1:])

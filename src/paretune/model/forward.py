@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from paretune.data.trees import ROUND_TO, Batch, Example, forward_batches, unshared
 from paretune.errors import StageError, is_out_of_memory
 from paretune.model.attention import attending
-from paretune.model.loss import FrozenHead, Head, frozen_head, token_nats
+from paretune.model.loss import MatrixHead, Head, matrix_head, token_nats
 
 _PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -49,7 +49,7 @@ def score(model: PreTrainedModel | PackedModel, examples: Sequence[Example], *, 
     Out of memory, it goes on with half the `forward_tokens`.
     """
     packed = model if isinstance(model, PackedModel) else packed_model(model)
-    head = frozen_head(packed.head, _dtype_of_products(packed.model)) or packed.head
+    head = matrix_head(packed.head, _dtype_of_products(packed.model)) or packed.head
     # Packed in blocks of neighbours, so that results stream and memory does not grow with the set.
     for start in range(0, len(examples), 512):
         block, done = examples[start : start + 512], dict[int, TargetScores]()
@@ -64,7 +64,7 @@ def score(model: PreTrainedModel | PackedModel, examples: Sequence[Example], *, 
 
 
 def _score_block(
-    packed: PackedModel, head: Head | FrozenHead, block: Sequence[Example], done: dict[int, TargetScores], forward_tokens: int
+    packed: PackedModel, head: Head | MatrixHead, block: Sequence[Example], done: dict[int, TargetScores], forward_tokens: int
 ) -> None:
     """Put the scores of what is not in `done` yet into it; what was scored before an error stays."""
     left = [index for index in range(len(block)) if index not in done]
@@ -133,7 +133,7 @@ def _states(model: PreTrainedModel, examples: Sequence[Example], *, pack: bool) 
     return [states[indices.index(index)] for index in range(len(examples))]
 
 
-def _score_batch(packed: PackedModel, head: Head | FrozenHead, batch: Batch) -> list[TargetScores]:
+def _score_batch(packed: PackedModel, head: Head | MatrixHead, batch: Batch) -> list[TargetScores]:
     with torch.no_grad(), attending(packed.model, batch):
         nats, correct = token_nats(head, hidden_states(packed.model, batch), batch.targets_N)
     ends = np.cumsum(batch.sizes)[:-1]

@@ -1,8 +1,9 @@
 """Loss at target positions: LM head and cross-entropy in chunks, so that full logits are never held.
 
-A head that is not trained, as most are beside adapters, has a way of its own: its gradient needs no autograd, and its weight
-is cast once. Sums are float32 whatever the precision of the products.
-Legend: N targets, D width of the hidden states, C targets of one chunk, V vocabulary.
+A head that is one matrix, as nearly all are, has a way of its own: products of whole chunks in the fast precision, everything
+between them on a few rows at a time, which stay in the cache, and gradients in closed form. Sums are float32 whatever the
+precision of the products.
+Legend: N targets, D width of the hidden states, C targets of one chunk, R of them worked on at a time, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,10 +16,13 @@ from torch.nn import functional
 
 from paretune.data.trees import rounded
 
-CHUNK_LOGITS = 2**23
-"""Logits of a chunk: larger tensors are given back to the system after each use, and cost their pages anew."""
+CHUNK_LOGITS = 2**25
+"""Logits of a chunk. With fewer rows a product takes as long as reading the matrix of the head does."""
+ROWS = 16
 ROUND_TO = 64
 """The last chunk is filled up to a multiple of this: see `paretune.data.trees.ROUND_TO`."""
+_GRAD_ROWS = 2048
+"""Rows of the matrix whose gradient is added up at a time: a sum of two dtypes takes several times as long."""
 _IGNORED = -100
 
 
@@ -44,16 +48,25 @@ class Head:
 
 
 @dataclass(frozen=True, eq=False)
-class FrozenHead:
-    """A plain linear head that is not trained, in the precision of its products, and room for a chunk of logits."""
+class MatrixHead:
+    """A head that is one matrix, in the precision of its products, and room for a chunk of logits."""
 
+    parameter_VD: torch.Tensor
     weight_VD: torch.Tensor
-    """V filled up with zeros to a multiple of 64, as the products are faster so."""
-    num_words: int
+    """V filled up with zeros to a multiple of 64 in half precision, as the products are faster so."""
     logits_CV: torch.Tensor
     """In the precision of the products."""
-    scores_CV: torch.Tensor
-    """float32 or more; the same as `logits_CV` where that is."""
+    rows_RV: torch.Tensor | None
+    """float32, for the rows that are worked on; None where the products have that precision already."""
+
+    @property
+    def num_words(self) -> int:
+        return len(self.parameter_VD)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of everything between the products."""
+        return self.weight_VD.dtype if self.rows_RV is None else self.rows_RV.dtype
 
 
 Loss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -61,50 +74,43 @@ Loss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def loss_of(head: Head, dtype: torch.dtype) -> Loss:
-    """The loss of a head for training with products in `dtype`."""
-    frozen = None if head.trained else frozen_head(head, dtype)
-    if frozen is None:
-        return lambda hidden_ND, targets_N: summed_loss(head, hidden_ND, targets_N)
-    return lambda hidden_ND, targets_N: _FrozenHeadLoss.apply(hidden_ND, targets_N, frozen)
+    """The loss of a head for training with products in `dtype`; gradients reach whatever of it is trained."""
+    matrix = matrix_head(head, dtype)
+    if matrix is None:
+        return lambda hidden_ND, targets_N: _HeadLoss.apply(hidden_ND, targets_N, head, *head.trained)
+    return lambda hidden_ND, targets_N: _MatrixHeadLoss.apply(hidden_ND, targets_N, matrix, matrix.parameter_VD)
 
 
-def frozen_head(head: Head, dtype: torch.dtype) -> FrozenHead | None:
-    """`head` as it is now, for products in `dtype`; None for one that is more than a matrix."""
+def matrix_head(head: Head, dtype: torch.dtype) -> MatrixHead | None:
+    """`head` for products in `dtype`; None for one that is more than a matrix."""
     module = head.module
     if type(module) is not nn.Linear or module.bias is not None or head.scale != 1 or head.cap is not None:
         return None
     weight = module.weight.detach().to(dtype)
-    if dtype not in (torch.float32, torch.float64):
+    wide = dtype in (torch.float32, torch.float64)
+    if not wide:
         weight = functional.pad(weight, (0, 0, 0, -head.num_words % ROUND_TO))
-    logits = weight.new_zeros(_chunk_size(head.num_words), len(weight))
-    scores = logits if dtype in (torch.float32, torch.float64) else torch.zeros_like(logits, dtype=torch.float32)
-    return FrozenHead(weight, head.num_words, logits, scores)
+    logits = weight.new_empty(_chunk_size(head.num_words), len(weight))
+    rows = None if wide else torch.empty(ROWS, head.num_words, device=weight.device)
+    return MatrixHead(module.weight, weight, logits, rows)
 
 
-def token_nats(head: Head | FrozenHead, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def token_nats(head: Head | MatrixHead, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """-log p of each target (float32 or more, N) and whether it is the most likely token (bool, N); without gradient."""
     nats, correct = [], []
     with torch.no_grad():
-        if isinstance(head, FrozenHead):
+        if isinstance(head, MatrixHead):
             size = len(head.logits_CV)
             for hidden_CD, targets_C in zip(hidden_ND.split(size), targets_N.split(size), strict=True):
-                found = _frozen_chunk(head, hidden_CD, targets_C)
-                nats.append(found.nats_C)
-                correct.append(found.hits_C)
+                chunk = _matrix_chunk(head, hidden_CD, targets_C)
+                nats.append(chunk.nats_C)
+                correct.append(chunk.hits_C)
             return torch.cat(nats), torch.cat(correct)
         for hidden_CD, targets_C in _chunks(hidden_ND, targets_N, head):
             logits_CV = head(hidden_CD).float()
             nats.append(functional.cross_entropy(logits_CV, targets_C, reduction="none"))
             correct.append(logits_CV.argmax(-1) == targets_C)
     return torch.cat(nats)[: len(targets_N)], torch.cat(correct)[: len(targets_N)]
-
-
-def summed_loss(head: Head, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of -log p over the targets (float32 scalar with gradient), and how many are the most likely token.
-
-    Gradients reach `hidden_ND` and the trained parameters of the head, whatever it is made of.
-    """
-    return _HeadLoss.apply(hidden_ND, targets_N, head, *head.trained)
 
 
 def _chunks(hidden_ND: torch.Tensor, targets_N: torch.Tensor, head: Head) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -148,32 +154,43 @@ class _HeadLoss(torch.autograd.Function):
         return hidden_grad, None, None, *grads
 
 
-class _FrozenHeadLoss(torch.autograd.Function):
+class _MatrixHeadLoss(torch.autograd.Function):
+    """All gradients are taken in the forward pass, chunk by chunk, where the chunk's logits are at hand."""
+
     @staticmethod
-    def forward(ctx: Any, hidden_ND: torch.Tensor, targets_N: torch.Tensor, head: FrozenHead) -> Any:
-        wide = head.scores_CV.dtype
-        total = torch.zeros((), dtype=wide, device=hidden_ND.device)
+    def forward(
+        ctx: Any, hidden_ND: torch.Tensor, targets_N: torch.Tensor, head: MatrixHead, parameter_VD: torch.Tensor
+    ) -> Any:
+        total = torch.zeros((), dtype=head.dtype, device=hidden_ND.device)
         correct = torch.zeros((), dtype=torch.long, device=hidden_ND.device)
-        grad_ND = hidden_ND.new_empty(hidden_ND.shape, dtype=wide)
+        grad_ND = hidden_ND.new_empty(hidden_ND.shape, dtype=head.dtype)
+        grad_VD = None
+        if ctx.needs_input_grad[3]:
+            head.weight_VD[: head.num_words] = parameter_VD  # it has changed since the last step
+            grad_VD = torch.zeros(parameter_VD.shape, dtype=head.dtype, device=hidden_ND.device)
         size = len(head.logits_CV)
-        for start in range(0, len(targets_N), size):
-            part = slice(start, start + size)
-            found = _frozen_chunk(head, hidden_ND[part], targets_N[part])
-            total += found.nats_C.sum()
-            correct += found.hits_C.sum()
-            grad_ND[part] = _frozen_gradient(head, targets_N[part], found)
-        ctx.save_for_backward(grad_ND)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            for start in range(0, len(targets_N), size):
+                part = slice(start, start + size)
+                chunk = _matrix_chunk(head, hidden_ND[part], targets_N[part])
+                total += chunk.nats_C.sum()
+                correct += chunk.hits_C.sum()
+                grad_ND[part] = _states_gradient(head, chunk, targets_N[part])
+                if grad_VD is not None:
+                    _add_matrix_gradient(grad_VD, head, chunk, hidden_ND[part], targets_N[part])
+        ctx.grads = grad_ND, grad_VD
         ctx.mark_non_differentiable(correct)
         return total, correct
 
     @staticmethod
     def backward(ctx: Any, grad_total: torch.Tensor, _: torch.Tensor) -> Any:
-        (grad_ND,) = ctx.saved_tensors
-        return grad_ND * grad_total, None, None
+        grad_ND, grad_VD = ctx.grads
+        # In place: the second is as large as the matrix. Nobody else holds them.
+        return grad_ND.mul_(grad_total), None, None, None if grad_VD is None else grad_VD.mul_(grad_total)
 
 
 @dataclass(frozen=True, eq=False)
-class _FrozenChunk:
+class _MatrixChunk:
     """With e = exp(logit - highest) of every word: -log p = log(sum of e) + highest - logit of the target."""
 
     nats_C: torch.Tensor
@@ -184,36 +201,57 @@ class _FrozenChunk:
     """Sum of all e."""
 
 
-def _frozen_chunk(head: FrozenHead, hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> _FrozenChunk:
-    """Leaves e in the scores of `head`, with 0 at the targets."""
-    count, weight, places = len(targets_C), head.weight_VD, targets_C[:, None]
+def _matrix_chunk(head: MatrixHead, hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> _MatrixChunk:
+    """Leaves e in the logits of `head`, with 0 at the targets and wherever they were filled up."""
+    count, weight = len(targets_C), head.weight_VD
     filled = rounded(count, ROUND_TO)
     with torch.autocast(weight.device.type, enabled=False):
         states = functional.pad(hidden_CD.to(weight.dtype), (0, 0, 0, filled - count))
         torch.mm(states, weight.t(), out=head.logits_CV[:filled])
-        real, scores = head.logits_CV[:count, : head.num_words], head.scores_CV[:count, : head.num_words]
-        if scores.data_ptr() != real.data_ptr():
-            scores.copy_(real)
-        highest, of_target = scores.amax(-1, keepdim=True), scores.gather(1, places)
-        # argmax is slow, and asked only where it can matter: of several highest logits the first is the most likely token.
-        hits = (of_target == highest).flatten()
-        reached = hits.nonzero().flatten()
-        hits[reached] = scores.index_select(0, reached).argmax(-1) == targets_C[reached]
-        scores.sub_(highest).exp_()
-        share = scores.gather(1, places)
-        scores.scatter_(1, places, 0.0)
-        others = scores.sum(-1, keepdim=True)
-        whole = others + share
-    return _FrozenChunk((whole.log() + highest - of_target).flatten(), hits, others, whole)
+    parts = [
+        _shares(head, head.logits_CV[start : min(start + ROWS, count), : head.num_words], targets_C[start : start + ROWS])
+        for start in range(0, count, ROWS)
+    ]
+    head.logits_CV[count:filled] = 0
+    head.logits_CV[:filled, head.num_words :] = 0
+    return _MatrixChunk(*(torch.cat(one) for one in zip(*parts, strict=True)))
 
 
-def _frozen_gradient(head: FrozenHead, targets_C: torch.Tensor, found: _FrozenChunk) -> torch.Tensor:
+def _shares(head: MatrixHead, logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The fields of `_MatrixChunk` for a few rows, whose logits become e."""
+    places = targets_R[:, None]
+    scores = logits_RV if head.rows_RV is None else head.rows_RV[: len(targets_R)].copy_(logits_RV)
+    highest, of_target = scores.amax(-1, keepdim=True), scores.gather(1, places)
+    # argmax is slow, and asked only where it can matter: of several highest logits the first is the most likely token.
+    hits = (of_target == highest).flatten()
+    reached = hits.nonzero().flatten()
+    hits[reached] = scores.index_select(0, reached).argmax(-1) == targets_R[reached]
+    scores.sub_(highest).exp_()
+    share = scores.gather(1, places)
+    scores.scatter_(1, places, 0.0)
+    others = scores.sum(-1, keepdim=True)
+    whole = others + share
+    if head.rows_RV is not None:
+        logits_RV.copy_(scores)
+    return (whole.log() + highest - of_target).flatten(), hits, others, whole
+
+
+def _states_gradient(head: MatrixHead, chunk: _MatrixChunk, targets_C: torch.Tensor) -> torch.Tensor:
     """(e W - others W[target]) / whole: what is left of a likely target's share is not the difference of two large numbers."""
     count, weight = len(targets_C), head.weight_VD
-    logits, scores = head.logits_CV[: rounded(count, ROUND_TO)], head.scores_CV[:count, : head.num_words]
-    with torch.autocast(weight.device.type, enabled=False):
-        if logits.data_ptr() != scores.data_ptr():
-            logits[:count, : head.num_words].copy_(scores)
-        logits[:, head.num_words :] = 0
-        of_others = torch.mm(logits, weight)[:count].to(scores.dtype)
-        return (of_others - found.others_C1 * weight.index_select(0, targets_C)) / found.whole_C1
+    of_others = torch.mm(head.logits_CV[: rounded(count, ROUND_TO)], weight)[:count].to(head.dtype)
+    return (of_others - chunk.others_C1 * weight.index_select(0, targets_C)) / chunk.whole_C1
+
+
+def _add_matrix_gradient(
+    grad_VD: torch.Tensor, head: MatrixHead, chunk: _MatrixChunk, hidden_CD: torch.Tensor, targets_C: torch.Tensor
+) -> None:
+    """e^T h - others h at the row of the target, with h = state / whole."""
+    count, weight = len(targets_C), head.weight_VD
+    shares_CD = hidden_CD.to(head.dtype) / chunk.whole_C1
+    filled = rounded(count, ROUND_TO)
+    states = functional.pad(shares_CD.to(weight.dtype), (0, 0, 0, filled - count))
+    of_others = torch.mm(head.logits_CV[:filled].t(), states)[: head.num_words]
+    for rows, more in zip(grad_VD.split(_GRAD_ROWS), of_others.split(_GRAD_ROWS), strict=True):
+        rows += more.to(rows.dtype)
+    grad_VD.index_add_(0, targets_C, shares_CD * chunk.others_C1, alpha=-1)
