@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from paretune.model import loss as losses
 from paretune.model.adapters import add_lora
 from paretune.model.forward import head_of
-from paretune.model.loss import matrix_head, loss_of, token_nats
+from paretune.model.loss import loss_of, matrix_head, token_nats
 from tests.tiny import make_model
 
 IDS = torch.arange(2, 140)[None]

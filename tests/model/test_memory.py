@@ -1,5 +1,10 @@
 """What a pass keeps, against what is counted by hand and what a longer pass keeps."""
 
+import platform
+import subprocess
+import sys
+
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -31,3 +36,20 @@ def test_a_budget_gives_tokens_between_the_fewest_and_the_most(tmp_path):
     assert fitting_tokens(model, trained, state - 1, 4096) == ROUND_TO
     found = fitting_tokens(model, trained, state + int(1.5 * kept_bytes(model) * 2050), 4096)
     assert found == 2048
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_freed_memory_is_used_again_without_new_pages():
+    code = """
+import resource, sys, torch
+from paretune.model.memory import keep_freed_memory
+if sys.argv[1] == "keep": keep_freed_memory()
+def use(): return len([torch.ones(megabytes * 2**18) for megabytes in (6, 12, 18, 24)])
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5): use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    command = [sys.executable, "-c", code]
+    kept, usual = (int(subprocess.check_output([*command, word])) for word in ("keep", "usual"))
+    assert kept < usual / 4

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from paretune.data.trees import ROUND_TO, Batch, Example, forward_batches, unshared
 from paretune.errors import StageError, is_out_of_memory
 from paretune.model.attention import attending
-from paretune.model.loss import MatrixHead, Head, matrix_head, token_nats
+from paretune.model.loss import Head, MatrixHead, matrix_head, token_nats
 
 _PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
