@@ -78,12 +78,13 @@ def assert_equal_gradients(found: dict, expected: dict, tolerance: float = 1e-5)
         assert difference < tolerance, f"{name}: {difference:.1e}"
 
 
+@pytest.mark.parametrize("longest_trunk", [21, 150], ids=["short", "with a last block that is computed in part"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_loss_and_gradients_equal_one_example_at_a_time(architecture, tmp_path):
+def test_loss_and_gradients_equal_one_example_at_a_time(architecture, longest_trunk, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make_model(architecture, tmp_path), dtype=torch.float32)
     with_adapters(model)
     plain = copy.deepcopy(model).double()
-    examples = forest()
+    examples = forest(longest_trunk=longest_trunk)
     loss, gradients = tree_gradients(model, examples)
     expected_loss, expected = reference_gradients(plain, examples)
     assert loss == pytest.approx(expected_loss, rel=1e-6)

@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from paretune.data.trees import Batch, Forest, rounded
 from paretune.model.dropout import drop, keep_mask
+from paretune.model.last_block import reading_targets_only, rows_of
 
 NAME = "paretune_trees"
 QUERIES = 128
@@ -58,14 +59,18 @@ class TreeMask:
 
 @contextmanager
 def attending(model: PreTrainedModel, batch: Batch) -> Iterator[None]:
-    """Let `model` attend along the trees of `batch` (as ever, where it has none), in the backward pass too if it is inside."""
+    """Let `model` attend along the trees of `batch` (as ever, where it has none), in the backward pass too if it is inside.
+
+    Of what the last block gives, only the states that predict a target are right.
+    """
     if batch.forest is None:
         yield
         return
     before, token = model.config._attn_implementation, _FOREST.set(batch.forest)
     model.set_attn_implementation(NAME)
     try:
-        yield
+        with reading_targets_only(model, batch):
+            yield
     finally:
         model.set_attn_implementation(before)
         _FOREST.reset(token)
@@ -106,8 +111,16 @@ def attention_of_trees(
     if attention_mask.flex is not None and not dropout:
         return attend_by_flex(query, key, value, attention_mask.flex, scale, softcap).transpose(1, 2), None
     with torch.autocast(query.device.type, enabled=False):
-        out = _TreeAttention.apply(query[0], key[0], value[0], attention_mask.blocks, scale, softcap, dropout)
+        blocks = _blocks_read(attention_mask.blocks, rows_of(module))
+        out = _TreeAttention.apply(query[0], key[0], value[0], blocks, scale, softcap, dropout)
     return out[None], None
+
+
+def _blocks_read(blocks: tuple[Block, ...], rows: np.ndarray | None) -> tuple[Block, ...]:
+    """Those with a query in `rows`, if not all are needed."""
+    if rows is None:
+        return blocks
+    return tuple(block for block in blocks if np.searchsorted(rows, block.start) < np.searchsorted(rows, block.stop))
 
 
 def block_bounds(forest: Forest) -> list[tuple[int, int]]:
@@ -185,6 +198,8 @@ def _compiled_flex() -> Callable[..., torch.Tensor]:
 class _TreeAttention(torch.autograd.Function):
     """Block by block; the weights are computed again in the backward pass. [H, T, D] and [K, T, D] to [T, H, D].
 
+    Queries of no block get zeros.
+
     The forward pass is SDPA's own, which keeps no weights and touches little memory. Its backward pass on a CPU takes twice
     as long as these products in buffers that are used again for every block.
     """
@@ -208,7 +223,7 @@ class _TreeAttention(torch.autograd.Function):
         query_HTD, key_KTD, value_KTD, *keeps = ctx.saved_tensors
         grad_HTD, num_key_heads, scale = grad_THD.transpose(0, 1), len(key_KTD), ctx.scale
         wide = torch.promote_types(key_KTD.dtype, torch.float32)
-        grad_query = torch.empty_like(grad_THD).transpose(0, 1)
+        grad_query = torch.zeros_like(grad_THD).transpose(0, 1)
         grad_key, grad_value = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (key_KTD, value_KTD))
         room = _room(3, ctx.blocks, query_HTD)
         for index, block in enumerate(ctx.blocks):
@@ -233,7 +248,7 @@ class _TreeAttention(torch.autograd.Function):
 def _by_sdpa(
     query_HTD: torch.Tensor, key_KTD: torch.Tensor, value_KTD: torch.Tensor, blocks: tuple[Block, ...], scale: float
 ) -> torch.Tensor:
-    out_THD = query_HTD.new_empty(query_HTD.shape[1], len(query_HTD), query_HTD.shape[2])
+    out_THD = query_HTD.new_zeros(query_HTD.shape[1], len(query_HTD), query_HTD.shape[2])
     groups = len(query_HTD) // len(key_KTD)
     if groups > 1:
         key_KTD, value_KTD = (x.repeat_interleave(groups, 0) for x in (key_KTD, value_KTD))
@@ -252,7 +267,7 @@ def _by_products(
     softcap: float | None, dropout: float, keeps: list[torch.Tensor],
 ) -> torch.Tensor:  # fmt: skip
     """With what SDPA does not have on a CPU; the dropout masks of the blocks go into `keeps`."""
-    out_THD = query_HTD.new_empty(query_HTD.shape[1], len(query_HTD), query_HTD.shape[2])
+    out_THD = query_HTD.new_zeros(query_HTD.shape[1], len(query_HTD), query_HTD.shape[2])
     room = _room(2, blocks, query_HTD)
     for block in blocks:
         query, key, value = _cut(block, query_HTD, key_KTD, value_KTD)
