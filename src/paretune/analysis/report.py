@@ -23,7 +23,8 @@ from paretune.analysis.task_scores import tasks_section
 from paretune.analysis.training import training_section
 from paretune.pipeline.records import Record
 from paretune.spec.data import SPLITS
-from paretune.spec.study import Base, Variant
+from paretune.spec.study import Base
+from paretune.spec.variants import Variant
 
 _TOLD_VERSIONS = ("paretune", "python", "torch", "transformers", "peft")
 
