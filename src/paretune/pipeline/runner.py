@@ -20,7 +20,7 @@ from paretune.pipeline.events import EventLog, EventTail
 from paretune.pipeline.plan import CHOICE, Plan
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
-from paretune.pipeline.tuning import all_diverged, decide
+from paretune.pipeline.tuning import all_diverged, decide, lost
 from paretune.pipeline.worker import PRELOAD, Failure, RunContext, work
 
 _POLL_SECONDS = 0.2
@@ -90,7 +90,8 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
             for one in [one for one in running if one.outcome.poll()]:
                 running.remove(one)
                 _finish(one, outcome, store, log)
-                waiting = _choose(waiting, outcome, running, store, log)
+                if outcome.plan.undecided:
+                    waiting = _choose(waiting, outcome, running, store, log)
             _pass_on(tail, on_event)
     finally:
         if running:
@@ -118,31 +119,20 @@ def _pass_on(tail: EventTail, on_event: EventHandler) -> None:
 
 def _missing(outcome: Outcome, running: list[_Running], store: Store) -> list[Stage]:
     """The stages that are left to run, after noting which need not."""
-    settled = outcome.settled | {one.stage for one in running}
-    wanted = {stage for cell in outcome.plan.cells for stage in cell.methods}
-    missing = []
-    for stage in (stage for stage in outcome.plan.stages if stage not in settled):
-        if store.find(stage):
-            outcome.reused.append(stage)
-        elif (stage not in wanted and store.divergence(stage)) or _follows_diverged(stage, outcome):
-            outcome.diverged.add(stage)
-        else:
-            missing.append(stage)
-    return missing
-
-
-def _follows_diverged(stage: Stage, outcome: Outcome) -> bool:
-    """Whether a trial is lost before it comes to `stage`."""
-    return stage.kind != CHOICE and not outcome.diverged.isdisjoint(stage.inputs.values())
+    outcome.diverged |= lost(outcome.plan, store)
+    left = [stage for stage in outcome.plan.stages if stage not in outcome.settled | {one.stage for one in running}]
+    outcome.reused += [stage for stage in left if store.find(stage)]
+    return [stage for stage in left if stage not in set(outcome.reused)]
 
 
 def _choose(waiting: list[Stage], outcome: Outcome, running: list[_Running], store: Store, log: EventLog) -> list[Stage]:
-    """What is left to run after a stage has ended, with the choices that it allows to make."""
+    """What is left to run after stages of trials have ended, with the choices that they allow to make."""
     before = outcome.plan
     outcome.plan = decide(before, store)
+    outcome.diverged |= lost(outcome.plan, store)
     _fail_choices(outcome, store, log)
     if outcome.plan is before:
-        return waiting
+        return [stage for stage in waiting if stage not in outcome.diverged]
     waiting = _missing(outcome, running, store)
     for tuning in outcome.plan.tunings:
         if tuning.chosen is not None and tuning.choice in before.undecided:
@@ -168,9 +158,7 @@ def _block(waiting: list[Stage], outcome: Outcome) -> None:
         culprit = next((found for need in _needs(stage) if (found := _culprit(need, outcome))), None)
         if stage.kind == CHOICE and culprit is not None and outcome.failed[culprit].diverged:
             culprit = None  # which loses, and leaves the others to choose from
-        if _follows_diverged(stage, outcome):
-            outcome.diverged.add(stage)
-        elif culprit is not None:
+        if culprit is not None:
             outcome.blocked[stage] = culprit
         elif stage not in outcome.failed:  # as a choice is among trials that all diverged
             continue

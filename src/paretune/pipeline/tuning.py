@@ -7,7 +7,7 @@ and gives the plan in which the chosen value stands as if the study had named it
 import json
 import math
 
-from paretune.pipeline.plan import Plan, PlannedTrial, PlannedTuning
+from paretune.pipeline.plan import CHOICE, Plan, PlannedTrial, PlannedTuning
 from paretune.pipeline.records import Record, Trial, Tuning
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
@@ -41,6 +41,30 @@ def all_diverged(tuning: PlannedTuning, store: Store) -> str | None:
     if len(told) < len(trials):
         return None
     return f"{tuning.name}: nothing to choose from, every trial diverged: {', '.join(told)}; name other values to `tune`"
+
+
+def lost(plan: Plan, store: Store) -> set[Stage]:
+    """Stages that need not run: of trials that diverged, in them or before, and of nothing else."""
+    wanted = {stage for cell in plan.cells for stage in cell.methods}
+    found: set[Stage] = set()
+    for stage in plan.stages if plan.tunings else ():
+        if stage.kind != CHOICE and stage not in wanted and not store.find(stage):
+            if store.divergence(stage) or not found.isdisjoint(stage.inputs.values()):
+                found.add(stage)
+    return found
+
+
+def describe_tunings(plan: Plan) -> list[str]:
+    """For each tuned variant what is tried, and what has been chosen as far as that is known."""
+    lines = []
+    for variant in dict.fromkeys(tuning.variant for tuning in plan.tunings):
+        here = [tuning for tuning in plan.tunings if tuning.variant == variant]
+        names = ", ".join(trial.name for trial in here[0].trials)
+        made = [f"{one.base}/{one.dataset} {one.trials[one.chosen].name}" for one in here if one.chosen is not None]
+        chosen = f"; chosen: {', '.join(made)}" if made else ""
+        each = " on each base and dataset" if len(here) > 1 else ""
+        lines.append(f"tuning of {variant}: {len(here[0].trials)} trials{each} with seed {here[0].seed} ({names}){chosen}")
+    return lines
 
 
 def _trial(trial: PlannedTrial, choice: Stage, store: Store) -> Trial:

@@ -147,4 +147,4 @@ def _value_name(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     number = Decimal(repr(value)).normalize()
-    return f"{number:f}" if value == 0 or 0.01 <= abs(value) < 1e5 else f"{number:e}"
+    return f"{number:f}" if value == 0 or 0.01 <= abs(value) < 1e5 else f"{number:e}".replace("e+", "e")
