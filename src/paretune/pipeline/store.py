@@ -142,7 +142,9 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
-            raise StoreError(f"{self._divergence(stage)}: cannot be read ({error}); remove it, and the stage runs again") from None
+            raise StoreError(
+                f"{self._divergence(stage)}: cannot be read ({error}); remove it, and the stage runs again"
+            ) from None
 
     @contextmanager
     def lock(self, stage: Stage, on_wait: Callable[[], None]) -> Iterator[None]:

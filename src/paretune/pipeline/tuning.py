@@ -48,9 +48,9 @@ def lost(plan: Plan, store: Store) -> set[Stage]:
     wanted = {stage for cell in plan.cells for stage in cell.methods}
     found: set[Stage] = set()
     for stage in plan.stages if plan.tunings else ():
-        if stage.kind != CHOICE and stage not in wanted and not store.find(stage):
-            if store.divergence(stage) or not found.isdisjoint(stage.inputs.values()):
-                found.add(stage)
+        is_lost = store.divergence(stage) is not None or not found.isdisjoint(stage.inputs.values())
+        if is_lost and stage.kind != CHOICE and stage not in wanted and not store.find(stage):
+            found.add(stage)
     return found
 
 

@@ -40,7 +40,9 @@ def find_options(chain: object, word: str, where: str) -> list[Options]:
             place = f"{where}[{index}].{name}"
             if _is_options(fields):
                 raise SpecError(f"{place}: `{next(iter(fields))}` stands for the values of a field, and this is a method")
-            found += (Options(index, name, path, _values(value, word, at), at) for path, value, at in _inside(fields, place, word))
+            found += (
+                Options(index, name, path, _values(value, word, at), at) for path, value, at in _inside(fields, place, word)
+            )
     return found
 
 
@@ -64,7 +66,9 @@ def refuse_elsewhere(value: object, where: str) -> None:
     if isinstance(value, Mapping):
         if len(value) == 1 and _is_options(value) and isinstance(next(iter(value.values())), list):
             word = next(iter(value))
-            raise SpecError(f"{where}: `{word}` goes with a field of a method in `variants`; what stands here is the same for all")
+            raise SpecError(
+                f"{where}: `{word}` goes with a field of a method in `variants`; what stands here is the same for all"
+            )
         for key, item in value.items():
             refuse_elsewhere(item, f"{where}.{key}")
     elif isinstance(value, list):

@@ -67,7 +67,9 @@ def parse_variants(entries: list[tuple[str, Any]]) -> dict[str, Variant]:
         for name, variant in _written_out(entry, value):
             other = files.setdefault(file_name(name), name)
             if other != name:
-                raise SpecError(f"variants.{entry}: `{name}` and `{other}` would share the files `{file_name(name)}`; rename one")
+                raise SpecError(
+                    f"variants.{entry}: `{name}` and `{other}` would share the files `{file_name(name)}`; rename one"
+                )
             found[name] = variant
     return found
 
