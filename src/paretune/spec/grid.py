@@ -115,8 +115,8 @@ def _values(values: object, word: str, where: str) -> tuple[Any, ...]:
     if not isinstance(values, list):
         raise SpecError(f"{where}.{word}: expected a list of values like `{_EXAMPLES[word]}`, got {shown(values)}")
     if len(values) < 2:
-        what = f"one value, {shown(values[0])}, leaves nothing to choose; write it without `{word}`" if values else "no values"
-        raise SpecError(f"{where}.{word}: {what}, or write `{_EXAMPLES[word]}`")
+        what = f"one value, {shown(values[0])}, is no list to choose from; write it without `{word}`" if values else "no values"
+        raise SpecError(f"{where}.{word}: {what}; several are written `{_EXAMPLES[word]}`")
     for index, value in enumerate(values):
         if _is_options(value):
             raise SpecError(f"{where}.{word}[{index}]: a list of values inside another; write all values into one")
