@@ -245,7 +245,8 @@ def _spent(cell: Cell, name: str) -> str | None:
     """A metric of all trainings of a cell: their sum, or the words; None where none has it."""
     values = [record.metrics[name] for record in trained_records(cell) if record.metrics.get(name) is not None]
     if all(isinstance(value, int | float) for value in values):
-        return f"{sum(values):,}" if values else None
+        total = sum(values)
+        return (f"{round(total):,}" if total == round(total) else f"{total:.4g}") if values else None
     return " and ".join(dict.fromkeys(map(str, values)))
 
 
