@@ -87,10 +87,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         wanted = [*self.data.values(), *self.leakage.values(), *self.tokens.values()]
-        for tuning in self.tunings:
-            wanted += [stage for trial in tuning.trials for stage in trial.methods]
+        trials = {tuning.name: [s for trial in tuning.trials for s in trial.methods] for tuning in self.tunings}
         for cell in self.cells:
-            wanted += [*cell.methods, *cell.evaluations.values()]
+            tried = trials.get(f"{cell.base}/{cell.dataset}/{cell.variant}", ())
+            wanted += [*tried, *cell.methods, *cell.evaluations.values()]
         stages = tuple(dict.fromkeys(s for stage in wanted for s in _with_parents(stage)))
         undecided: set[Stage] = set()
         for stage in stages:
