@@ -17,8 +17,9 @@ from paretune.pipeline.results import read_results
 from paretune.pipeline.runner import EventHandler, Outcome, run_plan
 from paretune.pipeline.stage import RunOptions
 from paretune.pipeline.store import Store
+from paretune.pipeline.tuning import decide
 from paretune.preflight import check_study
-from paretune.spec.base import suggestion
+from paretune.spec.grid import which_variant
 from paretune.spec.study import Study, load_study, located
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def open_study(file: str | Path, store: str | Path | None = None, device: str = 
     with located(file):
         lock = resolve_lock(study, file, device)
         place.check()
-        plan = make_plan(study, lock, file.parent)
+        plan = decide(make_plan(study, lock, file.parent), place)
         check_study(study, lock, file.parent)
     return OpenStudy(study, file, lock, plan, place)
 
@@ -89,7 +90,7 @@ def compare(file: str | Path, reference: str | None = None, store: str | Path | 
 
     results = open_results(file, store)
     if reference is not None and reference not in results.study.variants:
-        raise SpecError(f"reference: no variant `{reference}`{suggestion(reference, results.study.variants)}")
+        raise SpecError(f"reference: no variant `{reference}`{which_variant(reference, results.study.variants)}")
     return comparisons_table(measure(results), reference)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,6 +66,7 @@ def run_command(
     options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=memory, recompute=recompute)
     with Display(Console(stderr=True), f"paretune run {study}") as display:
         outcome = run_plan(opened.plan, opened.store, options, display.show)
+    opened = replace(opened, plan=outcome.plan)
     for warning in [] if outcome.failed else small_splits(opened.plan, opened.store):
         typer.echo(warning, err=True)
     reported = _write_report(opened, out)

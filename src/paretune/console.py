@@ -54,6 +54,8 @@ class Display:
             "progress": self._stage_progress,
             "finished": self._stage_finished,
             "failed": self._stage_failed,
+            "diverged": self._stage_failed,
+            "chosen": self._chosen,
             "waiting": self._stage_waiting,
             "found": self._stage_found,
             "stopping": self._stopping,
@@ -114,8 +116,14 @@ class Display:
         self._line(f"{stage}: stopped{reached}; `{self.command}` {again}")
 
     def _stage_failed(self, event: Mapping[str, Any]) -> None:
-        self._end(event["stage"])
-        self._line(f"{event['stage']}: failed: {event['message']}")
+        if event["stage"] in self.tasks:  # a choice among trials that all diverged fails without having begun
+            self._end(event["stage"])
+        self._line(f"{event['stage']}: {event['event']}: {event['message']}")
+
+    def _chosen(self, event: Mapping[str, Any]) -> None:
+        self._line(f"{event['what']}: {event['trial']} is best on validation")
+        done = next(task.completed for task in self.progress.tasks if task.id == self.tasks["all"])
+        self.progress.update(self.tasks["all"], total=done + event["left"])
 
     def _end(self, stage: str) -> None:
         self.progress.remove_task(self.tasks.pop(stage))

@@ -7,6 +7,7 @@ ParetuneError
 │   ├── NeedsError          a missing package, device, file or network
 │   └── StoreError          a store that cannot be read or written
 └── StageError              a stage failed at run time; exit 1
+    └── DivergedError       a training whose loss is no number any more: it would fail again
 
 A message says what, where (`study.yaml: variants.reduced[0].prune.blocks.count`), the value, and the way out.
 """
@@ -40,6 +41,13 @@ class StoreError(UserError):
 
 class StageError(ParetuneError):
     pass
+
+
+class DivergedError(StageError):
+    def __init__(self, message: str, *, steps: int, seconds: float) -> None:
+        """After `steps` optimizer steps that took `seconds`."""
+        super().__init__(message)
+        self.steps, self.seconds = steps, seconds
 
 
 _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)

@@ -6,6 +6,7 @@ the stages, which check again.
 """
 
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from paretune.spec.base import suggestion
 from paretune.spec.data import Dataset, Source
 from paretune.spec.evaluations import Encoder, Generate, Latency, Perplexity, Qa, Tasks
 from paretune.spec.methods import PruneBlocks, TrainLora
-from paretune.spec.study import Study, Variant
+from paretune.spec.study import Study
+from paretune.spec.variants import MethodUse
 
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
 _STREAMED = ("jsonl", "csv", "parquet")
@@ -46,8 +48,8 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
             weight_shapes(directory)
             _check_tokenizer(directory, f"bases.{name}")
     for name, variant in study.variants.items():
-        for base in variant.bases or study.bases:
-            _check_methods(variant, name, base, lock.bases[base])
+        for base, chain in itertools.product(variant.bases or study.bases, variant.chains):
+            _check_methods(chain, name, base, lock.bases[base])
     for name, use in study.evaluate.items():
         where, config = f"evaluate.{name}", use.config
         if isinstance(config, Perplexity):
@@ -102,9 +104,9 @@ def _check_tokenizer(directory: Path, where: str) -> None:
         raise NeedsError(f"{where}: `{file}` cannot be read as JSON ({error}); copy it again") from None
 
 
-def _check_methods(variant: Variant, name: str, base: str, locked: LockedBase) -> None:
+def _check_methods(chain: tuple[MethodUse, ...], name: str, base: str, locked: LockedBase) -> None:
     num_blocks = count_blocks(locked.config)
-    for index, use in enumerate(variant.methods):
+    for index, use in enumerate(chain):
         where = f"variants.{name}[{index}].{use.name}"
         if isinstance(use.config, PruneBlocks) and num_blocks is not None:
             num_blocks -= _count_removed(use.config, num_blocks, where, base)

@@ -322,4 +322,38 @@ _TEMPLATES = (
     ),
 )
 
-CASES = (*_FILE, *_KEYS, *_NAMES, *_VALUES, *_AGAINST_THE_BASE, *_TEMPLATES)
+_RATE = "learning_rate: 1.0e-3"
+_GRIDS = (
+    case(
+        "grid of nothing", _RATE, "learning_rate: {grid: []}", ":14: variants.full[0].train.full.learning_rate.grid: no values"
+    ),
+    case("grid of one", _RATE, "learning_rate: {grid: [0.1]}", ":14:", "one value, `0.1`", "write it without `grid`"),
+    case("grid that is no list", _RATE, "learning_rate: {grid: 3}", ":14:", "expected a list of values", "got `3`"),
+    case("value twice", _RATE, "learning_rate: {tune: [1e-3, 0.001]}", ":14:", "`1e-3` stands there twice"),
+    case(
+        "tuning words", _RATE, "learning_rate: {tune: [low, high]}", ":14:", "only numbers are tuned", "`grid` takes any value"
+    ),
+    case("grid with a wrong value", _RATE, "learning_rate: {grid: [1, -1]}", ":14:", "expected more than 0, got `-1`"),
+    case(
+        "grid of a method", _RATE, "grid: [1, 2]", ":14: variants.full[0].train.full: `grid` stands for the values of a field"
+    ),
+    case(
+        "grid of batch sizes", "batch_size: 4", "batch_size: {grid: [4, 8]}", ":9: train.batch_size: `grid` goes with a field"
+    ),
+    case(
+        "tuning what is not trained", "base: []", "base: [{prune.blocks: {count: {tune: [1, 2]}}}]", ":13:", "no method trains"
+    ),
+    Case(
+        "baseline that is a grid",
+        write(STUDY.replace(_RATE, "learning_rate: {grid: [1, 2]}") + "compare: {baseline: full}\n"),
+        ("study.yaml:22: compare.baseline: no variant `full`: it is a grid of", "in quotes"),
+    ),
+    case(
+        "too large a count among others",
+        "count: 1",
+        "count: {grid: [1, 4]}",
+        ":16: variants.reduced[count=4][0].prune.blocks.count",
+    ),
+)
+
+CASES = (*_FILE, *_KEYS, *_NAMES, *_GRIDS, *_VALUES, *_AGAINST_THE_BASE, *_TEMPLATES)

@@ -5,6 +5,7 @@ waits there for what a test gives it. Run as a program (`python -m tests.pipelin
 runs a chain of bodies in a process that a test can kill; its workers import no torch, so that it is quick.
 """
 
+import json
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from paretune.errors import DataError, StageError
+from paretune.errors import DataError, DivergedError, StageError
 from paretune.pipeline import runner
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.runner import Outcome, run_plan
@@ -76,6 +77,19 @@ def user_error(context: StageContext) -> dict[str, Any]:
 def stage_error(context: StageContext) -> dict[str, Any]:
     _begin(context, "stage_error")
     raise StageError("step 7: the loss is nan; lower the learning rate")
+
+
+def validates(context: StageContext) -> dict[str, Any]:
+    """Leaves the curve of a training with one evaluation."""
+    _begin(context, "validates")
+    row = {"step": 1, "validation_loss": context.config["loss"]}
+    (context.draft / "curves.jsonl").write_text(json.dumps(row) + "\n")
+    return {}
+
+
+def diverges(context: StageContext) -> dict[str, Any]:
+    _begin(context, "diverges")
+    raise DivergedError("step 3: no number", steps=3, seconds=0.5)
 
 
 def bug(context: StageContext) -> dict[str, Any]:

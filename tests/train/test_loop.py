@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from paretune.data.trees import Example, group_starts, unshared, windows
-from paretune.errors import StageError
+from paretune.errors import DivergedError, StageError
 from paretune.model.adapters import add_lora
 from paretune.model.forward import packed_model
 from paretune.train import loop
@@ -282,8 +282,10 @@ def test_early_stopping_counts_evaluations_without_progress(directory, tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_with_a_message(directory, tmp_path):
-    with pytest.raises(StageError, match=r"step \d: the loss is .*gradient nan; lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"step \d: the loss is .*gradient nan; lower the learning rate") as caught:
         train(load(directory), tmp_path, learning_rate=1e30)
+    assert f"step {caught.value.steps}:" in str(caught.value)
+    assert caught.value.seconds > 0
 
 
 def test_weights_that_are_no_numbers_are_refused_before_training(directory, tmp_path):

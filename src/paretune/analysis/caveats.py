@@ -30,7 +30,7 @@ def untuned(measured: Measured) -> Iterator[str]:
     """Said where methods are compared that were each trained at a single learning rate."""
     rates: dict[str, set[float]] = {}
     for variant in measured.study.variants.values():
-        for use in variant.methods:
+        for use in (use for chain in variant.chains for use in chain):
             if use.row.trains:
                 rates.setdefault(use.name, set()).add(use.config.model_dump()["learning_rate"])
     if len(rates) > 1 and all(len(found) == 1 for found in rates.values()):
@@ -51,16 +51,13 @@ def short_training(measured: Measured, group: Group) -> Iterator[str]:
 
 
 def chosen_on_validation(measured: Measured, quantity: Quantity | None) -> Iterator[str]:
-    """Said where the text that ranks variants has also chosen their weights."""
+    """Said where the text that ranks variants has also chosen their weights, or the values that were tuned."""
     train = measured.study.train
-    chooses = train.keep == "best" or train.early_stopping is not None
-    if (
-        quantity is not None
-        and quantity.split == "validation"
-        and chooses
-        and any(len(one) for one in measured.curves.values())
-    ):
-        what = "the weights that were kept" if train.keep == "best" else "when training stopped"
+    chosen = ["the weights that were kept"] if train.keep == "best" else []
+    chosen += ["when training stopped"] if train.early_stopping is not None and not chosen else []
+    chosen += ["the values that were tuned"] if any(one.trials for one in measured.study.variants.values()) else []
+    if quantity is not None and quantity.split == "validation" and chosen and any(len(one) for one in measured.curves.values()):
+        what = wording.listed(chosen)
         yield f"Ranked on validation, which also chose {what}: these figures are too good, and a test split would tell."
 
 

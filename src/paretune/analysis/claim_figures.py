@@ -140,7 +140,7 @@ def _grid_columns(grid: Sequence[Sequence[str]]) -> Iterator[Column]:
 
 
 def _csv_columns(table: pd.DataFrame) -> Iterator[Column]:
-    whole = table[table["slice"] == ""]
+    whole = table[(table["slice"] == "") & (table["trial"] == "")]
     for (base, data, task, split, metric), part in whole.groupby(["base", "dataset", "task", "split", "metric"], sort=False):
         figures = {}
         for variant, rows in part.groupby("variant", sort=False):

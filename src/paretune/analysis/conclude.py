@@ -5,6 +5,7 @@ study, the same among those that are shown to keep to it.
 """
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ from paretune.analysis.sentences import (
     trade_sentence,
     value_of,
 )
+from paretune.analysis.tuning import edge_choices, unequal_tuning
+from paretune.spec.grid import file_name
 
 _MEMORISED = 1.5
 """Perplexity of held-out text below which memorised text is likelier than a good model."""
@@ -80,8 +83,8 @@ def export_command(measured: Measured, place: Place) -> str:
     options = [f"--base {place.base}"] if len(study.bases) > 1 else []
     options += [f"--data {place.dataset}"] if len(study.data) > 1 else []
     options += [f"--seed {seeds[0]}"] if len(seeds) > 1 else []
-    to = f"--to {place.variant}-exported"
-    return f"`{' '.join(['paretune export', measured.results.study_file.name, place.variant, to, *options])}`"
+    to = f"--to {file_name(place.variant)}-exported"
+    return f"`{' '.join(['paretune export', measured.results.study_file.name, shlex.quote(place.variant), to, *options])}`"
 
 
 def across_bases(measured: Measured, dataset: str) -> list[str]:
@@ -115,6 +118,8 @@ def remarks(measured: Measured) -> list[str]:
         *_disturbed(measured),
         *_seeds(measured),
         *untuned(measured),
+        *unequal_tuning(measured),
+        *edge_choices(measured),
     ]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paretune.analysis.scores import Place, Seed, place_of
-from paretune.pipeline.records import Cell, Record, Results
+from paretune.pipeline.records import Cell, Record, Results, Tuning
 
 SIZES = ("parameters", "model_bytes", "adapter_bytes")
 _SUMMED = ("train_seconds", "wall_seconds", "train_tokens")
@@ -79,7 +79,30 @@ def read_costs(
             found_here = (disturbances or {}).get((place_of(cell), cell.seed)) if name in _TRAINING_TIMES else None
             disturbed = max((one for one in (before.disturbance, found_here) if one is not None), default=None)
             costs[name] = Cost({**before.by_seed, cell.seed: value}, machines, disturbed)
+    for tuning in results.tunings:
+        if tuning.chosen is not None:
+            seconds, steps, machines = tuning_cost(tuning)
+            costs = found.setdefault(Place(tuning.base, tuning.dataset, tuning.variant), {})
+            costs |= {
+                "tuning_seconds": Cost({tuning.seed: seconds}, machines),
+                "tuning_steps": Cost({tuning.seed: float(steps)}),
+            }
     return found
+
+
+def tuning_cost(tuning: Tuning) -> tuple[float, int, frozenset[str]]:
+    """Seconds and optimizer steps of the trials that were not chosen, each training once, and the machines that they ran on."""
+    chosen = {record.key for record in tuning.trials[tuning.chosen].methods} if tuning.chosen is not None else set()
+    trained = {
+        record.key: record
+        for trial in tuning.trials
+        for record in trial.methods
+        if record.key not in chosen and "train_seconds" in record.metrics
+    }
+    diverged = [trial.divergence for trial in tuning.trials if trial.divergence]
+    seconds = sum(one.metrics["train_seconds"] for one in trained.values()) + sum(one.seconds for one in diverged)
+    steps = sum(one.metrics["steps"] for one in trained.values()) + sum(one.steps for one in diverged)
+    return seconds, steps, frozenset(fingerprint(one) for one in trained.values())
 
 
 def ratio(costs: Costs, name: str, variant: Place, reference: Place) -> Ratio | None:

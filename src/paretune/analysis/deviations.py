@@ -1,15 +1,24 @@
 """Where a study departs from "the same for every variant", and which numbers that touches: printed beside them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from paretune.analysis import wording
 from paretune.analysis.costs import fingerprint, trained_records
 from paretune.analysis.measured import Measured
 from paretune.analysis.scores import Place, Seed
-from paretune.pipeline.records import Cell, Record
+from paretune.analysis.tuning import unequal_tuning
+from paretune.pipeline.records import Cell
 from paretune.spec.data import SPLITS
 
+_BUDGET = {
+    "train_tokens": "tokens",
+    "train_tokens_read": "tokens with their contexts",
+    "epochs_done": "passes over the examples",
+    "steps": "optimizer steps",
+    "precision": "precision",
+}
+"""What is the same for all variants of a base on a dataset, over all trainings of a variant."""
 LEAKED = "†"
 LOSSY = "‡"
 _MUCH = 0.05
@@ -68,7 +77,14 @@ def marks_of(measured: Measured) -> Marks:
 
 def deviations(measured: Measured) -> list[str]:
     """Sentences; empty if every variant was treated the same and nothing was left out."""
-    return [*_data(measured), *_tokens(measured), *_runs(measured), *_unequal(measured)]
+    return [
+        *_data(measured),
+        *_tokens(measured),
+        *_runs(measured),
+        *_unequal(measured),
+        *_unequal_bases(measured),
+        *unequal_tuning(measured),
+    ]
 
 
 def _data(measured: Measured) -> Iterator[str]:
@@ -192,9 +208,10 @@ def _unequal(measured: Measured) -> Iterator[str]:
             for record in trained_records(cell)
         ]
         where = f"{wording.code(group.base)} on {wording.code(group.dataset)}: " if len(measured.groups) > 1 else ""
-        for name, word in (("train_tokens", "tokens"), ("steps", "optimizer steps"), ("precision", "precision")):
+        for name, word in _BUDGET.items():
             # Seeds shuffle, and 40 steps of one order are not the tokens of 40 steps of another.
-            unequal = [found for seed in {cell.seed for cell, _ in runs} if len(found := _by_value(runs, name, seed)) > 1]
+            cells = {id(cell): cell for cell, _ in runs}.values()
+            unequal = [found for seed in {cell.seed for cell in cells} if len(found := _by_value(cells, name, seed)) > 1]
             for found in unequal[:1]:
                 shares = [f"{value} ({wording.listed(sorted(who))})" for value, who in found.items()]
                 yield f"{where}trained with unequal {word}: {wording.listed(shares)}."
@@ -203,16 +220,34 @@ def _unequal(measured: Measured) -> Iterator[str]:
             yield f"{where}trained on {len(machines)} different machines; times and memory are compared only within one."
 
 
-def _by_value(runs: list[tuple[Cell, Record]], name: str, seed: Seed) -> Mapping[str, set[str]]:
+def _unequal_bases(measured: Measured) -> Iterator[str]:
+    """Bases of one dataset that were trained for different numbers of steps; their tokens differ with the tokenizer."""
+    for dataset in measured.study.data:
+        found: dict[str, set[str]] = {}
+        for cell in measured.results.cells:
+            if cell.dataset == dataset and (value := _spent(cell, "steps")) is not None:
+                found.setdefault(cell.base, set()).add(value)
+        if len({frozenset(steps) for steps in found.values()}) > 1:
+            shares = [f"{wording.listed(sorted(steps))} ({wording.code(base)})" for base, steps in found.items()]
+            yield f"{wording.code(dataset)}: bases trained with unequal optimizer steps: {wording.listed(shares)}."
+
+
+def _by_value(cells: Iterable[Cell], name: str, seed: Seed) -> Mapping[str, set[str]]:
     """The variants that have each value of a metric, of one seed."""
     found: dict[str, set[str]] = {}
-    for cell, record in runs:
-        value = record.metrics.get(name)
-        if value is not None and cell.seed == seed:
-            found.setdefault(f"{value:,}" if isinstance(value, int | float) else str(value), set()).add(
-                wording.code(cell.variant)
-            )
+    for cell in cells:
+        if cell.seed == seed and (value := _spent(cell, name)) is not None:
+            found.setdefault(value, set()).add(wording.code(cell.variant))
     return found
+
+
+def _spent(cell: Cell, name: str) -> str | None:
+    """A metric of all trainings of a cell: their sum, or the words; None where none has it."""
+    values = [record.metrics[name] for record in trained_records(cell) if record.metrics.get(name) is not None]
+    if all(isinstance(value, int | float) for value in values):
+        total = sum(values)
+        return (f"{round(total):,}" if total == round(total) else f"{total:.4g}") if values else None
+    return " and ".join(dict.fromkeys(map(str, values)))
 
 
 def _who(measured: Measured, cell: Cell) -> str:

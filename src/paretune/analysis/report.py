@@ -21,9 +21,11 @@ from paretune.analysis.sections import (
 )
 from paretune.analysis.task_scores import tasks_section
 from paretune.analysis.training import training_section
+from paretune.analysis.tuning import tuning_section
 from paretune.pipeline.records import Record
 from paretune.spec.data import SPLITS
-from paretune.spec.study import Base, Variant
+from paretune.spec.study import Base
+from paretune.spec.variants import Variant
 
 _TOLD_VERSIONS = ("paretune", "python", "torch", "transformers", "peft")
 
@@ -40,6 +42,7 @@ def build_report(measured: Measured, figures: frozenset[str]) -> Document:
         many = len(measured.groups) > 1
         parts = [
             blocks_section(measured, group),
+            tuning_section(measured, group),
             training_section(measured, group, figures),
             held_out_section(measured, group, marks),
             questions_section(measured, group, marks),
@@ -230,10 +233,12 @@ def _variants_table(measured: Measured) -> Table:
 
 def _methods(variant: Variant) -> str:
     parts = []
-    for use in variant.methods:
-        fields = use.config.model_dump()
-        told = [name for name in fields if name in use.config.model_fields_set or name == "learning_rate"]
-        parts.append(f"{use.name} ({', '.join(f'{name} {_setting(fields[name])}' for name in told)})" if told else use.name)
+    for uses in zip(*variant.chains, strict=True):
+        use, dumps = uses[0], [use.config.model_dump() for use in uses]
+        told = [name for name in dumps[0] if name in use.config.model_fields_set or name == "learning_rate"]
+        values = {name: list(dict.fromkeys(_setting(fields[name]) for fields in dumps)) for name in told}
+        settings = [f"{name} {'tuned over ' if len(one) > 1 else ''}{'/'.join(one)}" for name, one in values.items()]
+        parts.append(f"{use.name} ({', '.join(settings)})" if told else use.name)
     return ", then ".join(parts) or "the base as it is"
 
 

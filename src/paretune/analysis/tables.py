@@ -1,7 +1,7 @@
 """The tidy files: results.csv, estimates.csv, comparisons.csv, curves.csv and generations.jsonl.
 
-`trial` is empty until a method's number is tuned; `seed` is empty for a variant that no seed enters; `n` is the number of
-examples behind a score and empty for costs.
+`trial` names what a tuned variant was chosen from, in results.csv and curves.csv alone, and is empty otherwise; `seed` is
+empty for a variant that no seed enters; `n` is the number of examples behind a score and empty for costs.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from paretune.analysis.costs import Cost
-from paretune.analysis.curves import CURVE_COLUMNS
+from paretune.analysis.curves import CURVE_COLUMNS, read_curve
 from paretune.analysis.measured import Measured, baseline, difference_of, estimates_of
 from paretune.analysis.scores import Place
 from paretune.pipeline.records import Cell
@@ -34,6 +34,10 @@ GENERATION_FIELDS = (
     *("prompt", "text", "reference", "new_tokens", "seconds", "stopped_by"),
     *("document", "example", "references"),
 )
+
+
+_SPENT = ("train_seconds", "steps")
+"""Costs of a trial."""
 
 
 def results_table(measured: Measured) -> pd.DataFrame:
@@ -69,6 +73,12 @@ def curves_table(measured: Measured) -> pd.DataFrame:
     for (place, seed), curve in measured.curves.items():
         if not curve.empty:
             owner = {**place._asdict(), "seed": seed, "trial": None}
+            parts.append(curve.assign(**owner)[list(CURVE_FILE_COLUMNS)])
+    for tuning, trial in ((one, trial) for one in measured.results.tunings for trial in one.trials):
+        curve = read_curve(Cell(tuning.base, tuning.dataset, tuning.variant, tuning.seed, trial.methods, {}))
+        if not curve.empty:
+            owner = {"base": tuning.base, "dataset": tuning.dataset, "variant": tuning.variant}
+            owner |= {"seed": tuning.seed, "trial": trial.name}
             parts.append(curve.assign(**owner)[list(CURVE_FILE_COLUMNS)])
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(CURVE_FILE_COLUMNS))
     return table.astype({"seed": "Int64", "step": "Int64", "tokens": "Int64"})
@@ -116,6 +126,21 @@ def _results(measured: Measured, place: Place) -> Iterator[dict[str, Any]]:
     for metric, cost in measured.costs.get(place, {}).items():
         for seed, value in cost.by_seed.items():
             yield blank | {"task": "cost", "metric": metric, "seed": seed, "value": value, "n": None}
+    yield from _trials(measured, place)
+
+
+def _trials(measured: Measured, place: Place) -> Iterator[dict[str, Any]]:
+    """What each trial was judged by, and what it cost."""
+    for tuning in measured.results.tunings:
+        for trial in tuning.trials if (tuning.base, tuning.dataset, tuning.variant) == place else ():
+            row = {**place._asdict(), "seed": tuning.seed, "trial": trial.name, "slice": "", "n": None}
+            if trial.score is not None:
+                judged = {"split": "validation", "task": "training", "metric": measured.study.train.chosen_by}
+                yield row | judged | {"value": trial.score}
+            spent = [(name, [one.metrics[name] for one in trial.methods if name in one.metrics]) for name in _SPENT]
+            for name, values in spent:
+                if values:
+                    yield row | {"split": "", "task": "cost", "metric": name, "value": sum(values)}
 
 
 def _estimates(measured: Measured, place: Place) -> Iterator[dict[str, Any]]:

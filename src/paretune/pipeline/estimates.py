@@ -25,6 +25,7 @@ from paretune.pipeline.records import Record
 from paretune.pipeline.results import small_splits
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
+from paretune.pipeline.tuning import describe_tunings
 from paretune.pipeline.weights import weight_shapes
 from paretune.spec.data import Dataset, Source
 from paretune.spec.registry import load_function
@@ -92,7 +93,9 @@ def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[6]]) for row in rows]
     new = [costs[one.stage] for one in reviewed if one.status == "new"]
-    lines += ["", f"{len(reviewed)} stages: {len(reviewed) - len(new)} reused, {len(new)} new{_to_run(new, study)}"]
+    reused, diverged = (sum(one.status == status for one in reviewed) for status in ("reused", "diverged"))
+    told = f"{reused} reused{f', {diverged} diverged' if diverged else ''}, {len(new)} new{_to_run(new, study)}"
+    lines += ["", f"{len(reviewed)} stages: {told}", *describe_tunings(plan)]
     lines += small_splits(plan, store)
     lines += [f"a run downloads: {one}" for one in pending(plan, store)]
     lines.append(f"device {lock.device}, training in {lock.compute}, measuring in {lock.evaluate}, store {store.root}")

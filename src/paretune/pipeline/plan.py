@@ -1,10 +1,12 @@
 """The plan: study + lock -> the stages to run, each once, in order, and the cells of the matrix that they make up.
 
-Planning is a pure function: it reads no data, loads no model and writes nothing.
+Planning is a pure function: it reads no data, loads no model and writes nothing. Which trial a tuned variant becomes is known
+once the trials have run (`tuning.decide`): until then its cells hang on a stage `tune.choose` that never runs, and the plan
+that is made again with the choice has the stages of that trial in its place, under the keys that its value written out has.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,16 @@ from paretune.pipeline.stage import Stage
 from paretune.spec.data import Dataset, Source
 from paretune.spec.evaluations import Tasks
 from paretune.spec.registry import Evaluation, Method
-from paretune.spec.study import EvaluationUse, MethodUse, Study
+from paretune.spec.study import EvaluationUse, Study
 from paretune.spec.tasks import BERT_SCORE
+from paretune.spec.variants import MethodUse, Variant
 
 SIZE = "size"
 """Name of the evaluation that every variant gets: parameters and bytes."""
+CHOICE = "tune.choose"
+"""Kind of the stage that stands for a choice that is not made yet."""
+Choices = Mapping[str, int]
+"""Index of the chosen trial, by the key of the choice's stage."""
 
 
 @dataclass(frozen=True)
@@ -37,27 +44,68 @@ class PlannedCell:
 
 
 @dataclass(frozen=True)
+class PlannedTrial:
+    name: str
+    methods: tuple[Stage, ...]
+    """To the last one that trains."""
+
+
+@dataclass(frozen=True)
+class PlannedTuning:
+    """The trials of a tuned variant on one base and dataset, all with the study's first seed."""
+
+    base: str
+    dataset: str
+    variant: str
+    seed: int
+    trials: tuple[PlannedTrial, ...]
+    choice: Stage
+    chosen: int | None
+    """Index of a trial; None before the choice."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.base}/{self.dataset}/{self.variant}"
+
+
+@dataclass(frozen=True)
 class Plan:
     data: Mapping[str, Stage]
     leakage: Mapping[str, Stage]
     tokens: Mapping[tuple[str, str], Stage]
     """By (base, dataset)."""
     cells: tuple[PlannedCell, ...]
+    tunings: tuple[PlannedTuning, ...] = ()
+    choices: Choices = field(default_factory=dict)
+    """That the plan was made with."""
+    remake: Callable[[Choices], "Plan"] | None = field(default=None, compare=False, repr=False)
+    """The plan with other choices."""
     stages: tuple[Stage, ...] = field(init=False)
     """Each once, parents before children."""
+    undecided: frozenset[Stage] = field(init=False)
+    """Stages that hang on a choice that is not made yet, its own among them: none of them can run."""
 
     def __post_init__(self) -> None:
         wanted = [*self.data.values(), *self.leakage.values(), *self.tokens.values()]
+        trials = {tuning.name: [s for trial in tuning.trials for s in trial.methods] for tuning in self.tunings}
         for cell in self.cells:
-            wanted += [*cell.methods, *cell.evaluations.values()]
-        object.__setattr__(self, "stages", tuple(dict.fromkeys(s for stage in wanted for s in _with_parents(stage))))
+            tried = trials.get(f"{cell.base}/{cell.dataset}/{cell.variant}", ())
+            wanted += [*tried, *cell.methods, *cell.evaluations.values()]
+        stages = tuple(dict.fromkeys(s for stage in wanted for s in _with_parents(stage)))
+        undecided: set[Stage] = set()
+        for stage in stages:
+            if stage.kind == CHOICE or not undecided.isdisjoint(stage.inputs.values()):
+                undecided.add(stage)
+        object.__setattr__(self, "stages", stages)
+        object.__setattr__(self, "undecided", frozenset(undecided))
 
     def uses(self, stage: Stage) -> list[str]:
         """What needs a stage: cells like `gpt2/news/reduced seed 0`, or datasets like `news`, `gpt2/news` for its tokens."""
         of_data = [name for stages in (self.data, self.leakage) for name, one in stages.items() if one == stage]
         of_tokens = ["/".join(pair) for pair, one in self.tokens.items() if one == stage]
         cells = [cell_name(cell) for cell in self.cells if stage in (*cell.methods, *cell.evaluations.values())]
-        return of_data + of_tokens + cells
+        tried = [f"{one.name} trial {trial.name}" for one in self.tunings for trial in one.trials if stage in trial.methods]
+        return of_data + of_tokens + cells + tried
 
 
 def cell_name(cell: PlannedCell) -> str:
@@ -72,16 +120,20 @@ def make_plan(study: Study, lock: Lock, folder: Path) -> Plan:
     """
     _check_lengths(study, lock)
     _check_needs(study, lock.device)
-    return _Planner(study, lock, folder).plan()
+
+    def make(choices: Choices) -> Plan:
+        return _Planner(study, lock, folder, choices).plan(make)
+
+    return make({})
 
 
 class _Planner:
     """Holds what all stages are made from; every method is one kind of stage."""
 
-    def __init__(self, study: Study, lock: Lock, folder: Path) -> None:
-        self.study, self.lock, self.folder = study, lock, folder
+    def __init__(self, study: Study, lock: Lock, folder: Path, choices: Choices) -> None:
+        self.study, self.lock, self.folder, self.choices = study, lock, folder, choices
 
-    def plan(self) -> Plan:
+    def plan(self, remake: Callable[[Choices], Plan]) -> Plan:
         study = self.study
         data = {name: self._data(dataset) for name, dataset in study.data.items()}
         leakage = {name: self._leakage(dataset, data[name]) for name, dataset in study.data.items()}
@@ -90,18 +142,42 @@ class _Planner:
             for base in study.bases
             for name, dataset in study.data.items()
         }
-        cells = []
+        cells: list[PlannedCell] = []
+        tunings: list[PlannedTuning] = []
         for base, dataset, variant in itertools.product(study.bases, study.data, study.variants):
             if base not in (study.variants[variant].bases or study.bases):
                 continue
-            chain = study.variants[variant].methods
-            seeds: tuple[int | None, ...] = study.seeds if any(use.row.trains for use in chain) else (None,)
+            spec, given = study.variants[variant], (tokens[base, dataset], leakage[dataset])
+            tuning = self._tuning(base, dataset, variant, *given) if spec.trials else None
+            tunings += [tuning] if tuning else []
+            seeds: tuple[int | None, ...] = study.seeds if any(use.row.trains for use in spec.methods) else (None,)
             for seed in seeds:
-                methods = self._methods(base, chain, seed, tokens[base, dataset], leakage[dataset])
-                model = methods[-1] if methods else None
-                evaluations = self._evaluations(base, dataset, model, tokens[base, dataset], leakage[dataset])
+                methods = self._chain(spec, tuning, base, seed, *given)
+                evaluations = self._evaluations(base, dataset, methods[-1] if methods else None, *given)
                 cells.append(PlannedCell(base, dataset, variant, seed, methods, evaluations))
-        return Plan(data, leakage, tokens, tuple(cells))
+        return Plan(data, leakage, tokens, tuple(cells), tuple(tunings), self.choices, remake)
+
+    def _tuning(self, base: str, dataset: str, variant: str, tokens: Stage, gate: Stage) -> PlannedTuning:
+        spec, seed = self.study.variants[variant], self.study.seeds[0]
+        trials = tuple(
+            PlannedTrial(trial.name, self._methods(base, trial.methods[: spec.last_trained + 1], seed, tokens, gate))
+            for trial in spec.trials
+        )
+        choice = Stage(CHOICE, {"by": self.study.train.chosen_by}, "", {trial.name: trial.methods[-1] for trial in trials})
+        return PlannedTuning(base, dataset, variant, seed, trials, choice, self.choices.get(choice.key))
+
+    def _chain(
+        self, spec: Variant, tuning: PlannedTuning | None, base: str, seed: int | None, tokens: Stage, gate: Stage
+    ) -> tuple[Stage, ...]:
+        """The stages of a variant with one seed; of a tuned one the chosen trial's, or what there will be instead of them."""
+        if tuning is None:
+            return self._methods(base, spec.methods, seed, tokens, gate)
+        if tuning.chosen is not None:
+            return self._methods(base, spec.trials[tuning.chosen].methods, seed, tokens, gate)
+        if seed != tuning.seed:
+            return self._methods(base, spec.methods, seed, tokens, gate, waits={spec.first_tuned: tuning.choice})
+        rest = spec.methods[spec.last_trained + 1 :]
+        return (tuning.choice, *self._methods(base, rest, seed, tokens, gate, model=tuning.choice))
 
     def _data(self, dataset: Dataset) -> Stage:
         resources: dict[str, str] = {}
@@ -160,11 +236,23 @@ class _Planner:
         return Stage("tokenize", config, body, {"data": data}, resources={"base": locked.resource})
 
     def _methods(
-        self, base: str, chain: tuple[MethodUse, ...], seed: int | None, tokens: Stage, gate: Stage
+        self,
+        base: str,
+        chain: tuple[MethodUse, ...],
+        seed: int | None,
+        tokens: Stage,
+        gate: Stage,
+        *,
+        model: Stage | None = None,
+        waits: Mapping[int, Stage] | None = None,
     ) -> tuple[Stage, ...]:
+        """The stages of `chain`, applied to `model` (or the base); `waits` are choices that have to be made before a method."""
         stages: list[Stage] = []
-        for use in chain:
-            inputs: dict[str, Stage] = {"model": stages[-1]} if stages else {}
+        for index, use in enumerate(chain):
+            before = stages[-1] if stages else model
+            inputs: dict[str, Stage] = {"model": before} if before else {}
+            if waits and index in waits:
+                inputs["choice"] = waits[index]
             config: dict[str, Any] = {"base": self._base(base), "method": use.config.model_dump(mode="json")}
             after: tuple[Stage, ...] = ()
             if use.row.trains:

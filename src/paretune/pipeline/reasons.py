@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from paretune.errors import SpecError
-from paretune.pipeline.plan import Plan, cell_name
+from paretune.pipeline.plan import CHOICE, Plan, cell_name
 from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
-from paretune.spec.base import suggestion
+from paretune.pipeline.tuning import lost
+from paretune.spec.grid import which_variant
 
 
 @dataclass(frozen=True, repr=False)
 class PlannedStage:
-    """A stage with what a run would do with it: `reused`, or `new` and the reason."""
+    """A stage with what a run would do with it: `reused`, `new` and the reason, or `diverged` for a trial that lost."""
 
     stage: Stage
     status: str
@@ -27,11 +28,18 @@ class PlannedStage:
 
 def review(plan: Plan, store: Store) -> list[PlannedStage]:
     """Every stage of `plan` in order, as reused or new with the reason."""
-    records = list(store.records())
+    records, diverged = list(store.records()), lost(plan, store)
     reviewed, new = [], set()
     for stage in plan.stages:
         if store.find(stage):
             reviewed.append(PlannedStage(stage, "reused", ""))
+            continue
+        if stage in diverged:
+            reviewed.append(PlannedStage(stage, "diverged", _divergence(stage, store)))
+            continue
+        if stage.kind == CHOICE:
+            new.add(stage)
+            reviewed.append(PlannedStage(stage, "new", "decided when its trials are through"))
             continue
         parents = [role for role, parent in stage.inputs.items() if parent in new]
         new.add(stage)
@@ -55,9 +63,11 @@ def explain(plan: Plan, store: Store, name: str) -> str:
         if found:
             raise SpecError(f"`{name}` names several stages; write more of one name{_listed(plan, found)}")
         names = {stage.name for stage in plan.stages}
-        near = suggestion(name, names | {stage.kind for stage in plan.stages} | {cell.variant for cell in plan.cells})
-        way_out = near if "did you mean" in near else "; `paretune plan` lists them"
+        near = which_variant(name, names | {stage.kind for stage in plan.stages} | {cell.variant for cell in plan.cells})
+        way_out = "; `paretune plan` lists them" if "known: " in near else near
         raise SpecError(f"`{name}` is no stage of this study{way_out}")
+    if found[0] in lost(plan, store):
+        return f"{found[0].name}: a trial that lost; {_divergence(found[0], store)}"
     if store.find(found[0]):
         return f"{found[0].name}: reused; the store holds it"
     records = list(store.records())
@@ -82,6 +92,11 @@ def _explain_all(stages: list[Stage], store: Store, name: str) -> str:
     return "\n".join([head, *(_explained(stage, records, stage) for stage in first)])
 
 
+def _divergence(stage: Stage, store: Store) -> str:
+    found = store.divergence(stage)
+    return found.message if found else "it goes on from a training that diverged"
+
+
 def _listed(plan: Plan, stages: list[Stage]) -> str:
     return "".join(f"\n  {stage.name}  {', '.join(plan.uses(stage))}" for stage in stages)
 
@@ -94,6 +109,8 @@ def _first_new(stage: Stage, store: Store) -> list[Stage]:
 def _explained(stage: Stage, records: list[Record], asked: Stage) -> str:
     because = "" if stage == asked else f"{asked.name} is new because {stage.name} is, which it needs\n"
     of_kind = [record for record in records if record.kind == stage.kind]
+    if stage.kind == CHOICE:
+        return f"{because}{stage.name}: new; decided when its trials are through"
     if not of_kind:
         return f"{because}{stage.name}: new; the first {stage.kind} in this store"
     nearest = min(of_kind, key=lambda record: len(_differences(stage, record)))

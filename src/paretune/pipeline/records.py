@@ -52,6 +52,17 @@ class Record:
     """The artifact's directory; not stored."""
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """How a training ended that came to no number."""
+
+    message: str
+    steps: int
+    """Optimizer steps until then."""
+    seconds: float
+    """That they took."""
+
+
 def write_record(record: Record, directory: Path) -> None:
     content = {name: value for name, value in asdict(record).items() if name != "path"}
     (directory / "record.json").write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
@@ -88,6 +99,33 @@ class Cell:
     """Names of stages that failed or did not run."""
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One of the values that a tuned variant is chosen from, and how its training went."""
+
+    name: str
+    """The value, like `learning_rate=3e-4`."""
+    methods: tuple[Record, ...] = ()
+    """To the training that decides; empty where a stage of it has not run."""
+    score: float | None = None
+    """On validation, of the weights that were kept; None where it diverged or has not run."""
+    divergence: Divergence | None = None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The trials of a tuned variant on one base and dataset."""
+
+    base: str
+    dataset: str
+    variant: str
+    seed: int
+    """Of all trials: the study's first."""
+    trials: tuple[Trial, ...]
+    chosen: int | None
+    """Index of a trial; None as long as one of them has not run."""
+
+
 @dataclass(frozen=True, repr=False)
 class Results:
     """Everything that a report is written from."""
@@ -103,6 +141,7 @@ class Results:
     tokens: Mapping[tuple[str, str], Record]
     """By (base, dataset): the tokenize stage."""
     cells: tuple[Cell, ...]
+    tunings: tuple[Tuning, ...] = ()
 
     def __repr__(self) -> str:
         lines = []

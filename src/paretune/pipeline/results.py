@@ -8,6 +8,7 @@ from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.records import Cell, Record, Results
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
+from paretune.pipeline.tuning import read_tuning
 from paretune.spec.data import SPLITS
 from paretune.spec.study import Study
 
@@ -56,4 +57,5 @@ def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: 
         leakage=present(dict(plan.leakage)),
         tokens={pair: record for pair, stage in plan.tokens.items() if (record := store.find(stage))},
         cells=tuple(cell(planned) for planned in plan.cells),
+        tunings=tuple(read_tuning(tuning, store) for tuning in plan.tunings),
     )

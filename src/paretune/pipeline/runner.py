@@ -17,9 +17,10 @@ from typing import Any
 
 from paretune.errors import StageError
 from paretune.pipeline.events import EventLog, EventTail
-from paretune.pipeline.plan import Plan
+from paretune.pipeline.plan import CHOICE, Plan
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
+from paretune.pipeline.tuning import all_diverged, decide, lost
 from paretune.pipeline.worker import PRELOAD, Failure, RunContext, work
 
 _POLL_SECONDS = 0.2
@@ -32,11 +33,19 @@ EventHandler = Callable[[Mapping[str, Any]], None]
 class Outcome:
     """What became of each stage of a run."""
 
+    plan: Plan
+    """With the choices that the run has made."""
     reused: list[Stage] = field(default_factory=list)
     done: list[Stage] = field(default_factory=list)
     failed: dict[Stage, Failure] = field(default_factory=dict)
     blocked: dict[Stage, Stage] = field(default_factory=dict)
     """Stages that were not run, with the failed one that they need."""
+    diverged: set[Stage] = field(default_factory=set)
+    """Trials that lost by it, now or in an earlier run: no failures."""
+
+    @property
+    def settled(self) -> set[Stage]:
+        return {*self.reused, *self.done, *self.failed, *self.blocked, *self.diverged}
 
     @property
     def exit_code(self) -> int:
@@ -52,30 +61,37 @@ class _Running:
 
 
 def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandler) -> Outcome:
-    """Run the stages of `plan` that `store` does not hold yet; the events of the run go to `on_event` as they come."""
+    """Run the stages of `plan` that `store` does not hold yet; the events of the run go to `on_event` as they come.
+
+    When the trials of a tuned variant are through, the plan is made again with the choice.
+    """
     store.prepare()
     run = RunContext(store.root.resolve(), uuid.uuid4().hex[:12], options, tuple(sys.argv), _git_commit())
     log = EventLog(store.events_file, run.run)
     tail = EventTail(log)
-    outcome = Outcome()
-    outcome.reused = [stage for stage in plan.stages if store.find(stage)]
+    outcome = Outcome(decide(plan, store))
+    running: list[_Running] = []
+    waiting = _missing(outcome, running, store)
     for stage in outcome.reused:
         store.forget_attempts(stage)  # left where a kill fell right after the last rename
-    log.write("run", pid=os.getpid(), stages=len(plan.stages), reused=len(outcome.reused))
-    waiting = [stage for stage in plan.stages if stage not in set(outcome.reused)]
-    running: list[_Running] = []
+    num_missing = sum(stage.kind != CHOICE for stage in waiting)
+    log.write("run", pid=os.getpid(), stages=len(outcome.reused) + num_missing, reused=len(outcome.reused))
+    _fail_choices(outcome, store, log)
     _pass_on(tail, on_event)
     try:
         while waiting or running:
             _block(waiting, outcome)
             for stage in _ready(waiting, outcome)[: options.workers - len(running)]:
                 waiting.remove(stage)
-                log.write("started", stage=stage.name, uses=plan.uses(stage)[:3], step=store.checkpoint_step(stage))
+                uses = outcome.plan.uses(stage)[:3]
+                log.write("started", stage=stage.name, uses=uses, step=store.checkpoint_step(stage))
                 _start(stage, run, running)
             multiprocessing.connection.wait([one.outcome for one in running], timeout=_POLL_SECONDS)
             for one in [one for one in running if one.outcome.poll()]:
                 running.remove(one)
-                _finish(one, outcome, log)
+                _finish(one, outcome, store, log)
+                if outcome.plan.undecided:
+                    waiting = _choose(waiting, outcome, running, store, log)
             _pass_on(tail, on_event)
     finally:
         if running:
@@ -101,20 +117,57 @@ def _pass_on(tail: EventTail, on_event: EventHandler) -> None:
         on_event(event)
 
 
+def _missing(outcome: Outcome, running: list[_Running], store: Store) -> list[Stage]:
+    """The stages that are left to run, after noting which need not."""
+    outcome.diverged |= lost(outcome.plan, store)
+    left = [stage for stage in outcome.plan.stages if stage not in outcome.settled | {one.stage for one in running}]
+    outcome.reused += [stage for stage in left if store.find(stage)]
+    return [stage for stage in left if stage not in set(outcome.reused)]
+
+
+def _choose(waiting: list[Stage], outcome: Outcome, running: list[_Running], store: Store, log: EventLog) -> list[Stage]:
+    """What is left to run after stages of trials have ended, with the choices that they allow to make."""
+    before = outcome.plan
+    outcome.plan = decide(before, store)
+    outcome.diverged |= lost(outcome.plan, store)
+    _fail_choices(outcome, store, log)
+    if outcome.plan is before:
+        return [stage for stage in waiting if stage not in outcome.diverged]
+    waiting = _missing(outcome, running, store)
+    for tuning in outcome.plan.tunings:
+        if tuning.chosen is not None and tuning.choice in before.undecided:
+            log.write("chosen", what=tuning.name, trial=tuning.trials[tuning.chosen].name, left=len(waiting) + len(running))
+    return waiting
+
+
+def _fail_choices(outcome: Outcome, store: Store, log: EventLog) -> None:
+    for tuning in outcome.plan.tunings:
+        if tuning.chosen is None and tuning.choice not in outcome.failed and (message := all_diverged(tuning, store)):
+            outcome.failed[tuning.choice] = Failure(message, StageError.exit_code, "")
+            log.write("failed", stage=tuning.choice.name, message=message)
+
+
 def _ready(waiting: list[Stage], outcome: Outcome) -> list[Stage]:
-    finished = {*outcome.reused, *outcome.done}
-    return [stage for stage in waiting if all(need in finished for need in _needs(stage))]
+    finished, undecided = {*outcome.reused, *outcome.done}, outcome.plan.undecided
+    return [stage for stage in waiting if stage not in undecided and all(need in finished for need in _needs(stage))]
 
 
 def _block(waiting: list[Stage], outcome: Outcome) -> None:
     """Move what needs a failed stage, directly or not, out of `waiting`."""
     for stage in list(waiting):  # in order, so that a parent is blocked before its children are looked at
-        for need in _needs(stage):
-            culprit = need if need in outcome.failed else outcome.blocked.get(need)
-            if culprit is not None:
-                outcome.blocked[stage] = culprit
-                waiting.remove(stage)
-                break
+        culprit = next((found for need in _needs(stage) if (found := _culprit(need, outcome))), None)
+        if stage.kind == CHOICE and culprit is not None and outcome.failed[culprit].diverged:
+            culprit = None  # which loses, and leaves the others to choose from
+        if culprit is not None:
+            outcome.blocked[stage] = culprit
+        elif stage not in outcome.failed:  # as a choice is among trials that all diverged
+            continue
+        waiting.remove(stage)
+
+
+def _culprit(need: Stage, outcome: Outcome) -> Stage | None:
+    """The failed stage because of which `need` is not to be had."""
+    return need if need in outcome.failed else outcome.blocked.get(need)
 
 
 def _needs(stage: Stage) -> tuple[Stage, ...]:
@@ -152,7 +205,7 @@ def _start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _finish(one: _Running, outcome: Outcome, log: EventLog) -> None:
+def _finish(one: _Running, outcome: Outcome, store: Store, log: EventLog) -> None:
     try:
         failure = one.outcome.recv()
     except (EOFError, OSError):
@@ -163,6 +216,10 @@ def _finish(one: _Running, outcome: Outcome, log: EventLog) -> None:
     if failure is None:
         outcome.done.append(one.stage)
         log.write("finished", stage=one.stage.name)
+    elif failure.diverged and all(one.stage not in cell.methods for cell in outcome.plan.cells):
+        outcome.diverged.add(one.stage)
+        store.forget_attempts(one.stage)
+        log.write("diverged", stage=one.stage.name, message=failure.message)
     else:
         outcome.failed[one.stage] = failure
         log.write("failed", stage=one.stage.name, message=failure.message)

@@ -11,12 +11,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from paretune.errors import StoreError
-from paretune.pipeline.records import Record, read_record, write_record
+from paretune.pipeline.records import Divergence, Record, read_record, write_record
 from paretune.pipeline.stage import CHECKPOINT, Artifact, Stage, resume_of
 
 SCHEMA = 1
@@ -126,6 +127,25 @@ class Store:
         """Remove what unfinished attempts at a finished stage have left."""
         shutil.rmtree(resume_of(self._draft(stage)), ignore_errors=True)
 
+    def note_divergence(self, stage: Stage, divergence: Divergence) -> None:
+        """Remember that a training ends in no number: no artifact, but a trial that diverged has lost and is not run again."""
+        target = self._divergence(stage)
+        target.parent.mkdir(exist_ok=True)
+        draft = target.with_name(f".{target.name}.{os.getpid()}")
+        draft.write_text(json.dumps(asdict(divergence)), encoding="utf-8")
+        draft.replace(target)
+
+    def divergence(self, stage: Stage) -> Divergence | None:
+        """How an earlier attempt at a training ended, where it diverged."""
+        try:
+            return Divergence(**json.loads(self._divergence(stage).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise StoreError(
+                f"{self._divergence(stage)}: cannot be read ({error}); remove it, and the stage runs again"
+            ) from None
+
     @contextmanager
     def lock(self, stage: Stage, on_wait: Callable[[], None]) -> Iterator[None]:
         """Held while a stage is worked on; waits for another run that does the same, after calling `on_wait`."""
@@ -143,6 +163,9 @@ class Store:
     @property
     def _marker(self) -> Path:
         return self.root / "store.json"
+
+    def _divergence(self, stage: Stage) -> Path:
+        return self.root / "diverged" / f"{stage.kind}-{stage.key}.json"
 
     def _draft(self, stage: Stage) -> Path:
         return self.root / "drafts" / f"{stage.kind}-{stage.key}"

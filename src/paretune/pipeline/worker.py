@@ -23,10 +23,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from paretune.errors import ParetuneError, is_out_of_memory
+from paretune.errors import DivergedError, ParetuneError, is_out_of_memory
 from paretune.pipeline.events import EventLog
 from paretune.pipeline.machine import fingerprint
-from paretune.pipeline.records import Record
+from paretune.pipeline.records import Divergence, Record
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store, describe_files
 from paretune.spec.registry import load_function
@@ -65,6 +65,8 @@ class Failure:
     message: str
     exit_code: int
     traceback: str
+    diverged: bool = False
+    """The same training would end so again, which loses a trial."""
 
 
 def work(stage: Stage, run: RunContext, outcome: Connection) -> None:
@@ -87,6 +89,9 @@ def _attempt(stage: Stage, run: RunContext) -> Failure | None:
             except Exception:
                 store.drop_draft(stage)
                 raise
+    except DivergedError as error:
+        store.note_divergence(stage, Divergence(str(error), error.steps, error.seconds))
+        return Failure(str(error), error.exit_code, traceback.format_exc(), diverged=True)
     except ParetuneError as error:
         return Failure(str(error), error.exit_code, traceback.format_exc())
     except Exception as error:  # noqa: BLE001  the process ends here: the runner shows the message and goes on

@@ -21,6 +21,23 @@ _SECTIONS: tuple[tuple[str, str, tuple[type[Spec], ...]], ...] = (
 )
 
 
+_LISTS = """\
+A field of a method can be given several values; of several fields the product is taken.
+
+`{grid: [...]}` makes a variant of each: `rank: [{train.lora: {r: {grid: [4, 8]}}}]` is `rank[r=4]` and `rank[r=8]`, which are
+variants like any other. Where one is named, it stands in quotes: `baseline: "rank[r=4]"`. Fields that share their name are told
+apart by as much of their method as it takes (`count` and `count` are `0.prune.blocks.count` and `2.prune.blocks.count`).
+
+`{tune: [...]}`, of numbers, stays one variant: every value is trained with the first of `seeds`, on each base and dataset, and
+the one whose kept weights have the lowest loss on the validation split (the highest token accuracy, where that is the metric
+of `early_stopping`) is trained with every seed; its first training is the trial. Of equals the first is taken. A trial whose
+loss comes to no number has lost; if all do, the variant fails. A choice is one for all seeds, made on the first: the spread
+between seeds does not hold that of the choice. What is done after the tuned method is done to the chosen trial; of several
+trainings in a variant the last one decides. Tune every method with as many values as the others: unequal tuning is told in
+the report, with each trial, what it cost, and whether the best value is at the end of its list. Trials are kept in the store,
+weights included."""
+
+
 def methods_text() -> str:
     """Every method and evaluation with its fields, for the terminal."""
     tables: dict[str, Mapping[str, Method | Evaluation]] = {"Methods": methods(), "Evaluations": evaluations()}
@@ -46,7 +63,11 @@ def markdown() -> str:
         for model in models:
             parts += [f"**{model.__name__}.** {_summary(model)}", _table(model)]
     parts += ["## `seeds`", "A list of whole numbers; of training. `[0]` unless given."]
-    parts += ["## `variants`", "By a name of your choice: a list of methods, each applied to what the one before it left."]
+    parts += [
+        "## `variants`",
+        "By a name of your choice: a list of methods, each applied to what the one before it left.",
+        _LISTS,
+    ]
     for name, method in sorted(methods().items()):
         parts += _entry(name, method)
     parts += ["## `evaluate`", "By a name of your choice; the kind is the name unless `kind:` says otherwise."]

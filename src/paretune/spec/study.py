@@ -15,8 +15,10 @@ from paretune.errors import SpecError, UserError
 from paretune.spec.base import Spec, check_name, shown, suggestion, validate
 from paretune.spec.compare import Compare
 from paretune.spec.data import Dataset
-from paretune.spec.registry import Evaluation, Method, find_evaluation, find_method, methods
+from paretune.spec.grid import grid_of, refuse_elsewhere, which_variant
+from paretune.spec.registry import Evaluation, find_evaluation
 from paretune.spec.tasks import BERT_SCORE
+from paretune.spec.variants import Variant, parse_variants
 from paretune.spec.yaml_file import Path_, read_yaml
 
 TASKS = "tasks"
@@ -106,6 +108,11 @@ class Train(Spec):
         return content
 
     @property
+    def chosen_by(self) -> Literal["loss", "token_accuracy"]:
+        """What decides on validation text: which weights are kept, and which value of a tuned field."""
+        return self.early_stopping.metric if self.early_stopping else "loss"
+
+    @property
     def num_epochs(self) -> int | None:
         """None where `max_steps` decides."""
         return None if self.max_steps else self.epochs or 3
@@ -119,25 +126,6 @@ class Precision(Spec):
     float32 otherwise."""
     evaluate: Literal["float32", "bfloat16"] = "float32"
     """Of everything that is measured."""
-
-
-class MethodUse(Spec):
-    """A method with its configuration, as a variant uses it."""
-
-    name: str
-    config: SerializeAsAny[Spec]
-
-    @property
-    def row(self) -> Method:
-        return methods()[self.name]
-
-
-class Variant(Spec):
-    """A base plus an ordered list of methods."""
-
-    methods: tuple[MethodUse, ...]
-    bases: tuple[str, ...] | None = None
-    """All bases of the study unless given."""
 
 
 class EvaluationUse(Spec):
@@ -218,11 +206,14 @@ def _parse(value: Mapping[str, Any]) -> Study:
     if not isinstance(value["study"], str):
         raise SpecError(f"study: a name is text, got {shown(value['study'])}; put it in quotes")
     check_name(value["study"], "study")
+    for key in value:
+        if key != "variants":
+            refuse_elsewhere(value[key], key)
     parts: dict[str, Any] = {
         "study": value["study"],
         "bases": {name: validate(Base, item, f"bases.{name}") for name, item in _named(value, "bases")},
         "data": {name: validate(Dataset, item, f"data.{name}") for name, item in _named(value, "data")},
-        "variants": {name: _variant(item, f"variants.{name}") for name, item in _named(value, "variants")},
+        "variants": parse_variants(_named(value, "variants")),
         "evaluate": {name: _evaluation(name, item, f"evaluate.{name}") for name, item in _named(value, "evaluate")},
     }
     for name, model in (("train", Train), ("precision", Precision), ("compare", Compare)):
@@ -242,43 +233,6 @@ def _named(value: Mapping[str, Any], section: str) -> list[tuple[str, Any]]:
     for name in entries:
         check_name(name, f"{section}.{name}" if name.isprintable() else section)
     return list(entries.items())
-
-
-def _variant(value: Any, where: str) -> Variant:
-    if isinstance(value, Mapping):
-        unknown = [key for key in value if key not in Variant.model_fields]
-        if unknown and unknown[0] in methods():
-            raise SpecError(f"{where}: the methods of a variant stand in a list: `[{{{unknown[0]}: {{...}}}}]`, with brackets")
-        if unknown:
-            raise SpecError(f"{where}.{unknown[0]}: unknown key{suggestion(unknown[0], Variant.model_fields)}")
-        bases = value.get("bases")
-        if bases is not None and not (isinstance(bases, list) and bases and all(isinstance(name, str) for name in bases)):
-            raise SpecError(f"{where}.bases: expected a list of names of bases, got {shown(bases)}")
-        chain = _methods(value.get("methods", []), f"{where}.methods")
-        return Variant(methods=chain, bases=None if bases is None else tuple(bases))
-    return Variant(methods=_methods(value, where))
-
-
-def _methods(value: Any, where: str) -> tuple[MethodUse, ...]:
-    if not isinstance(value, list):
-        raise SpecError(f"{where}: expected a list of methods like `[{{train.full: {{}}}}]`, or `[]`, got {shown(value)}")
-    return tuple(_method(item, f"{where}[{index}]") for index, item in enumerate(value))
-
-
-def _method(value: Any, where: str) -> MethodUse:
-    if isinstance(value, str):
-        value = {value: {}}
-    if not isinstance(value, Mapping) or not value:
-        raise SpecError(f"{where}: expected `{{method: {{fields}}}}`, got {shown(value)}")
-    name, config = next(iter(value.items()))
-    row = find_method(name, where)
-    if len(value) > 1:
-        fields = ", ".join(f"`{key}`" for key in list(value)[1:])
-        raise SpecError(
-            f"{where}: written beside `{name}`: {fields}; indent the fields of a method under its name, "
-            "and write one method an entry"
-        )
-    return MethodUse(name=name, config=validate(row.config, {} if config is None else config, f"{where}.{name}"))
 
 
 def _evaluation(name: str, value: Any, where: str) -> EvaluationUse:
@@ -301,11 +255,11 @@ def _seeds(value: Any) -> tuple[int, ...]:
 def _check_references(study: Study) -> None:
     if study.compare.baseline is not None and study.compare.baseline not in study.variants:
         unknown = study.compare.baseline
-        raise SpecError(f"compare.baseline: no variant `{unknown}`{suggestion(unknown, study.variants)}")
+        raise SpecError(f"compare.baseline: no variant `{unknown}`{which_variant(unknown, study.variants)}")
     for name, variant in study.variants.items():
         for base in variant.bases or ():
             if base not in study.bases:
-                raise SpecError(f"variants.{name}.bases: no base `{base}`{suggestion(base, study.bases)}")
+                raise SpecError(f"variants.{grid_of(name)}.bases: no base `{base}`{suggestion(base, study.bases)}")
     _check_tasks(study)
     if "size" in study.evaluate:
         raise SpecError("evaluate.size: the name `size` is taken (parameters and bytes of every variant); choose another")

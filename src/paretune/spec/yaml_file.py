@@ -135,6 +135,8 @@ def _way_out(problem: str, text: str, number: int) -> str:
     value = line.partition(": ")[2].strip()
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return "; indent with spaces, not with tabs"
+    if "got '['" in problem:
+        return '; a name with brackets stands in quotes: `"rank[r=4]"`'
     if "'\\t'" in problem:
         return "; write spaces, not tabs"
     if value.startswith(("{{", "{%")):

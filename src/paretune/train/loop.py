@@ -18,7 +18,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from paretune.data.trees import ROUND_TO, Batch, Example, forward_batches, group_starts, unshared
-from paretune.errors import StageError, is_out_of_memory
+from paretune.errors import DivergedError, is_out_of_memory
 from paretune.model.attention import attending
 from paretune.model.forward import PackedModel, hidden_states, score
 from paretune.model.fused import fuse
@@ -55,7 +55,7 @@ class Run:
 def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Example], run: Run) -> ckpt.Progress:
     """Train the parameters of `packed.model` that require a gradient; goes on from a checkpoint if there is one.
 
-    Afterwards the model holds the weights to keep. Raises StageError when the loss is no number,
+    Afterwards the model holds the weights to keep. Raises DivergedError when the loss is no number,
     SystemExit where it was told to stop.
     """
     model, settings = packed.model, run.train
@@ -89,7 +89,8 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         # A float16 gradient beyond its range is skipped, and the next ones are scaled less; so often, it is the rate's fault.
         overflow = tools.scaler.is_enabled() and tools.scaler.get_scale() > 1
         if not (math.isfinite(loss) and (overflow or math.isfinite(float(norm)))):
-            raise StageError(f"step {step}: the loss is {loss:g}, its gradient {float(norm):g}; lower the learning rate")
+            told = f"step {step}: the loss is {loss:g}, its gradient {float(norm):g}; lower the learning rate"
+            raise DivergedError(told, steps=step, seconds=progress.train_seconds)
         learning_rate = scheduler.get_last_lr()[0]
         tools.scaler.step(optimizer)
         tools.scaler.update()

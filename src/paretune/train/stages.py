@@ -1,6 +1,7 @@
 """The stage bodies of the training methods: load, make trainable, fit, save."""
 
 import json
+import math
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from paretune.data.examples import examples_of
 from paretune.data.tokenizer import read_tokens
 from paretune.data.trees import Example
-from paretune.errors import StageError
+from paretune.errors import DivergedError, StageError
 from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_base_dropout
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
@@ -94,6 +95,10 @@ def _train(
     save(loaded)
     repeated_steps = write_curves(context.resume, context.draft, progress.step)
     steps_per_epoch = -(-len(examples["train"]) // settings["batch_size"])
+    best_loss = _best_loss(context)
+    if not math.isfinite(best_loss):
+        told = f"the validation loss is {best_loss:g} after {progress.step} steps; lower the learning rate"
+        raise DivergedError(told, steps=progress.step, seconds=progress.train_seconds)
     return {
         "parameters": parameters,
         "trainable_parameters": trainable,
@@ -106,7 +111,7 @@ def _train(
         "steps": progress.step,
         "epochs_done": progress.step / steps_per_epoch,
         "best_step": progress.best_step,
-        "best_validation_loss": _best_loss(context),
+        "best_validation_loss": best_loss,
         "stopped_early": progress.stopped_early,
         "repeated_steps": repeated_steps,
         "resumed_from": checkpoint_step(found) if found else 0,
@@ -156,7 +161,8 @@ def _check_layout(settings: Mapping[str, Any], packed: PackedModel, examples: Se
 def _best_loss(context: StageContext) -> float:
     lines = (context.draft / "curves.jsonl").read_text(encoding="utf-8").splitlines()
     rows = (json.loads(line) for line in lines)
-    return float(min(row["validation_loss"] for row in rows if "validation_loss" in row))
+    losses = (float(row["validation_loss"]) for row in rows if "validation_loss" in row)
+    return min(filter(math.isfinite, losses), default=math.inf)
 
 
 def _peak_memory() -> int:

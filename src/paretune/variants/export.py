@@ -23,6 +23,7 @@ from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store
 from paretune.spec.base import suggestion
+from paretune.spec.grid import which_variant
 from paretune.variants.card import model_card
 
 CARD = "README.md"
@@ -66,7 +67,7 @@ def find_cell(plan: Plan, wanted: Wanted) -> PlannedCell:
     """The one cell that `wanted` names; SpecError with the choices where there is none or more than one."""
     variants = sorted({cell.variant for cell in plan.cells})
     if wanted.variant not in variants:
-        raise SpecError(f"no variant `{wanted.variant}`{suggestion(wanted.variant, variants)}")
+        raise SpecError(f"no variant `{wanted.variant}`{which_variant(wanted.variant, variants)}")
     cells = [cell for cell in plan.cells if cell.variant == wanted.variant]
     for flag, asked, field in (
         ("--base", wanted.base, "base"),
