@@ -61,7 +61,7 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
     Of a dataset with tasks they are of the completions alone, each read whole after its context and prompt.
     """
     settings = Perplexity.model_validate(context.config["evaluation"], strict=False)
-    loaded = load_model(context)
+    loaded = load_model(context, fused=True)
     max_length = context.config["max_length"]
     stride = settings.stride or max_length // 2
     scores: list[Score] = []

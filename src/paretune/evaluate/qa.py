@@ -46,7 +46,7 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
     slices = [slices_of(question, settings.slice_by) for question in questions]
     prompt, answer = parse_template(settings.prompt), parse_template(settings.answer)
     requests = [request_of(question, prompt, answer) for question in questions]
-    loaded = load_model(context)
+    loaded = load_model(context, fused=True)
     likelihoods = answer_likelihoods(loaded, requests, context.options.forward_tokens)
     context.emit(done=len(questions), total=2 * len(questions))
     generations = generated_answers(loaded, requests, settings.max_new_tokens)

@@ -58,7 +58,7 @@ def evaluate_tasks(context: StageContext) -> dict[str, Any]:
     encoder: Mapping[str, Any] | None = fields.pop("encoder", None)
     settings = Tasks.model_validate(fields, strict=False)
     directory = context.inputs["tokens"].path
-    loaded = load_model(context)
+    loaded = load_model(context, fused=True)
     labels = {name: _labels(task["labels"], directory, name) for name, task in tasks.items() if task.get("labels")}
     asked: list[Question] = []
     answers: list[Answer] = []

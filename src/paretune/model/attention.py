@@ -66,13 +66,22 @@ def attending(model: PreTrainedModel, batch: Batch) -> Iterator[None]:
     if batch.forest is None:
         yield
         return
-    before, token = model.config._attn_implementation, _FOREST.set(batch.forest)
+    before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
-        with reading_targets_only(model, batch):
+        with using_forest(batch.forest), reading_targets_only(model, batch):
             yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def using_forest(forest: Forest) -> Iterator[None]:
+    """Let `mask_of_trees` make the masks of `forest`."""
+    token = _FOREST.set(forest)
+    try:
+        yield
+    finally:
         _FOREST.reset(token)
 
 

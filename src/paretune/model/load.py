@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_arguments
 from paretune.errors import NeedsError, StageError
+from paretune.model.fused import fuse
 from paretune.pipeline.stage import Artifact, StageContext
 
 ADAPTER = "adapter"
@@ -26,12 +27,17 @@ class LoadedModel:
     """Longest sequence that the positions of the model reach; None where nothing limits it."""
 
 
-def load_model(context: StageContext, dtype: torch.dtype | None = None) -> LoadedModel:
-    """The model that a stage is given: its input `model`, or the base; in `dtype`, or the precision of the stage's config."""
+def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused: bool = False) -> LoadedModel:
+    """The model that a stage is given: its input `model`, or the base; in `dtype`, or the precision of the stage's config.
+
+    `fused` is for what is only measured: the same function, computed faster, by modules that are not all transformers' own.
+    """
     dtype = dtype or getattr(torch, context.config["precision"])
     base = (context.config["base"], context.resources["base"])
     device = torch.device(context.config.get("device", "cpu"))
     model = _load(context.inputs.get("model"), base, dtype).to(device).eval()
+    if fused:
+        fuse(model)
     return LoadedModel(model, load_tokenizer(*base), device, max_positions(model.config.get_text_config()))
 
 
