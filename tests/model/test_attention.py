@@ -114,11 +114,13 @@ def test_blocks_cover_a_row_once_and_keep_to_their_size():
             trunk = ids(random, int(random.integers(1, 500)))
             examples += [Example(ids(random, int(n)), 0, trunk) for n in random.integers(1, 90, 4)]
         for _, batch in forward_batches(examples, forward_tokens=2048):
-            bounds = block_bounds(batch.forest)
-            assert bounds[0][0] == 0
-            assert bounds[-1][1] == len(batch.forest)
-            assert all(one[1] == other[0] for one, other in itertools.pairwise(bounds))
-            assert all(0 < stop - start <= QUERIES for start, stop in bounds)
+            for join in (True, False):
+                bounds = block_bounds(batch.forest, join=join)
+                assert bounds[0][0] == 0
+                assert bounds[-1][1] == len(batch.forest)
+                assert all(one[1] == other[0] for one, other in itertools.pairwise(bounds))
+                assert all(0 < stop - start <= QUERIES for start, stop in bounds)
+                assert join or all(len(set(batch.forest.trees_T[start:stop])) == 1 for start, stop in bounds)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tmp_path):

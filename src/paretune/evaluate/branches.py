@@ -17,7 +17,7 @@ import torch
 
 from paretune.data.tokenizer import TextTokenizer
 from paretune.evaluate.outputs import StoppedBy
-from paretune.model.forward import PackedModel, packed_model
+from paretune.model.forward import PackedModel
 from paretune.model.load import LoadedModel
 from paretune.model.shared_context import Document, SharedContexts, sharing
 
@@ -80,13 +80,14 @@ def answer(
 
     `share` says whether contexts are read once; by default where the architecture has been shown to allow it.
     """
-    packed = packed_model(loaded.model) if asks and share is not False else None
-    shared = packed is not None and (shares(packed) if share is None else share)
+    shared = (bool(asks) and shares(loaded.packed)) if share is None else share
     found: dict[int, Answer] = {}
     for group in _groups(asks) if shared else ([[index]] for index in range(len(asks))):
         branches = [[_Branch(asks[index], index, [], slot=slot) for slot, index in enumerate(tree)] for tree in group]
         started, count = time.perf_counter(), sum(map(len, group))
-        ending = _answer_together(packed, loaded.tokenizer, branches) if shared else _answer_alone(loaded, branches[0][0])
+        ending = (
+            _answer_together(loaded.packed, loaded.tokenizer, branches) if shared else _answer_alone(loaded, branches[0][0])
+        )
         done: list[_Branch] = []
         for ended in ending:
             done += ended

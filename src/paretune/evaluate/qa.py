@@ -65,7 +65,7 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
 def answer_likelihoods(loaded: LoadedModel, requests: Sequence[Request], forward_tokens: int) -> list[Likelihoods]:
     """Log-likelihoods of the answers of each request; DataError for one that does not fit into the model's positions."""
     examples = [example for request in requests for example in _examples(loaded, request)]
-    results = score(loaded.model, examples, forward_tokens=forward_tokens)
+    results = score(loaded.packed, examples, forward_tokens=forward_tokens)
     groups = [list(islice(results, len(request.answers))) for request in requests]
     return [Likelihoods(tuple(-float(r.nats.sum()) for r in group), tuple(len(r.nats) for r in group)) for group in groups]
 

@@ -114,7 +114,7 @@ def likeliest_labels(
         for label in _written(labels[question.task], question.references[0]):
             ids = np.array([*tokenizer.encode_continuation(label), *question.row["end"]], np.int32)
             examples.append(Example(np.concatenate([prompt, ids]).astype(np.int32), len(prompt), trunk))
-    results = score(loaded.model, examples, forward_tokens=forward_tokens)
+    results = score(loaded.packed, examples, forward_tokens=forward_tokens)
     found = []
     for question in questions:
         names = labels.get(question.task, ())

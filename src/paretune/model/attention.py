@@ -96,7 +96,8 @@ def mask_of_trees(*, mask_function: Callable[..., torch.Tensor], device: torch.d
         queries, keys = torch.from_numpy(depth_Q)[:, None], torch.from_numpy(depth_S)[None]
         return np.broadcast_to(mask_function(zero, zero, queries, keys).numpy(), (len(depth_Q), len(depth_S)))
 
-    blocks = tuple(_block(forest, rule, start, stop, device) for start, stop in block_bounds(forest))
+    bounds = block_bounds(forest, join=torch.is_grad_enabled())
+    blocks = tuple(_block(forest, rule, start, stop, device) for start, stop in bounds)
     return TreeMask(blocks, flex_mask(forest, mask_function, device) if torch.device(device).type == "cuda" else None)
 
 
@@ -132,15 +133,17 @@ def _blocks_read(blocks: tuple[Block, ...], rows: np.ndarray | None) -> tuple[Bl
     return tuple(block for block in blocks if np.searchsorted(rows, block.start) < np.searchsorted(rows, block.stop))
 
 
-def block_bounds(forest: Forest) -> list[tuple[int, int]]:
-    """Where the blocks of queries begin and end: trunks, the branches of a tree, and runs of small trees, in equal parts."""
+def block_bounds(forest: Forest, *, join: bool) -> list[tuple[int, int]]:
+    """Where the blocks of queries begin and end: trunks, the branches of a tree, and with `join` runs of small trees, in equal
+    parts. Without it a tree is computed to the last bit as if it stood alone: its sums do not begin at the keys of another.
+    """
     trees, in_branch = forest.trees_T, forest.branches_T > 0
     edges = np.flatnonzero(np.diff(trees) | (np.diff(in_branch.astype(np.int8)) != 0)) + 1
     parts: list[tuple[int, int]] = []
     for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(forest)], strict=True):
         fits = parts and stop - parts[-1][0] <= QUERIES
         # A trunk's keys are also those of its branches, so joining either to its like costs little.
-        if fits and (trees[parts[-1][1] - 1] == trees[start] or stop - start <= QUERIES // 2):
+        if fits and (trees[parts[-1][1] - 1] == trees[start] or (join and stop - start <= QUERIES // 2)):
             parts[-1] = (parts[-1][0], stop)
         else:
             parts.append((start, stop))

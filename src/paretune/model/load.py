@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_arguments
 from paretune.errors import NeedsError, StageError
+from paretune.model.forward import PackedModel, packed_model
 from paretune.model.fused import fuse
 from paretune.pipeline.stage import Artifact, StageContext
 
@@ -25,6 +27,11 @@ class LoadedModel:
     device: torch.device
     max_positions: int | None
     """Longest sequence that the positions of the model reach; None where nothing limits it."""
+
+    @cached_property
+    def packed(self) -> PackedModel:
+        """The model for token trees. What is shown about it is shown once, so the model must stay as it is."""
+        return packed_model(self.model)
 
 
 def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused: bool = False) -> LoadedModel:
