@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from paretune.data.tokenizer import load_tokenizer
 from paretune.data.trees import ROUND_TO
 from paretune.evaluate import branches
-from paretune.evaluate.branches import Ask, answer, shares
+from paretune.evaluate.branches import Ask, answer, place_bytes
 from paretune.model import shared_context
 from paretune.model.load import LoadedModel, load_pretrained, max_positions
 from tests.evaluate.stages import BASE
@@ -53,7 +53,7 @@ def plain(loaded: LoadedModel, ask: Ask) -> list[int]:
 def test_answers_are_those_of_plain_generation(architecture: str, tmp_path: Path) -> None:
     loaded = load(architecture, tmp_path)
     asks = asks_of(loaded)
-    assert shares(loaded.packed)
+    assert place_bytes(loaded.packed)
     found = answer(loaded, asks)
     assert [list(each.ids) for each in found] == [plain(loaded, ask) for ask in asks]
     assert [each.ids for each in answer(loaded, asks, share=False)] == [each.ids for each in found]
@@ -83,7 +83,7 @@ def test_a_context_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_an_architecture_that_cannot_share_answers_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load("llama", tmp_path)
     monkeypatch.setattr(shared_context, "_attend", lambda query, *_: torch.zeros_like(query))
-    assert not shares(loaded.packed)
+    assert place_bytes(loaded.packed) is None
     asks = asks_of(loaded)[:3]
     assert [list(each.ids) for each in answer(loaded, asks)] == [plain(loaded, ask) for ask in asks]
 

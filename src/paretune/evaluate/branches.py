@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
@@ -80,7 +81,7 @@ def answer(
 
     `share` says whether contexts are read once; by default where the architecture has been shown to allow it.
     """
-    shared = (bool(asks) and shares(loaded.packed)) if share is None else share
+    shared = (bool(asks) and place_bytes(loaded.packed) is not None) if share is None else share
     found: dict[int, Answer] = {}
     for group in _groups(asks) if shared else ([[index]] for index in range(len(asks))):
         branches = [[_Branch(asks[index], index, [], slot=slot) for slot, index in enumerate(tree)] for tree in group]
@@ -97,10 +98,13 @@ def answer(
     return [found[index] for index in range(len(asks))]
 
 
-def shares(packed: PackedModel) -> bool:
-    """Whether branches of unlike length after one cached trunk give what each gives alone: shown on two trunks."""
+@lru_cache(maxsize=1)
+def place_bytes(packed: PackedModel) -> float | None:
+    """Bytes that a place of the cache takes; None where branches of unlike length after one cached trunk do not give what each
+    gives alone, which is tried on two trunks.
+    """
     if not packed.isolates:
-        return False
+        return None
     model, size = packed.model, packed.model.config.get_text_config().vocab_size
     trunks = [np.arange(start, start + length) % size for start, length in ((3, 9), (5, 4))]
     prompts = [np.arange(start, start + length) % size for start, length in ((11, 3), (2, 5), (7, 1))]
@@ -112,15 +116,15 @@ def shares(packed: PackedModel) -> bool:
             read = cache.read(documents)
             together = torch.stack([read, cache.step([0, 0, 1], [0, 1, 0], [12, 14, 5], following)], dim=1)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return False  # an architecture with a cache or masks of its own
+        return None  # an architecture with a cache or masks of its own
     for n, logits in enumerate(together):
         ids = [*trunks[n // 2].tolist(), *prompts[n].tolist(), following[n]]
         with torch.no_grad():
             alone = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -2:]
         scale = alone.float().abs().max().clamp_min(1e-6)
         if (alone.float() - logits.float()).abs().max() / scale > _TOLERANCE[alone.dtype]:
-            return False
-    return True
+            return None
+    return cache.bytes_per_place
 
 
 def cut_at_text(tokenizer: TextTokenizer, ids: Sequence[int], stop: Sequence[str]) -> tuple[list[int], str] | None:
@@ -191,11 +195,8 @@ def _room_for(packed: PackedModel, trees: Sequence[Sequence[_Branch]]) -> Shared
         "trunk_tokens": max(len(tree[0].ask.trunk) for tree in trees),
         "branch_tokens": max(len(each.ask.prompt) + each.ask.limit for tree in trees for each in tree),
     }
-    probe = SharedContexts(packed, num_rows=1, num_slots=1, trunk_tokens=1, branch_tokens=1)
-    with sharing(packed):
-        probe.read([Document(np.zeros(1, np.int32), (np.zeros(0, np.int32),))])
-    of_row = probe.bytes_per_place * (sizes["trunk_tokens"] + slots * sizes["branch_tokens"])
-    return SharedContexts(packed, num_rows=max(1, min(len(trees), MAX_BRANCHES, int(MAX_BYTES / of_row))), **sizes)
+    of_row = (place_bytes(packed) or 0) * (sizes["trunk_tokens"] + slots * sizes["branch_tokens"])
+    return SharedContexts(packed, num_rows=max(1, min(len(trees), MAX_BRANCHES, int(MAX_BYTES // max(1, of_row)))), **sizes)
 
 
 def _answer_alone(loaded: LoadedModel, branch: _Branch) -> Iterator[list[_Branch]]:
