@@ -208,6 +208,28 @@ def test_flex_attention_sees_what_the_blocks_see(architecture, tmp_path, monkeyp
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_where_flex_attention_fails_the_blocks_take_its_place_and_say_why(tmp_path, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(make_model("gemma2", tmp_path), dtype=torch.float32).eval()
+    ((_, batch),) = forward_batches(forest(), forward_tokens=4096)
+    with torch.no_grad(), attending(model, batch):
+        expected = hidden_states(model, batch)
+
+    def broken(*arguments, **others):
+        raise RuntimeError("no kernel for this device\nand a long trace")
+
+    monkeypatch.setattr(attention, "_has_flex", lambda device: True)
+    monkeypatch.setattr(attention, "_FLEX_FAILURES", {})
+    assert packed_model(model).isolates
+    assert attention.flex_failure() is None
+    monkeypatch.setattr(attention, "_FLEX_FAILURES", {})
+    monkeypatch.setattr(attention, "flex_attention", broken)
+    assert packed_model(model).isolates
+    assert attention.flex_failure() == "RuntimeError: no kernel for this device"
+    with torch.no_grad(), attending(model, batch):
+        torch.testing.assert_close(hidden_states(model, batch), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])

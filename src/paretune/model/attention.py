@@ -24,6 +24,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from paretune.data.trees import Batch, Forest, rounded
+from paretune.errors import is_out_of_memory
 from paretune.model.dropout import drop, keep_mask
 from paretune.model.last_block import reading_targets_only, rows_of
 
@@ -32,6 +33,9 @@ QUERIES = 128
 """Queries of a block. More would mean fewer and larger products, and more of them under the mask."""
 QUERY_STEP, KEY_STEP = 64, 128
 """Blocks are filled up to multiples of these: every new shape of a bfloat16 product costs about 1 MB (`trees.ROUND_TO`)."""
+_FLEX_PROBE = 256
+_FLEX_FAILURES: dict[tuple[Any, ...], str | None] = {}
+"""What came of trying FlexAttention, by the form of its queries."""
 _FOREST: ContextVar[Forest | None] = ContextVar("forest", default=None)
 
 
@@ -98,7 +102,7 @@ def mask_of_trees(*, mask_function: Callable[..., torch.Tensor], device: torch.d
 
     bounds = block_bounds(forest, join=torch.is_grad_enabled())
     blocks = tuple(_block(forest, rule, start, stop, device) for start, stop in bounds)
-    return TreeMask(blocks, flex_mask(forest, mask_function, device) if torch.device(device).type == "cuda" else None)
+    return TreeMask(blocks, flex_mask(forest, mask_function, device) if _has_flex(torch.device(device)) else None)
 
 
 def attention_of_trees(
@@ -118,7 +122,7 @@ def attention_of_trees(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if attention_mask.flex is not None and not dropout:
+    if attention_mask.flex is not None and not dropout and flex_runs(query, key.shape[1], softcap):
         return attend_by_flex(query, key, value, attention_mask.flex, scale, softcap).transpose(1, 2), None
     with torch.autocast(query.device.type, enabled=False):
         blocks = _blocks_read(attention_mask.blocks, rows_of(module))
@@ -200,6 +204,44 @@ def attend_by_flex(
     return attend(
         query, key, value, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
+
+
+def flex_failure() -> str | None:
+    """Why FlexAttention has not been used in this process where it should have been; None where nothing failed."""
+    return next((failure for failure in _FLEX_FAILURES.values() if failure), None)
+
+
+def flex_runs(query: torch.Tensor, num_key_heads: int, softcap: float | None) -> bool:
+    """Whether FlexAttention compiles and runs for queries of this form, forwards and backwards: tried once.
+
+    Where it does not, attention goes block by block through SDPA, which is slower and the same; `flex_failure` tells why.
+    """
+    form = (query.device, query.dtype, query.shape[1], num_key_heads, query.shape[-1], softcap is None)
+    if form not in _FLEX_FAILURES:
+        _FLEX_FAILURES[form] = _flex_failure(query, num_key_heads, softcap)
+    return _FLEX_FAILURES[form] is None
+
+
+def _flex_failure(query: torch.Tensor, num_key_heads: int, softcap: float | None) -> str | None:
+    depths = np.arange(_FLEX_PROBE)
+    forest = Forest((depths >= _FLEX_PROBE // 2).astype(np.int32), np.zeros(_FLEX_PROBE, np.int32), depths % (_FLEX_PROBE // 2))
+    try:
+        mask = flex_mask(forest, lambda batch, head, query, key: key <= query, query.device)
+        sides = [query.new_ones(1, heads, _FLEX_PROBE, query.shape[-1]) for heads in (query.shape[1], num_key_heads)]
+        with torch.enable_grad():
+            out = attend_by_flex(sides[0].requires_grad_(query.is_cuda), sides[1], sides[1], mask, 1.0, softcap)
+            if query.is_cuda:  # there is no backward pass on a CPU
+                out.sum().backward()
+    except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None
+
+
+def _has_flex(device: torch.device) -> bool:
+    """Its backward pass needs a GPU."""
+    return device.type == "cuda"
 
 
 @functools.cache
