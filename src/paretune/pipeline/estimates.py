@@ -51,6 +51,8 @@ _SAMPLE = 300
 _SPEED = "train_tokens_per_second"
 _SHORTEST = 64
 """Tokens of a pass at least: `paretune.data.trees.ROUND_TO`."""
+_TRANSIENT = 1.5
+"""What a pass takes beside what it keeps: `paretune.model.memory`."""
 _DEFAULTS = RunOptions()
 _TOKENS_PER_BYTE = 0.25
 """Where the tokenizer is not at hand."""
@@ -203,10 +205,11 @@ def _cost(
     in_pass = min(options.forward_tokens, round(batch * length))
     kept = _kept(stage, config, in_pass, study.train.max_length, options.recompute)
     memory, disk = _training(stage, weights, config, kept)
-    if options.memory is not None and memory is not None and memory > options.memory:
-        # The pass is made as small as the budget asks, down to the shortest that there is; weights and moments stay.
+    if options.memory is not None and disk is not None:
+        # As `paretune.model.memory.fitting_tokens` does it: 12 bytes of each trained weight, of which 4 are those on disk.
         least = _kept(stage, config, min(_SHORTEST, in_pass), study.train.max_length, options.recompute)
-        memory = max(options.memory, memory - kept + least)
+        fitting = max(least, (options.memory - 3 * disk) / _TRANSIENT)
+        memory, _ = _training(stage, weights, config, min(kept, fitting))
     seconds = (amount.read or amount.tokens) * epochs / speed if amount and speed else None
     return Cost(steps, tokens, amount is None or amount.exact, memory and libraries + memory, disk, seconds)
 
