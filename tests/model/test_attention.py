@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.trees import Example, forward_batches, unshared
-from paretune.model import attention
+from paretune.model import attention, flex
 from paretune.model.adapters import add_lora
 from paretune.model.attention import QUERIES, attending, block_bounds
 from paretune.model.forward import hidden_states, packed_model
@@ -198,7 +198,7 @@ def test_flex_attention_sees_what_the_blocks_see(architecture, tmp_path, monkeyp
         masks = []
 
         def with_flex(*, mask_function, device, **others):
-            found = attention.flex_mask(batch.forest, mask_function, device)
+            found = flex.flex_mask(batch.forest, mask_function, device)
             masks.append(found)
             return attention.TreeMask((), found)
 
@@ -218,14 +218,14 @@ def test_where_flex_attention_fails_the_blocks_take_its_place_and_say_why(tmp_pa
     def broken(*arguments, **others):
         raise RuntimeError("no kernel for this device\nand a long trace")
 
-    monkeypatch.setattr(attention, "_has_flex", lambda device: True)
-    monkeypatch.setattr(attention, "_FLEX_FAILURES", {})
+    monkeypatch.setattr(attention, "has_flex", lambda device: True)
+    monkeypatch.setattr(flex, "_FAILURES", {})
     assert packed_model(model).isolates
-    assert attention.flex_failure() is None
-    monkeypatch.setattr(attention, "_FLEX_FAILURES", {})
-    monkeypatch.setattr(attention, "flex_attention", broken)
+    assert flex.flex_failure() is None
+    monkeypatch.setattr(flex, "_FAILURES", {})
+    monkeypatch.setattr(flex, "flex_attention", broken)
     assert packed_model(model).isolates
-    assert attention.flex_failure() == "RuntimeError: no kernel for this device"
+    assert flex.flex_failure() == "RuntimeError: no kernel for this device"
     with torch.no_grad(), attending(model, batch):
         torch.testing.assert_close(hidden_states(model, batch), expected, rtol=1e-5, atol=1e-5)
 

@@ -8,7 +8,6 @@ with the keys that any of them sees: a long trunk costs what a causal mask costs
 Legend: T tokens of the row, Q queries and S keys of a block, H heads, K heads of keys, G = H / K, D width of a head.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,12 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from paretune.data.trees import Batch, Forest, rounded
-from paretune.errors import is_out_of_memory
 from paretune.model.dropout import drop, keep_mask
+from paretune.model.flex import attend_by_flex, flex_mask, flex_runs, has_flex
 from paretune.model.last_block import reading_targets_only, rows_of
 
 NAME = "paretune_trees"
@@ -33,9 +32,6 @@ QUERIES = 128
 """Queries of a block. More would mean fewer and larger products, and more of them under the mask."""
 QUERY_STEP, KEY_STEP = 64, 128
 """Blocks are filled up to multiples of these: every new shape of a bfloat16 product costs about 1 MB (`trees.ROUND_TO`)."""
-_FLEX_PROBE = 256
-_FLEX_FAILURES: dict[tuple[Any, ...], str | None] = {}
-"""What came of trying FlexAttention, by the form of its queries."""
 _FOREST: ContextVar[Forest | None] = ContextVar("forest", default=None)
 
 
@@ -102,7 +98,7 @@ def mask_of_trees(*, mask_function: Callable[..., torch.Tensor], device: torch.d
 
     bounds = block_bounds(forest, join=torch.is_grad_enabled())
     blocks = tuple(_block(forest, rule, start, stop, device) for start, stop in bounds)
-    return TreeMask(blocks, flex_mask(forest, mask_function, device) if _has_flex(torch.device(device)) else None)
+    return TreeMask(blocks, flex_mask(forest, mask_function, device) if has_flex(torch.device(device)) else None)
 
 
 def attention_of_trees(
@@ -175,78 +171,6 @@ def _block(
         return Block(start, stop, first + skip, None, 0)
     mask = torch.from_numpy(np.where(seen, 0.0, -np.inf).astype(np.float32)).to(device)
     return Block(start, stop, first + skip, mask, seen.shape[1] - int(hidden[0]))
-
-
-def flex_mask(forest: Forest, mask_function: Callable[..., torch.Tensor], device: torch.device) -> BlockMask:
-    """The mask of `forest` for FlexAttention, which skips what is hidden in blocks."""
-    trees, branches, depths = (
-        torch.from_numpy(array).to(device) for array in (forest.trees_T, forest.branches_T, forest.depths_T)
-    )
-
-    def seen(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        ancestor = (branches[key] == 0) | (branches[query] == branches[key])
-        place = (trees[query] == trees[key]) & (key <= query)
-        return place & ancestor & mask_function(batch, head, depths[query], depths[key])
-
-    return create_block_mask(seen, None, None, len(forest), len(forest), device=device)
-
-
-def attend_by_flex(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, scale: float, softcap: float | None
-) -> torch.Tensor:
-    """[1, H, T, D] from query, key and value of that form; compiled where there is a GPU."""
-
-    def capped(score: torch.Tensor, batch: Any, head: Any, query_index: Any, key_index: Any) -> torch.Tensor:
-        return softcap * torch.tanh(score / softcap)
-
-    attend = _compiled_flex() if query.is_cuda else flex_attention
-    score_mod = None if softcap is None else capped
-    return attend(
-        query, key, value, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-    )
-
-
-def flex_failure() -> str | None:
-    """Why FlexAttention has not been used in this process where it should have been; None where nothing failed."""
-    return next((failure for failure in _FLEX_FAILURES.values() if failure), None)
-
-
-def flex_runs(query: torch.Tensor, num_key_heads: int, softcap: float | None) -> bool:
-    """Whether FlexAttention compiles and runs for queries of this form, forwards and backwards: tried once.
-
-    Where it does not, attention goes block by block through SDPA, which is slower and the same; `flex_failure` tells why.
-    """
-    form = (query.device, query.dtype, query.shape[1], num_key_heads, query.shape[-1], softcap is None)
-    if form not in _FLEX_FAILURES:
-        _FLEX_FAILURES[form] = _flex_failure(query, num_key_heads, softcap)
-    return _FLEX_FAILURES[form] is None
-
-
-def _flex_failure(query: torch.Tensor, num_key_heads: int, softcap: float | None) -> str | None:
-    depths = np.arange(_FLEX_PROBE)
-    forest = Forest((depths >= _FLEX_PROBE // 2).astype(np.int32), np.zeros(_FLEX_PROBE, np.int32), depths % (_FLEX_PROBE // 2))
-    try:
-        mask = flex_mask(forest, lambda batch, head, query, key: key <= query, query.device)
-        sides = [query.new_ones(1, heads, _FLEX_PROBE, query.shape[-1]) for heads in (query.shape[1], num_key_heads)]
-        with torch.enable_grad():
-            out = attend_by_flex(sides[0].requires_grad_(query.is_cuda), sides[1], sides[1], mask, 1.0, softcap)
-            if query.is_cuda:  # there is no backward pass on a CPU
-                out.sum().backward()
-    except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
-        if is_out_of_memory(error):
-            raise
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return None
-
-
-def _has_flex(device: torch.device) -> bool:
-    """Its backward pass needs a GPU."""
-    return device.type == "cuda"
-
-
-@functools.cache
-def _compiled_flex() -> Callable[..., torch.Tensor]:
-    return torch.compile(flex_attention)
 
 
 class _TreeAttention(torch.autograd.Function):

@@ -15,7 +15,7 @@ from paretune.data.tokenizer import read_tokens
 from paretune.data.trees import Example
 from paretune.errors import StageError
 from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_base_dropout
-from paretune.model.attention import flex_failure
+from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.model.memory import available_bytes, keep_freed_memory
