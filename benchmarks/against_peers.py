@@ -47,16 +47,22 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "padding-free by 2, bf16 base": {"flat": True, "micro": 2, "weights": "bfloat16"},
     "checkpointing": {"checkpointing": True},
     "batch 1": {"batch": 1},
+    "batch 4": {"batch": 4},
     "batch 8": {"batch": 8},
     "batch 16": {"batch": 16},
     "batch 32": {"batch": 32},
+    "batch 64": {"batch": 64},
+    "batch 8, static cache": {"batch": 8, "cache": "static"},
+    "batch 16, static cache": {"batch": 16, "cache": "static"},
+    "batch 32, static cache": {"batch": 32, "cache": "static"},
+    "batch 64, static cache": {"batch": 64, "cache": "static"},
 }
 """Of the peers, by name. Examples of a step are sorted by length; `grouped` makes each step of examples of like length."""
 OF_TRAINERS = tuple(name for name, setting in SETTINGS.items() if "batch" not in setting)
 CANDIDATES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "train": {"trainer": OF_TRAINERS, "trl": OF_TRAINERS},
-    "choices": {"lm-eval": ("batch 1", "batch 8", "batch 32")},
-    "generate": {"generate": ("batch 8", "batch 16", "batch 32")},
+    "choices": {"lm-eval": ("batch 1", "batch 4", "batch 8", "batch 16", "batch 32")},
+    "generate": {"generate": tuple(f"batch {n}{cache}" for cache in ("", ", static cache") for n in (8, 16, 32, 64))},
 }
 
 DEFAULTS = {

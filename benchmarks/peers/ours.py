@@ -110,7 +110,7 @@ def serve_choices(opened: OpenStudy, turns: Turns, shared: Path, _: str, per_tur
     questions = read_questions(stage.resources["items"])
     prompt, option = parse_template(settings.prompt), parse_template(settings.answer)
     requests = [request_of(question, prompt, option) for question in questions]
-    loaded = load_model(_context(opened, stage, lambda **_: None))
+    loaded = load_model(_context(opened, stage, lambda **_: None), fused=True)
     shared.write_text(json.dumps({"per_turn": per_turn}))
     turns.tell(ready=True, precision=stage.config["precision"], threads=torch.get_num_threads())
     for first in _places(turns, len(questions), per_turn):
@@ -130,7 +130,7 @@ def serve_choices(opened: OpenStudy, turns: Turns, shared: Path, _: str, per_tur
 def serve_generation(opened: OpenStudy, turns: Turns, shared: Path, _: str, per_turn: int) -> None:
     """The four tasks of the next articles a turn."""
     stage = next(cell for cell in opened.plan.cells if cell.variant == "base").evaluations["tasks"]
-    loaded = load_model(_context(opened, stage, lambda **_: None))
+    loaded = load_model(_context(opened, stage, lambda **_: None), fused=True)
     (tokens,) = opened.plan.tokens.values()
     rows = read_tokens(opened.store.artifact(tokens).path, "train")
     tasks = next(iter(opened.study.data.values())).scored

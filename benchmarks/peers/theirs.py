@@ -200,7 +200,11 @@ def serve_generate(_: str, directory: str, shared: Path, setting: dict[str, Any]
             batch = tokenizer.pad({"input_ids": [prompts[n] for n in part]}, return_tensors="pt")
             with torch.inference_mode():
                 out = model.generate(
-                    **batch, max_new_tokens=given["limit"], do_sample=False, pad_token_id=tokenizer.pad_token_id
+                    **batch,
+                    max_new_tokens=given["limit"],
+                    do_sample=False,
+                    pad_token_id=tokenizer.pad_token_id,
+                    cache_implementation=setting.get("cache"),
                 )
             for n, ids in zip(part, out[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 answers[n] = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids

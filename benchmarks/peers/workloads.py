@@ -218,8 +218,8 @@ ROWS = (
     Row("book-full-llama", "train", "llama", write_book, 1.3, "full"),
     Row("openbookqa-gpt2", "choices", "gpt2", write_openbookqa, 2.2, per_turn=50),
     Row("reading-gpt2", "choices", "gpt2", write_reading, 4, per_turn=8),
-    Row("generate-gpt2", "generate", "gpt2", write_generation, 3, per_turn=4),
+    Row("generate-gpt2", "generate", "gpt2", write_generation, 3, per_turn=8),
     Row("openbookqa-llama", "choices", "llama", write_openbookqa, 2.2, per_turn=50),
     Row("reading-llama", "choices", "llama", write_reading, 4, per_turn=8),
-    Row("generate-llama", "generate", "llama", write_generation, 3, per_turn=4),
+    Row("generate-llama", "generate", "llama", write_generation, 3, per_turn=8),
 )

@@ -25,16 +25,22 @@ StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file
 StorePath = Annotated[Path | None, typer.Option("--store", help="Where stages live.  [default: .paretune beside the study]")]
 OutPath = Annotated[Path | None, typer.Option("--out", help="Where the outputs go.  [default: results/<study>]")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Memory = Annotated[int | None, typer.Option(min=1, help="Bytes to use at most.  [default: what is free]")]
+Recompute = Annotated[bool, typer.Option(help="Train in less memory, and slower.")]
 
 
 @app.command("plan")
-def plan_command(study: StudyFile, store: StorePath = None, device: Device = "auto") -> None:
+def plan_command(
+    study: StudyFile, store: StorePath = None, device: Device = "auto", memory: Memory = None, recompute: Recompute = False
+) -> None:
     """Show every stage as new or reused, with the reason, and what a run would take."""
     from paretune.api import open_study
     from paretune.pipeline.estimates import describe_plan
+    from paretune.pipeline.stage import RunOptions
 
     opened = open_study(study, store, device)
-    typer.echo(describe_plan(opened.study, opened.lock, opened.plan, opened.store))
+    options = RunOptions(device=device, memory=memory, recompute=recompute)
+    typer.echo(describe_plan(opened.study, opened.lock, opened.plan, opened.store, options))
 
 
 @app.command("run")
@@ -45,8 +51,8 @@ def run_command(
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Stages side by side.")] = 1,
     accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches an optimizer step is cut into.")] = 1,
-    memory: Annotated[int | None, typer.Option(min=1, help="Bytes to use at most.  [default: what is free]")] = None,
-    recompute: Annotated[bool, typer.Option(help="Train in less memory, and slower.")] = False,
+    memory: Memory = None,
+    recompute: Recompute = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks of failed stages.")] = False,
 ) -> None:
     """Run what is missing, then write the comparison."""

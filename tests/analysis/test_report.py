@@ -266,12 +266,17 @@ def test_deviations_are_printed(tmp_path: Path) -> None:
         repeated_steps=3,
         resumed_from=1200,
         train_tokens=999,
+        options={"forward_tokens": 1024},
+        out_of_memory=2,
+        flex_failure="X: no kernel",
     )
     found = part(report_of(odd), "What was compared")
     for words in (
         "`full` (seed 0) stopped early, after 7 optimizer steps (1.5 epochs).",
         "`full` (seed 0) was interrupted and went on from step 1,200; 3 steps ran twice.",
         "those with the lowest validation loss were kept: `full` (seed 0) step 4 of 7.",
+        "`full` (seed 0) ran out of memory 2 times and went on in passes of 1,024 tokens, which take longer.",
+        "`full` (seed 0) trained without FlexAttention, slower and in more memory, as it failed here (X: no kernel).",
         "trained with unequal tokens: ",
         "trained with unequal optimizer steps: ",
     ):
@@ -279,7 +284,7 @@ def test_deviations_are_printed(tmp_path: Path) -> None:
     again = part(report_of(changed(results, repeated_steps=3, resumed_from=0)), "What was compared")
     assert "`full` (seed 0) was interrupted and began again; 3 steps ran twice." in again
     plain = part(report_of(results), "What was compared")
-    for word in ("stopped early", "interrupted", "lowest validation loss", "unequal"):
+    for word in ("stopped early", "out of memory", "FlexAttention", "interrupted", "lowest validation loss", "unequal"):
         assert word not in plain
 
 

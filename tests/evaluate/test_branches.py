@@ -8,8 +8,10 @@ import torch
 from transformers import GenerationConfig
 
 from paretune.data.tokenizer import load_tokenizer
+from paretune.data.trees import ROUND_TO
 from paretune.evaluate import branches
-from paretune.evaluate.branches import Ask, answer, shares
+from paretune.evaluate.branches import Ask, answer, place_bytes
+from paretune.model import shared_context
 from paretune.model.load import LoadedModel, load_pretrained, max_positions
 from tests.evaluate.stages import BASE
 from tests.tiny import make_model
@@ -51,7 +53,7 @@ def plain(loaded: LoadedModel, ask: Ask) -> list[int]:
 def test_answers_are_those_of_plain_generation(architecture: str, tmp_path: Path) -> None:
     loaded = load(architecture, tmp_path)
     asks = asks_of(loaded)
-    assert shares(loaded.model)
+    assert place_bytes(loaded.packed)
     found = answer(loaded, asks)
     assert [list(each.ids) for each in found] == [plain(loaded, ask) for ask in asks]
     assert [each.ids for each in answer(loaded, asks, share=False)] == [each.ids for each in found]
@@ -61,8 +63,8 @@ def test_answers_do_not_depend_on_what_is_answered_beside_them(tmp_path: Path, m
     loaded = load("llama", tmp_path)
     asks = asks_of(loaded)
     together = answer(loaded, asks)
-    for size in (1, 2, 8):
-        monkeypatch.setattr(branches, "MAX_BRANCHES", size)
+    for name, limit in (("MAX_BRANCHES", 1), ("MAX_BRANCHES", 2), ("MAX_BRANCHES", 8), ("MAX_BYTES", 1), ("PASS_TOKENS", 1)):
+        monkeypatch.setattr(branches, name, limit)
         assert [each.text for each in answer(loaded, asks)] == [each.text for each in together]
     assert [each.text for each in answer(loaded, asks[::-1])][::-1] == [each.text for each in together]
 
@@ -70,19 +72,18 @@ def test_answers_do_not_depend_on_what_is_answered_beside_them(tmp_path: Path, m
 def test_a_context_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load("llama", tmp_path)
     read = []
-    monkeypatch.setattr(
-        branches._Batch,
-        "_read_trunks",
-        lambda self, trunks, real=branches._Batch._read_trunks: read.append(len(trunks)) or real(self, trunks),
-    )
-    answer(loaded, asks_of(loaded), share=True)
-    assert read == [len(CONTEXTS)]
+    hook = loaded.model.get_input_embeddings().register_forward_hook(lambda _, arguments, __: read.append(arguments[0].numel()))
+    asks = asks_of(loaded, limit=1)
+    answer(loaded, asks, share=True)
+    hook.remove()
+    once = {id(ask.trunk): len(ask.trunk) for ask in asks}
+    assert sum(once.values()) <= max(read) < sum(once.values()) + sum(len(ask.prompt) + 1 for ask in asks) + ROUND_TO
 
 
 def test_an_architecture_that_cannot_share_answers_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load("llama", tmp_path)
-    monkeypatch.setattr(branches, "_by_branch", lambda packed, view: torch.zeros_like(packed[view.document_B, :, :1]))
-    assert not shares(loaded.model)
+    monkeypatch.setattr(shared_context, "_attend", lambda query, *_: torch.zeros_like(query))
+    assert place_bytes(loaded.packed) is None
     asks = asks_of(loaded)[:3]
     assert [list(each.ids) for each in answer(loaded, asks)] == [plain(loaded, ask) for ask in asks]
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.trees import Example, forward_batches, unshared
-from paretune.model import attention
+from paretune.model import attention, flex
 from paretune.model.adapters import add_lora
 from paretune.model.attention import QUERIES, attending, block_bounds
 from paretune.model.forward import hidden_states, packed_model
@@ -114,11 +114,13 @@ def test_blocks_cover_a_row_once_and_keep_to_their_size():
             trunk = ids(random, int(random.integers(1, 500)))
             examples += [Example(ids(random, int(n)), 0, trunk) for n in random.integers(1, 90, 4)]
         for _, batch in forward_batches(examples, forward_tokens=2048):
-            bounds = block_bounds(batch.forest)
-            assert bounds[0][0] == 0
-            assert bounds[-1][1] == len(batch.forest)
-            assert all(one[1] == other[0] for one, other in itertools.pairwise(bounds))
-            assert all(0 < stop - start <= QUERIES for start, stop in bounds)
+            for join in (True, False):
+                bounds = block_bounds(batch.forest, join=join)
+                assert bounds[0][0] == 0
+                assert bounds[-1][1] == len(batch.forest)
+                assert all(one[1] == other[0] for one, other in itertools.pairwise(bounds))
+                assert all(0 < stop - start <= QUERIES for start, stop in bounds)
+                assert join or all(len(set(batch.forest.trees_T[start:stop])) == 1 for start, stop in bounds)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tmp_path):
@@ -196,7 +198,7 @@ def test_flex_attention_sees_what_the_blocks_see(architecture, tmp_path, monkeyp
         masks = []
 
         def with_flex(*, mask_function, device, **others):
-            found = attention.flex_mask(batch.forest, mask_function, device)
+            found = flex.flex_mask(batch.forest, mask_function, device)
             masks.append(found)
             return attention.TreeMask((), found)
 
@@ -204,6 +206,28 @@ def test_flex_attention_sees_what_the_blocks_see(architecture, tmp_path, monkeyp
         found = hidden_states(model, batch)
     assert masks
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_where_flex_attention_fails_the_blocks_take_its_place_and_say_why(tmp_path, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(make_model("gemma2", tmp_path), dtype=torch.float32).eval()
+    ((_, batch),) = forward_batches(forest(), forward_tokens=4096)
+    with torch.no_grad(), attending(model, batch):
+        expected = hidden_states(model, batch)
+
+    def broken(*arguments, **others):
+        raise RuntimeError("no kernel for this device\nand a long trace")
+
+    monkeypatch.setattr(attention, "has_flex", lambda device: True)
+    monkeypatch.setattr(flex, "_FAILURES", {})
+    assert packed_model(model).isolates
+    assert flex.flex_failure() is None
+    monkeypatch.setattr(flex, "_FAILURES", {})
+    monkeypatch.setattr(flex, "flex_attention", broken)
+    assert packed_model(model).isolates
+    assert flex.flex_failure() == "RuntimeError: no kernel for this device"
+    with torch.no_grad(), attending(model, batch):
+        torch.testing.assert_close(hidden_states(model, batch), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -1,5 +1,7 @@
 """Packed scoring against one example at a time through the model's own forward, in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -41,12 +43,28 @@ def test_packed_scores_equal_one_at_a_time(architecture, tmp_path):
         np.testing.assert_allclose(scores.nats, reference(plain, example), rtol=1e-5, atol=1e-5)
 
 
-def test_scores_do_not_depend_on_order_or_on_what_else_is_in_the_batch(tmp_path):
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt-neox", "llama", "mistral", "gemma2", "opt"])
+def test_scores_do_not_depend_on_order_or_on_what_else_is_in_the_batch(architecture, tmp_path, monkeypatch):
+    """To the last bit: of plain texts, and of options after their question."""
+    model = AutoModelForCausalLM.from_pretrained(make_model(architecture, tmp_path), dtype=torch.float32).eval()
+    packed, questions = packed_model(model), [[item] for item in examples(30)]
+    for plain in examples(12):
+        questions.append([Example(option.ids[:5], 0, plain.ids) for option in examples(4)])
+    expected = [list(score(packed, question, forward_tokens=256)) for question in questions]
+    for stretch, order, forward_tokens in ((512, 1, 512), (512, -1, 512), (10, 1, 256), (512, -1, 128)):
+        monkeypatch.setattr(forward, "_STRETCH", stretch)
+        found = score(packed, [item for question in questions[::order] for item in question], forward_tokens=forward_tokens)
+        for question in expected[::order]:
+            for one, other in zip(question, found, strict=False):
+                np.testing.assert_array_equal(other.nats, one.nats)
+
+
+def test_scores_of_what_cannot_be_packed_depend_on_order_only_in_rounding(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make_model("gpt-neox", tmp_path), dtype=torch.float32).eval()
-    items = examples(30)
-    forward = [scores.nats for scores in score(model, items, forward_tokens=512)]
-    backward = [scores.nats for scores in score(model, items[::-1], forward_tokens=64)][::-1]
-    for one, other in zip(forward, backward, strict=True):
+    packed, items = replace(packed_model(model), isolates=False), examples(30)
+    one_way = [scores.nats for scores in score(packed, items, forward_tokens=512)]
+    backward = [scores.nats for scores in score(packed, items[::-1], forward_tokens=64)][::-1]
+    for one, other in zip(one_way, backward, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-6, atol=2e-6)
 
 

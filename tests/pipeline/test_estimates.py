@@ -12,7 +12,7 @@ from paretune.pipeline.estimates import Cost, count_weights, describe_plan, plan
 from paretune.pipeline.lock import resolve_lock
 from paretune.pipeline.plan import make_plan
 from paretune.pipeline.records import Record
-from paretune.pipeline.stage import Stage
+from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
 from paretune.spec.study import load_study
 from tests.conftest import write_study
@@ -42,11 +42,11 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Cost]
     return file, before
 
 
-def costs_of(file: Path) -> dict[str, Cost]:
+def costs_of(file: Path, options: RunOptions | None = None) -> dict[str, Cost]:
     study = load_study(file)
     lock = resolve_lock(study, file)
     plan = make_plan(study, lock, file.parent)
-    costs = plan_costs(study, lock, plan, Store(file.parent / ".paretune"))
+    costs = plan_costs(study, lock, plan, Store(file.parent / ".paretune"), options or RunOptions())
     return {name: costs[stage] for name, stage in described(plan).items()}
 
 
@@ -90,6 +90,18 @@ def test_memory_is_estimated_within_a_factor_of_two(ran: tuple[Path, dict[str, C
     for name, cost in before.items():
         if cost.memory:
             assert 0.5 < cost.memory / record_of(file, name).peak_memory_bytes < 2, name
+
+
+def test_memory_follows_the_budget_and_what_is_computed_again(ran: tuple[Path, dict[str, Cost]]) -> None:
+    file, _ = ran
+    name = "tiny/notes/full seed 0: train.full"
+    budgets = [RunOptions(memory=memory) for memory in (1, 11_000_000, 13_000_000, 10**9)]
+    plain, again, *limited = (
+        costs_of(file, options)[name].memory or 0 for options in (None, RunOptions(recompute=True), *budgets)
+    )
+    assert again < plain
+    assert 0 < limited[0] < limited[1] < limited[2] < limited[3] == plain
+    assert main(["plan", str(file), "--memory", "1", "--recompute"]) == 0
 
 
 def test_disk_is_the_size_of_what_is_kept(ran: tuple[Path, dict[str, Cost]]) -> None:

@@ -55,7 +55,7 @@ def settings(**changes) -> dict:
 
 
 def train(
-    model, draft: Path, train=None, validation=None, options=None, learning_rate=3e-3, precision="float32", **changes
+    model, draft: Path, train=None, validation=None, options=None, learning_rate=3e-3, precision="float32", done=None, **changes
 ) -> list[dict]:
     draft.mkdir(exist_ok=True)
     run = Run(
@@ -69,7 +69,9 @@ def train(
         resume=draft,
         emit=lambda **_: None,
     )
-    fit(packed_model(model), train or texts(40, 0), validation or texts(6, 1), run)
+    progress = fit(packed_model(model), train or texts(40, 0), validation or texts(6, 1), run)
+    if done is not None:
+        done.append(progress)
     return [json.loads(line) for line in (draft / "curves.jsonl").read_text().splitlines()]
 
 
@@ -157,7 +159,7 @@ def test_losses_of_tasks_equal_a_plain_padded_reference(directory, tmp_path, lay
 def test_out_of_memory_the_passes_are_halved_and_the_losses_stay(directory, tmp_path, monkeypatch):
     examples, hidden_states = documents(14, 2), loop.hidden_states
     model, plain = load(directory), load(directory)
-    passes = []
+    passes, done = [], []
 
     def with_little_memory(model, batch):
         if batch.ids_RT.numel() > 100:
@@ -167,8 +169,9 @@ def test_out_of_memory_the_passes_are_halved_and_the_losses_stay(directory, tmp_
         return hidden_states(model, batch)
 
     monkeypatch.setattr(loop, "hidden_states", with_little_memory)
-    rows = train(model, tmp_path, train=examples, options={"forward_tokens": 512})
+    rows = train(model, tmp_path, train=examples, options={"forward_tokens": 512}, done=done)
     assert max(passes) == 64
+    assert (done[0].out_of_memory, done[0].forward_tokens) == (3, 64)
     found = [row["train_loss"] for row in rows if "train_loss" in row]
     np.testing.assert_allclose(found, reference_losses(plain, examples), rtol=1e-5)
 

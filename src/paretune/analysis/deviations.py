@@ -183,6 +183,11 @@ def _runs(measured: Measured) -> Iterator[str]:
             if metrics.get("stopped_early"):
                 steps = f"{metrics.get('steps', 0):,}"
                 yield f"{who} stopped early, after {steps} optimizer steps ({metrics.get('epochs_done', 0):g} epochs)."
+            if retries := metrics.get("out_of_memory", 0):
+                passes = f"passes of {metrics['options']['forward_tokens']:,} tokens"
+                yield f"{who} ran out of memory {wording.plural(retries, 'time')} and went on in {passes}, which take longer."
+            if failure := metrics.get("flex_failure"):
+                yield f"{who} trained without FlexAttention, slower and in more memory, as it failed here ({failure})."
             if repeated := metrics.get("repeated_steps", 0):
                 # Older records do not tell where the run went on.
                 step = metrics.get("resumed_from")

@@ -61,7 +61,7 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
     Of a dataset with tasks they are of the completions alone, each read whole after its context and prompt.
     """
     settings = Perplexity.model_validate(context.config["evaluation"], strict=False)
-    loaded = load_model(context)
+    loaded = load_model(context, fused=True)
     max_length = context.config["max_length"]
     stride = settings.stride or max_length // 2
     scores: list[Score] = []
@@ -76,7 +76,7 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
         else:
             rows = [row for row in rows if len(row["ids"])]
             examples, counts = window_examples([row["ids"] for row in rows], loaded.tokenizer.prefix_id, max_length, stride)
-        results = score(loaded.model, examples, forward_tokens=context.options.forward_tokens)
+        results = score(loaded.packed, examples, forward_tokens=context.options.forward_tokens)
         of_split: list[Score] = []
         for done, (row, result) in enumerate(zip(rows, join_windows(results, counts), strict=True), start=1):
             of_split += document_scores(row, result)

@@ -46,7 +46,7 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
     slices = [slices_of(question, settings.slice_by) for question in questions]
     prompt, answer = parse_template(settings.prompt), parse_template(settings.answer)
     requests = [request_of(question, prompt, answer) for question in questions]
-    loaded = load_model(context)
+    loaded = load_model(context, fused=True)
     likelihoods = answer_likelihoods(loaded, requests, context.options.forward_tokens)
     context.emit(done=len(questions), total=2 * len(questions))
     generations = generated_answers(loaded, requests, settings.max_new_tokens)
@@ -65,7 +65,7 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
 def answer_likelihoods(loaded: LoadedModel, requests: Sequence[Request], forward_tokens: int) -> list[Likelihoods]:
     """Log-likelihoods of the answers of each request; DataError for one that does not fit into the model's positions."""
     examples = [example for request in requests for example in _examples(loaded, request)]
-    results = score(loaded.model, examples, forward_tokens=forward_tokens)
+    results = score(loaded.packed, examples, forward_tokens=forward_tokens)
     groups = [list(islice(results, len(request.answers))) for request in requests]
     return [Likelihoods(tuple(-float(r.nats.sum()) for r in group), tuple(len(r.nats) for r in group)) for group in groups]
 

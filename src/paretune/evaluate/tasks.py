@@ -58,7 +58,7 @@ def evaluate_tasks(context: StageContext) -> dict[str, Any]:
     encoder: Mapping[str, Any] | None = fields.pop("encoder", None)
     settings = Tasks.model_validate(fields, strict=False)
     directory = context.inputs["tokens"].path
-    loaded = load_model(context)
+    loaded = load_model(context, fused=True)
     labels = {name: _labels(task["labels"], directory, name) for name, task in tasks.items() if task.get("labels")}
     asked: list[Question] = []
     answers: list[Answer] = []
@@ -114,7 +114,7 @@ def likeliest_labels(
         for label in _written(labels[question.task], question.references[0]):
             ids = np.array([*tokenizer.encode_continuation(label), *question.row["end"]], np.int32)
             examples.append(Example(np.concatenate([prompt, ids]).astype(np.int32), len(prompt), trunk))
-    results = score(loaded.model, examples, forward_tokens=forward_tokens)
+    results = score(loaded.packed, examples, forward_tokens=forward_tokens)
     found = []
     for question in questions:
         names = labels.get(question.task, ())

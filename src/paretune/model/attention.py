@@ -8,7 +8,6 @@ with the keys that any of them sees: a long trunk costs what a causal mask costs
 Legend: T tokens of the row, Q queries and S keys of a block, H heads, K heads of keys, G = H / K, D width of a head.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from paretune.data.trees import Batch, Forest, rounded
 from paretune.model.dropout import drop, keep_mask
+from paretune.model.flex import attend_by_flex, flex_mask, flex_runs, has_flex
 from paretune.model.last_block import reading_targets_only, rows_of
 
 NAME = "paretune_trees"
@@ -66,13 +66,22 @@ def attending(model: PreTrainedModel, batch: Batch) -> Iterator[None]:
     if batch.forest is None:
         yield
         return
-    before, token = model.config._attn_implementation, _FOREST.set(batch.forest)
+    before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
-        with reading_targets_only(model, batch):
+        with using_forest(batch.forest), reading_targets_only(model, batch):
             yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def using_forest(forest: Forest) -> Iterator[None]:
+    """Let `mask_of_trees` make the masks of `forest`."""
+    token = _FOREST.set(forest)
+    try:
+        yield
+    finally:
         _FOREST.reset(token)
 
 
@@ -87,8 +96,9 @@ def mask_of_trees(*, mask_function: Callable[..., torch.Tensor], device: torch.d
         queries, keys = torch.from_numpy(depth_Q)[:, None], torch.from_numpy(depth_S)[None]
         return np.broadcast_to(mask_function(zero, zero, queries, keys).numpy(), (len(depth_Q), len(depth_S)))
 
-    blocks = tuple(_block(forest, rule, start, stop, device) for start, stop in block_bounds(forest))
-    return TreeMask(blocks, flex_mask(forest, mask_function, device) if torch.device(device).type == "cuda" else None)
+    bounds = block_bounds(forest, join=torch.is_grad_enabled())
+    blocks = tuple(_block(forest, rule, start, stop, device) for start, stop in bounds)
+    return TreeMask(blocks, flex_mask(forest, mask_function, device) if has_flex(torch.device(device)) else None)
 
 
 def attention_of_trees(
@@ -108,7 +118,7 @@ def attention_of_trees(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if attention_mask.flex is not None and not dropout:
+    if attention_mask.flex is not None and not dropout and flex_runs(query, key.shape[1], softcap):
         return attend_by_flex(query, key, value, attention_mask.flex, scale, softcap).transpose(1, 2), None
     with torch.autocast(query.device.type, enabled=False):
         blocks = _blocks_read(attention_mask.blocks, rows_of(module))
@@ -123,15 +133,17 @@ def _blocks_read(blocks: tuple[Block, ...], rows: np.ndarray | None) -> tuple[Bl
     return tuple(block for block in blocks if np.searchsorted(rows, block.start) < np.searchsorted(rows, block.stop))
 
 
-def block_bounds(forest: Forest) -> list[tuple[int, int]]:
-    """Where the blocks of queries begin and end: trunks, the branches of a tree, and runs of small trees, in equal parts."""
+def block_bounds(forest: Forest, *, join: bool) -> list[tuple[int, int]]:
+    """Where the blocks of queries begin and end: trunks, the branches of a tree, and with `join` runs of small trees, in equal
+    parts. Without it a tree is computed to the last bit as if it stood alone: its sums do not begin at the keys of another.
+    """
     trees, in_branch = forest.trees_T, forest.branches_T > 0
     edges = np.flatnonzero(np.diff(trees) | (np.diff(in_branch.astype(np.int8)) != 0)) + 1
     parts: list[tuple[int, int]] = []
     for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(forest)], strict=True):
         fits = parts and stop - parts[-1][0] <= QUERIES
         # A trunk's keys are also those of its branches, so joining either to its like costs little.
-        if fits and (trees[parts[-1][1] - 1] == trees[start] or stop - start <= QUERIES // 2):
+        if fits and (trees[parts[-1][1] - 1] == trees[start] or (join and stop - start <= QUERIES // 2)):
             parts[-1] = (parts[-1][0], stop)
         else:
             parts.append((start, stop))
@@ -159,40 +171,6 @@ def _block(
         return Block(start, stop, first + skip, None, 0)
     mask = torch.from_numpy(np.where(seen, 0.0, -np.inf).astype(np.float32)).to(device)
     return Block(start, stop, first + skip, mask, seen.shape[1] - int(hidden[0]))
-
-
-def flex_mask(forest: Forest, mask_function: Callable[..., torch.Tensor], device: torch.device) -> BlockMask:
-    """The mask of `forest` for FlexAttention, which skips what is hidden in blocks."""
-    trees, branches, depths = (
-        torch.from_numpy(array).to(device) for array in (forest.trees_T, forest.branches_T, forest.depths_T)
-    )
-
-    def seen(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        ancestor = (branches[key] == 0) | (branches[query] == branches[key])
-        place = (trees[query] == trees[key]) & (key <= query)
-        return place & ancestor & mask_function(batch, head, depths[query], depths[key])
-
-    return create_block_mask(seen, None, None, len(forest), len(forest), device=device)
-
-
-def attend_by_flex(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, scale: float, softcap: float | None
-) -> torch.Tensor:
-    """[1, H, T, D] from query, key and value of that form; compiled where there is a GPU."""
-
-    def capped(score: torch.Tensor, batch: Any, head: Any, query_index: Any, key_index: Any) -> torch.Tensor:
-        return softcap * torch.tanh(score / softcap)
-
-    attend = _compiled_flex() if query.is_cuda else flex_attention
-    score_mod = None if softcap is None else capped
-    return attend(
-        query, key, value, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-    )
-
-
-@functools.cache
-def _compiled_flex() -> Callable[..., torch.Tensor]:
-    return torch.compile(flex_attention)
 
 
 class _TreeAttention(torch.autograd.Function):

@@ -7,17 +7,20 @@ interface works; what cannot be taken on trust (that the head is found, that bra
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from paretune.data.trees import ROUND_TO, Batch, Example, forward_batches, unshared
+from paretune.data.trees import ROUND_TO, Batch, Example, forward_batches, group_starts, unshared
 from paretune.errors import StageError, is_out_of_memory
 from paretune.model.attention import attending
 from paretune.model.loss import Head, MatrixHead, matrix_head, token_nats
 
+_STRETCH = 512
+"""Examples, about."""
 _PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
@@ -46,13 +49,14 @@ def packed_model(model: PreTrainedModel) -> PackedModel:
 def score(model: PreTrainedModel | PackedModel, examples: Sequence[Example], *, forward_tokens: int) -> Iterator[TargetScores]:
     """Scores of `examples`, in their order. No gradient, no logits of more than a chunk of targets.
 
+    In float32 on one machine each is the same to the last bit whatever trees stand before, after and beside its own, where
+    trees are kept apart and none is larger than `forward_tokens`.
     Out of memory, it goes on with half the `forward_tokens`.
     """
     packed = model if isinstance(model, PackedModel) else packed_model(model)
     head = matrix_head(packed.head, _dtype_of_products(packed.model)) or packed.head
-    # Packed in blocks of neighbours, so that results stream and memory does not grow with the set.
-    for start in range(0, len(examples), 512):
-        block, done = examples[start : start + 512], dict[int, TargetScores]()
+    for start, stop in _stretches(examples):
+        block, done = examples[start:stop], dict[int, TargetScores]()
         while len(done) < len(block):
             try:
                 _score_block(packed, head, block, done, forward_tokens)
@@ -61,6 +65,15 @@ def score(model: PreTrainedModel | PackedModel, examples: Sequence[Example], *, 
                     raise
             forward_tokens = max(ROUND_TO, forward_tokens // 2) if len(done) < len(block) else forward_tokens
         yield from (done[index] for index in range(len(block)))
+
+
+def _stretches(examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
+    """Neighbours that are packed together, so that results stream and memory does not grow with the set; a tree stays whole."""
+    bounds = [0]
+    for start in group_starts(examples) if examples else ():
+        if start - bounds[-1] >= _STRETCH:
+            bounds.append(int(start))
+    return pairwise([*bounds, len(examples)])
 
 
 def _score_block(
@@ -118,7 +131,7 @@ def keeps_apart(model: PreTrainedModel) -> bool:
     trunk = ids(3, 5)
     examples = [Example(ids(11, 6)), Example(ids(2, 3), 0, trunk), Example(ids(7, 4), 0, trunk), Example(ids(13, 6))]
     with torch.no_grad(), _evaluating(model):
-        alone = [_states(model, [unshared(example)], pack=False)[0] for example in examples]
+        alone = _states(model, [unshared(example) for example in examples], pack=False)
         try:
             together = _states(model, examples, pack=True)
         except (TypeError, ValueError, RuntimeError):  # an architecture that attends in a way of its own

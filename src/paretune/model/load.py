@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_arguments
 from paretune.errors import NeedsError, StageError
+from paretune.model.forward import PackedModel, packed_model
+from paretune.model.fused import fuse
 from paretune.pipeline.stage import Artifact, StageContext
 
 ADAPTER = "adapter"
@@ -25,13 +28,23 @@ class LoadedModel:
     max_positions: int | None
     """Longest sequence that the positions of the model reach; None where nothing limits it."""
 
+    @cached_property
+    def packed(self) -> PackedModel:
+        """The model for token trees. What is shown about it is shown once, so the model must stay as it is."""
+        return packed_model(self.model)
 
-def load_model(context: StageContext, dtype: torch.dtype | None = None) -> LoadedModel:
-    """The model that a stage is given: its input `model`, or the base; in `dtype`, or the precision of the stage's config."""
+
+def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused: bool = False) -> LoadedModel:
+    """The model that a stage is given: its input `model`, or the base; in `dtype`, or the precision of the stage's config.
+
+    `fused` is for what is only measured: the same function, computed faster, by modules that are not all transformers' own.
+    """
     dtype = dtype or getattr(torch, context.config["precision"])
     base = (context.config["base"], context.resources["base"])
     device = torch.device(context.config.get("device", "cpu"))
     model = _load(context.inputs.get("model"), base, dtype).to(device).eval()
+    if fused:
+        fuse(model)
     return LoadedModel(model, load_tokenizer(*base), device, max_positions(model.config.get_text_config()))
 
 

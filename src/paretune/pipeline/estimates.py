@@ -50,6 +50,11 @@ _ROWS = 5_000
 _SAMPLE = 300
 """Of the records that were read, evenly, so many are tokenized."""
 _SPEED = "train_tokens_per_second"
+_SHORTEST = 64
+"""Tokens of a pass at least: `paretune.data.trees.ROUND_TO`."""
+_TRANSIENT = 1.5
+"""What a pass takes beside what it keeps: `paretune.model.memory`."""
+_DEFAULTS = RunOptions()
 _TOKENS_PER_BYTE = 0.25
 """Where the tokenizer is not at hand."""
 
@@ -84,10 +89,10 @@ class Amount:
         return (self.read or self.tokens) / max(1, self.windows)
 
 
-def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store) -> str:
+def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store, options: RunOptions = _DEFAULTS) -> str:
     """The plan as a table: each stage with status, reason, users and costs, and what a run would add."""
     reviewed = review(plan, store)
-    costs = plan_costs(study, lock, plan, store)
+    costs = plan_costs(study, lock, plan, store, options)
     rows: list[tuple[str, ...]] = [("stage", "status", "steps", "tokens", "memory", "disk", "for / because")]
     rows += [_row(one, costs[one.stage], plan, study) for one in reviewed]
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
@@ -102,7 +107,7 @@ def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store) -> str:
     return "\n".join(lines)
 
 
-def plan_costs(study: Study, lock: Lock, plan: Plan, store: Store) -> dict[Stage, Cost]:
+def plan_costs(study: Study, lock: Lock, plan: Plan, store: Store, options: RunOptions = _DEFAULTS) -> dict[Stage, Cost]:
     """What each stage takes, whether it is new or not."""
     amounts: dict[Stage, Amount | None] = {}
     for stage in plan.stages:
@@ -111,7 +116,7 @@ def plan_costs(study: Study, lock: Lock, plan: Plan, store: Store) -> dict[Stage
             dataset = next(study.data[name] for (_, name), one in plan.tokens.items() if one == tokens)
             amounts[tokens] = _counted(tokens, store) or _sampled(tokens, dataset)
     here = [one for one in store.records() if _SPEED in one.metrics and one.machine == fingerprint()]
-    return {stage: _cost(stage, study, lock, amounts, _speed(stage, here)) for stage in plan.stages}
+    return {stage: _cost(stage, study, lock, amounts, _speed(stage, here), options) for stage in plan.stages}
 
 
 def count_weights(directory: Path) -> int:
@@ -176,7 +181,9 @@ def _duration(seconds: float) -> str:
     return f"{math.ceil(seconds)} s"
 
 
-def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount | None], speed: float | None) -> Cost:
+def _cost(
+    stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount | None], speed: float | None, options: RunOptions
+) -> Cost:
     if "base" not in stage.resources or stage.kind == "tokenize":
         return Cost()
     directory = _directory(stage.resources["base"])
@@ -186,7 +193,7 @@ def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount
     if "train" not in stage.config:
         # A block at a time: nothing is kept for a backward pass.
         one_block = {**config, "num_hidden_layers": 1, "n_layer": 1}
-        scoring = _forward(one_block, RunOptions().forward_tokens, study.train.max_length, 80)
+        scoring = _forward(one_block, options.forward_tokens, study.train.max_length, 80)
         used = scoring + _states(stage, config) if stage.kind in _SCORING or "tokens" in stage.inputs else 0.0
         memory = None if weights is None else libraries + max(_LOADING * weights, 4 * weights + used)
         return Cost(memory=memory, disk=4 * weights if weights and stage.kind.startswith("prune") else None)
@@ -198,11 +205,27 @@ def _cost(stage: Stage, study: Study, lock: Lock, amounts: Mapping[Stage, Amount
         epochs, steps = (steps / per_epoch, steps) if steps else (epochs, per_epoch * (study.train.num_epochs or 0))
     tokens = None if amount is None else round(amount.tokens * epochs)
     length = study.train.max_length if amount is None else amount.length
-    in_pass = min(RunOptions().forward_tokens, round(batch * length))
-    kept = _forward(config, in_pass, study.train.max_length, _ACTIVATIONS.get(stage.kind, 112))
+    in_pass = min(options.forward_tokens, round(batch * length))
+    kept = _kept(stage, config, in_pass, study.train.max_length, options.recompute)
     memory, disk = _training(stage, weights, config, kept)
+    if options.memory is not None and disk is not None:
+        # As `paretune.model.memory.fitting_tokens` does it: 12 bytes of each trained weight, of which 4 are those on disk.
+        least = _kept(stage, config, min(_SHORTEST, in_pass), study.train.max_length, options.recompute)
+        fitting = max(least, (options.memory - 3 * disk) / _TRANSIENT)
+        memory, _ = _training(stage, weights, config, min(kept, fitting))
     seconds = (amount.read or amount.tokens) * epochs / speed if amount and speed else None
     return Cost(steps, tokens, amount is None or amount.exact, memory and libraries + memory, disk, seconds)
+
+
+def _kept(stage: Stage, config: Mapping[str, Any], tokens: int, length: int, recompute: bool) -> float:
+    """Bytes that a training pass keeps: of every block, or of one and the input of each where the rest is computed again."""
+    activations = _ACTIVATIONS.get(stage.kind, 112)
+    if not recompute:
+        return _forward(config, tokens, length, activations)
+    width = config.get("hidden_size") or config.get("n_embd") or 0
+    return _forward({**config, "num_hidden_layers": 1, "n_layer": 1}, tokens, length, activations) + float(
+        4 * tokens * width * _blocks(config)
+    )
 
 
 def _forward(config: Mapping[str, Any], tokens: int, length: int, activations: int) -> float:

@@ -40,6 +40,8 @@ class Progress:
     """Of the examples, each with its whole context, as a trainer without padding would read them."""
     forward_tokens: int = 0
     """At the end: fewer than was asked for where memory did not reach."""
+    out_of_memory: int = 0
+    """How often it did not reach for a step, which began again with half of them."""
     loss_scale: dict[str, Any] = field(default_factory=dict)
     """State of the scaler of float16; empty in other formats."""
     train_seconds: float = 0.0

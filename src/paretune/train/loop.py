@@ -123,7 +123,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         if leaving:
             raise SystemExit(1)
     journal.close()
-    progress.forward_tokens = options["forward_tokens"]
+    progress.forward_tokens, progress.out_of_memory = options["forward_tokens"], options.get("out_of_memory", 0)
     progress.wall_seconds = wall_before + time.perf_counter() - opened
     if settings["keep"] == "best":
         ckpt.load_best(run.resume, trained, progress.best_step)
@@ -184,7 +184,7 @@ def _autocast(run: Run) -> torch.autocast:
 def _gradients(tools: _Tools, examples: list[Example], options: dict[str, Any]) -> tuple[float, int]:
     """Add up the gradients of a step; its mean loss and the targets that are the most likely token.
 
-    Out of memory, the step begins again with half the `forward_tokens`, which it leaves in `options`.
+    Out of memory, the step begins again with half the `forward_tokens`; it leaves them in `options`, and how often that was.
     """
     while True:
         try:
@@ -194,6 +194,7 @@ def _gradients(tools: _Tools, examples: list[Example], options: dict[str, Any]) 
                 raise
         tools.packed.model.zero_grad()
         options["forward_tokens"] = max(ROUND_TO, options["forward_tokens"] // 2)
+        options["out_of_memory"] = options.get("out_of_memory", 0) + 1
 
 
 def _summed_gradients(tools: _Tools, examples: list[Example], options: Mapping[str, Any]) -> tuple[float, int]:

@@ -16,6 +16,7 @@ from paretune.data.tokenizer import read_tokens
 from paretune.data.trees import Example
 from paretune.errors import DivergedError, StageError
 from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_base_dropout
+from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.model.memory import available_bytes, keep_freed_memory
@@ -118,6 +119,8 @@ def _train(
         "precision": config["precision"],
         "base_dropout": dropout,
         "packed": options["pack"] and packed.isolates,
+        "flex_failure": flex_failure(),
+        "out_of_memory": progress.out_of_memory,
         "options": options | {"forward_tokens": progress.forward_tokens},
     }
 
