@@ -170,18 +170,19 @@ def _check_prompts(config: Generate, lock: Lock, where: str) -> None:
 
 def _check_questions(config: Qa, lock: Lock, where: str, folder: Path) -> None:
     prompt, answer = _template(config.prompt, f"{where}.prompt"), _template(config.answer, f"{where}.answer")
+    context = _template(config.context, f"{where}.context")
     if not prompt.fields:
         raise SpecError(f"{where}.prompt: `{config.prompt}` uses no field of a question, so all prompts would be the same")
     if "answer" not in answer.fields:
         raise SpecError(f"{where}.answer: `{config.answer}` does not use `{{{{ answer }}}}`, so all options would be the same")
     try:
-        found = read_questions(f"builtin:{config.builtin}" if config.path is None else folder / config.path)
+        found = read_questions(f"builtin:{config.builtin}" if config.path is None else folder / config.path, config.format)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     for question in found:
         try:
             slices_of(question, config.slice_by)
-            request = request_of(question, prompt, answer)
+            request = request_of(question, prompt, answer, context)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         for name, base in lock.bases.items():

@@ -8,6 +8,7 @@ from paretune.analysis.answers import ANSWER_METRICS
 from paretune.analysis.caveats import TIME_PER_TOKEN, TRAINING_SPEED, disturbed_times
 from paretune.analysis.choose import latency_name
 from paretune.analysis.compare import Estimate
+from paretune.analysis.confounded import confounded_fields
 from paretune.analysis.costs import Cost
 from paretune.analysis.deviations import Marks
 from paretune.analysis.document import Block, Bullets, Paragraph, Picture, Section, SideBySide, Table, Text
@@ -41,6 +42,8 @@ def questions_section(measured: Measured, group: Group, marks: Marks) -> Section
         blocks.append(_answers_table(measured, group, task, marks))
         if told := _telling(measured, group, task, [name for name in slices if name]):
             blocks.append(_slices_table(measured, group, task, told, marks))
+        if confounded := list(confounded_fields(measured, group, task)):
+            blocks.append(Bullets(confounded))
     return Section("Questions and answers", blocks, level=3) if blocks else None
 
 

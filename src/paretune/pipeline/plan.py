@@ -130,12 +130,15 @@ class _Planner:
 
     def _items(self, resources: dict[str, str]) -> dict[str, Any]:
         """Evaluation items by evaluation name, for the leakage check."""
-        items = {}
+        items: dict[str, dict[str, Any]] = {}
         for name, use in self.study.evaluate.items():
             if use.row.items:
                 place, digest = self._place_of_items(use)
                 resources[f"items.{name}"] = place
                 items[name] = {"digest": digest, "reader": use.row.items}
+                config = use.config.model_dump(mode="json")
+                if fields := {field: config[field] for field in use.row.item_fields if field in config}:
+                    items[name]["fields"] = fields
         return items
 
     def _place_of_items(self, use: EvaluationUse) -> tuple[str, str]:

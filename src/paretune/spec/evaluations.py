@@ -1,8 +1,8 @@
 """The evaluations that a study can ask for: one config class each, and the table of their rows."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from paretune.spec.base import Spec
 from paretune.spec.registry import Evaluation
@@ -23,15 +23,23 @@ class Perplexity(Spec):
         return self
 
 
+CONTEXT = "{{ context }}\n\n"
+
+
 class Qa(Spec):
     """Questions with known answers: multiple choice by likelihood, factual by likelihood and by generation."""
 
     path: str | None = None
-    """JSON or JSONL: own format (`questions`), OpenBookQA or ARC; relative to the study file."""
+    """JSON, JSON lines or CSV in a format that people have; relative to the study file."""
     builtin: str | None = None
     """A question set that ships with the package."""
+    format: Literal["own", "openbookqa", "arc", "mmlu", "sciq", "boolq", "pubmedqa"] | None = None
+    """`own` (`question`, `options`, `answer`), `openbookqa`, `arc`, `mmlu`, `sciq`, `boolq` (yes or no) or `pubmedqa` (or maybe);
+    the fields of a record say it unless given."""
     slice_by: tuple[str, ...] = ()
     """Fields of a question that the scores are broken down by."""
+    context: str = CONTEXT
+    """Template of what stands before `prompt` where the format has a text to read first: SciQ, BoolQ, PubMedQA."""
     prompt: str = "Question: {{ question }}\nAnswer:"
     """Template over the fields of a question."""
     answer: str = " {{ answer }}"
@@ -44,6 +52,13 @@ class Qa(Spec):
         if (self.path is None) == (self.builtin is None):
             raise ValueError("name exactly one of `path` and `builtin`")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came later stand in a key only if they say something else than before."""
+        fields: dict[str, Any] = serialize(self)
+        later = {"format": None, "context": CONTEXT}
+        return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
 
 class Generate(Spec):
@@ -149,6 +164,8 @@ EVALUATIONS = (
     Evaluation("generate", Generate, "paretune.evaluate.generate:evaluate_generate"),
     Evaluation("latency", Latency, "paretune.evaluate.cost:evaluate_latency", uses_tokens=True, measures_time=True),
     Evaluation("perplexity", Perplexity, "paretune.evaluate.likelihood:evaluate_perplexity", uses_tokens=True),
-    Evaluation("qa", Qa, "paretune.evaluate.qa:evaluate_qa", items="paretune.data.questions:question_texts"),
+    Evaluation(
+        "qa", Qa, "paretune.evaluate.qa:evaluate_qa", items="paretune.data.questions:question_texts", item_fields=("format",)
+    ),
     Evaluation("tasks", Tasks, "paretune.evaluate.tasks:evaluate_tasks", uses_tokens=True, revision=2),
 )
