@@ -28,10 +28,10 @@ def confounded_fields(measured: Measured, group: Group, task: str) -> Iterator[s
         strength, apart = float(association(table.to_numpy())), hangs_together(table)
         if not apart or strength >= NEAR:
             empty = int((table == 0).to_numpy().sum())
-            names = f"{wording.code(first)} and {wording.code(second)}"
+            names = f"{wording.code(first)} and {wording.code(second)} of {wording.code(task)}"
             yield (
-                f"{names} of {wording.code(task)} cannot be told apart: {empty} of the {table.size} combinations of their values "
-                f"have no question (Cramer's V {strength:.2f}), so what looks like an effect of one may be one of the other."
+                f"{names} cannot be told apart: {empty} of the {table.size} combinations of their values have no question "
+                f"(Cramer's V {strength:.2f}), so what looks like an effect of one may be one of the other."
             )
 
 

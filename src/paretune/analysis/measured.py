@@ -32,6 +32,8 @@ QUALITY = (
         "bits_per_byte",
         "loss",
         "accuracy",
+        "acc_norm",
+        "acc",
         "exact_match",
         "contains",
         "set_f1",

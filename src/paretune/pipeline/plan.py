@@ -6,6 +6,7 @@ Planning is a pure function: it reads no data, loads no model and writes nothing
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from paretune.pipeline.lock import Lock, LockedBase
 from paretune.pipeline.machine import fingerprint, has, way_to
 from paretune.pipeline.stage import Stage
 from paretune.spec.data import Dataset, Source
-from paretune.spec.evaluations import Tasks
+from paretune.spec.evaluations import LmEval, Tasks
 from paretune.spec.registry import Evaluation, Method
 from paretune.spec.study import EvaluationUse, MethodUse, Study
 from paretune.spec.tasks import BERT_SCORE
@@ -142,6 +143,10 @@ class _Planner:
         return items
 
     def _place_of_items(self, use: EvaluationUse) -> tuple[str, str]:
+        if isinstance(use.config, LmEval):
+            folder = use.config.include_path
+            digest = f"lm_eval {version('lm_eval')}{f' sha256:{self.lock.files[folder]}' if folder else ''}"
+            return str((self.folder / folder).resolve()) if folder else "", digest
         fields = use.config.model_dump()
         if fields["path"]:
             return str((self.folder / fields["path"]).resolve()), f"sha256:{self.lock.files[fields['path']]}"
@@ -204,7 +209,8 @@ class _Planner:
                     config["encoder"], resources["encoder"] = self._encoder(use.config)
             if use.row.items:
                 resources["items"], config["path"] = self._place_of_items(use)
-                config.pop("builtin", None)
+                for place in ("builtin", "include_path"):
+                    config.pop(place, None)
             stages[name] = self._evaluation(base, use.row, config, resources, model, tokens, gate)
         return stages
 

@@ -34,8 +34,8 @@ class Qa(Spec):
     builtin: str | None = None
     """A question set that ships with the package."""
     format: Literal["own", "openbookqa", "arc", "mmlu", "sciq", "boolq", "pubmedqa"] | None = None
-    """`own` (`question`, `options`, `answer`), `openbookqa`, `arc`, `mmlu`, `sciq`, `boolq` (yes or no) or `pubmedqa` (or maybe);
-    the fields of a record say it unless given."""
+    """`own` (`question`, `options`, `answer`), `openbookqa`, `arc`, `mmlu`, `sciq`, `boolq` (yes or no) or `pubmedqa` (yes, no
+    or maybe); the fields of a record say it unless given."""
     slice_by: tuple[str, ...] = ()
     """Fields of a question that the scores are broken down by."""
     context: str = CONTEXT
@@ -160,8 +160,37 @@ class Tasks(Spec):
         return self
 
 
+class LmEval(Spec):
+    """Tasks of lm-evaluation-harness, by its prompts and metrics, with Paretune's engine as the model."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Names of tasks, groups or tags."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Examples before each question; as the task says unless given."""
+    limit: int | None = Field(None, ge=1)
+    """Of each task so many documents, the first; all unless given."""
+    include_path: str | None = None
+    """A folder with task files (YAML) of your own; their `data_files` are relative to it."""
+    chat_template: bool = False
+    """Put prompts into the chat template of the tokenizer."""
+
+    @model_validator(mode="after")
+    def _distinct_tasks(self) -> Self:
+        if len(set(self.tasks)) < len(self.tasks) or "" in self.tasks:
+            raise ValueError("`tasks` names a task twice, or nothing")
+        return self
+
+
 EVALUATIONS = (
     Evaluation("generate", Generate, "paretune.evaluate.generate:evaluate_generate"),
+    Evaluation(
+        "lm_eval",
+        LmEval,
+        "paretune.evaluate.harness_tasks:evaluate_lm_eval",
+        items="paretune.evaluate.harness_tasks:task_texts",
+        item_fields=("tasks", "limit"),
+        needs=("lm_eval",),
+    ),
     Evaluation("latency", Latency, "paretune.evaluate.cost:evaluate_latency", uses_tokens=True, measures_time=True),
     Evaluation("perplexity", Perplexity, "paretune.evaluate.likelihood:evaluate_perplexity", uses_tokens=True),
     Evaluation(

@@ -1,0 +1,129 @@
+"""Tasks of lm-evaluation-harness as an evaluation: its prompts, filters and metrics, our engine, one score a document.
+
+What the harness averages over documents is kept document by document, so that variants are compared in pairs: `acc`, `acc_norm`,
+`exact_match` ... as they are; `bits_per_byte` weighted by bytes; of a perplexity its logarithm, `word_loss` for
+`word_perplexity` (nats a word). Metrics of a whole corpus (BLEU, F1 over classes) stand in the record alone.
+"""
+
+import contextlib
+import io
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api import metrics as harness_metrics
+from lm_eval.api.task import Task
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from paretune.errors import DataError, NeedsError
+from paretune.evaluate.lm_eval import ParetuneLM
+from paretune.evaluate.outputs import Score, write_scores
+from paretune.model.load import load_model
+from paretune.pipeline.stage import StageContext
+from paretune.spec.base import suggestion
+
+_RATIOS = (harness_metrics.bits_per_byte, harness_metrics.weighted_perplexity)
+"""Aggregations of pairs (log-likelihood, bytes or words)."""
+
+
+def evaluate_lm_eval(context: StageContext) -> dict[str, Any]:
+    """Stage body: a score for each document and metric in `scores.parquet`, and the harness' own figures in the record."""
+    fields = context.config["evaluation"]
+    folder = context.resources["items"]
+    loaded = load_model(context)
+    with _working_in(folder):
+        manager, tasks = _load_tasks(folder, fields["tasks"])
+        found = simple_evaluate(
+            model=ParetuneLM(loaded, forward_tokens=context.options.forward_tokens),
+            tasks=list(fields["tasks"]),
+            task_manager=manager,
+            num_fewshot=fields["num_fewshot"],
+            limit=fields["limit"],
+            apply_chat_template=fields["chat_template"],
+            bootstrap_iters=0,  # intervals are made from the scores, by document
+        )
+    scores = [score for name, samples in found["samples"].items() for score in document_scores(tasks[name], name, samples)]
+    write_scores(scores, context.draft)
+    counts = {f"documents_{name}": len({sample["doc_id"] for sample in samples}) for name, samples in found["samples"].items()}
+    return counts | {f"harness_{name}": _figures(figures) for name, figures in found["results"].items()}
+
+
+def task_texts(folder: str, tasks: Sequence[str], limit: int | None = None) -> list[str]:
+    """Each document's question with its answer, as the text that must not stand in training data."""
+    with _working_in(folder):
+        loaded = _load_tasks(folder, tasks)[1]
+        return [_text(task, doc) for task in loaded.values() for _, doc in task.doc_iterator(limit=limit)]
+
+
+def document_scores(task: Task, name: str, samples: Sequence[Mapping[str, Any]]) -> Iterator[Score]:
+    """The scores of a task's documents; of several filters the first gives the metric its name, others add theirs."""
+    filters = list(dict.fromkeys(sample["filter"] for sample in samples))
+    for sample in samples:
+        # With what it says, so that documents of a changed dataset are never paired.
+        example = f"{sample['doc_id']}:{sample['doc_hash'][:8]}"
+        for metric in sample["metrics"]:
+            found = _value(task.aggregation().get(metric), sample[metric])
+            if found is not None:
+                told = metric.replace("perplexity", "loss")
+                told += "" if sample["filter"] == filters[0] else f":{sample['filter']}"
+                yield Score(told, found[0], example, example, found[1], task=name)
+
+
+def _value(aggregation: Any, value: Any) -> tuple[float, float] | None:
+    """Value and weight whose weighted mean the harness' figure is, or is the exp of; None where it is of the whole corpus."""
+    if aggregation in _RATIOS:
+        log_likelihood, size = value
+        return -log_likelihood / size / (math.log(2) if aggregation is _RATIOS[0] else 1), float(size)
+    if aggregation is harness_metrics.perplexity:
+        return -float(value), 1.0
+    is_number = isinstance(value, bool | int | float) or hasattr(value, "item")
+    return (float(value), 1.0) if aggregation is harness_metrics.mean and is_number else None
+
+
+def _figures(found: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float) and "stderr" not in name}
+
+
+def _load_tasks(folder: str, names: Sequence[str]) -> tuple[TaskManager, dict[str, Task]]:
+    """The tasks by name, groups as their members; DataError for an unknown one, NeedsError where data cannot be had."""
+    # The harness' own tasks are 14,000 files: seconds, which a folder that has all of the names needs not wait for.
+    manager = TaskManager(include_path=folder or None, include_defaults=not folder)
+    if unknown := [name for name in names if not manager.match_tasks([name])]:
+        manager = TaskManager(include_path=folder or None)
+        unknown = [name for name in unknown if not manager.match_tasks([name])]
+    if unknown:
+        raise DataError(f"lm-evaluation-harness has no task `{unknown[0]}`{suggestion(unknown[0], manager.all_tasks)}")
+    tasks: dict[str, Task] = {}
+    for name in names:
+        try:
+            tasks |= manager.load([name])["tasks"]
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise NeedsError(
+                f"task `{name}` of lm-evaluation-harness: its dataset cannot be loaded ({reason}); a task of its own takes its data "
+                "from the Hugging Face hub, so run once with a network, or bring a task with local files under `include_path`"
+            ) from None
+    return manager, tasks
+
+
+def _text(task: Task, doc: Mapping[str, Any]) -> str:
+    target = task.doc_to_target(doc)
+    choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else None
+    if choices is not None and isinstance(target, int) and 0 <= target < len(choices):
+        target = choices[target]
+    return f"{task.doc_to_text(doc)} {target}"
+
+
+@contextlib.contextmanager
+def _working_in(folder: str) -> Iterator[None]:
+    """In the folder of the user's tasks, which their `data_files` are relative to; without the harness' bars and notices."""
+    level = logging.getLogger("lm_eval").level
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        with contextlib.chdir(folder or Path.cwd()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.getLogger("lm_eval").setLevel(level)
