@@ -13,7 +13,7 @@ from paretune.analysis.costs import Cost
 from paretune.analysis.deviations import Marks
 from paretune.analysis.document import Block, Bullets, Paragraph, Picture, Section, SideBySide, Table, Text
 from paretune.analysis.figures import comparison_name
-from paretune.analysis.measured import Group, Measured, cells_of, chance_of, estimate_of
+from paretune.analysis.measured import FORGETTING, HARNESS, Group, Measured, cells_of, chance_of, estimate_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.tables import cell_generations
 from paretune.analysis.task_scores import stopped, task_texts
@@ -115,8 +115,9 @@ def generations_section(measured: Measured, group: Group) -> Section | None:
 
 
 def _held_out(measured: Measured, group: Group) -> list[tuple[str, str]]:
-    found = {(q.task, q.split) for q in _quantities(measured, group) if q.metric == "bits_per_byte" and not q.slice}
-    tasks = list(measured.study.evaluate)
+    tasks = [name for name, use in measured.study.evaluate.items() if use.kind not in (FORGETTING, HARNESS)]
+    known = [q for q in _quantities(measured, group) if q.task in tasks]
+    found = {(q.task, q.split) for q in known if q.metric == "bits_per_byte" and not q.slice}
     order = ("test", "validation", "train", "")
     return sorted(found, key=lambda pair: (tasks.index(pair[0]), order.index(pair[1]) if pair[1] in order else len(order)))
 

@@ -30,6 +30,7 @@ NOUNS = {
     "set_f1": "F1 of sets",
     "acc": "accuracy",
     "acc_norm": "accuracy (by length)",
+    "forgetting": "forgetting",
     "word_loss": "loss per word",
     "byte_loss": "loss per byte",
 }

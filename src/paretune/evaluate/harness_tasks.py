@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness as an evaluation: its prompts, filters and metrics, our engine, one score a document.
 
-What the harness averages over documents is kept document by document, so that variants are compared in pairs: `acc`, `acc_norm`,
-`exact_match` ... as they are; `bits_per_byte` weighted by bytes; of a perplexity its logarithm, `word_loss` for
+What the harness averages over documents is kept document by document, so that variants are compared in pairs: `acc`,
+`acc_norm`, `exact_match` ... as they are; `bits_per_byte` weighted by bytes; of a perplexity its logarithm, `word_loss` for
 `word_perplexity` (nats a word). Metrics of a whole corpus (BLEU, F1 over classes) stand in the record alone.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from lm_eval.api import metrics as harness_metrics
 from lm_eval.api.task import Task
 from lm_eval.evaluator import simple_evaluate
@@ -54,8 +55,14 @@ def evaluate_lm_eval(context: StageContext) -> dict[str, Any]:
 def task_texts(folder: str, tasks: Sequence[str], limit: int | None = None) -> list[str]:
     """Each document's question with its answer, as the text that must not stand in training data."""
     with _working_in(folder):
-        loaded = _load_tasks(folder, tasks)[1]
-        return [_text(task, doc) for task in loaded.values() for _, doc in task.doc_iterator(limit=limit)]
+        texts = []
+        for name, task in _load_tasks(folder, tasks)[1].items():
+            for number, doc in task.doc_iterator(limit=limit):
+                try:
+                    texts.append(_text(task, doc))
+                except (TemplateError, LookupError, TypeError, ValueError) as error:
+                    raise DataError(f"task `{name}` does not fit document {number} of its data: {error}; correct it") from None
+        return texts
 
 
 def document_scores(task: Task, name: str, samples: Sequence[Mapping[str, Any]]) -> Iterator[Score]:
@@ -103,8 +110,9 @@ def _load_tasks(folder: str, names: Sequence[str]) -> tuple[TaskManager, dict[st
         except (OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise NeedsError(
-                f"task `{name}` of lm-evaluation-harness: its dataset cannot be loaded ({reason}); a task of its own takes its data "
-                "from the Hugging Face hub, so run once with a network, or bring a task with local files under `include_path`"
+                f"task `{name}` of lm-evaluation-harness: its dataset cannot be loaded ({reason}); the tasks that it brings "
+                "take theirs from the Hugging Face hub, so run once with a network, or write a task on local files and name its "
+                "folder in `include_path`"
             ) from None
     return manager, tasks
 

@@ -138,7 +138,9 @@ class ParetuneLM(TemplateLM):
             raise DataError("a task samples its answers (`do_sample: true`), and answers are greedy here; set it to `false`")
         limit = given["max_gen_toks"]
         if limit >= self.max_length:
-            raise DataError(f"answers of {limit} tokens (`max_gen_toks`) leave no room in {self.max_length} positions; lower it")
+            raise DataError(
+                f"answers of {limit} tokens (`max_gen_toks`) leave no room in {self.max_length} positions; lower it"
+            )
         ids = self.tok_encode(context)[-(self.max_length - limit) :] or [self.prefix_token_id]
         stop = tuple(text for text in handle_stop_sequences(given.get("until"), eos=None) if text)
         return Ask(np.array(ids, np.int32), np.array([], np.int32), limit, stop)
@@ -150,7 +152,8 @@ class ParetuneLM(TemplateLM):
 
 
 def _load(pretrained: str, adapter: str | None, dtype: str, device: str | None) -> LoadedModel:
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # The harness' command says `cuda` unless it is told otherwise.
+    place = torch.device((device or "cuda") if torch.cuda.is_available() else "cpu")
     model = load_pretrained(pretrained, getattr(torch, dtype))
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()

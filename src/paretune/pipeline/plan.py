@@ -5,7 +5,7 @@ Planning is a pure function: it reads no data, loads no model and writes nothing
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from paretune.pipeline.lock import Lock, LockedBase
 from paretune.pipeline.machine import fingerprint, has, way_to
 from paretune.pipeline.stage import Stage
 from paretune.spec.data import Dataset, Source
-from paretune.spec.evaluations import LmEval, Tasks
+from paretune.spec.evaluations import Forgetting, LmEval, Tasks
 from paretune.spec.registry import Evaluation, Method
 from paretune.spec.study import EvaluationUse, MethodUse, Study
 from paretune.spec.tasks import BERT_SCORE
@@ -211,7 +211,12 @@ class _Planner:
                 resources["items"], config["path"] = self._place_of_items(use)
                 for place in ("builtin", "include_path"):
                     config.pop(place, None)
+            if isinstance(use.config, Forgetting):
+                config["max_length"] = self.study.train.max_length
             stages[name] = self._evaluation(base, use.row, config, resources, model, tokens, gate)
+            if isinstance(use.config, Forgetting) and model is not None:
+                untouched = self._evaluation(base, use.row, config, resources, None, tokens, gate)
+                stages[name] = replace(stages[name], inputs={**stages[name].inputs, "untouched": untouched})
         return stages
 
     def _encoder(self, tasks: Tasks) -> tuple[dict[str, Any], str]:

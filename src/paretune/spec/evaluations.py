@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from paretune.spec.base import Spec
+from paretune.spec.data import Format, Source
 from paretune.spec.registry import Evaluation
 
 
@@ -181,8 +182,38 @@ class LmEval(Spec):
         return self
 
 
+class Forgetting(Spec):
+    """Bits per byte on text outside the domain, and by how much it is worse than the untouched base's (`forgetting`)."""
+
+    path: str
+    """A file as `data` takes it: text, JSON lines, JSON, CSV or Parquet; relative to the study file."""
+    format: Format | None = None
+    """By the file's suffix unless given."""
+    text: str = "{{ text }}"
+    """Template over the fields of a record."""
+    document: str | None = None
+    """A field; its records are one document, a cluster of the error bars. Each record is one unless given."""
+    max_documents: int | None = Field(None, ge=1)
+    """So many documents at most, the first of the file."""
+    stride: int | None = Field(None, ge=1)
+    """Tokens between windows of a long document; half of `train.max_length` unless given."""
+
+    @model_validator(mode="after")
+    def _format_is_known(self) -> Self:
+        Source(path=self.path, format=self.format)
+        return self
+
+
 EVALUATIONS = (
+    Evaluation(
+        "forgetting",
+        Forgetting,
+        "paretune.evaluate.forgetting:evaluate_forgetting",
+        items="paretune.data.outside:outside_texts",
+        item_fields=("text", "document", "format", "max_documents"),
+    ),
     Evaluation("generate", Generate, "paretune.evaluate.generate:evaluate_generate"),
+    Evaluation("latency", Latency, "paretune.evaluate.cost:evaluate_latency", uses_tokens=True, measures_time=True),
     Evaluation(
         "lm_eval",
         LmEval,
@@ -191,7 +222,6 @@ EVALUATIONS = (
         item_fields=("tasks", "limit"),
         needs=("lm_eval",),
     ),
-    Evaluation("latency", Latency, "paretune.evaluate.cost:evaluate_latency", uses_tokens=True, measures_time=True),
     Evaluation("perplexity", Perplexity, "paretune.evaluate.likelihood:evaluate_perplexity", uses_tokens=True),
     Evaluation(
         "qa", Qa, "paretune.evaluate.qa:evaluate_qa", items="paretune.data.questions:question_texts", item_fields=("format",)
