@@ -111,8 +111,8 @@ def _load_tasks(folder: str, names: Sequence[str]) -> tuple[TaskManager, dict[st
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise NeedsError(
                 f"task `{name}` of lm-evaluation-harness: its dataset cannot be loaded ({reason}); the tasks that it brings "
-                "take theirs from the Hugging Face hub, so run once with a network, or write a task on local files and name its "
-                "folder in `include_path`"
+                "take theirs from the Hugging Face hub, so run once with a network, or write a task on local files and name "
+                "its folder in `include_path`"
             ) from None
     return manager, tasks
 
