@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness comes with the extra `score`")
@@ -15,9 +16,11 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from paretune.errors import DataError
+from paretune.cli import main
+from paretune.errors import DataError, NeedsError
 from paretune.evaluate.harness_tasks import evaluate_lm_eval, task_texts
 from paretune.evaluate.lm_eval import ParetuneLM
+from tests.conftest import STUDY, write_study
 from tests.evaluate.stages import make_context, read_scores
 from tests.tiny import make_model
 
@@ -173,3 +176,30 @@ def test_the_harness_makes_our_model_from_arguments(tasks: Path, tmp_path: Path,
     )
     assert found["n-samples"]["local_choice"]["effective"] == 3
     assert "acc_norm,none" in found["results"]["local_choice"]
+
+
+def test_a_study_compares_variants_on_tasks_of_the_harness(tasks: Path, tmp_path: Path) -> None:
+    asked = f"harness: {{kind: lm_eval, tasks: [local_choice, local_text], num_fewshot: 0, limit: 12, include_path: {tasks}}}"
+    text = STUDY[: STUDY.index("  original:")].replace("seeds: [0, 1]", "seeds: [0]")
+    study = write_study(tmp_path, f"{text}  shorter: [{{prune.blocks: {{count: 1}}}}]\nevaluate:\n  {asked}\n")
+    assert main(["run", str(study), "--out", str(tmp_path / "out")]) == 0
+    results = pd.read_csv(tmp_path / "out" / "results.csv").query("task == 'local_choice' and metric == 'acc'")
+    assert dict(zip(results.variant, results.n, strict=True)) == {"base": 12, "full": 12, "shorter": 12}
+    compared = pd.read_csv(tmp_path / "out" / "comparisons.csv").query("task == 'local_choice'")
+    assert set(compared.metric) == {"acc", "acc_norm"}
+    assert compared.p.between(0, 1).all()
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "### Tasks of lm-evaluation-harness" in report
+    assert "| local\\_choice | acc\\_norm | 12 |" in report
+    assert "| local\\_text | word\\_loss | 4 |" in report
+
+
+def test_a_task_that_cannot_be_had_is_told(tasks: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    text = CHOICE.replace("{{question}}", "{{qestion}}").replace("questions.jsonl", f"{tasks}/questions.jsonl")
+    (tmp_path / "mine" / "wrong.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "mine" / "gone.yaml").write_text(text.replace("questions.jsonl", "gone.jsonl").replace("_choice", "_gone"))
+    with pytest.raises(DataError, match="does not fit the first document of its data: 'qestion' is undefined"):
+        task_texts(str(tmp_path / "mine"), ["local_choice"])
+    with pytest.raises(NeedsError, match=r"tasks `local_gone` of lm-evaluation-harness: a dataset cannot be loaded \(.*gone"):
+        task_texts(str(tmp_path / "mine"), ["local_gone"])

@@ -441,7 +441,7 @@ def test_a_task_of_the_harness_has_the_key_of_its_folder(tmp_path: Path, monkeyp
     assert changed(before, plan_of(file)) == {"leakage", "harness of the base", "harness of a model"}
     monkeypatch.setattr(planning, "version", lambda _: "0.4.14")
     assert "harness of the base" in changed(before, plan_of(file))
-    with pytest.raises(NeedsError, match="evaluate.harness.include_path: no folder `task`"):
+    with pytest.raises(NeedsError, match=r"evaluate\.harness\.include_path: no folder `task`"):
         replan(file, "include_path: tasks", "include_path: task")
 
 

@@ -9,15 +9,19 @@ import contextlib
 import io
 import logging
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import TemplateError
 from lm_eval.api import metrics as harness_metrics
 from lm_eval.api.task import Task
-from lm_eval.evaluator import simple_evaluate
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks.manager import TaskDict
 
 from paretune.errors import DataError, NeedsError
 from paretune.evaluate.lm_eval import ParetuneLM
@@ -36,16 +40,18 @@ def evaluate_lm_eval(context: StageContext) -> dict[str, Any]:
     folder = context.resources["items"]
     loaded = load_model(context)
     with _working_in(folder):
-        manager, tasks = _load_tasks(folder, fields["tasks"])
-        found = simple_evaluate(
-            model=ParetuneLM(loaded, forward_tokens=context.options.forward_tokens),
-            tasks=list(fields["tasks"]),
-            task_manager=manager,
-            num_fewshot=fields["num_fewshot"],
+        loaded_tasks = _load_tasks(folder, fields["tasks"])
+        for task in loaded_tasks["tasks"].values():
+            _set_examples(task, fields["num_fewshot"])
+        found = evaluate(
+            ParetuneLM(loaded, forward_tokens=context.options.forward_tokens),
+            loaded_tasks,
             limit=fields["limit"],
             apply_chat_template=fields["chat_template"],
+            fewshot_as_multiturn=fields["chat_template"],
             bootstrap_iters=0,  # intervals are made from the scores, by document
         )
+    tasks = loaded_tasks["tasks"]
     scores = [score for name, samples in found["samples"].items() for score in document_scores(tasks[name], name, samples)]
     write_scores(scores, context.draft)
     counts = {f"documents_{name}": len({sample["doc_id"] for sample in samples}) for name, samples in found["samples"].items()}
@@ -56,7 +62,7 @@ def task_texts(folder: str, tasks: Sequence[str], limit: int | None = None) -> l
     """Each document's question with its answer, as the text that must not stand in training data."""
     with _working_in(folder):
         texts = []
-        for name, task in _load_tasks(folder, tasks)[1].items():
+        for name, task in _load_tasks(folder, tasks)["tasks"].items():
             for number, doc in task.doc_iterator(limit=limit):
                 try:
                     texts.append(_text(task, doc))
@@ -94,8 +100,11 @@ def _figures(found: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float) and "stderr" not in name}
 
 
-def _load_tasks(folder: str, names: Sequence[str]) -> tuple[TaskManager, dict[str, Task]]:
-    """The tasks by name, groups as their members; DataError for an unknown one, NeedsError where data cannot be had."""
+def _load_tasks(folder: str, names: Sequence[str]) -> TaskDict:
+    """The tasks, groups with their members; DataError for an unknown one, NeedsError where data cannot be had."""
+    # As the harness' command begins: tasks may draw from their data as they are loaded.
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
     # The harness' own tasks are 14,000 files: seconds, which a folder that has all of the names needs not wait for.
     manager = TaskManager(include_path=folder or None, include_defaults=not folder)
     if unknown := [name for name in names if not manager.match_tasks([name])]:
@@ -103,18 +112,25 @@ def _load_tasks(folder: str, names: Sequence[str]) -> tuple[TaskManager, dict[st
         unknown = [name for name in unknown if not manager.match_tasks([name])]
     if unknown:
         raise DataError(f"lm-evaluation-harness has no task `{unknown[0]}`{suggestion(unknown[0], manager.all_tasks)}")
-    tasks: dict[str, Task] = {}
-    for name in names:
-        try:
-            tasks |= manager.load([name])["tasks"]
-        except (OSError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise NeedsError(
-                f"task `{name}` of lm-evaluation-harness: its dataset cannot be loaded ({reason}); the tasks that it brings "
-                "take theirs from the Hugging Face hub, so run once with a network, or write a task on local files and name "
-                "its folder in `include_path`"
-            ) from None
-    return manager, tasks
+    asked = f"tasks {', '.join(f'`{name}`' for name in names)} of lm-evaluation-harness"
+    try:
+        return manager.load(list(names))
+    except (TemplateError, LookupError, TypeError) as error:
+        raise DataError(f"{asked}: one does not fit the first document of its data: {error}; correct its templates") from None
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise NeedsError(
+            f"{asked}: a dataset cannot be loaded ({reason}); the tasks that the harness brings take theirs from the Hugging "
+            "Face hub, so run once with a network, or write a task on local files and name its folder in `include_path`"
+        ) from None
+
+
+def _set_examples(task: Task, num_fewshot: int | None) -> None:
+    """As the harness' command does: a task that says 0 keeps it, and the examples are drawn with its seed."""
+    stated = task.get_config("num_fewshot")
+    if stated != 0 and (num_fewshot is not None or stated is None):
+        task.set_config(key="num_fewshot", value=num_fewshot or 0)
+    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
 
 
 def _text(task: Task, doc: Mapping[str, Any]) -> str:
