@@ -17,6 +17,7 @@ import logging
 import math
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,12 @@ def compare_model(directory: str, arguments: argparse.Namespace, folder: Path) -
     prefix = "" if begins else engine.tokenizer.decode(engine.prefix_token_id)
     tasks = [choice_task(folder, "openbookqa", ""), choice_task(folder, "openbookqa_begun", prefix)]
     tasks += [text_task(folder, name) for name in ("blocks", "whole")]
-    expected, found = run_tasks(theirs, tasks), run_tasks(engine, tasks)
+    clock = [time.process_time()]
+    expected = run_tasks(theirs, tasks)
+    clock.append(time.process_time())
+    found = run_tasks(engine, tasks)
+    clock.append(time.process_time())
+    print(f"processor time of all tasks: `hf` in batches of 16 {clock[1] - clock[0]:.0f} s, ours {clock[2] - clock[1]:.0f} s\n")
     print("| what | of | lm-evaluation-harness | Paretune | largest difference |\n|---|---:|---:|---:|---:|")
     for name in ("openbookqa", "blocks", "whole"):
         compare_tasks(name, expected, found)

@@ -188,6 +188,8 @@ def test_a_study_compares_variants_on_tasks_of_the_harness(tasks: Path, tmp_path
     compared = pd.read_csv(tmp_path / "out" / "comparisons.csv").query("task == 'local_choice'")
     assert set(compared.metric) == {"acc", "acc_norm"}
     assert compared.p.between(0, 1).all()
+    (leakage,) = tmp_path.glob(".paretune/leakage-*/record.json")
+    assert json.loads(leakage.read_text())["metrics"]["items_touched_harness"] == 0
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "### Tasks of lm-evaluation-harness" in report
     assert "| local\\_choice | acc\\_norm | 12 |" in report
@@ -198,8 +200,9 @@ def test_a_task_that_cannot_be_had_is_told(tasks: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     text = CHOICE.replace("{{question}}", "{{qestion}}").replace("questions.jsonl", f"{tasks}/questions.jsonl")
     (tmp_path / "mine" / "wrong.yaml").write_text(text, encoding="utf-8")
-    (tmp_path / "mine" / "gone.yaml").write_text(text.replace("questions.jsonl", "gone.jsonl").replace("_choice", "_gone"))
-    with pytest.raises(DataError, match="does not fit the first document of its data: 'qestion' is undefined"):
+    gone = text.replace("questions.jsonl", "gone.jsonl").replace("local_choice", "local_gone")
+    (tmp_path / "mine" / "gone.yaml").write_text(gone, encoding="utf-8")
+    with pytest.raises(DataError, match="one cannot be asked about the first document of its data: 'qestion' is undefined"):
         task_texts(str(tmp_path / "mine"), ["local_choice"])
     with pytest.raises(NeedsError, match=r"tasks `local_gone` of lm-evaluation-harness: a dataset cannot be loaded \(.*gone"):
         task_texts(str(tmp_path / "mine"), ["local_gone"])

@@ -116,7 +116,7 @@ def _load_tasks(folder: str, names: Sequence[str]) -> TaskDict:
     try:
         return manager.load(list(names))
     except (TemplateError, LookupError, TypeError) as error:
-        raise DataError(f"{asked}: one does not fit the first document of its data: {error}; correct its templates") from None
+        raise DataError(f"{asked}: one cannot be asked about the first document of its data: {error}; correct it") from None
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise NeedsError(
