@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -86,12 +87,7 @@ def compare_model(directory: str, arguments: argparse.Namespace, folder: Path) -
     prefix = "" if begins else engine.tokenizer.decode(engine.prefix_token_id)
     tasks = [choice_task(folder, "openbookqa", ""), choice_task(folder, "openbookqa_begun", prefix)]
     tasks += [text_task(folder, name) for name in ("blocks", "whole")]
-    clock = [time.process_time()]
-    expected = run_tasks(theirs, tasks)
-    clock.append(time.process_time())
-    found = run_tasks(engine, tasks)
-    clock.append(time.process_time())
-    print(f"processor time of all tasks: `hf` in batches of 16 {clock[1] - clock[0]:.0f} s, ours {clock[2] - clock[1]:.0f} s\n")
+    expected, found = run_tasks(theirs, tasks), run_tasks(engine, tasks)
     print("| what | of | lm-evaluation-harness | Paretune | largest difference |\n|---|---:|---:|---:|---:|")
     for name in ("openbookqa", "blocks", "whole"):
         compare_tasks(name, expected, found)
@@ -99,6 +95,20 @@ def compare_model(directory: str, arguments: argparse.Namespace, folder: Path) -
     # By itself such a tokenizer gives the harness a second beginning of the text, which is then predicted from the first.
     plain = HFLM(directory, device="cpu", dtype="float32", batch_size=16, add_bos_token=False) if begins else theirs
     compare_bits(engine, folder, run_tasks(plain, [text_task(folder, "blocks")])["results"]["blocks"])
+    compare_long(engine, theirs, Path(arguments.text).read_text(encoding="utf-8"))
+
+
+def compare_long(engine: ParetuneLM, theirs: HFLM, text: str) -> None:
+    """Four continuations of each of 40 contexts of 1,000 characters, and the processor time of both sides."""
+    pairs = [(text[n * 400 : n * 400 + 1000], f" {text[k * 90 : k * 90 + 30]}") for n in range(40) for k in range(4)]
+    asked = [Instance("loglikelihood", {}, pair, n) for n, pair in enumerate(pairs)]
+    clock = [time.process_time()]
+    sides = []
+    for model in (theirs, engine):
+        sides.append([value for value, _ in model.loglikelihood(asked, disable_tqdm=True)])
+        clock.append(time.process_time())
+    compare_lists("4 continuations of 40 contexts: log-likelihoods", *sides)
+    print(f"\nprocessor time of these: `hf` in batches of 16 {clock[1] - clock[0]:.1f} s, ours {clock[2] - clock[1]:.1f} s")
 
 
 def compare_tasks(name: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
