@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from paretune.data.outside import outside_documents
 from paretune.data.questions import read_questions
 from paretune.data.records import Form, parse_form, read_record
 from paretune.data.requests import Request, request_of, slices_of
@@ -24,7 +25,7 @@ from paretune.pipeline.plan import count_blocks, num_positions
 from paretune.pipeline.weights import weight_shapes
 from paretune.spec.base import suggestion
 from paretune.spec.data import Dataset, Source
-from paretune.spec.evaluations import Encoder, Generate, Latency, Perplexity, Qa, Tasks
+from paretune.spec.evaluations import Encoder, Forgetting, Generate, Latency, Perplexity, Qa, Tasks
 from paretune.spec.methods import PruneBlocks, TrainLora
 from paretune.spec.study import Study
 from paretune.spec.variants import MethodUse
@@ -52,8 +53,10 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
             _check_methods(chain, name, base, lock.bases[base])
     for name, use in study.evaluate.items():
         where, config = f"evaluate.{name}", use.config
-        if isinstance(config, Perplexity):
+        if isinstance(config, Perplexity | Forgetting):
             _check_stride(config, study.train.max_length, where)
+        if isinstance(config, Forgetting):
+            _check_outside(config, where, folder)
         elif isinstance(config, Latency):
             _check_latency(config, lock, where)
         elif isinstance(config, Generate):
@@ -141,7 +144,16 @@ def _check_targets(targets: tuple[str, ...], where: str, base: str, locked: Lock
             raise SpecError(f"{where}: base `{base}` has no linear module `{target}`; it has {known}")
 
 
-def _check_stride(config: Perplexity, max_length: int, where: str) -> None:
+def _check_outside(config: Forgetting, where: str, folder: Path) -> None:
+    if not _template(config.text, f"{where}.text").fields:
+        raise SpecError(f"{where}.text: `{config.text}` uses no field of a record, so all texts would be the same")
+    try:
+        outside_documents(folder / config.path, config.text, config.document, config.format, max_documents=1)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _check_stride(config: Perplexity | Forgetting, max_length: int, where: str) -> None:
     if config.stride is not None and config.stride >= max_length:
         raise SpecError(
             f"{where}.stride: `{config.stride}` leaves no context between windows of `train.max_length: {max_length}` tokens; "
@@ -172,18 +184,19 @@ def _check_prompts(config: Generate, lock: Lock, where: str) -> None:
 
 def _check_questions(config: Qa, lock: Lock, where: str, folder: Path) -> None:
     prompt, answer = _template(config.prompt, f"{where}.prompt"), _template(config.answer, f"{where}.answer")
+    context = _template(config.context, f"{where}.context")
     if not prompt.fields:
         raise SpecError(f"{where}.prompt: `{config.prompt}` uses no field of a question, so all prompts would be the same")
     if "answer" not in answer.fields:
         raise SpecError(f"{where}.answer: `{config.answer}` does not use `{{{{ answer }}}}`, so all options would be the same")
     try:
-        found = read_questions(f"builtin:{config.builtin}" if config.path is None else folder / config.path)
+        found = read_questions(f"builtin:{config.builtin}" if config.path is None else folder / config.path, config.format)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     for question in found:
         try:
             slices_of(question, config.slice_by)
-            request = request_of(question, prompt, answer)
+            request = request_of(question, prompt, answer, context)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         for name, base in lock.bases.items():

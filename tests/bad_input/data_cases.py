@@ -314,6 +314,26 @@ _QUESTION_FILES = (
         [{"question": {"stem": "?", "choices": [{"text": t, "label": t} for t in "AB"]}, "answerKey": "C"}],
         'record 1: `answerKey` `"C"` is none of the labels `["A", "B"]`',
     ),
+    questions("records of no known format", [{"prompt": "Which?", "completion": "a"}], "`question` is missing", "MMLU", "SciQ"),
+    questions("no distractors", [{"question": "Which?", "correct_answer": "a"}], "record 1: `distractor1` is missing"),
+    questions(
+        "an undecided decision", [{"question": "?", "final_decision": "so"}], '`final_decision` is `"so"`; expected `yes`, `no`'
+    ),
+    Case(
+        "CSV of no known format",
+        lambda folder: (write("prompt,completion\na,b\n", "qa.csv")(folder), edit("qa.json", "qa.csv")(folder)),
+        ("qa.csv: line 1 is", "neither a header with `question` nor a question", "MMLU (CSV: question, A, B, C, D, answer)"),
+    ),
+    Case(
+        "format of another file",
+        edit("qa.json, ", "qa.json, format: boolq, "),
+        ("evaluate.qa: ", 'qa.json: record 1: `answer` is `"it waits"`; expected `true` or `false`'),
+    ),
+    Case(
+        "unknown format of questions",
+        edit("qa.json, ", "qa.json, format: arcs, "),
+        ("evaluate.qa.format: expected `own`, `openbookqa`, `arc`", 'got `"arcs"`'),
+    ),
     questions(
         "question longer than the model", [_ONE | {"question": "Which? " * 200}], "evaluate.qa: question `1`", "512 positions"
     ),

@@ -356,4 +356,47 @@ _GRIDS = (
     ),
 )
 
-CASES = (*_FILE, *_KEYS, *_NAMES, *_GRIDS, *_VALUES, *_AGAINST_THE_BASE, *_TEMPLATES)
+
+_ELSEWHERE = (
+    case(
+        "other text in no known format",
+        "perplexity: {}",
+        "forgetting: {path: a.doc}",
+        ":18: evaluate.forgetting: ",
+        "add `format:",
+    ),
+    case("other text missing", "perplexity: {}", "forgetting: {path: a.txt}", ":18: evaluate.forgetting.path: no file `a.txt`"),
+    case(
+        "unknown field of other text",
+        "perplexity: {}",
+        "forgetting: {path: notes.jsonl, text: '{{ body }}'}",
+        ":18: evaluate.forgetting: ",
+        "`body`",
+    ),
+    case(
+        "stride of a whole window of other text",
+        "perplexity: {}",
+        "forgetting: {path: notes.jsonl, text: '{{ content }}', stride: 64}",
+        "stride: `64` leaves no context",
+    ),
+    case(
+        "no task of the harness",
+        "perplexity: {}",
+        "lm_eval: {}",
+        ":18: evaluate.lm_eval.tasks: missing; this field has no default",
+    ),
+    case(
+        "a task of the harness twice",
+        "perplexity: {}",
+        "lm_eval: {tasks: [a, a]}",
+        ":18: evaluate.lm_eval: `tasks` names a task twice",
+    ),
+    case(
+        "a folder of tasks that is not there",
+        "perplexity: {}",
+        "lm_eval: {tasks: [a], include_path: tasks}",
+        ":18: evaluate.lm_eval.include_path: no folder `tasks`",
+    ),
+)
+
+CASES = (*_FILE, *_KEYS, *_NAMES, *_GRIDS, *_VALUES, *_AGAINST_THE_BASE, *_TEMPLATES, *_ELSEWHERE)

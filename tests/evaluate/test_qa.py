@@ -128,6 +128,20 @@ def test_templates_are_literal_and_the_prompt_does_not_know_the_answer() -> None
         request_of(question, parse_template("{{ answer }}"), parse_template("{{ answer }}"))
 
 
+def test_what_stands_before_a_question_is_read_and_makes_a_cluster(base: Path, tmp_path: Path) -> None:
+    lamp = {"question": "is it lit", "passage": "The lamp is out.", "answer": False}
+    rows = [lamp, lamp | {"question": "is it out", "answer": True}, lamp | {"passage": "The lamp is on.", "answer": True}]
+    run(base, tmp_path, rows, prompt="{{ question }}?")
+    scores = read_scores(tmp_path).query("metric == 'log_likelihood'")
+    assert list(zip(scores.example, scores.document, strict=True)) == [("1", "1"), ("2", "1"), ("3", "3")]
+    tokenizer = load_tokenizer(BASE, str(base))
+    head = [tokenizer.prefix_id, *tokenizer.encode("The lamp is out.\n\nis it lit?")]
+    nats = reference_nats(base)([*head, *tokenizer.encode(" no.")])[0][len(head) - 1 :]
+    assert scores.value.iloc[0] == pytest.approx(-float(nats.mean()), rel=1e-5)
+    run(base, tmp_path, rows, prompt="{{ question }}?", context="")
+    assert read_scores(tmp_path).query("metric == 'log_likelihood'").value.iloc[0] != scores.value.iloc[0]
+
+
 def test_a_question_that_does_not_fit_is_refused(base: Path, tmp_path: Path) -> None:
     long = [{"id": "long", "question": "Which? " * 400, "answer": "this"}]
     with pytest.raises(DataError, match=r"question `long` has .* tokens .* 512 positions"):

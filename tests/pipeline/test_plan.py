@@ -414,3 +414,42 @@ def test_the_encoder_of_bert_score_is_pinned_like_a_base(tmp_path: Path) -> None
     of_another = described(plan_of(file))
     assert of_another["small/notes/base: tasks"].key != at_2["small/notes/base: tasks"].key
     assert of_another["small/notes/base: perplexity"].key == at_2["small/notes/base: perplexity"].key
+
+
+def test_a_task_of_the_harness_has_the_key_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files and its version decide; what Python leaves beside them does not."""
+    file = write_planned(
+        tmp_path, STUDY.replace("  latency:", "  harness: {kind: lm_eval, tasks: [mine], include_path: tasks}\n  latency:")
+    )
+    (tmp_path / "tasks").mkdir()
+    task = tmp_path / "tasks" / "mine.yaml"
+    task.write_text("task: mine\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "has", lambda need, _: need != "lm_eval")
+        with pytest.raises(
+            NeedsError, match=r"evaluate\.harness: `lm_eval` needs the package `lm_eval`, which is not installed: `pip"
+        ):
+            plan_of(file)
+    monkeypatch.setattr(planning, "has", lambda *_: True)
+    monkeypatch.setattr(planning, "version", lambda _: "0.4.13")
+    before = plan_of(file)
+    (tmp_path / "tasks" / "__pycache__").mkdir()
+    (tmp_path / "tasks" / "__pycache__" / "mine.pyc").write_bytes(b"1")
+    assert keys(plan_of(file)) == keys(before)
+    task.write_text("task: mine\nnum_fewshot: 1\n", encoding="utf-8")
+    # The leakage check reads the documents, so that it is asked again, too.
+    assert changed(before, plan_of(file)) == {"leakage", "harness of the base", "harness of a model"}
+    monkeypatch.setattr(planning, "version", lambda _: "0.4.14")
+    assert "harness of the base" in changed(before, plan_of(file))
+    with pytest.raises(NeedsError, match=r"evaluate\.harness\.include_path: no folder `task`"):
+        replan(file, "include_path: tasks", "include_path: task")
+
+
+def test_forgetting_is_measured_against_the_untouched_base(tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("The sea.\n", encoding="utf-8")
+    plan = plan_of(write_planned(tmp_path, STUDY.replace("  latency:", "  forgetting: {path: other.txt}\n  latency:")))
+    found = {name: stage for name, stage in described(plan).items() if name.endswith(": forgetting")}
+    base = found["small/notes/base: forgetting"]
+    assert "untouched" not in base.inputs
+    assert base.config["evaluation"]["max_length"] == 64
+    assert all(one.inputs["untouched"] == base for name, one in found.items() if name.startswith("small") and one != base)

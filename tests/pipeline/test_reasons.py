@@ -122,7 +122,10 @@ def test_a_template_is_told_in_one_line(file: Path, store: Store, old: str, new:
         ("notes.jsonl", {"notes: data": "differs in the data file", "small/notes: tokenize": "its input is new: data"}),
         (
             "questions.json",
-            {"small/notes/base: qa": "differs in the question file", "notes: leakage": "differs in the question file of `qa`"},
+            {
+                "small/notes/base: qa": "differs in the file that is asked about",
+                "notes: leakage": "differs in the file of `qa`",
+            },
         ),
         ("small/model.safetensors", {"small/notes/base: size": "differs in the files of the base"}),
     ],

@@ -193,6 +193,6 @@ def test_what_is_not_known_is_told_with_the_nearest_name() -> None:
     assert find_evaluation("latency", "here").measures_time
     with pytest.raises(SpecError, match=r"here: unknown method `train.lroa`; did you mean `train.lora`\?"):
         find_method("train.lroa", "here")
-    with pytest.raises(SpecError, match=r"here: unknown evaluation `zzz`; known: `generate`, .* \(or name its `kind:`\)"):
+    with pytest.raises(SpecError, match=r"here: unknown evaluation `zzz`; known: `forgetting`, .* \(or name its `kind:`\)"):
         find_evaluation("zzz", "here")
     assert load_function("json:dumps") is json.dumps

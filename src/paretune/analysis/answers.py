@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from paretune.analysis import wording
 from paretune.analysis.choose import quantity_of, ranked_places
 from paretune.analysis.compare import Difference
+from paretune.analysis.elsewhere import harness_quantities
 from paretune.analysis.exact import chance_p
 from paretune.analysis.measured import Group, Measured, baseline, chance_of, difference_of
 from paretune.analysis.scores import Place, Quantity
@@ -14,6 +15,8 @@ from paretune.analysis.task_scores import format_failures, task_metrics
 
 _TOLD_METRICS = 1
 """Of a task, in words; the others stand in the tables."""
+_TOLD_TASKS = 5
+"""Of lm-evaluation-harness, in words."""
 ANSWER_METRICS = ("accuracy", "exact_match", "contains")
 
 
@@ -33,6 +36,9 @@ def answer_sentences(measured: Measured, group: Group, ranked_by: Quantity) -> I
             if metric == "accuracy" and ranked:
                 yield from _guessing(measured, group, ranked, quantity)
         yield from _told_apart(measured, group, Quantity(task, "", "log_likelihood"))
+    for quantity in harness_quantities(measured, group)[:_TOLD_TASKS]:
+        if quantity != ranked_by:
+            yield from _told_apart(measured, group, quantity)
     for task, scoring in measured.study.data[group.dataset].scored.items():
         metrics = [metric for metric in task_metrics(scoring) if metric != "accuracy_generated"]
         for metric in metrics[:_TOLD_METRICS]:

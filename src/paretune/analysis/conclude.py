@@ -16,6 +16,7 @@ from paretune.analysis.choose import choose, is_cheaper, near_best, ranked_place
 from paretune.analysis.compare import Difference, Estimate
 from paretune.analysis.costs import trained_records
 from paretune.analysis.deviations import marks_of, much_left_out
+from paretune.analysis.elsewhere import forgetting_sentences
 from paretune.analysis.limits import frontier_sentence, limit_sentences
 from paretune.analysis.measured import Group, Measured, baseline, cells_of, difference_of, estimate_of, headline, untouched
 from paretune.analysis.scores import Place, Quantity
@@ -67,6 +68,7 @@ def conclude(measured: Measured, group: Group) -> Conclusions:
         *_learned(measured, group, ranked, quantity, said),
         *_trades(measured, group, ranked, quantity, said),
         *answer_sentences(measured, group, quantity),
+        *forgetting_sentences(measured, group),
         *_warnings(measured, ranked),
         *short_training(measured, group),
         *chosen_on_validation(measured, quantity),

@@ -32,6 +32,8 @@ QUALITY = (
         "bits_per_byte",
         "loss",
         "accuracy",
+        "acc_norm",
+        "acc",
         "exact_match",
         "contains",
         "set_f1",
@@ -45,6 +47,8 @@ QUALITY = (
 """Metrics that a study is judged by, the first that was measured."""
 HELD_OUT = ("test", "validation")
 """The split that a study is judged on, the first that was measured."""
+FORGETTING, HARNESS = "forgetting", "lm_eval"
+"""Kinds of evaluations; `forgetting` is the metric, too."""
 _PER_TOKEN = frozenset({"loss", "token_accuracy", "log_likelihood"})
 """Metrics that are compared only between models of one tokenizer."""
 
@@ -159,7 +163,9 @@ def baseline(measured: Measured, group: Group) -> Place | None:
 def headline(measured: Measured, group: Group) -> Quantity | None:
     """The quantity that variants of a group are ranked by; None if nothing of the kind was measured."""
     found = {quantity for name in group.variants for quantity in measured.samples.get(group.place(name), {})}
-    order = [task for task in tasks_of(measured, group.dataset) if task in {quantity.task for quantity in found}]
+    outside = {name for name, use in measured.study.evaluate.items() if use.kind == FORGETTING}
+    asked = {quantity.task for quantity in found} - outside
+    order = [task for task in tasks_of(measured, group.dataset) if task in asked]
     for metric in QUALITY:
         for task in order:
             for split in (*HELD_OUT, ""):
@@ -169,8 +175,20 @@ def headline(measured: Measured, group: Group) -> Quantity | None:
 
 
 def tasks_of(measured: Measured, dataset: str) -> list[str]:
-    """What a dataset's variants were asked: the study's evaluations, then the dataset's own tasks."""
-    return [*measured.study.evaluate, *measured.study.data[dataset].scored]
+    """What a dataset's variants were asked: the study's evaluations, the dataset's own tasks, those of lm-evaluation-harness.
+
+    Text outside the domain comes last: nothing but forgetting is judged on it.
+    """
+    outside = [name for name, use in measured.study.evaluate.items() if use.kind == FORGETTING]
+    own = [name for name in measured.study.evaluate if name not in outside]
+    return [*dict.fromkeys([*own, *measured.study.data[dataset].scored, *harness_tasks(measured, dataset)]), *outside]
+
+
+def harness_tasks(measured: Measured, dataset: str) -> list[str]:
+    """The tasks of lm-evaluation-harness that variants of a dataset were asked."""
+    told = {one.task for place, known in measured.samples.items() if place.dataset == dataset for one in known}
+    others = {name for name, use in measured.study.evaluate.items() if use.kind != HARNESS}
+    return sorted(told - others - set(measured.study.data[dataset].scored))
 
 
 def chance_of(measured: Measured, group: Group, task: str) -> float | None:

@@ -10,6 +10,7 @@ from paretune.analysis.conclude import across_bases, conclude, export_command, r
 from paretune.analysis.definitions import definitions
 from paretune.analysis.deviations import Marks, data_notes, deviations, marks_of
 from paretune.analysis.document import Block, Bullets, Document, Paragraph, Picture, Section, Table
+from paretune.analysis.elsewhere import forgetting_section, harness_section
 from paretune.analysis.figures import PARETO_NAME, tasks_name
 from paretune.analysis.measured import Group, Measured, estimate_of, headline, same_tokenizer
 from paretune.analysis.scores import Place, place_of
@@ -47,6 +48,8 @@ def build_report(measured: Measured, figures: frozenset[str]) -> Document:
             held_out_section(measured, group, marks),
             questions_section(measured, group, marks),
             tasks_section(measured, group, marks, _first_of(tasks_name(group.dataset), figures, group.dataset not in shown)),
+            harness_section(measured, group, marks),
+            forgetting_section(measured, group, marks),
             comparisons_section(measured, group),
             cost_section(measured, group, figures, first=group.dataset not in shown),
             generations_section(measured, group),

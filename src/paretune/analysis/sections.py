@@ -8,11 +8,12 @@ from paretune.analysis.answers import ANSWER_METRICS
 from paretune.analysis.caveats import TIME_PER_TOKEN, TRAINING_SPEED, disturbed_times
 from paretune.analysis.choose import latency_name
 from paretune.analysis.compare import Estimate
+from paretune.analysis.confounded import confounded_fields
 from paretune.analysis.costs import Cost
 from paretune.analysis.deviations import Marks
 from paretune.analysis.document import Block, Bullets, Paragraph, Picture, Section, SideBySide, Table, Text
 from paretune.analysis.figures import comparison_name
-from paretune.analysis.measured import Group, Measured, cells_of, chance_of, estimate_of
+from paretune.analysis.measured import FORGETTING, HARNESS, Group, Measured, cells_of, chance_of, estimate_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.tables import cell_generations
 from paretune.analysis.task_scores import stopped, task_texts
@@ -41,6 +42,8 @@ def questions_section(measured: Measured, group: Group, marks: Marks) -> Section
         blocks.append(_answers_table(measured, group, task, marks))
         if told := _telling(measured, group, task, [name for name in slices if name]):
             blocks.append(_slices_table(measured, group, task, told, marks))
+        if confounded := list(confounded_fields(measured, group, task)):
+            blocks.append(Bullets(confounded))
     return Section("Questions and answers", blocks, level=3) if blocks else None
 
 
@@ -112,8 +115,9 @@ def generations_section(measured: Measured, group: Group) -> Section | None:
 
 
 def _held_out(measured: Measured, group: Group) -> list[tuple[str, str]]:
-    found = {(q.task, q.split) for q in _quantities(measured, group) if q.metric == "bits_per_byte" and not q.slice}
-    tasks = list(measured.study.evaluate)
+    tasks = [name for name, use in measured.study.evaluate.items() if use.kind not in (FORGETTING, HARNESS)]
+    known = [q for q in _quantities(measured, group) if q.task in tasks]
+    found = {(q.task, q.split) for q in known if q.metric == "bits_per_byte" and not q.slice}
     order = ("test", "validation", "train", "")
     return sorted(found, key=lambda pair: (tasks.index(pair[0]), order.index(pair[1]) if pair[1] in order else len(order)))
 

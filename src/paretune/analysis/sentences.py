@@ -11,7 +11,7 @@ from paretune.analysis.compare import Difference
 from paretune.analysis.costs import ratio
 from paretune.analysis.measured import Measured, difference_of
 from paretune.analysis.scores import Place, Quantity
-from paretune.spec.compare import LOWER_IS_BETTER
+from paretune.spec.compare import LOWER_IS_BETTER, OF_HARNESS
 
 NOUNS = {
     "loss": "perplexity",
@@ -28,11 +28,17 @@ NOUNS = {
     "rouge_l": "ROUGE-L",
     "bert_score_f1": "BERTScore",
     "set_f1": "F1 of sets",
+    "acc": "accuracy",
+    "acc_norm": "accuracy (by length)",
+    "forgetting": "forgetting",
+    "word_loss": "loss per word",
+    "byte_loss": "loss per byte",
 }
 SHARES = frozenset(
     {
         *("token_accuracy", "accuracy", "accuracy_unnormalised", "accuracy_generated", "exact_match", "contains"),
         "stopped_by_eos",
+        *OF_HARNESS,
     }
 )
 COST_WORDS = {

@@ -276,7 +276,10 @@ def _kept(example: Example, fields: frozenset[str]) -> list[int]:
 def _items(context: StageContext) -> dict[str, list[str]]:
     """The texts of each evaluation's items, read by the reader that its row names."""
     items = context.config.get("items", {})
-    return {name: load_function(item["reader"])(context.resources[f"items.{name}"]) for name, item in items.items()}
+    return {
+        name: load_function(item["reader"])(context.resources[f"items.{name}"], **item.get("fields", {}))
+        for name, item in items.items()
+    }
 
 
 def _write(file: Path, parts: Parts, fields: frozenset[str], *, completes: bool) -> None:

@@ -1,18 +1,28 @@
 """Questions with known answers, from the file formats that people have them in.
 
-A file is a JSON list, an object with `questions`, or JSON lines. A record is in one of three formats:
+A file is a JSON list, an object with `questions`, JSON lines, or CSV. The format of a record is known by its fields:
 
-    {"question": ..., "options": [...], "answer": ..., "answer_index": ...}     ours; without options for a factual question
-    {"question": {"stem": ..., "choices": [{"text": ..., "label": ...}]}, "answerKey": ...}            OpenBookQA's own files
-    {"question": ..., "choices": {"text": [...], "label": [...]}, "answerKey": ...}     ARC on the hub; OpenBookQA says
-                                                                                        `question_stem` there
+    own         {"question": ..., "options": [...], "answer": ..., "answer_index": ...}; no options: a factual question
+    openbookqa  {"question": {"stem": ..., "choices": [{"text": ..., "label": ...}]}, "answerKey": ...}, or the hub's
+                {"question_stem": ..., "choices": {"text": [...], "label": [...]}, "answerKey": ...}
+    arc         {"question": ..., "choices": {"text": [...], "label": [...]}, "answerKey": ...}
+    mmlu        CSV rows of question, A, B, C, D and the letter of the answer, with a header or without; or the hub's
+                {"question": ..., "choices": [...], "answer": 2}
+    sciq        {"question": ..., "correct_answer": ..., "distractor1": ..., "support": ...}
+    boolq       {"question": ..., "passage": ..., "answer": true}
+    pubmedqa    {"question": ..., "context": {"contexts": [...]}, "final_decision": "maybe"}
+
 Whatever does not fit is refused with file, record, field and the way out: a question misread scores models silently wrong.
 """
 
+import csv
+import io
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, NoReturn
 
 from paretune.errors import DataError
@@ -20,9 +30,16 @@ from paretune.spec.base import shown
 
 NEWSROOM = "builtin:newsroom"
 _READ_FIELDS = frozenset({"id", "question", "question_stem", "options", "choices", "answer", "answer_index", "answerKey"})
+_LETTERS = tuple(ascii_uppercase)
+_READ_BY_OTHERS = _READ_FIELDS | {
+    *("correct_answer", "distractor1", "distractor2", "distractor3", "support", "passage", "final_decision"),
+    *("context", "QUESTION", "CONTEXTS", *_LETTERS),
+}
+"""In all formats but our own, whose records may call fields of theirs so."""
 _FORMATS = (
     'expected `{"question": "...", "answer": "..."}`, with `"options": ["...", ...]` for multiple choice, '
-    "or the format of OpenBookQA or ARC (`choices`, `answerKey`)"
+    "or the format of OpenBookQA or ARC (`choices`, `answerKey`), MMLU (CSV: question, A, B, C, D, answer), SciQ "
+    "(`correct_answer`, `distractor1`), BoolQ (`passage`, `answer: true`) or PubMedQA (`final_decision`)"
 )
 
 
@@ -38,10 +55,15 @@ class Question:
     """Into `options`; None for a factual question."""
     fields: Mapping[str, Any]
     """What else the record holds, to slice by and for templates."""
+    context: str = ""
+    """What stands before the question, where the format has such a text."""
 
 
-def read_questions(place: str | Path) -> list[Question]:
-    """The questions of a file, or of `builtin:newsroom`; DataError for anything that is not a question with an answer."""
+def read_questions(place: str | Path, format: str | None = None) -> list[Question]:
+    """The questions of a file, or of `builtin:newsroom`; DataError for anything that is not a question with an answer.
+
+    `format` is one of those above; each record's fields say it unless given.
+    """
     if str(place) == NEWSROOM:
         from paretune.data.newsroom import questions
 
@@ -50,35 +72,114 @@ def read_questions(place: str | Path) -> list[Question]:
     if str(place).startswith("builtin:"):
         raise DataError(f"no built-in questions `{str(place).removeprefix('builtin:')}`; known: `newsroom`")
     file = Path(place)
-    found = [parse_question(record, f"{file}: {where}", str(n)) for n, (where, record) in enumerate(_records(file), start=1)]
+    records = enumerate(_records(file), start=1)
+    found = [parse_question(record, f"{file}: {where}", str(n), format) for n, (where, record) in records]
     if not found:
         raise DataError(f"{file}: holds no question; {_FORMATS}")
     _check_distinct(found, file)
     return found
 
 
-def question_texts(place: str | Path) -> list[str]:
+def question_texts(place: str | Path, format: str | None = None) -> list[str]:
     """Each question with its answer, as the text that must not stand in training data."""
-    return [f"{question.question} {question.answer}" for question in read_questions(place)]
+    return [f"{question.question} {question.answer}" for question in read_questions(place, format)]
 
 
-def parse_question(record: Any, where: str, number: str) -> Question:
+def parse_question(record: Any, where: str, number: str, format: str | None = None) -> Question:
     """One record of any of the formats; `number` is its id where it has none. DataError beginning with `where`."""
     if not isinstance(record, Mapping):
         _refuse(where, f"is {shown(record)}; {_FORMATS}")
-    stem, choices = _stem(record), _choices(record, where)
-    if choices is None:
-        question, options = _text(stem, "question", where), _options(record, where)
-        index, answer = _own_answer(record, options, where)
-    else:
-        labels, options = choices
-        question = _text(stem, "question", where)
-        index = _index_of_key(record, labels, where)
-        answer = options[index]
+    question = _text(_stem(record), "question", where)
+    format = format or _format_of(record)
+    context, options, index, answer = _READERS[format](record, question, where)
     if index is not None and options.count(answer) > 1:
         _refuse(where, f"`options` holds the answer {shown(answer)} twice; remove one of them")
-    fields = {name: value for name, value in record.items() if name not in _READ_FIELDS}
-    return Question(_id(record, where, number), question, options, answer, index, fields)
+    read = _READ_FIELDS if format == "own" else _READ_BY_OTHERS
+    fields = {name: value for name, value in record.items() if name not in read}
+    return Question(_id(record, where, number), question, options, answer, index, fields, context)
+
+
+def _format_of(record: Mapping[str, Any]) -> str:
+    if "final_decision" in record:
+        return "pubmedqa"
+    if "correct_answer" in record:
+        return "sciq"
+    if "passage" in record and isinstance(record.get("answer"), bool):
+        return "boolq"
+    if {"A", "B", "answer"} <= set(record) or (
+        isinstance(record.get("choices"), list) and isinstance(record.get("answer"), int)
+    ):
+        return "mmlu"
+    return "arc" if "choices" in record or isinstance(record.get("question"), Mapping) else "own"
+
+
+_Parsed = tuple[str, tuple[str, ...], int | None, str]
+"""Context, options, index of the answer, answer."""
+
+
+def _own(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
+    options = _options(record, where)
+    return "", options, *_own_answer(record, options, where)
+
+
+def _labelled(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
+    labels, options = _choices(record, where)
+    index = _index_of_key(record, labels, where)
+    return "", options, index, options[index]
+
+
+def _mmlu(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
+    choices, answer = record.get("choices"), record.get("answer")
+    if not isinstance(choices, list):
+        letters = [letter for letter in _LETTERS if record.get(letter) not in (None, "")]
+        choices = [record[letter] for letter in letters]
+        if answer not in letters:
+            _refuse(where, f"`answer` is {shown(answer)}; expected one of the letters {shown(letters)}")
+        answer = letters.index(answer)
+    options = _option_texts(choices, "choices", where)
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
+        _refuse(where, f"`answer` is {shown(answer)}; expected a number from 0 that counts the {len(options)} choices")
+    return "", options, answer, options[answer]
+
+
+def _sciq(record: Mapping[str, Any], question: str, where: str) -> _Parsed:
+    answer = _text(record.get("correct_answer"), "correct_answer", where)
+    wrong = [_text(record[name], name, where) for name in sorted(record) if name.startswith("distractor")]
+    if not wrong:
+        _refuse(where, "`distractor1` is missing; a question of SciQ has one to three wrong answers")
+    # The file says the right one first. The place among the options must tell nothing, and be the same in every run.
+    options = sorted({answer, *wrong})
+    random.Random(question).shuffle(options)
+    return _optional_text(record.get("support"), "support", where), tuple(options), options.index(answer), answer
+
+
+def _boolq(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
+    answer = record.get("answer")
+    if not isinstance(answer, bool):
+        _refuse(where, f"`answer` is {shown(answer)}; expected `true` or `false`")
+    return _optional_text(record.get("passage"), "passage", where), ("yes", "no"), 0 if answer else 1, "yes" if answer else "no"
+
+
+def _pubmedqa(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
+    answer, options = record.get("final_decision"), ("yes", "no", "maybe")
+    if answer not in options:
+        _refuse(where, f"`final_decision` is {shown(answer)}; expected `yes`, `no` or `maybe`")
+    context = record.get("context", record.get("CONTEXTS"))
+    context = context.get("contexts") if isinstance(context, Mapping) else context
+    if isinstance(context, list):
+        context = "\n".join(_text(part, "context", where) for part in context)
+    return _optional_text(context, "context", where), options, options.index(answer), answer
+
+
+_READERS = {
+    "own": _own,
+    "openbookqa": _labelled,
+    "arc": _labelled,
+    "mmlu": _mmlu,
+    "sciq": _sciq,
+    "boolq": _boolq,
+    "pubmedqa": _pubmedqa,
+}
 
 
 def _records(file: Path) -> list[tuple[str, Any]]:
@@ -93,6 +194,8 @@ def _records(file: Path) -> list[tuple[str, Any]]:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from None
     if not text.strip():
         raise DataError(f"{file}: is empty; {_FORMATS}")
+    if file.suffix.lower() in _SEPARATORS:
+        return _records_of_table(file, text, _SEPARATORS[file.suffix.lower()])
     try:
         content = _parse(text)
     except ValueError as error:
@@ -101,11 +204,46 @@ def _records(file: Path) -> list[tuple[str, Any]]:
         content = content["questions"]
         if not isinstance(content, list):
             raise DataError(f"{file}: `questions` is {shown(content)}; expected a list of records")
+    elif isinstance(content, Mapping) and content and all(isinstance(value, Mapping) for value in content.values()):
+        content = [{"id": name, **value} for name, value in content.items()]  # as PubMedQA's own files are
     elif isinstance(content, Mapping):
         content = [content]
     elif not isinstance(content, list):
         raise DataError(f"{file}: holds {shown(content)}; expected a list of records, or an object with `questions`")
     return [(f"record {n}", record) for n, record in enumerate(content, start=1)]
+
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+def _records_of_table(file: Path, text: str, separator: str) -> list[tuple[str, Any]]:
+    """Rows by a header that names `question`, or rows of MMLU: question, options and a letter."""
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise DataError(f"{file}: not CSV ({error}); look for a quotation mark that is not closed") from None
+    header = [name.strip() for name in rows[0][1]]
+    if "question" in (names := [name if name in _LETTERS else name.lower() for name in header]):
+        rows = rows[1:]
+    else:
+        width = len(header)
+        if width < 4 or header[-1] not in _LETTERS[: width - 2]:
+            raise DataError(f"{file}: line 1 is {shown(header)}, neither a header with `question` nor a question; {_FORMATS}")
+        names = ["question", *_LETTERS[: width - 2], "answer"]
+    for line, row in rows:
+        if len(row) != len(names):
+            raise DataError(
+                f"{file}: line {line} has {len(row)} fields and not {len(names)}; quote a text that holds `{separator}`"
+            )
+    return [(f"line {line}", _typed(dict(zip(names, row, strict=True)))) for line, row in rows]
+
+
+def _typed(row: dict[str, str]) -> dict[str, Any]:
+    """A row of a table with the types that the format of its fields has in JSON."""
+    if "passage" in row and row.get("answer", "").lower() in ("true", "false"):
+        return {**row, "answer": row["answer"].lower() == "true"}
+    return row
 
 
 def _records_of_lines(file: Path, text: str, whole_error: ValueError) -> list[tuple[str, Any]]:
@@ -129,16 +267,14 @@ def _parse(text: str) -> Any:
 
 
 def _stem(record: Mapping[str, Any]) -> Any:
-    question = record.get("question", record.get("question_stem"))
+    question = record.get("question", record.get("question_stem", record.get("QUESTION")))
     return question.get("stem") if isinstance(question, Mapping) else question
 
 
-def _choices(record: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """Labels and texts of the formats with `choices`; None in our own."""
+def _choices(record: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Labels and texts of the formats with `choices`."""
     nested = record.get("question")
     choices = nested.get("choices") if isinstance(nested, Mapping) else record.get("choices")
-    if choices is None and not isinstance(nested, Mapping):
-        return None
     if isinstance(choices, Mapping):
         labels, texts = choices.get("label"), choices.get("text")
     elif isinstance(choices, list) and all(isinstance(choice, Mapping) for choice in choices):
@@ -203,12 +339,12 @@ def _id(record: Mapping[str, Any], where: str, number: str) -> str:
 
 def _check_distinct(questions: list[Question], file: Path) -> None:
     ids: dict[str, int] = {}
-    asked: dict[tuple[str, tuple[str, ...], str], int] = {}
+    asked: dict[tuple[str, ...], int] = {}
     for n, question in enumerate(questions, start=1):
         if question.id in ids:
             raise DataError(f"{file}: record {n}: `id` {shown(question.id)} is that of record {ids[question.id]}; rename one")
         # A question that counts twice makes the intervals narrower than they are.
-        content = (question.question, question.options, question.answer)
+        content = (question.context, question.question, *question.options, question.answer)
         if content in asked:
             raise DataError(
                 f"{file}: record {n}: {shown(question.question)} is the question of record {asked[content]}, with the same "
@@ -225,6 +361,10 @@ def _text(value: Any, field: str, where: str) -> str:
     if not value.strip():
         _refuse(where, f"`{field}` is empty; fill it in, or leave the record out")
     return value
+
+
+def _optional_text(value: Any, field: str, where: str) -> str:
+    return "" if value in (None, "") else _text(value, field, where)
 
 
 def _refuse(where: str, problem: str) -> NoReturn:

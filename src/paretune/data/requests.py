@@ -25,16 +25,18 @@ class Request:
         return not self.question.options
 
 
-def request_of(question: Question, prompt: Template, answer: Template) -> Request:
+def request_of(question: Question, prompt: Template, answer: Template, context: Template | None = None) -> Request:
     """The templates filled with a question, taken literally: nothing is trimmed, and the prompt does not know the answer.
 
-    DataError for a field that the question lacks.
+    `context` comes before the prompt of a question that has one. DataError for a field that the question lacks.
     """
     where = f"question `{question.id}`"
     fields = {**question.fields, "question": question.question, "options": list(question.options)}
+    fields |= {"context": question.context} if question.context else {}
     texts = question.options or (question.answer,)
     answers = (render(answer, {**fields, "answer": text}, where) for text in texts)
-    return Request(question, render(prompt, fields, where), tuple(answers))
+    before = render(context, fields, where) if context is not None and question.context else ""
+    return Request(question, before + render(prompt, fields, where), tuple(answers))
 
 
 def slices_of(question: Question, names: Sequence[str]) -> dict[str, str]:

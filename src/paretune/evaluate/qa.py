@@ -42,18 +42,20 @@ class Likelihoods:
 def evaluate_qa(context: StageContext) -> dict[str, Any]:
     """Stage body: scores of every question, and the generated answers of the factual ones in `generations.jsonl`."""
     settings = Qa.model_validate(context.config["evaluation"], strict=False)
-    questions = read_questions(context.resources["items"])
+    questions = read_questions(context.resources["items"], settings.format)
     slices = [slices_of(question, settings.slice_by) for question in questions]
-    prompt, answer = parse_template(settings.prompt), parse_template(settings.answer)
-    requests = [request_of(question, prompt, answer) for question in questions]
+    templates = [parse_template(source) for source in (settings.prompt, settings.answer, settings.context)]
+    requests = [request_of(question, *templates) for question in questions]
     loaded = load_model(context, fused=True)
     likelihoods = answer_likelihoods(loaded, requests, context.options.forward_tokens)
     context.emit(done=len(questions), total=2 * len(questions))
     generations = generated_answers(loaded, requests, settings.max_new_tokens)
     answers = dict(zip((request.question.id for request in requests if request.factual), generations, strict=True))
-    scores = []
+    scores, first = [], dict[str, str]()
     for question, found, of_question in zip(questions, likelihoods, slices, strict=True):
-        scores += question_scores(question, found, answers.get(question.id), of_question)
+        # Questions about one text are a cluster, which has the name of its first.
+        document = first.setdefault(question.context, question.id) if question.context else question.id
+        scores += question_scores(question, found, answers.get(question.id), of_question, document)
     write_scores(scores, context.draft, settings.slice_by)
     write_generations(generations, context.draft)
     ties = sum(choices_of(q, found)[1] for q, found in zip(questions, likelihoods, strict=True) if q.options)
@@ -79,7 +81,7 @@ def generated_answers(loaded: LoadedModel, requests: Sequence[Request], max_new_
 
 
 def question_scores(
-    question: Question, found: Likelihoods, generation: Generation | None, slices: Mapping[str, str]
+    question: Question, found: Likelihoods, generation: Generation | None, slices: Mapping[str, str], document: str
 ) -> list[Score]:
     """`log_likelihood` of the gold answer, weighted by its tokens, and what is right and wrong, weighted 1.
 
@@ -94,7 +96,7 @@ def question_scores(
         values["contains"] = float(contains(generation.text, question.answer))
     weights = {"log_likelihood": found.num_tokens[gold]}
     return [
-        Score(metric, value, example=question.id, document=question.id, weight=weights.get(metric, 1), slices=slices)
+        Score(metric, value, example=question.id, document=document, weight=weights.get(metric, 1), slices=slices)
         for metric, value in values.items()
     ]
 

@@ -4,6 +4,7 @@ The model is called through its public forward, so that every architecture of tr
 interface works; what cannot be taken on trust (that the head is found, that branches and trees are kept apart) is shown once.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from paretune.data.trees import ROUND_TO, Batch, Example, forward_batches, group_starts, unshared
 from paretune.errors import StageError, is_out_of_memory
 from paretune.model.attention import attending
+from paretune.model.load import max_positions
 from paretune.model.loss import Head, MatrixHead, matrix_head, token_nats
 
 _STRETCH = 512
@@ -92,7 +94,10 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     arguments: dict[str, Any] = {"use_cache": False}
     if batch.forest is not None:
         # With a mask given, even one that hides nothing, transformers does not look for sequences in the positions.
-        arguments |= {"attention_mask": torch.ones_like(batch.ids_RT), "position_ids": batch.positions_RT}
+        # The last token of a text is only predicted; so one may stand where the model has no position any more.
+        last = (max_positions(model.config.get_text_config()) or sys.maxsize) - 1
+        positions_RT = batch.positions_RT.clamp_max(last)
+        arguments |= {"attention_mask": torch.ones_like(batch.ids_RT), "position_ids": positions_RT}
     states_RTD = model.base_model(input_ids=batch.ids_RT, **arguments).last_hidden_state
     # index_select, not [index]: the backward of indexing is not deterministic on two CPU threads.
     return states_RTD.flatten(0, 1).index_select(0, batch.hidden_N)

@@ -39,7 +39,7 @@ _ACTIVATIONS = {"train.full": 96, "train.lora": 112}
 """Bytes kept for the backward pass by token, block and unit of width, in float32."""
 _ATTENTION = 8
 """Bytes kept for the backward pass by token, block, head and position of a row."""
-_SCORING = ("evaluate.perplexity", "evaluate.qa")
+_SCORING = ("evaluate.perplexity", "evaluate.qa", "evaluate.forgetting")
 _STATES = 512 * 2**20
 """Hidden states that a choice of blocks by loss holds: `paretune.variants.choose.STATE_BYTES`."""
 _HEAD = 16 * 1024

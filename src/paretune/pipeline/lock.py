@@ -20,7 +20,7 @@ from paretune.errors import NeedsError, StoreError
 from paretune.pipeline import hub, machine
 from paretune.spec.base import suggestion
 from paretune.spec.data import Source
-from paretune.spec.evaluations import Tasks
+from paretune.spec.evaluations import LmEval, Tasks
 from paretune.spec.study import Base, Study
 
 SCHEMA = 1
@@ -105,7 +105,8 @@ def resolve_lock(study: Study, study_file: Path, device: str = "auto") -> Lock:
         matmul_gflops=rates,
         bases={name: _base(f"bases.{name}", base, digests, commits) for name, base in study.bases.items()},
         encoder=next((_base(where, base, digests, commits, writes=False) for where, base in _encoders(study)), None),
-        files={path: digests.of_file(path, where) for path, where in _files(study)},
+        files={path: digests.of_file(path, where) for path, where in _files(study)}
+        | {path: digests.of_folder(path, where) for path, where in _folders(study)},
         hub_commits=commits,
         seen={name: seen.model_dump() for name, seen in digests.seen.items()},
     )
@@ -148,6 +149,12 @@ def _files(study: Study) -> list[tuple[str, str]]:
         if path:
             files.append((path, f"evaluate.{name}.path"))
     return files
+
+
+def _folders(study: Study) -> list[tuple[str, str]]:
+    """The folders with tasks of the harness, with the place where each stands in the file."""
+    found = [(name, use.config.include_path) for name, use in study.evaluate.items() if isinstance(use.config, LmEval)]
+    return [(path, f"evaluate.{name}.include_path") for name, path in found if path]
 
 
 def _encoders(study: Study) -> list[tuple[str, Base]]:
@@ -239,6 +246,21 @@ class _Digests:
             if not file.is_file():
                 raise NeedsError(f"{where}: `{path}` is a {'directory' if file.is_dir() else 'device or pipe'}; name a file")
             return self._digest(file)
+
+    def of_folder(self, path: str, where: str) -> str:
+        """Of everything in it but what Python and hidden files leave there."""
+        folder = self.folder / path
+        with _readable(where, path):
+            if not folder.is_dir():
+                raise NeedsError(f"{where}: no folder `{path}` (looked in `{self.folder.resolve()}`){_likely(folder)}")
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            names = [file.relative_to(folder) for file in files]
+            parts = [
+                [name.as_posix(), self._digest(file)]
+                for name, file in zip(names, files, strict=True)
+                if not any(part.startswith((".", "__pycache__")) for part in name.parts)
+            ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def of_directory(self, directory: Path, patterns: tuple[str, ...]) -> str:
         files = sorted({file for pattern in patterns for file in directory.glob(pattern) if file.is_file()})

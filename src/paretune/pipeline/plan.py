@@ -7,7 +7,8 @@ that is made again with the choice has the stages of that trial in its place, un
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from paretune.pipeline.lock import Lock, LockedBase
 from paretune.pipeline.machine import fingerprint, has, way_to
 from paretune.pipeline.stage import Stage
 from paretune.spec.data import Dataset, Source
-from paretune.spec.evaluations import Tasks
+from paretune.spec.evaluations import Forgetting, LmEval, Tasks
 from paretune.spec.registry import Evaluation, Method
 from paretune.spec.study import EvaluationUse, Study
 from paretune.spec.tasks import BERT_SCORE
@@ -206,15 +207,22 @@ class _Planner:
 
     def _items(self, resources: dict[str, str]) -> dict[str, Any]:
         """Evaluation items by evaluation name, for the leakage check."""
-        items = {}
+        items: dict[str, dict[str, Any]] = {}
         for name, use in self.study.evaluate.items():
             if use.row.items:
                 place, digest = self._place_of_items(use)
                 resources[f"items.{name}"] = place
                 items[name] = {"digest": digest, "reader": use.row.items}
+                config = use.config.model_dump(mode="json")
+                if fields := {field: config[field] for field in use.row.item_fields if field in config}:
+                    items[name]["fields"] = fields
         return items
 
     def _place_of_items(self, use: EvaluationUse) -> tuple[str, str]:
+        if isinstance(use.config, LmEval):
+            folder = use.config.include_path
+            digest = f"lm_eval {version('lm_eval')}{f' sha256:{self.lock.files[folder]}' if folder else ''}"
+            return str((self.folder / folder).resolve()) if folder else "", digest
         fields = use.config.model_dump()
         if fields["path"]:
             return str((self.folder / fields["path"]).resolve()), f"sha256:{self.lock.files[fields['path']]}"
@@ -289,8 +297,14 @@ class _Planner:
                     config["encoder"], resources["encoder"] = self._encoder(use.config)
             if use.row.items:
                 resources["items"], config["path"] = self._place_of_items(use)
-                config.pop("builtin", None)
+                for place in ("builtin", "include_path"):
+                    config.pop(place, None)
+            if isinstance(use.config, Forgetting):
+                config["max_length"] = self.study.train.max_length
             stages[name] = self._evaluation(base, use.row, config, resources, model, tokens, gate)
+            if isinstance(use.config, Forgetting) and model is not None:
+                untouched = self._evaluation(base, use.row, config, resources, None, tokens, gate)
+                stages[name] = replace(stages[name], inputs={**stages[name].inputs, "untouched": untouched})
         return stages
 
     def _encoder(self, tasks: Tasks) -> tuple[dict[str, Any], str]:

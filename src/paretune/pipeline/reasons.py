@@ -156,8 +156,8 @@ _TOLD = 3
 _WORDS = (
     (r"base\.digest", "the files of the base"),
     (r"dataset\.source\.(?:\w+\.)?path", "the data file"),
-    (r"evaluation\.path", "the question file"),
-    (r"items\.(.*)\.digest", "the question file of `{}`"),
+    (r"evaluation\.path", "the file that is asked about"),
+    (r"items\.(.*)\.digest", "the file of `{}`"),
 )
 """Fields that hold digests, by name."""
 _OWNER = re.compile(r"(method|evaluation|dataset)\.")

@@ -12,12 +12,15 @@ from pydantic import AfterValidator, Field, model_validator
 
 from paretune.spec.base import Spec, suggestion
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
+OF_HARNESS = frozenset({"acc", "acc_norm", "acc_bytes", "em", "f1"})
+"""Shares of right answers as lm-evaluation-harness calls them; higher is better."""
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "word_loss", "byte_loss", "forgetting"})
 HIGHER_IS_BETTER = frozenset(
     {
         *("token_accuracy", "accuracy", "accuracy_unnormalised", "accuracy_generated", "exact_match", "contains"),
         "log_likelihood",
         *("rouge_1", "rouge_2", "rouge_l", "bert_score_f1", "set_f1"),
+        *OF_HARNESS,
     }
 )
 QUALITY = LOWER_IS_BETTER | HIGHER_IS_BETTER

@@ -1,10 +1,11 @@
 """The evaluations that a study can ask for: one config class each, and the table of their rows."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from paretune.spec.base import Spec
+from paretune.spec.data import Format, Source
 from paretune.spec.registry import Evaluation
 
 
@@ -23,15 +24,23 @@ class Perplexity(Spec):
         return self
 
 
+CONTEXT = "{{ context }}\n\n"
+
+
 class Qa(Spec):
     """Questions with known answers: multiple choice by likelihood, factual by likelihood and by generation."""
 
     path: str | None = None
-    """JSON or JSONL: own format (`questions`), OpenBookQA or ARC; relative to the study file."""
+    """JSON, JSON lines or CSV in a format that people have; relative to the study file."""
     builtin: str | None = None
     """A question set that ships with the package."""
+    format: Literal["own", "openbookqa", "arc", "mmlu", "sciq", "boolq", "pubmedqa"] | None = None
+    """`own` (`question`, `options`, `answer`), `openbookqa`, `arc`, `mmlu`, `sciq`, `boolq` (yes or no) or `pubmedqa` (yes, no
+    or maybe); the fields of a record say it unless given."""
     slice_by: tuple[str, ...] = ()
     """Fields of a question that the scores are broken down by."""
+    context: str = CONTEXT
+    """Template of what stands before `prompt` where the format has a text to read first: SciQ, BoolQ, PubMedQA."""
     prompt: str = "Question: {{ question }}\nAnswer:"
     """Template over the fields of a question."""
     answer: str = " {{ answer }}"
@@ -44,6 +53,13 @@ class Qa(Spec):
         if (self.path is None) == (self.builtin is None):
             raise ValueError("name exactly one of `path` and `builtin`")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came later stand in a key only if they say something else than before."""
+        fields: dict[str, Any] = serialize(self)
+        later = {"format": None, "context": CONTEXT}
+        return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
 
 class Generate(Spec):
@@ -145,10 +161,70 @@ class Tasks(Spec):
         return self
 
 
+class LmEval(Spec):
+    """Tasks of lm-evaluation-harness, by its prompts and metrics, with Paretune's engine as the model."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Names of tasks, groups or tags."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Examples before each question; as the task says unless given."""
+    limit: int | None = Field(None, ge=1)
+    """Of each task so many documents, the first; all unless given."""
+    include_path: str | None = None
+    """A folder with task files (YAML) of your own; their `data_files` are relative to it."""
+    chat_template: bool = False
+    """Put prompts into the chat template of the tokenizer."""
+
+    @model_validator(mode="after")
+    def _distinct_tasks(self) -> Self:
+        if len(set(self.tasks)) < len(self.tasks) or "" in self.tasks:
+            raise ValueError("`tasks` names a task twice, or nothing")
+        return self
+
+
+class Forgetting(Spec):
+    """Bits per byte on text outside the domain, and by how much it is worse than the untouched base's (`forgetting`)."""
+
+    path: str
+    """A file as `data` takes it: text, JSON lines, JSON, CSV or Parquet; relative to the study file."""
+    format: Format | None = None
+    """By the file's suffix unless given."""
+    text: str = "{{ text }}"
+    """Template over the fields of a record."""
+    document: str | None = None
+    """A field; its records are one document, a cluster of the error bars. Each record is one unless given."""
+    max_documents: int | None = Field(None, ge=1)
+    """So many documents at most, the first of the file."""
+    stride: int | None = Field(None, ge=1)
+    """Tokens between windows of a long document; half of `train.max_length` unless given."""
+
+    @model_validator(mode="after")
+    def _format_is_known(self) -> Self:
+        Source(path=self.path, format=self.format)
+        return self
+
+
 EVALUATIONS = (
+    Evaluation(
+        "forgetting",
+        Forgetting,
+        "paretune.evaluate.forgetting:evaluate_forgetting",
+        items="paretune.data.outside:outside_texts",
+        item_fields=("text", "document", "format", "max_documents"),
+    ),
     Evaluation("generate", Generate, "paretune.evaluate.generate:evaluate_generate"),
     Evaluation("latency", Latency, "paretune.evaluate.cost:evaluate_latency", uses_tokens=True, measures_time=True),
+    Evaluation(
+        "lm_eval",
+        LmEval,
+        "paretune.evaluate.harness_tasks:evaluate_lm_eval",
+        items="paretune.evaluate.harness_tasks:task_texts",
+        item_fields=("tasks", "limit"),
+        needs=("lm_eval",),
+    ),
     Evaluation("perplexity", Perplexity, "paretune.evaluate.likelihood:evaluate_perplexity", uses_tokens=True),
-    Evaluation("qa", Qa, "paretune.evaluate.qa:evaluate_qa", items="paretune.data.questions:question_texts"),
+    Evaluation(
+        "qa", Qa, "paretune.evaluate.qa:evaluate_qa", items="paretune.data.questions:question_texts", item_fields=("format",)
+    ),
     Evaluation("tasks", Tasks, "paretune.evaluate.tasks:evaluate_tasks", uses_tokens=True, revision=2),
 )

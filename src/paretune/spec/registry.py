@@ -42,6 +42,8 @@ class Evaluation:
     body: str
     items: str | None = None
     """`module:function` that reads the evaluation's item file (the config's `path`) as texts, for the leakage check."""
+    item_fields: tuple[str, ...] = ()
+    """Fields of the config that it takes besides, by name, where the key's JSON has them."""
     uses_tokens: bool = False
     """Takes the tokenized dataset."""
     measures_time: bool = False

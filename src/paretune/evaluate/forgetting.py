@@ -1,0 +1,56 @@
+"""What training on one domain costs elsewhere: the loss on text outside of it, against that of the untouched base.
+
+`forgetting` is the difference in bits per byte of each document, so that it is an estimate like any other: weighted by bytes,
+with an interval over documents. Learning and forgetting are two axes (Biderman et al. 2024, arXiv 2405.09673).
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from paretune.data.outside import outside_documents
+from paretune.errors import DataError
+from paretune.evaluate.likelihood import document_scores, join_windows, window_examples
+from paretune.evaluate.outputs import Score, write_scores
+from paretune.model.forward import score
+from paretune.model.load import load_model
+from paretune.pipeline.stage import StageContext
+
+UNTOUCHED = "untouched"
+"""The input that holds the scores of the base as it came; the base itself has none."""
+
+
+def evaluate_forgetting(context: StageContext) -> dict[str, Any]:
+    """Stage body: `loss`, `bits_per_byte` and `token_accuracy` of each document, and `forgetting` where a base was before."""
+    fields = context.config["evaluation"]
+    chosen = {name: fields.get(name) for name in ("text", "document", "format", "max_documents")}
+    documents = outside_documents(context.resources["items"], **chosen)
+    if not documents:
+        raise DataError(f"{context.resources['items']}: no record has a text; look at `text` and its fields")
+    loaded = load_model(context)
+    max_length = fields["max_length"]
+    texts = [np.array(loaded.tokenizer.encode(text), np.int32) for _, text in documents]
+    examples, counts = window_examples(texts, loaded.tokenizer.prefix_id, max_length, fields["stride"] or max_length // 2)
+    results = join_windows(score(loaded.model, examples, forward_tokens=context.options.forward_tokens), counts)
+    scores: list[Score] = []
+    for (name, text), result in zip(documents, results, strict=True):
+        row = {"split": "", "document": name, "example": name, "bytes": len(text.encode())}
+        scores += document_scores(row, result)
+    if UNTOUCHED in context.inputs:
+        scores += _forgotten(scores, pd.read_parquet(context.inputs[UNTOUCHED].path / "scores.parquet"))
+    write_scores(scores, context.draft)
+    return {
+        "documents": len(documents),
+        "tokens": sum(map(len, texts)),
+        "bytes": sum(len(text.encode()) for _, text in documents),
+    }
+
+
+def _forgotten(scores: list[Score], untouched: pd.DataFrame) -> list[Score]:
+    before = untouched[untouched["metric"] == "bits_per_byte"].set_index("document")["value"]
+    return [
+        Score("forgetting", one.value - float(before[one.document]), one.example, one.document, one.weight)
+        for one in scores
+        if one.metric == "bits_per_byte"
+    ]
