@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from paretune.data.trees import ROUND_TO, Batch, Example, forward_batches, group_starts, unshared
 from paretune.errors import StageError, is_out_of_memory
 from paretune.model.attention import attending
-from paretune.model.load import max_positions
 from paretune.model.loss import Head, MatrixHead, matrix_head, token_nats
 
 _STRETCH = 512
@@ -101,6 +100,12 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     states_RTD = model.base_model(input_ids=batch.ids_RT, **arguments).last_hidden_state
     # index_select, not [index]: the backward of indexing is not deterministic on two CPU threads.
     return states_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
+
+
+def max_positions(config: Any) -> int | None:
+    """Number of positions by the config; None where it names no limit."""
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    return next((limit for limit in limits if limit), None)
 
 
 def head_of(model: PreTrainedModel) -> Head:

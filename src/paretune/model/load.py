@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_arguments
 from paretune.errors import NeedsError, StageError
-from paretune.model.forward import PackedModel, packed_model
+from paretune.model.forward import PackedModel, max_positions, packed_model
 from paretune.model.fused import fuse
 from paretune.pipeline.stage import Artifact, StageContext
 
@@ -67,12 +67,6 @@ def load_pretrained(name: str, dtype: torch.dtype, **arguments: Any) -> PreTrain
             "copy the model again, whole"
         )
     return model
-
-
-def max_positions(config: Any) -> int | None:
-    """Number of positions by the config; None where it names no limit."""
-    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
-    return next((limit for limit in limits if limit), None)
 
 
 def _load(artifact: Artifact | None, base: tuple[Mapping[str, Any], str], dtype: torch.dtype) -> PreTrainedModel:
