@@ -2,6 +2,7 @@
 
 python benchmarks/leakage.py articles.jsonl --text "{{ title }}\n\n{{ content }}" --document title
 python benchmarks/leakage.py articles.jsonl --text "{{ content }}" --document title --planted 100 --minhash
+python benchmarks/leakage.py sherlock.txt --blocks 2000 --start "START OF THE [^*]*[*]+" --end "[*]+ ?END OF" --planted 60
 python benchmarks/leakage.py --scale 100000
 """
 
@@ -33,6 +34,9 @@ def main() -> None:
     parser.add_argument("--text", default="{{ text }}", help="template over the fields of a record")
     parser.add_argument("--document", help="field that names a document")
     parser.add_argument("--chapters", help="text files: regular expression of a heading")
+    parser.add_argument("--blocks", type=int, help="text files: documents of so many characters")
+    parser.add_argument("--start", help="text files: regular expression that the text begins after")
+    parser.add_argument("--end", help="text files: regular expression that the text ends at")
     parser.add_argument("--seed", type=int, default=13, help="of the split")
     parser.add_argument("--planted", type=int, default=0, help="held-out documents copied into training, for each kind of copy")
     parser.add_argument("--minhash", action="store_true", help="find the planted copies by MinHash as well")
@@ -50,7 +54,8 @@ def main() -> None:
 def read(arguments: argparse.Namespace) -> Texts:
     template = parse_template(arguments.text.replace("\\n", "\n"))
     documents: dict[str, str] = {}
-    for number, row in enumerate(iterate_rows(Source(path=arguments.path, chapters=arguments.chapters), arguments.path)):
+    fields = {name: getattr(arguments, name) for name in ("path", "chapters", "blocks", "start", "end")}
+    for number, row in enumerate(iterate_rows(Source(**fields), arguments.path)):
         name = row.values[arguments.document] if arguments.document else str(number)
         documents[name] = documents.get(name, "") + render(template, row.values, row.where)
     side = split_documents(documents, Split(seed=arguments.seed))
@@ -155,6 +160,19 @@ def inside_another(text: str, generator: random.Random, fillers: list[str]) -> s
     return f"{generator.choice(fillers)}\n\n{text}\n\n{generator.choice(fillers)}"
 
 
+def window_over_the_edge(text: str, generator: random.Random, fillers: list[str]) -> str:
+    """What a window as long shows that begins two fifths later: the rest of the text, then the beginning of another."""
+    words = text.split(" ")
+    return " ".join([*words[int(0.4 * len(words)) :], *generator.choice(fillers).split(" ")[: int(0.4 * len(words))]])
+
+
+def some_words_changed(share: float) -> Alter:
+    def change(text: str, generator: random.Random, _: list[str]) -> str:
+        return " ".join("otherwise" if generator.random() < share else word for word in text.split(" "))
+
+    return change
+
+
 COPIES: dict[str, Alter] = {
     "exact": lambda text, *_: text,
     "case, punctuation, white space": normalised,
@@ -164,6 +182,10 @@ COPIES: dict[str, Alter] = {
     "first half": part(0, 0.5),
     "second half": part(0.5, 1),
     "first quarter": part(0, 0.25),
+    "window of the middle 60 %": part(0.2, 0.8),
+    "window over the edge of a document": window_over_the_edge,
+    "one word in 100 changed": some_words_changed(0.01),
+    "one word in 25 changed": some_words_changed(0.04),
     "a word changed in every sentence": word_changed,
 }
 

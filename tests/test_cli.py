@@ -44,7 +44,7 @@ def test_plan_before_the_first_run_shows_every_stage_as_new(tmp_path, capsys):
     file = write_study(tmp_path)
     assert main(["plan", str(file)]) == 0
     shown = capsys.readouterr().out
-    assert "45 stages: 0 reused, 45 new" in shown
+    assert "46 stages: 0 reused, 46 new" in shown
     assert "tiny/notes/reduced seed 1" in shown
     assert not (tmp_path / ".paretune").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "notes.jsonl", "qa.json", "study.yaml"]

@@ -16,8 +16,9 @@ from paretune.data.outside import outside_documents
 from paretune.data.questions import read_questions
 from paretune.data.records import Form, parse_form, read_record
 from paretune.data.requests import Request, request_of, slices_of
+from paretune.data.safety import labels_of, read_words
 from paretune.data.sources import BUILTIN, iterate_rows
-from paretune.data.templates import Template, named_value, parse_template
+from paretune.data.templates import Template, is_blank, named_value, parse_template
 from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.hub import cached_model
 from paretune.pipeline.lock import Lock, LockedBase
@@ -27,6 +28,7 @@ from paretune.spec.base import suggestion
 from paretune.spec.data import Dataset, Source
 from paretune.spec.evaluations import Encoder, Forgetting, Generate, Latency, Perplexity, Qa, Tasks
 from paretune.spec.methods import PruneBlocks, TrainLora
+from paretune.spec.safety import Classifier, Safety
 from paretune.spec.study import Study
 from paretune.spec.variants import MethodUse
 
@@ -51,6 +53,8 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
     for name, variant in study.variants.items():
         for base, chain in itertools.product(variant.bases or study.bases, variant.chains):
             _check_methods(chain, name, base, lock.bases[base])
+    if study.safety is not None:
+        _check_safety(study.safety, lock, folder)
     for name, use in study.evaluate.items():
         where, config = f"evaluate.{name}", use.config
         if isinstance(config, Perplexity | Forgetting):
@@ -78,7 +82,7 @@ def _check_dataset(dataset: Dataset, where: str, folder: Path) -> None:
             row = next(iterate_rows(source, str(folder / source.path)))
             read_record(form, row)
             for key, field in (("document", dataset.document), ("stratify", dataset.stratify)):
-                if field is not None:
+                if field is not None and not (form.drops_empty and is_blank(row.values.get(field, ""))):
                     named_value(row.values, field, key, row.where)
 
 
@@ -234,6 +238,31 @@ def _check_encoder(encoder: Encoder, locked: LockedBase, where: str) -> None:
         raise NeedsError(f"{where}: its config.json names no number of layers, so it is no encoder; take RoBERTa, or BERT")
     if encoder.layer is not None and encoder.layer > num_layers:
         raise SpecError(f"{where}.layer: there is no layer `{encoder.layer}`; it has {num_layers}, so write 1 to {num_layers}")
+    if directory is not None:
+        weight_shapes(directory)
+        _check_tokenizer(directory, where)
+
+
+def _check_safety(safety: Safety, lock: Lock, folder: Path) -> None:
+    if safety.words is not None:
+        try:
+            read_words(folder / safety.words)
+        except DataError as error:
+            raise DataError(f"safety.words: {error}") from None
+    if safety.classifier is not None and lock.classifier is not None:
+        _check_classifier(safety.classifier, lock.classifier)
+
+
+def _check_classifier(classifier: Classifier, locked: LockedBase) -> None:
+    where = "safety.classifier"
+    names = locked.config.get("architectures") or []
+    if names and not any(name.endswith("ForSequenceClassification") for name in names):
+        raise NeedsError(f"{where}: is no classifier of texts but `{names[0]}`; name a model `...ForSequenceClassification`")
+    labels = labels_of(locked.config)
+    for label in classifier.unsafe:
+        if label not in labels:
+            raise SpecError(f"{where}.unsafe: it has no label `{label}`{suggestion(label, labels)}")
+    directory = _directory(locked)
     if directory is not None:
         weight_shapes(directory)
         _check_tokenizer(directory, where)

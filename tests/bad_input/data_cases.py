@@ -130,7 +130,7 @@ _CONTENT = (
     ),
     case("wrong columns", lambda r: _lines([{"Title": x["title"]} for x in r]), "line 1: field `title` is missing", "`Title`?"),
     case("field missing later", _and('{"title": "x"}\n'), "line 41: field `content` is missing", "{{ content | default('') }}"),
-    case("null in a field", _and('{"title": "x", "content": null}\n'), "line 41: field `content` is null", "default('')"),
+    case("null in a field", _and('{"title": "x", "content": null}\n'), "`content` is null", "default('')", "drop: [empty]"),
     case("list in a field", _with(content=["a", "b"]), "line 1: field `content` is a list", "{{ content | join(', ') }}"),
     case("object in a field", _with(content={"a": 1}), "line 1: field `content` is an object", "with a filter"),
     case("mixed types", _and('{"title": "x", "content": ["a"]}\n'), 'line 41: field `content` is a list, `["a"]`'),
@@ -154,7 +154,10 @@ _CONTENT = (
         "`leakage: allow`",
     ),
     case(
-        "document empty", _and('{"title": "", "content": "a"}\n'), "line 41: `document: title` is empty", "leave out the record"
+        "document empty",
+        _and('{"title": "", "content": "a"}\n'),
+        "line 41: `document: title` is empty",
+        "clean: {drop: [empty]}",
     ),
     case(
         "document field missing",

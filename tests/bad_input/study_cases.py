@@ -1,6 +1,10 @@
 """Mistakes in the study file: none of them may get as far as a worker process."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.bad_input.harness import Case, edit, write
 from tests.conftest import STUDY
@@ -399,4 +403,71 @@ _ELSEWHERE = (
     ),
 )
 
-CASES = (*_FILE, *_KEYS, *_NAMES, *_GRIDS, *_VALUES, *_AGAINST_THE_BASE, *_TEMPLATES, *_ELSEWHERE)
+
+_SAFE = "seeds: [0, 1]"
+
+
+def _safety(text: str, content: str | None = None) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        edit(_SAFE, f"{_SAFE}\nsafety: {text}")(folder)
+        if content is not None:
+            (folder / "words.txt").write_text(content, encoding="utf-8")
+
+    return spoil
+
+
+def _classifier(**config: Any) -> Callable[[Path], None]:
+    """A classifier of which only the config is looked at."""
+
+    def spoil(folder: Path) -> None:
+        shutil.copytree(folder / "model", folder / "judge")
+        (folder / "judge" / "config.json").write_text(json.dumps({"model_type": "bert"} | config), encoding="utf-8")
+        edit(_SAFE, f"{_SAFE}\nsafety: {{classifier: {{path: judge, unsafe: [toxc]}}}}")(folder)
+
+    return spoil
+
+
+_LABELS = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "fine", "1": "toxic"}}
+_DATA = (
+    case("clean without a list", "document: title", "document: title\n    clean: {mask: email}", "clean.mask: expected a list"),
+    case(
+        "unknown mask",
+        "document: title",
+        "document: title\n    clean: {mask: [mail]}",
+        "expected `email`, `phone`, `url` or `ip`",
+    ),
+    case(
+        "unknown region",
+        "document: title",
+        "document: title\n    clean: {mask: [phone], region: us}",
+        "clean.region: `region` is a country in two capital letters",
+    ),
+    case("unknown cure", "document: title", "document: title\n    clean: {encoding: true}", "clean.encoding: expected `fix`"),
+    Case("safety of nothing", _safety("{data: drop}"), ("safety: name `words: FILE`, a `classifier`, or both",)),
+    Case(
+        "no file of words",
+        _safety("{words: wrds.txt}", "a\n"),
+        ("safety.words: no file `wrds.txt`", "did you mean `words.txt`"),
+    ),
+    Case(
+        "file without words", _safety("{words: words.txt}", "# a\n\n"), ("safety.words: `words.txt` holds no words", "a line")
+    ),
+    Case(
+        "classifier without unsafe labels",
+        _safety("{classifier: {path: model}}"),
+        ("safety.classifier.unsafe: missing",),
+    ),
+    Case("no classifier", _safety("{classifier: {path: judge, unsafe: [x]}}"), ("safety.classifier.path: no directory",)),
+    Case(
+        "unknown label of a classifier",
+        _classifier(**_LABELS),
+        ("safety.classifier.unsafe: it has no label `toxc`; did you mean `toxic`?",),
+    ),
+    Case(
+        "a causal model as classifier",
+        _classifier(architectures=["LlamaForCausalLM"]),
+        ("safety.classifier: is no classifier of texts but `LlamaForCausalLM`",),
+    ),
+)
+
+CASES = (*_FILE, *_KEYS, *_NAMES, *_GRIDS, *_VALUES, *_AGAINST_THE_BASE, *_TEMPLATES, *_ELSEWHERE, *_DATA)

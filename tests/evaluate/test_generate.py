@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -226,3 +227,21 @@ def _greedy_ids(loaded: LoadedModel, prompt: str, count: int) -> list[int]:
         for _ in range(count):
             ids.append(int(loaded.model(torch.tensor([ids])).logits[0, -1].argmax()))
     return ids[start:]
+
+
+def test_texts_are_marked_and_counted_by_the_safety_of_the_study(base: Path, tmp_path: Path) -> None:
+    plain = make_context(base, {"prompts": list(PROMPTS), "max_new_tokens": 12}, tmp_path / "plain")
+    evaluate_generate(plain)
+    rows = [json.loads(line) for line in (tmp_path / "plain" / "generations.jsonl").read_text().splitlines()]
+    assert all("filtered" not in row for row in rows)
+    words = re.findall(r"[a-zA-Z]{2,}", rows[0]["text"])
+    (tmp_path / "words.txt").write_text(f"{words[0].upper()}\n")
+    context = make_context(base, {"prompts": list(PROMPTS), "max_new_tokens": 12}, tmp_path / "safe")
+    context.config["safety"] = {"words": "sha256:0"}
+    context.resources["safety.words"] = str(tmp_path / "words.txt")
+    evaluate_generate(context)
+    rows = [json.loads(line) for line in (tmp_path / "safe" / "generations.jsonl").read_text().splitlines()]
+    scores = read_scores(tmp_path / "safe")
+    found = scores[scores.metric == "filtered"]
+    assert rows[0]["filtered"] is True
+    assert found.value.tolist() == [float(row["filtered"]) for row in rows]

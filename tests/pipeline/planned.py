@@ -94,6 +94,7 @@ def described(plan: Plan) -> dict[str, Stage]:
     """Every stage by what a person would call it, like `small/notes/reduced seed 0: train.lora`."""
     found = {f"{name}: data": stage for name, stage in plan.data.items()}
     found |= {f"{name}: leakage": stage for name, stage in plan.leakage.items()}
+    found |= {f"{name}: audit": stage for name, stage in plan.audit.items()}
     found |= {f"{base}/{name}: tokenize": stage for (base, name), stage in plan.tokens.items()}
     for cell in plan.cells:
         owner = f"{cell.base}/{cell.dataset}/{cell.variant}" + ("" if cell.seed is None else f" seed {cell.seed}")

@@ -55,7 +55,7 @@ def changed(before: Plan, after: Plan) -> set[str]:
 
 def _sort(name: str, inputs: object) -> str:
     cell, _, kind = name.rpartition(": ")
-    if kind in ("data", "leakage", "tokenize") or "." in kind:
+    if kind in ("data", "leakage", "audit", "tokenize") or "." in kind:
         return kind
     return f"{kind} of the base" if cell.endswith("/base") else f"{kind} of a model"
 
@@ -108,7 +108,7 @@ ON_TOKENS = {f"{name} of {what}" for name in ("perplexity", "latency") for what 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("notes.jsonl", {"data", "leakage", "tokenize"} | TRAINED | OF_MODELS | ON_TOKENS),
+        ("notes.jsonl", {"data", "leakage", "audit", "tokenize"} | TRAINED | OF_MODELS | ON_TOKENS),
         ("questions.json", {"leakage", "qa of a model", "qa of the base"}),
         ("small/tokenizer.json", {"tokenize", "prune.blocks"} | TRAINED | OF_MODELS | OF_THE_BASE),
         ("small/model.safetensors", {"prune.blocks"} | TRAINED | OF_MODELS | OF_THE_BASE),
@@ -453,3 +453,50 @@ def test_forgetting_is_measured_against_the_untouched_base(tmp_path: Path) -> No
     assert "untouched" not in base.inputs
     assert base.config["evaluation"]["max_length"] == 64
     assert all(one.inputs["untouched"] == base for name, one in found.items() if name.startswith("small") and one != base)
+
+
+def test_cleaning_enters_the_key_of_the_data_only_if_it_does_something(tmp_path: Path) -> None:
+    file = write_planned(tmp_path)
+    before = keys(plan_of(file))
+    assert keys(replan(file, "document: title,", "document: title, clean: {}, ")) == before
+    some = plan_of_clean(file, "clean: {}", "clean: {mask: [phone, email]}")
+    assert some["notes: data"] != before["notes: data"]
+    assert plan_of_clean(file, "[phone, email]", "[email, phone]") == some  # their order says nothing
+    region = plan_of_clean(file, "[email, phone]}", "[email, phone], region: DE}")
+    assert region["notes: data"] != some["notes: data"]
+    assert region["small/notes/base: generate"] == before["small/notes/base: generate"]
+    nothing = plan_of_clean(file, "mask: [email, phone], region: DE", "region: DE")
+    assert nothing == before
+
+
+def plan_of_clean(file: Path, old: str, new: str) -> dict[str, str]:
+    return keys(replan(file, old, new))
+
+
+SAFE = "precision: {compute: float32}\n"
+
+
+def test_safety_enters_the_keys_of_what_it_looks_at(tmp_path: Path) -> None:
+    file = write_planned(tmp_path)
+    (tmp_path / "words.txt").write_text("word\n")
+    before = plan_of(file)
+    texts = {f"{name} of {what}" for name in ("qa", "generate") for what in ("a model", "the base")}
+    counted = replan(file, SAFE, f"{SAFE}safety: {{words: words.txt}}\n")
+    assert changed(before, counted) == {"audit"} | texts
+    dropped = replan(file, "words.txt}", "words.txt, data: drop}")
+    assert {"data", "tokenize", "train.full", "qa of a model"} <= changed(counted, dropped)
+    assert described(dropped)["notes: audit"].config == {"labels": []}
+    (tmp_path / "words.txt").write_text("another\n")
+    assert "data" in changed(dropped, plan_of(file))
+
+
+def test_the_classifier_of_unsafe_text_is_pinned_like_a_base(tmp_path: Path) -> None:
+    file = write_planned(tmp_path)
+    config = {"model_type": "bert", "id2label": {"0": "fine", "1": "toxic"}}
+    write_base(tmp_path / "judge", config)
+    found = replan(file, SAFE, f"{SAFE}safety: {{classifier: {{path: judge, unsafe: [toxic]}}}}\n")
+    stage = described(found)["notes: audit"]
+    assert stage.resources["safety.classifier"] == str((tmp_path / "judge").resolve())
+    assert stage.config["safety"]["classifier"] | {"digest": ""} == {"unsafe": ["toxic"], "threshold": 0.5, "digest": ""}
+    write_base(tmp_path / "judge", config | {"type_vocab_size": 1})
+    assert described(plan_of(file))["notes: audit"].key != stage.key

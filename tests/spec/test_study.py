@@ -97,7 +97,7 @@ MISTAKES = [
     ("study: small", "study: a b", 1, "study: `a b` cannot be a name; use letters, digits, `.`, `_` and `-`, beginning with"),
     ("study: small", "study: " + "a" * 101, 1, 'study: `"aaaaaa'),
     ("seeds: [0, 1]", "seed: [0, 1]", 11, "seed: unknown key; did you mean `seeds`?"),
-    ("seeds: [0, 1]", "zzz: 1", 11, "zzz: unknown key; known: `bases`, `compare`, `data`, `evaluate`, `precision`, `seeds`, "),
+    ("seeds: [0, 1]", "zzz: 1", 11, "zzz: unknown key; known: `bases`, `compare`, `data`, `evaluate`, `precision`, `safety`, "),
     ("seeds: [0, 1]", "seeds: 3", 11, "seeds: expected a list `[0, 1, 2]` of distinct whole numbers from 0 to 2**32 - 1, got"),
     ("seeds: [0, 1]", "seeds: []", 11, "seeds: expected a list"),
     ("seeds: [0, 1]", "seeds: [1, 1]", 11, "seeds: expected a list"),

@@ -92,7 +92,12 @@ def _data(measured: Measured) -> Iterator[str]:
         metrics, left = record.metrics, []
         if empty := metrics.get("records_empty", 0):
             what = "a completion" if measured.study.data[name].completes else "text"
-            left.append(f"{wording.plural(empty, 'record')} without {what}")
+            dropped = " or a field that is needed" if "empty" in measured.study.data[name].clean.drop else ""
+            left.append(f"{wording.plural(empty, 'record')} without {what}{dropped}")
+        if twice := metrics.get("records_duplicate", 0):
+            left.append(f"{wording.plural(twice, 'record')} that read as an earlier one")
+        if unsafe := metrics.get("records_unsafe", 0):
+            left.append(f"{wording.plural(unsafe, 'record')} that are unsafe by `safety`")
         for task in sorted(measured.study.data[name].tasks):
             if empty := metrics.get(f"completions_empty_{task}", 0):
                 left.append(f"{wording.plural(empty, 'completion')} of {wording.code(task)} that are empty")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paretune.analysis import wording
+from paretune.analysis.audit import data_section
 from paretune.analysis.blocks import blocks_section
 from paretune.analysis.comparisons import comparisons_section
 from paretune.analysis.conclude import across_bases, conclude, export_command, remarks
@@ -37,6 +38,7 @@ def build_report(measured: Measured, figures: frozenset[str]) -> Document:
     sections = [
         Section("In short", list(_in_short(measured, marks, figures))),
         Section("What was compared", list(_compared(measured))),
+        *filter(None, [data_section(measured)]),
     ]
     shown: set[str] = set()
     for group in measured.groups:

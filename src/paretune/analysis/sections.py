@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from paretune.analysis import wording
 from paretune.analysis.answers import ANSWER_METRICS
+from paretune.analysis.audit import filtered_table
 from paretune.analysis.caveats import TIME_PER_TOKEN, TRAINING_SPEED, disturbed_times
 from paretune.analysis.choose import latency_name
 from paretune.analysis.compare import Estimate
@@ -107,10 +108,10 @@ def generations_section(measured: Measured, group: Group) -> Section | None:
             cells = [cell for cell in cells_of(measured, group.place(name)) if task in cell.evaluations]
             for row in cell_generations(cells[0], task) if cells else ():
                 seed = "" if cells[0].seed is None or len(cells) == 1 else f"seed {cells[0].seed}, "
-                note = f"{seed}{stopped(row['stopped_by'], row['new_tokens'])}"
+                note = f"{seed}{stopped(row)}"
                 texts.setdefault(row["prompt"], []).append(Text(name, note, row["text"]))
         blocks += [SideBySide(prompt, entries) for prompt, entries in texts.items()]
-    blocks += task_texts(measured, group)
+    blocks = [*filtered_table(measured, group), *blocks, *task_texts(measured, group)]
     return Section("Generations side by side", blocks, level=3) if blocks else None
 
 

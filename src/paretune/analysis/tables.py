@@ -1,4 +1,4 @@
-"""The tidy files: results.csv, estimates.csv, comparisons.csv, curves.csv and generations.jsonl.
+"""The tidy files: results.csv, estimates.csv, comparisons.csv, curves.csv, audit.csv and generations.jsonl.
 
 `trial` names what a tuned variant was chosen from, in results.csv and curves.csv alone, and is empty otherwise; `seed` is
 empty for a variant that no seed enters; `n` is the number of examples behind a score and empty for costs.
@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from paretune.analysis.audit import audit_table
 from paretune.analysis.costs import Cost
 from paretune.analysis.curves import CURVE_COLUMNS, read_curve
 from paretune.analysis.measured import Measured, baseline, difference_of, estimates_of
@@ -32,7 +33,7 @@ CURVE_FILE_COLUMNS = ("base", "dataset", "variant", "seed", "trial", *CURVE_COLU
 GENERATION_FIELDS = (
     *("base", "dataset", "variant", "seed", "task"),
     *("prompt", "text", "reference", "new_tokens", "seconds", "stopped_by"),
-    *("document", "example", "references"),
+    *("document", "example", "references", "filtered"),
 )
 
 
@@ -104,6 +105,7 @@ def cell_generations(cell: Cell, task: str) -> list[dict[str, Any]]:
 
 def write_tables(measured: Measured, out: Path) -> list[Path]:
     tables = {"results": results_table, "estimates": estimates_table, "comparisons": comparisons_table, "curves": curves_table}
+    tables["audit"] = audit_table
     for name, make in tables.items():
         _whole_numbers(make(measured)).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
     with (out / "generations.jsonl").open("w", encoding="utf-8", newline="\n") as file:

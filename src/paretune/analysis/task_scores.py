@@ -85,13 +85,13 @@ def task_texts(measured: Measured, group: Group) -> list[SideBySide]:
                 place = (row["document"], f"{row['task']} of “{row['document']}”: {row['prompt'].strip()}")
                 texts = asked.setdefault(place, [_reference(row)])
                 seed = "" if cell.seed is None or len(measured.study.seeds) == 1 else f"seed {cell.seed}, "
-                texts.append(Text(name, f"{seed}{stopped(row['stopped_by'], row['new_tokens'])}", row["text"]))
+                texts.append(Text(name, f"{seed}{stopped(row)}", row["text"]))
     order = sorted(asked, key=lambda place: documents.index(place[0]))
     return [SideBySide(prompt, asked[document, prompt]) for document, prompt in order]
 
 
-def stopped(reason: str, new_tokens: int) -> str:
-    """What ended a generation."""
+def stopped(row: Mapping[str, Any]) -> str:
+    """What ended a generation, and whether it is unsafe."""
     words = {
         "eos": "ended by itself after {}",
         "stop": "ended at a stop text after {}",
@@ -99,7 +99,9 @@ def stopped(reason: str, new_tokens: int) -> str:
         "context": "cut at the end of the context after {}",
         "line_break": "ended at a line break after {}",
     }
-    return words.get(reason, f"stopped by {reason} after {{}}").format(wording.plural(new_tokens, "token"))
+    reason, unsafe = row["stopped_by"], ", unsafe" if row.get("filtered") else ""
+    told = words.get(reason, f"stopped by {reason} after {{}}").format(wording.plural(row["new_tokens"], "token"))
+    return told + unsafe
 
 
 def _table(measured: Measured, group: Group, first: Quantity, metrics: Sequence[str], marks: Marks) -> Table:

@@ -56,6 +56,15 @@ def conversation(form: str, values: Mapping[str, Any], where: str) -> list[Messa
     return parse_messages(values[field], role, content, f"{where}: `{field}`")
 
 
+def messages_in(form: str, values: Mapping[str, Any]) -> list[Any] | None:
+    """What the messages of a record say, whatever it is; None where it has no field of messages."""
+    field, _, content = _KEYS[form]
+    if field not in values:
+        return None
+    messages = values[field] if isinstance(values[field], list) else []
+    return [one.get(content) if isinstance(one, Mapping) else one for one in messages]
+
+
 def parse_messages(value: Any, role: str, content: str, where: str) -> list[Message]:
     """A list of messages with the keys `role` and `content`; DataError for one that is none, or of an unknown role."""
     if not isinstance(value, list):

@@ -27,7 +27,7 @@ _FILLING = {"text", "body", "content"}
 _ASKING_WORDS = 3
 """Words on average of a column that asks and is not simply called so: a title does, a difficulty does not."""
 _ASKED = 0.9
-_HTML = re.compile(r"</?(?:p|br|div|span|a|b|i|em|strong|ul|ol|li|h[1-6]|table|t[dr]|img)\b[^<>]*>|&(?:#\d+|[a-z]+);")
+HTML = re.compile(r"</?(?:p|br|div|span|a|b|i|em|strong|ul|ol|li|h[1-6]|table|t[dr]|img)\b[^<>]*>|&(?:#\d+|[a-z]+);")
 _HTML_SHARE = 0.1
 _ITEM_WORDS = 4
 """Of an item of a list, and of a label, at most."""
@@ -67,13 +67,18 @@ def unused_columns(rows: Rows, written: str) -> list[str]:
     ]
 
 
+def columns_in(written: str, row: Mapping[str, Any]) -> list[str]:
+    """The columns of a record that `written`, a part of a study, names."""
+    return [field for field in row if re.search(rf"\b{re.escape(field)}\b", written)]
+
+
 def html_columns(rows: Rows, written: str) -> dict[str, float]:
     """Of the columns that `written` names, the share of values that hold HTML, where it is more than a few."""
     shares = {}
     for field in rows[0]:
         values = [row[field] for row in rows if is_text(row.get(field))]
-        if values and re.search(rf"\b{re.escape(field)}\b", written):
-            shares[field] = sum(bool(_HTML.search(value)) for value in values) / len(values)
+        if values and columns_in(written, {field: None}):
+            shares[field] = sum(bool(HTML.search(value)) for value in values) / len(values)
     return {field: share for field, share in shares.items() if share >= _HTML_SHARE}
 
 

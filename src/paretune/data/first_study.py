@@ -8,15 +8,18 @@ stands with a comment, and runs as it is on the base that ships with the package
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from paretune.data.audit import found_in
 from paretune.data.columns import (
     always_text,
     asking_and_answering,
+    columns_in,
     html_columns,
     is_address,
     is_label,
@@ -34,6 +37,7 @@ from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import read_config
 from paretune.spec.base import validate
 from paretune.spec.data import Source
+from paretune.spec.findings import FINDINGS, proposed_clean
 
 _LOOK = 1000
 """Records that are looked at."""
@@ -124,6 +128,7 @@ def first_study(data: Path, file: Path, base: str | None = None) -> str:
     if guess.stratify:
         about += f"    stratify: {guess.stratify}".ljust(44) + "# keeps its shares in every split\n"
     notes = "" if source.resolved_format == "text" else _notes(rows, about + guess.learned)
+    notes += _audit(rows, about + guess.learned)
     full_rate, lora_rate = _RATES["named" if base else "builtin"]
     return _STUDY.format(
         file=file, name=name, about=about, learned=guess.learned, prompt=_quoted(guess.prompt),
@@ -166,6 +171,27 @@ def _notes(rows: Sequence[Mapping[str, Any]], written: str) -> str:
     for field, share in html_columns(rows, written).items():
         notes += f"    # {100 * share:.0f} % of the values of `{field}` hold HTML, which is learned as it stands\n"
     return notes
+
+
+def _audit(rows: Sequence[Mapping[str, Any]], written: str) -> str:
+    """Comments about what is wrong or private in the columns that `written` names, and the line that deals with it."""
+    texts = ["\n".join(text for field in columns_in(written, row) or row for text in _texts(row[field])) for row in rows]
+    found = Counter(name for text in texts for name in found_in(text) if name not in ("html", "encoding_lost"))
+    if twice := len(texts) - len(set(texts)):
+        found["duplicate"] = twice
+    if not found:
+        return ""
+    told = "; ".join(f"{words}: {found[name]:,}" for name, words in FINDINGS.items() if found[name])
+    return f"    # of {len(rows):,} records that were looked at: {told}\n    # clean: {{{proposed_clean(found)}}}\n"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts of a field: itself, or those of a list of texts or messages."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 def _look(source: Source, data: Path) -> list[Mapping[str, Any]]:

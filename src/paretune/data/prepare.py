@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paretune.data.cleaning import clean_row, masked
 from paretune.data.leakage import Contents, Pair, Texts, block_message, content_digest, find_item_pairs, find_pairs
 from paretune.data.records import Branch, Form, Rendered, chat_texts, parse_form, read_record, refuse_surrogates
+from paretune.data.safety import load_filter
 from paretune.data.sources import Row, iterate_rows
 from paretune.data.splits import UNUSED, split_documents
-from paretune.data.templates import named_value
+from paretune.data.templates import is_blank, named_value
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
 from paretune.spec.data import SPLITS, Dataset, Source, SplitSources
@@ -59,21 +61,23 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     template, DataError for what is wrong with the data, and NeedsError for a missing file or hub.
     """
     dataset = Dataset.model_validate_json(json.dumps(context.config["dataset"]))
-    form = parse_form(dataset, "the dataset")
+    counts: Counter[str] = Counter()
+    read = {split: list(_read(dataset, source, split, counts, context)) for split, source in _sources(dataset)}
+    wanted = {split: _wanted(examples, split, dataset, counts, context) for split, examples in read.items()}
     if isinstance(dataset.source, SplitSources):
-        read = {split: list(_read(dataset, getattr(dataset.source, split), form, split, context)) for split in SPLITS}
-        parts, unused = {split: _filled(examples, f"source.{split}", dataset) for split, examples in read.items()}, 0
+        parts, unused = wanted, 0
         _refuse_shared(parts, dataset)
     else:
-        read = {"": list(_read(dataset, dataset.source, form, None, context))}
-        parts, unused = _split(_filled(read[""], "source", dataset), dataset)
+        parts, unused = _split(wanted[""], dataset)
+    if dataset.clean.mask:
+        parts = _with_masked_names(parts, dataset)
     fields = _content_fields(parts)
     removed = _remove_leaks(parts, fields, context) if "items" in context.config else set()
     if dataset.completes:
         parts = {split: _side_by_side(examples) for split, examples in parts.items()}
     _write(context.draft / "documents.parquet", parts, fields, completes=dataset.completes)
     metrics = _totals([example for examples in read.values() for example in examples])
-    metrics |= {"documents_unused": unused, "documents_removed": len(removed)}
+    metrics |= {"documents_unused": unused, "documents_removed": len(removed), **dict(sorted(counts.items()))}
     context.emit(done=1, total=1, records=metrics["records"])
     return metrics | {name: number for split in SPLITS for name, number in _measured(split, parts[split]).items()}
 
@@ -105,22 +109,28 @@ def check_leakage(context: StageContext) -> dict[str, Any]:
 
 def read_documents(file: Path) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, list[int]]]]:
     """Text (examples joined by line ends) and content digests of each document of each split."""
-    import pyarrow.parquet
-
     texts: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
     contents: dict[str, dict[str, list[int]]] = {split: {} for split in SPLITS}
-    batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_WRITE_ROWS)
-    rows = (row for batch in batches for row in batch.to_pylist())
-    for (split, document, _), of_record in itertools.groupby(rows, lambda row: (row["split"], row["document"], row["example"])):
-        record = list(of_record)
-        texts[split].setdefault(document, []).append(_record_text(record))
+    for record in iterate_records(file):
+        split, document = record[0]["split"], record[0]["document"]
+        texts[split].setdefault(document, []).append(record_text(record))
         if record[0]["contents"]:
             contents[split].setdefault(document, []).extend(record[0]["contents"])
     joined = {split: {name: "\n".join(parts) for name, parts in documents.items()} for split, documents in texts.items()}
     return joined, contents
 
 
-def _record_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def iterate_records(file: Path) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each record of `documents.parquet`, some of the file at a time."""
+    import pyarrow.parquet
+
+    batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_WRITE_ROWS)
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for _, of_record in itertools.groupby(rows, lambda row: (row["split"], row["document"], row["example"])):
+        yield list(of_record)
+
+
+def record_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The text of a record from its rows: its context once."""
     if "task" not in rows[0]:
         return str(rows[0]["text"])
@@ -128,13 +138,19 @@ def _record_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return Rendered(rows[0]["context"], tuple(branches)).text
 
 
-def _read(dataset: Dataset, source: Source, form: Form, split: str | None, context: StageContext) -> Iterator[Example]:
-    """The records of `source` (of `split`, if each has its own) as examples; one of nothing but white space has no text."""
-    place = context.resources["source" if split is None else f"source.{split}"]
+def _sources(dataset: Dataset) -> list[tuple[str, Source]]:
+    """Each source with the split that it is all of; none for a split that is drawn."""
+    return [("", dataset.source)] if isinstance(dataset.source, Source) else list(dataset.source)
+
+
+def _read(dataset: Dataset, source: Source, split: str, counts: Counter[str], context: StageContext) -> Iterator[Example]:
+    """The records of `source` as examples; one of nothing but white space has no text. `counts` gains what was cleaned."""
+    place, form = context.resources[_role(split)], parse_form(dataset, "the dataset")
     # The characters rendered so far, out of the bytes of the file: near enough for the time left.
     size, done = Path(place).stat().st_size if source.path and Path(place).exists() else 0, 0
     for number, row in enumerate(iterate_rows(source, place)):
-        rendered = read_record(form, row)
+        cleaned = clean_row(row, dataset.clean, counts)
+        rendered = Rendered("") if _is_nameless(dataset, row) else read_record(form, cleaned)
         text = rendered.text
         done += len(text)
         if size and number % _EMIT_ROWS == 0:
@@ -148,18 +164,60 @@ def _read(dataset: Dataset, source: Source, form: Form, split: str | None, conte
             number,
             rendered,
             "" if dataset.stratify is None else named_value(row.values, dataset.stratify, "stratify", row.where),
-            _contents(dataset, form, row),
+            _contents(dataset, form, cleaned),
         )
 
 
-def _document(dataset: Dataset, source: Source, row: Row, number: int, split: str | None) -> str:
+def _role(split: str) -> str:
+    return f"source.{split}" if split else "source"
+
+
+def _is_nameless(dataset: Dataset, row: Row) -> bool:
+    """Whether a record is left out because nothing stands where its document or stratum should."""
+    names = [name for name in (dataset.document, dataset.stratify) if name is not None]
+    return "empty" in dataset.clean.drop and any(name in row.values and is_blank(row.values[name]) for name in names)
+
+
+def _wanted(
+    examples: Sequence[Example], split: str, dataset: Dataset, counts: Counter[str], context: StageContext
+) -> list[Example]:
+    """The examples with text, without repetitions and unsafe ones where the study says so."""
+    found = _filled(examples, _role(split), dataset)
+    if "duplicate" in dataset.clean.drop:
+        first: dict[str, Example] = {}
+        for example in found:
+            first.setdefault(example.text, example)
+        counts["records_duplicate"] += len(found) - len(first)
+        found = list(first.values())
+    if "safety" in context.config:
+        unsafe = load_filter(context.config["safety"], context.resources).flags([example.text for example in found])
+        counts["records_unsafe"] += sum(unsafe)
+        found = [example for example, flag in zip(found, unsafe, strict=True) if not flag]
+        if not found:
+            raise DataError(f"`safety: {{data: drop}}` leaves no record of `{_role(split)}`; look at its words and threshold")
+    return found
+
+
+def _with_masked_names(parts: Parts, dataset: Dataset) -> Parts:
+    """Documents under names without personal data; those that were changed are told apart by a number, in their order."""
+    found: dict[str, str] = {}
+    for document in dict.fromkeys(example.document for examples in parts.values() for example in examples):
+        name = masked(document, dataset.clean, Counter())
+        found[document] = document if name == document else f"{name} {len(found) + 1}"
+    return {
+        split: [dataclasses.replace(example, document=found[example.document]) for example in examples]
+        for split, examples in parts.items()
+    }
+
+
+def _document(dataset: Dataset, source: Source, row: Row, number: int, split: str) -> str:
     if dataset.document is not None:
         name = named_value(row.values, dataset.document, "document", row.where)
         refuse_surrogates(name, row.where)
         return name
     name = row.values["document"] if source.resolved_format == "text" else str(number)
     # Sources of their own for the splits count from 0 each; the names must differ all the same.
-    return name if split is None else f"{split} {name}"
+    return f"{split} {name}" if split else name
 
 
 def _contents(dataset: Dataset, form: Form, row: Row) -> tuple[tuple[str, int], ...]:
@@ -185,7 +243,8 @@ def _filled(examples: Sequence[Example], where: str, dataset: Dataset) -> list[E
         raise DataError(f"`{where}`: none of {len(examples)} records has a completion that is not empty; look at its fields")
     if not found:
         raise DataError(
-            f"`{where}`: all {len(examples)} records render to nothing but white space; look at `text` and its fields"
+            f"`{where}`: all {len(examples)} records render to nothing but white space"
+            f"{', or lack a field that is needed' if 'empty' in dataset.clean.drop else ''}; look at `text` and its fields"
         )
     return found
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paretune.data.chat import Message, conversation, parse_messages, plain_turn, turns
+from paretune.data.chat import Message, conversation, messages_in, parse_messages, plain_turn, turns
 from paretune.data.sources import Row
-from paretune.data.templates import Template, parse_template, render
+from paretune.data.templates import LEAVE_OUT, Template, is_blank, parse_template, render
 from paretune.errors import DataError, SpecError
 from paretune.spec.data import Dataset
 from paretune.spec.tasks import RESPONSE
@@ -76,6 +76,8 @@ class Form:
     """In the order of their names: how a study orders them changes nothing."""
     chat: str | None = None
     """`messages` or `sharegpt`."""
+    drops_empty: bool = False
+    """What needs a field that is empty is left out, as what renders to nothing is, and no error."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -90,6 +92,10 @@ class Form:
 
 def parse_form(dataset: Dataset, where: str) -> Form:
     """How `dataset`, which stands at `where` in the study, reads its records; SpecError for a template that is none."""
+    return replace(_form(dataset, where), drops_empty="empty" in dataset.clean.drop)
+
+
+def _form(dataset: Dataset, where: str) -> Form:
     if dataset.ready is not None:
         return _ready_form(dataset.ready.format)
     if not dataset.tasks:
@@ -104,6 +110,30 @@ def parse_form(dataset: Dataset, where: str) -> Form:
 
 def read_record(form: Form, row: Row) -> Rendered:
     """A record as text; DataError for a field that is missing, null or of the wrong kind."""
+    if form.drops_empty and (_lacks(form.context, row) or _lacks_words(form, row)):
+        return Rendered("")
+    try:
+        return _read(form, row)
+    except DataError as error:
+        null = any(name in row.values and row.values[name] is None for each in form.templates for name in each.needed)
+        if not form.drops_empty and (null or _lacks_words(form, row)):
+            raise DataError(f"{error}, or {LEAVE_OUT}") from None
+        raise
+
+
+def _lacks(template: Template, row: Row) -> bool:
+    return any(is_blank(row.values.get(name)) for name in template.needed)
+
+
+def _lacks_words(form: Form, row: Row) -> bool:
+    """Whether a conversation, or one of its messages, is empty."""
+    if form.chat is None:
+        return False
+    messages = messages_in(form.chat, row.values)
+    return messages is not None and (not messages or any(map(is_blank, messages)))
+
+
+def _read(form: Form, row: Row) -> Rendered:
     if form.chat is not None:
         return _chat(conversation(form.chat, row.values, row.where))
     context = render(form.context, row.values, row.where)
@@ -114,6 +144,9 @@ def read_record(form: Form, row: Row) -> Rendered:
         return conversational
     branches, empty = [], []
     for task in form.tasks:
+        if form.drops_empty and _lacks_part(task, row):
+            empty.append(task.name)
+            continue
         for branch in _branches(task, row):
             if branch.completion.strip() or task.keeps_empty:
                 branches.append(branch)
@@ -131,6 +164,13 @@ def _ready_form(name: str) -> Form:
     else:
         return Form(nothing, chat=name)
     return Form(nothing, (response,))
+
+
+def _lacks_part(task: TaskForm, row: Row) -> bool:
+    """Whether a field of its prompt or completion is empty; of one that may be, only null."""
+    if task.keeps_empty:
+        return _lacks(task.prompt, row) or any(row.values.get(name) is None for name in task.completion.needed)
+    return _lacks(task.prompt, row) or _lacks(task.completion, row)
 
 
 def _branches(task: TaskForm, row: Row) -> Iterator[Branch]:

@@ -6,13 +6,13 @@ which Python would write with brackets and quotes. A template sees the record an
 
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import jinja2
-from jinja2 import meta
+from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
@@ -21,6 +21,7 @@ from paretune.spec.base import shown, suggestion
 
 _NAME_WITH_SPACE = re.compile(r"\{\{\s*\w+ +\w+")
 _RENAME = "one whose name holds a space or a hyphen needs another name (`columns: [...]` renames those of a csv)"
+LEAVE_OUT = "leave such records out with `clean: {drop: [empty]}`"
 _RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 
@@ -31,14 +32,19 @@ class Template:
     source: str
     fields: tuple[str, ...]
     """The fields of a record that it uses, in alphabetical order."""
+    needed: tuple[str, ...]
+    """Those of them that it takes for granted: they stand outside of conditions, and without a `default`."""
     compiled: jinja2.Template
 
 
 def parse_template(source: str) -> Template:
     """`source` as a template; SpecError with the line and the way out if it is none. Line ends in it become `\\n`."""
     try:
-        fields = tuple(sorted(meta.find_undeclared_variables(_ENVIRONMENT.parse(source))))
-        return Template(source, fields, _ENVIRONMENT.from_string(source))
+        tree = _ENVIRONMENT.parse(source)
+        fields = meta.find_undeclared_variables(tree)
+        return Template(
+            source, tuple(sorted(fields)), tuple(sorted(fields & set(_needed(tree)))), _ENVIRONMENT.from_string(source)
+        )
     except jinja2.TemplateSyntaxError as error:
         more = _RENAME if _NAME_WITH_SPACE.search(source) else "literal braces stand between `{% raw %}` and `{% endraw %}`"
         raise SpecError(
@@ -46,6 +52,18 @@ def parse_template(source: str) -> Template:
         ) from None
     except jinja2.TemplateError as error:
         raise SpecError(f"template {shown(source)}: {error}") from None
+
+
+def _needed(node: nodes.Node) -> Iterator[str]:
+    """The names that stand outside of conditions, tests and what has a `default`."""
+    if isinstance(node, nodes.If | nodes.CondExpr | nodes.Test) or (
+        isinstance(node, nodes.Filter) and node.name in ("default", "d")
+    ):
+        return
+    if isinstance(node, nodes.Name):
+        yield node.name
+    for child in node.iter_child_nodes():
+        yield from _needed(child)
 
 
 def render(template: Template, record: Mapping[str, Any], where: str) -> str:
@@ -78,10 +96,15 @@ def named_value(record: Mapping[str, Any], field: str, key: str, where: str) -> 
     value = record[field]
     if isinstance(value, dict | list | bytes):
         raise DataError(f"{where}: `{key}: {field}` is {shown(value)}; it takes a field that holds a text or a number")
-    if value is None or not str(value).strip():
+    if is_blank(value):
         way_out = "leave `document` out, and every record is one" if key == "document" else "leave `stratify` out"
-        raise DataError(f"{where}: `{key}: {field}` is empty, {shown(value)}; fill it in, leave out the record, or {way_out}")
+        raise DataError(f"{where}: `{key}: {field}` is empty, {shown(value)}; fill it in, {LEAVE_OUT}, or {way_out}")
     return str(value)
+
+
+def is_blank(value: Any) -> bool:
+    """Null, nothing but white space, or a list or object of nothing."""
+    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list | Mapping) and not value)
 
 
 def _way_out(record: Mapping[str, Any], message: str) -> str:

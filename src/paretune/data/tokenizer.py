@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import fetch_model
@@ -83,6 +83,13 @@ def pretrained_arguments(base: Mapping[str, Any], resource: str) -> tuple[str, d
         return resource, arguments
     name, _, commit = resource.removeprefix("hub:").rpartition("@")
     return str(fetch_model(name, commit, lambda text: print(text, file=sys.stderr))), arguments  # noqa: T201  seen before it begins
+
+
+def usable_positions(config: PretrainedConfig) -> int:
+    """Tokens that an encoder reads at most, 512 where its config names no limit: RoBERTa's begin after the padding token's."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 512
+    behind = config.model_type in ("roberta", "xlm-roberta", "camembert")
+    return int(positions - (config.pad_token_id or 0) - 1 if behind else positions)
 
 
 def load_tokenizer(base: Mapping[str, Any], resource: str) -> TextTokenizer:

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from paretune.data.tokenizer import pretrained_arguments
+from paretune.data.tokenizer import pretrained_arguments, usable_positions
 from paretune.errors import NeedsError
-from paretune.model.load import max_positions
 
 _BATCH = 32
 """Texts of like length in one pass."""
@@ -55,8 +54,7 @@ def load_encoder(config: Mapping[str, Any], resource: str, device: torch.device)
         raise NeedsError(
             f"{name}: its tokenizer has no [CLS], [SEP] or padding token, so it is no encoder; take RoBERTa, or BERT"
         )
-    positions = max_positions(model.config.get_text_config())
-    longest = min(tokenizer.model_max_length, _usable(model, positions))
+    longest = min(tokenizer.model_max_length, usable_positions(model.config))
     lead = " " if model.config.model_type == "roberta" else ""
     return Encoder(model.to(device).eval(), tokenizer, config["layer"], longest, lead)
 
@@ -101,11 +99,3 @@ def _encode(encoder: Encoder, texts: Sequence[str]) -> dict[str, _Vectors]:
             counted_T = ~torch.isin(ids_T, special)
             found[text] = _Vectors(torch.nn.functional.normalize(state_TW, dim=-1).cpu(), counted_T.cpu())
     return found
-
-
-def _usable(model: PreTrainedModel, positions: int | None) -> int:
-    """Tokens that the positions reach: RoBERTa's begin after the padding token's."""
-    if positions is None:
-        return 512
-    padding = model.config.pad_token_id or 0
-    return positions - padding - 1 if model.config.model_type in ("roberta", "xlm-roberta", "camembert") else positions

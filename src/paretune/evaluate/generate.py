@@ -29,7 +29,7 @@ from transformers import (
 
 from paretune.data.tokenizer import TextTokenizer
 from paretune.errors import DataError
-from paretune.evaluate.outputs import Generation, Score, StoppedBy, write_generations, write_scores
+from paretune.evaluate.outputs import Generation, Score, StoppedBy, filtered_score, judged, write_generations, write_scores
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.spec.evaluations import Generate
@@ -71,7 +71,7 @@ def evaluate_generate(context: StageContext) -> dict[str, Any]:
     """Stage body: `generations.jsonl` in the order of the prompts, and scores `new_tokens`, `new_words`, `stopped_by_eos`."""
     config = Generate.model_validate(context.config["evaluation"], strict=False)
     settings = GenerationSettings(**config.model_dump(exclude={"prompts"}))
-    generations = generate(load_model(context), config.prompts, settings, emit=context.emit)
+    generations = judged(context, generate(load_model(context), config.prompts, settings, emit=context.emit))
     scores = [score for index, each in enumerate(generations) for score in generation_scores(each, str(index))]
     write_generations(generations, context.draft)
     write_scores(scores, context.draft)
@@ -86,7 +86,8 @@ def generation_scores(generation: Generation, name: str) -> list[Score]:
         "new_words": len(generation.text.split()),
         "stopped_by_eos": generation.stopped_by == "eos",
     }
-    return [Score(metric, float(value), example=name, document=name) for metric, value in values.items()]
+    scores = [Score(metric, float(value), example=name, document=name) for metric, value in values.items()]
+    return scores + filtered_score(generation, scores[0])
 
 
 def generate(

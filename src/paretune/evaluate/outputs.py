@@ -6,14 +6,16 @@ and metric and no averages.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paretune.data.safety import load_filter
 from paretune.pipeline.records import SLICE_PREFIX
+from paretune.pipeline.stage import StageContext
 
 StoppedBy = Literal["eos", "line_break", "stop", "max_new_tokens", "context"]
 """`line_break` ends answers only, `stop` those of tasks; `context`: prompt and text fill the positions of the model."""
@@ -66,6 +68,23 @@ class Generation:
     example: str | None = None
     references: tuple[str, ...] | None = None
     """Where several are right; the first of them is `reference`."""
+    filtered: bool | None = None
+    """Whether the text is unsafe by the study's `safety`, where it has one."""
+
+
+def judged(context: StageContext, generations: Sequence[Generation]) -> list[Generation]:
+    """The texts marked by the `safety` of the study; as they are where the stage's config has none."""
+    if "safety" not in context.config:
+        return list(generations)
+    flags = load_filter(context.config["safety"], context.resources).flags([each.text for each in generations])
+    return [replace(each, filtered=flag) for each, flag in zip(generations, flags, strict=True)]
+
+
+def filtered_score(generation: Generation, like: Score) -> list[Score]:
+    """`filtered`, 1 for an unsafe text, in the place of another score of it; nothing where no text is judged."""
+    return (
+        [] if generation.filtered is None else [replace(like, metric="filtered", value=float(generation.filtered), weight=1.0)]
+    )
 
 
 def write_scores(scores: Sequence[Score], directory: Path, slice_by: Sequence[str] = ()) -> None:

@@ -19,7 +19,7 @@ from paretune.data.templates import parse_template
 from paretune.data.trees import Example
 from paretune.errors import DataError
 from paretune.evaluate.generate import GenerationSettings, generate
-from paretune.evaluate.outputs import Generation, Score, write_generations, write_scores
+from paretune.evaluate.outputs import Generation, Score, filtered_score, judged, write_generations, write_scores
 from paretune.evaluate.scorers import contains, exact_match
 from paretune.model.forward import score
 from paretune.model.load import LoadedModel, load_model
@@ -49,7 +49,7 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
     loaded = load_model(context, fused=True)
     likelihoods = answer_likelihoods(loaded, requests, context.options.forward_tokens)
     context.emit(done=len(questions), total=2 * len(questions))
-    generations = generated_answers(loaded, requests, settings.max_new_tokens)
+    generations = judged(context, generated_answers(loaded, requests, settings.max_new_tokens))
     answers = dict(zip((request.question.id for request in requests if request.factual), generations, strict=True))
     scores, first = [], dict[str, str]()
     for question, found, of_question in zip(questions, likelihoods, slices, strict=True):
@@ -95,10 +95,11 @@ def question_scores(
         values["exact_match"] = float(exact_match(generation.text, question.answer))
         values["contains"] = float(contains(generation.text, question.answer))
     weights = {"log_likelihood": found.num_tokens[gold]}
-    return [
+    scores = [
         Score(metric, value, example=question.id, document=document, weight=weights.get(metric, 1), slices=slices)
         for metric, value in values.items()
     ]
+    return scores if generation is None else scores + filtered_score(generation, scores[0])
 
 
 def choices_of(question: Question, found: Likelihoods) -> tuple[dict[str, int], bool]:

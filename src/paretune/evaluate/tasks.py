@@ -21,7 +21,7 @@ from paretune.data.trees import Example
 from paretune.errors import DataError
 from paretune.evaluate.bert_score import bert_score, load_encoder
 from paretune.evaluate.branches import Answer, Ask, answer
-from paretune.evaluate.outputs import Generation, Score, write_generations, write_scores
+from paretune.evaluate.outputs import Generation, Score, filtered_score, judged, write_generations, write_scores
 from paretune.evaluate.scorers import best_of, score_answer, shape_of
 from paretune.model.forward import score
 from paretune.model.load import LoadedModel, load_model
@@ -70,11 +70,13 @@ def evaluate_tasks(context: StageContext) -> dict[str, Any]:
         answers += answer(loaded, asks_of(questions, tasks, loaded), emit=context.emit)
         likeliest += likeliest_labels(loaded, questions, labels, context.options.forward_tokens)
     similar = _bert_scores(asked, answers, tasks, encoder, context) if encoder is not None else [{} for _ in asked]
+    texts = judged(context, [_generation(loaded.tokenizer, *pair) for pair in zip(asked, answers, strict=True)])
     scores: list[Score] = []
-    for question, found, label, more in zip(asked, answers, likeliest, similar, strict=True):
-        scores += answer_scores(question, tasks[question.task], found, label, more)
+    for question, found, label, more, text in zip(asked, answers, likeliest, similar, texts, strict=True):
+        of_answer = answer_scores(question, tasks[question.task], found, label, more)
+        scores += of_answer + filtered_score(text, of_answer[0])
     write_scores(scores, context.draft)
-    write_generations((_generation(loaded.tokenizer, *pair) for pair in zip(asked, answers, strict=True)), context.draft)
+    write_generations(texts, context.draft)
     return _counted(asked, labels, settings.splits, tasks)
 
 

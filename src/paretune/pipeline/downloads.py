@@ -34,7 +34,7 @@ def pending(plan: Plan, store: Store) -> list[Download]:
     for stage in plan.stages:
         if store.find(stage):
             continue
-        for resource in (stage.resources.get("base", ""), stage.resources.get("encoder", "")):
+        for resource in (stage.resources.get(role, "") for role in ("base", "encoder", "safety.classifier")):
             if resource.startswith(_PREFIX):
                 name, _, commit = resource.removeprefix(_PREFIX).rpartition("@")
                 found[Download(hub.MODEL, name, commit)] = None

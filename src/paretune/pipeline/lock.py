@@ -57,6 +57,8 @@ class Lock:
     """By `commit_name`."""
     encoder: LockedBase | None = None
     """Of the evaluation of tasks, where it has one."""
+    classifier: LockedBase | None = None
+    """Of unsafe text, where the study names one."""
     seen: Mapping[str, Any] = field(default_factory=dict)
     """Stamp and digest of files, so that a big one is not read again while it has not been touched."""
 
@@ -105,6 +107,7 @@ def resolve_lock(study: Study, study_file: Path, device: str = "auto") -> Lock:
         matmul_gflops=rates,
         bases={name: _base(f"bases.{name}", base, digests, commits) for name, base in study.bases.items()},
         encoder=next((_base(where, base, digests, commits, writes=False) for where, base in _encoders(study)), None),
+        classifier=next((_base(where, base, digests, commits, writes=False) for where, base in _classifiers(study)), None),
         files={path: digests.of_file(path, where) for path, where in _files(study)}
         | {path: digests.of_folder(path, where) for path, where in _folders(study)},
         hub_commits=commits,
@@ -116,7 +119,7 @@ def write_lock(lock: Lock, study_file: Path) -> None:
     """Write the lock beside the study, at once or not at all; StoreError if the folder cannot be written."""
     target = lock_file(study_file)
     fields = asdict(lock)
-    for base in [*fields["bases"].values(), *filter(None, [fields["encoder"]])]:
+    for base in [*fields["bases"].values(), *filter(None, [fields["encoder"], fields["classifier"]])]:
         del base["resource"]  # a path of this machine, which says nothing to another
     content = json.dumps({"schema": SCHEMA, **fields}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     draft = target.with_name(f".{target.name}.{os.getpid()}")
@@ -148,6 +151,8 @@ def _files(study: Study) -> list[tuple[str, str]]:
         path = use.config.model_dump().get("path")
         if path:
             files.append((path, f"evaluate.{name}.path"))
+    if study.safety is not None and study.safety.words is not None:
+        files.append((study.safety.words, "safety.words"))
     return files
 
 
@@ -167,8 +172,18 @@ def _encoders(study: Study) -> list[tuple[str, Base]]:
     ]
 
 
+def _classifiers(study: Study) -> list[tuple[str, Base]]:
+    """The classifier of unsafe text, if there is one, with the place where it stands in the file."""
+    found = study.safety.classifier if study.safety is not None else None
+    return [] if found is None else [("safety.classifier", Base(path=found.path, hub=found.hub, revision=found.revision))]
+
+
 def _commits(study: Study, pinned: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for where, base in [*((f"bases.{name}", base) for name, base in study.bases.items()), *_encoders(study)]:
+    for where, base in [
+        *((f"bases.{name}", base) for name, base in study.bases.items()),
+        *_encoders(study),
+        *_classifiers(study),
+    ]:
         if base.hub:
             name = commit_name(hub.MODEL, base.hub, base.revision)
             # Asked for although it is pinned: config.json is needed, and without it and a network this says so at once.

@@ -81,13 +81,14 @@ class Plan:
     """That the plan was made with."""
     remake: Callable[[Choices], "Plan"] | None = field(default=None, compare=False, repr=False)
     """The plan with other choices."""
+    audit: Mapping[str, Stage] = field(default_factory=dict)
     stages: tuple[Stage, ...] = field(init=False)
     """Each once, parents before children."""
     undecided: frozenset[Stage] = field(init=False)
     """Stages that hang on a choice that is not made yet, its own among them: none of them can run."""
 
     def __post_init__(self) -> None:
-        wanted = [*self.data.values(), *self.leakage.values(), *self.tokens.values()]
+        wanted = [*self.data.values(), *self.leakage.values(), *self.audit.values(), *self.tokens.values()]
         trials = {tuning.name: [s for trial in tuning.trials for s in trial.methods] for tuning in self.tunings}
         for cell in self.cells:
             tried = trials.get(f"{cell.base}/{cell.dataset}/{cell.variant}", ())
@@ -102,7 +103,7 @@ class Plan:
 
     def uses(self, stage: Stage) -> list[str]:
         """What needs a stage: cells like `gpt2/news/reduced seed 0`, or datasets like `news`, `gpt2/news` for its tokens."""
-        of_data = [name for stages in (self.data, self.leakage) for name, one in stages.items() if one == stage]
+        of_data = [name for stages in (self.data, self.leakage, self.audit) for name, one in stages.items() if one == stage]
         of_tokens = ["/".join(pair) for pair, one in self.tokens.items() if one == stage]
         cells = [cell_name(cell) for cell in self.cells if stage in (*cell.methods, *cell.evaluations.values())]
         tried = [f"{one.name} trial {trial.name}" for one in self.tunings for trial in one.trials if stage in trial.methods]
@@ -138,6 +139,7 @@ class _Planner:
         study = self.study
         data = {name: self._data(dataset) for name, dataset in study.data.items()}
         leakage = {name: self._leakage(dataset, data[name]) for name, dataset in study.data.items()}
+        audit = {name: self._audit(dataset, data[name]) for name, dataset in study.data.items()}
         tokens = {
             (base, name): self._tokens(base, dataset, data[name])
             for base in study.bases
@@ -156,7 +158,7 @@ class _Planner:
                 methods = self._chain(spec, tuning, base, seed, *given)
                 evaluations = self._evaluations(base, dataset, methods[-1] if methods else None, *given)
                 cells.append(PlannedCell(base, dataset, variant, seed, methods, evaluations))
-        return Plan(data, leakage, tokens, tuple(cells), tuple(tunings), self.choices, remake)
+        return Plan(data, leakage, tokens, tuple(cells), tuple(tunings), self.choices, remake, audit)
 
     def _tuning(self, base: str, dataset: str, variant: str, tokens: Stage, gate: Stage) -> PlannedTuning:
         spec, seed = self.study.variants[variant], self.study.seeds[0]
@@ -191,6 +193,8 @@ class _Planner:
         config: dict[str, Any] = {"dataset": content}
         if dataset.leakage == "remove":
             config["items"] = self._items(resources)
+        if self.study.safety is not None and self.study.safety.data == "drop":
+            config["safety"] = self._safety(resources)
         return Stage("data", config, "paretune.data.prepare:prepare_data", resources=resources)
 
     def _source(self, source: Source, role: str, resources: dict[str, str]) -> dict[str, Any]:
@@ -232,6 +236,28 @@ class _Planner:
         resources: dict[str, str] = {}
         config = {"mode": dataset.leakage, "items": self._items(resources)}
         return Stage("leakage", config, "paretune.data.prepare:check_leakage", {"data": data}, resources=resources)
+
+    def _audit(self, dataset: Dataset, data: Stage) -> Stage:
+        resources: dict[str, str] = {}
+        config: dict[str, Any] = {"labels": sorted(name for name, task in dataset.tasks.items() if task.labels)}
+        if self.study.safety is not None and self.study.safety.data == "count":
+            config["safety"] = self._safety(resources)
+        return Stage("audit", config, "paretune.data.audit:audit_data", {"data": data}, resources=resources)
+
+    def _safety(self, resources: dict[str, str]) -> dict[str, Any]:
+        """What counts as unsafe, for a key."""
+        safety, config = self.study.safety, dict[str, Any]()
+        assert safety is not None, "a study without it asks for none"
+        if safety.words is not None:
+            resources["safety.words"] = str((self.folder / safety.words).resolve())
+            config["words"] = f"sha256:{self.lock.files[safety.words]}"
+        if safety.classifier is not None:
+            assert self.lock.classifier is not None
+            resources["safety.classifier"] = self.lock.classifier.resource
+            fields = safety.classifier.model_dump(mode="json", include={"unsafe", "threshold"})
+            config["classifier"] = fields | {"digest": self.lock.classifier.digest}
+            config["device"] = self.lock.device
+        return config
 
     def _tokens(self, base: str, dataset: Dataset, data: Stage) -> Stage:
         locked = self.lock.bases[base]
@@ -338,6 +364,8 @@ class _Planner:
         if row.uses_tokens:
             inputs["tokens"] = tokens
         resources = {"base": self.lock.bases[base].resource, **resources}
+        if row.writes_text and self.study.safety is not None:
+            config["safety"] = self._safety(resources)
         after = () if row.name == SIZE else (gate,)
         return Stage(f"evaluate.{row.name}", config, row.body, inputs, after, resources, row.revision)
 

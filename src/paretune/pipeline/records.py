@@ -142,6 +142,8 @@ class Results:
     """By (base, dataset): the tokenize stage."""
     cells: tuple[Cell, ...]
     tunings: tuple[Tuning, ...] = ()
+    audit: Mapping[str, Record] = field(default_factory=dict)
+    """By dataset: the audit stage."""
 
     def __repr__(self) -> str:
         lines = []

@@ -55,6 +55,7 @@ def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: 
         lock={name: value for name, value in asdict(lock).items() if name != "seen"},
         data=present(dict(plan.data)),
         leakage=present(dict(plan.leakage)),
+        audit=present(dict(plan.audit)),
         tokens={pair: record for pair, stage in plan.tokens.items() if (record := store.find(stage))},
         cells=tuple(cell(planned) for planned in plan.cells),
         tunings=tuple(read_tuning(tuning, store) for tuning in plan.tunings),

@@ -163,6 +163,48 @@ class Split(Spec):
         return 0.0 if math.isclose(rest, 0, abs_tol=1e-9) else rest
 
 
+MASKS = ("url", "email", "ip", "phone")
+"""What personal data is looked for, in the order of the looking: an address in the web may hold one of the mail."""
+
+
+class Clean(Spec):
+    """What is mended, masked and left out before records become texts. It touches every text of a record, turns of chats too,
+    but not what names a document: cleaning moves no document to another split (a masked name is masked where it is shown)."""
+
+    encoding: Literal["fix"] | None = None
+    """Repair text that was read in a wrong encoding (`Ã©` for `é`), and take control characters out."""
+    mask: tuple[Literal["email", "phone", "url", "ip"], ...] = ()
+    """Write `[EMAIL]`, `[PHONE]`, `[URL]` and `[IP]` in place of such addresses and numbers."""
+    region: str = "US"
+    """The country, by two letters, whose way of writing telephone numbers is known without `+`; those with `+` are always."""
+    drop: tuple[Literal["empty", "duplicate"], ...] = ()
+    """`empty`: records, or prompts and completions of tasks, with nothing in a field that they need (one that a template asks
+    about, as in `{% if input %}`, is not needed). `duplicate`: records that read exactly as an earlier one of their source."""
+
+    @field_validator("region")
+    @classmethod
+    def _is_a_region(cls, value: str) -> str:
+        from phonenumbers import SUPPORTED_REGIONS
+
+        if value not in SUPPORTED_REGIONS:
+            raise ValueError("`region` is a country in two capital letters, such as `US`, `GB` or `DE`")
+        return value
+
+    @field_validator("mask", "drop")
+    @classmethod
+    def _are_distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("one entry stands there twice")
+        return value
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What its answer depends on, for a key; empty where nothing is cleaned."""
+        fields: dict[str, Any] = {"encoding": self.encoding} if self.encoding else {}
+        fields |= {name: sorted(getattr(self, name)) for name in ("mask", "drop") if getattr(self, name)}
+        return fields | ({"region": self.region} if "phone" in self.mask else {})
+
+
 def _kind_of_source(value: object) -> str:
     splits = isinstance(value, SplitSources) or (isinstance(value, Mapping) and bool(set(SPLITS) & set(value)))
     return "as:SplitSources" if splits else "as:Source"
@@ -198,6 +240,8 @@ class Dataset(Spec):
     """What is learned from a record, by a name of your choice: a prompt and a completion each."""
     records: AnyRecords | None = None
     """A ready format instead of `text` or `tasks`: `alpaca`, `prompt_completion`, `messages` or `sharegpt`."""
+    clean: Clean = Clean()
+    """What is mended, masked and left out of the records before all else; nothing unless given."""
 
     @model_validator(mode="after")
     def _one_of_text_tasks_and_records(self) -> Self:
@@ -272,9 +316,11 @@ class Dataset(Spec):
     @property
     def content(self) -> dict[str, Any]:
         """What its documents depend on, for a key: without fields that came later at their defaults, and without scoring."""
-        fields = self.model_dump(mode="json", exclude={"too_long", "leakage", "context", "tasks", "records"})
+        fields = self.model_dump(mode="json", exclude={"too_long", "leakage", "context", "tasks", "records", "clean"})
         if self.tasks:
             fields |= {"context": self.context, "tasks": taught(self.tasks)}
         if self.ready:
             fields["records"] = self.ready.format
+        if self.clean.content:
+            fields["clean"] = self.clean.content
         return fields

@@ -212,7 +212,7 @@ EVALUATIONS = (
         items="paretune.data.outside:outside_texts",
         item_fields=("text", "document", "format", "max_documents"),
     ),
-    Evaluation("generate", Generate, "paretune.evaluate.generate:evaluate_generate"),
+    Evaluation("generate", Generate, "paretune.evaluate.generate:evaluate_generate", writes_text=True),
     Evaluation("latency", Latency, "paretune.evaluate.cost:evaluate_latency", uses_tokens=True, measures_time=True),
     Evaluation(
         "lm_eval",
@@ -224,7 +224,12 @@ EVALUATIONS = (
     ),
     Evaluation("perplexity", Perplexity, "paretune.evaluate.likelihood:evaluate_perplexity", uses_tokens=True),
     Evaluation(
-        "qa", Qa, "paretune.evaluate.qa:evaluate_qa", items="paretune.data.questions:question_texts", item_fields=("format",)
+        "qa",
+        Qa,
+        "paretune.evaluate.qa:evaluate_qa",
+        items="paretune.data.questions:question_texts",
+        item_fields=("format",),
+        writes_text=True,
     ),
-    Evaluation("tasks", Tasks, "paretune.evaluate.tasks:evaluate_tasks", uses_tokens=True, revision=2),
+    Evaluation("tasks", Tasks, "paretune.evaluate.tasks:evaluate_tasks", uses_tokens=True, writes_text=True, revision=2),
 )

@@ -7,17 +7,19 @@ from pydantic.fields import FieldInfo
 
 from paretune.spec.base import Spec
 from paretune.spec.compare import Bound, Compare
-from paretune.spec.data import Dataset, Source, Split, SplitSources
+from paretune.spec.data import Clean, Dataset, Source, Split, SplitSources
 from paretune.spec.registry import Evaluation, Method, evaluations, methods
+from paretune.spec.safety import Classifier, Safety
 from paretune.spec.study import Base, EarlyStopping, Precision, Train
 from paretune.spec.tasks import Records, Task
 
 _SECTIONS: tuple[tuple[str, str, tuple[type[Spec], ...]], ...] = (
     ("bases", "Pretrained models, by a name of your choice.", (Base,)),
-    ("data", "Datasets, by a name of your choice.", (Dataset, Task, Records, Source, SplitSources, Split)),
+    ("data", "Datasets, by a name of your choice.", (Dataset, Task, Records, Source, SplitSources, Split, Clean)),
     ("train", "What all training methods share.", (Train, EarlyStopping)),
     ("precision", "Number formats.", (Precision,)),
     ("compare", "How variants are compared.", (Compare, Bound)),
+    ("safety", "A filter for unsafe text; none unless given.", (Safety, Classifier)),
 )
 
 

@@ -46,6 +46,8 @@ class Evaluation:
     """Fields of the config that it takes besides, by name, where the key's JSON has them."""
     uses_tokens: bool = False
     """Takes the tokenized dataset."""
+    writes_text: bool = False
+    """Its texts are looked through by the `safety` of a study, which then is part of the key."""
     measures_time: bool = False
     """The answer depends on the machine, whose fingerprint is then part of the key."""
     revision: int = 1

@@ -17,6 +17,7 @@ from paretune.spec.compare import Compare
 from paretune.spec.data import Dataset
 from paretune.spec.grid import grid_of, refuse_elsewhere, which_variant
 from paretune.spec.registry import Evaluation, find_evaluation
+from paretune.spec.safety import Safety
 from paretune.spec.tasks import BERT_SCORE
 from paretune.spec.variants import Variant, parse_variants
 from paretune.spec.yaml_file import Path_, read_yaml
@@ -153,6 +154,8 @@ class Study(Spec):
     variants: dict[str, Variant] = Field(min_length=1)
     evaluate: dict[str, EvaluationUse] = Field(min_length=1)
     compare: Compare = Compare()
+    safety: Safety | None = None
+    """What counts as unsafe text, in the data and in what variants write; nothing unless given."""
 
     @property
     def baseline(self) -> str:
@@ -216,7 +219,7 @@ def _parse(value: Mapping[str, Any]) -> Study:
         "variants": parse_variants(_named(value, "variants")),
         "evaluate": {name: _evaluation(name, item, f"evaluate.{name}") for name, item in _named(value, "evaluate")},
     }
-    for name, model in (("train", Train), ("precision", Precision), ("compare", Compare)):
+    for name, model in (("train", Train), ("precision", Precision), ("compare", Compare), ("safety", Safety)):
         if name in value:
             parts[name] = validate(model, value[name], name)
     if "seeds" in value:
