@@ -1,18 +1,17 @@
-"""How often two identical variants are declared different, and how small a difference is found: simulated and really trained.
+"""How often two identical variants are declared different, and how small a difference is found, in simulated studies.
 
-    python benchmarks/calibration.py [STUDY [--store DIR]] [--studies 400] [--trained N] [--scale EXAMPLES]
+    python benchmarks/calibration.py [STUDY [--store DIR]] [--studies 400] [--scale EXAMPLES]
 
 Without a study the scores are synthetic; with one that has run with two seeds or more, documents, their sizes and what seeds
-do to each of them are drawn from its scores. `--trained N` trains N pairs of a tiny model (made here, nothing is fetched) with
-1, 3 and 5 seeds a side, on N splits of the data. Each table is Markdown.
+do to each of them are drawn from its scores. `trained_pairs.py` asks the same of models that were really trained. Each table is
+Markdown.
 """
 
 import argparse
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,33 +24,13 @@ from scipy import stats
 from paretune.analysis.compare import Difference, average, difference
 from paretune.analysis.estimate import DRAWS
 from paretune.analysis.measured import headline, measure
-from paretune.analysis.scores import Items, Place, Quantity, Scores, SeedScores, read_scores
-from paretune.api import open_results, run
-from paretune.pipeline.stage import RunOptions
-from tests.conftest import write_notes
-from tests.tiny import make_model
+from paretune.analysis.scores import Items, Place, Quantity, Scores, SeedScores
+from paretune.api import open_results
 
 DOCUMENTS = (20, 50, 100, 500, 1000)
 SEEDS = (1, 3, 5)
 QUANTITY = Quantity("perplexity", "test", "bits_per_byte")
 ONE, OTHER = Place("base", "data", "one"), Place("base", "data", "other")
-TRAINED = """
-study: calibration
-bases: {tiny: {path: model}}
-data:
-  notes:
-    source: {path: notes.jsonl}
-    document: title
-    split: {train: 0.5, validation: 0.1, test: 0.4, seed: SPLIT}
-    leakage: allow
-    text: "{{ title }}\\n\\n{{ content }}"
-train: {epochs: 2, batch_size: 4, max_length: 96}
-precision: {compute: float32}
-seeds: RUNS
-variants:
-  full: [{train.full: {learning_rate: 1.0e-3}}]
-evaluate: {perplexity: {splits: [test]}}
-"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +52,6 @@ def main() -> None:
     parser.add_argument("study", nargs="?")
     parser.add_argument("--store")
     parser.add_argument("--studies", type=int, default=400, help="simulated for each cell of a table")
-    parser.add_argument("--trained", type=int, default=0, help="pairs that are really trained")
     parser.add_argument("--scale", type=int, default=0, help="time 20 variants on so many examples")
     parser.add_argument("--skip-simulated", action="store_true")
     arguments = parser.parse_args()
@@ -82,8 +60,6 @@ def main() -> None:
         show_alike(population, arguments.studies)
         show_power(population, arguments.studies)
         show_answers(arguments.studies)
-    if arguments.trained:
-        show_trained(arguments.trained)
     if arguments.scale:
         show_scale(arguments.scale)
 
@@ -196,32 +172,6 @@ def show_answers(studies: int) -> None:
         rows.append([*row, f"{100 * np.median(smallest):.1f} points"])
     print(f"Answers to questions, {differ:.0%} of them different: gaps found (the first column is no gap).\n")
     print_table(["questions", *(f"{100 * gap:g} points" for gap in gaps), "smallest detectable (median)"], rows)
-
-
-def show_trained(pairs: int) -> None:
-    """The same question of models that were trained: 2 x 5 runs a pair, and their subsets."""
-    started, detected = time.perf_counter(), {seeds: [] for seeds in SEEDS}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_model("llama", folder / "model")
-        write_notes(folder / "notes.jsonl", count=120)
-        for pair in range(pairs):
-            runs = trained_runs(folder, pair, 2 * max(SEEDS))
-            for seeds in SEEDS:
-                sides = [dict(enumerate(runs[start : start + seeds])) for start in (0, max(SEEDS))]
-                detected[seeds].append(compared(sides).detected)
-    print(f"Two identical variants, really trained ({pairs} pairs, {time.perf_counter() - started:.0f} s).\n")
-    print_table(["seeds a side", "declared different"], [[str(seeds), rate(found)] for seeds, found in detected.items()])
-
-
-def trained_runs(folder: Path, pair: int, runs: int) -> list[Scores]:
-    """Scores of equal runs with different seeds on a split of their own."""
-    file = folder / f"study-{pair}.yaml"
-    file.write_text(TRAINED.replace("SPLIT", str(pair)).replace("RUNS", str(list(range(runs)))), encoding="utf-8")
-    outcome = run(file, options=RunOptions(device="cpu"))
-    assert not outcome.failed, outcome.failed
-    scores: Mapping[Quantity, SeedScores] = next(iter(read_scores(open_results(file)).values()))
-    return list(scores[QUANTITY].values())
 
 
 def show_scale(examples: int, variants: int = 20, per_document: int = 10) -> None:

@@ -117,6 +117,29 @@ def export_command(
     typer.echo(export_variant(opened.plan, opened.store, Wanted(variant, base, data, seed), to, form))
 
 
+@app.command("rate")
+def rate_command(
+    study: StudyFile,
+    to: Annotated[Path, typer.Option("--to", help="The sheet to write, a .csv file.")],
+    items: Annotated[int, typer.Option(min=1, help="Prompts; each is rated once for every variant.")] = 20,
+    of: Annotated[
+        list[str] | None, typer.Option(help="A generation or task to take texts of; repeat it.  [default: all]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of prompts and their order.")] = 0,
+    every_seed: Annotated[bool, typer.Option("--every-seed", help="Texts of all training seeds, not the first alone.")] = False,
+    store: StorePath = None,
+) -> None:
+    """Write a blind sheet of what the variants wrote, for people to rate from 1 to 5."""
+    from paretune.api import open_study
+    from paretune.evaluate.rate import write_blind_sheet
+
+    opened = open_study(study, store)
+    told = write_blind_sheet(
+        opened.study, opened.plan, opened.store, to, num_prompts=items, of=of or [], seed=seed, every_seed=every_seed
+    )
+    typer.echo(told)
+
+
 @app.command("init")
 def init_command(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A data file: jsonl, json, csv, parquet or text.")],

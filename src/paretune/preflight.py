@@ -17,6 +17,7 @@ from paretune.data.questions import read_questions
 from paretune.data.records import Form, parse_form, read_record
 from paretune.data.requests import Request, request_of, slices_of
 from paretune.data.safety import labels_of, read_words
+from paretune.data.sheets import read_sheet
 from paretune.data.sources import BUILTIN, iterate_rows
 from paretune.data.templates import Template, is_blank, named_value, parse_template
 from paretune.errors import DataError, NeedsError, SpecError
@@ -28,6 +29,7 @@ from paretune.spec.base import suggestion
 from paretune.spec.data import Dataset, Source
 from paretune.spec.evaluations import Encoder, Forgetting, Generate, Latency, Perplexity, Qa, Tasks
 from paretune.spec.methods import PruneBlocks, TrainLora
+from paretune.spec.ratings import Ratings
 from paretune.spec.safety import Classifier, Safety
 from paretune.spec.study import Study
 from paretune.spec.variants import MethodUse
@@ -67,6 +69,9 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
             _check_prompts(config, lock, where)
         elif isinstance(config, Qa):
             _check_questions(config, lock, where, folder)
+        elif isinstance(config, Ratings):
+            for file in config.files:
+                read_sheet(folder / file, config.criteria)
         elif isinstance(config, Tasks) and config.encoder is not None and lock.encoder is not None:
             _check_encoder(config.encoder, lock.encoder, f"{where}.encoder")
 

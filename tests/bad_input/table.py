@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bad_input import damage_cases, data_cases, study_cases, world_cases
+from tests.bad_input import damage_cases, data_cases, rater_cases, study_cases, world_cases
 from tests.bad_input.harness import Case, Outcome, make_template, run_case
 
 GROUPS = {
-    "Study": study_cases.CASES,
+    "Study": (*study_cases.CASES, *rater_cases.CASES),
     "Data": data_cases.CASES,
     "Bases and stores": damage_cases.CASES,
     "World": world_cases.CASES,

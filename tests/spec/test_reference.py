@@ -42,7 +42,7 @@ def test_every_row_can_be_used_as_it_stands(name: str) -> None:
     assert callable(load_function(row.body))
     assert row.revision >= 1
     required = [field for field, info in row.config.model_fields.items() if info.is_required()]
-    assert required in ([], ["prompts"], ["path"], ["tasks"])
+    assert required in ([], ["prompts"], ["path"], ["tasks"], ["files"], ["url", "model"])
 
 
 def test_the_rows_stand_in_alphabetical_order() -> None:

@@ -35,16 +35,16 @@ def answer_sentences(measured: Measured, group: Group, ranked_by: Quantity) -> I
                 yield from _answers_of(measured, group, ranked, quantity)
             if metric == "accuracy" and ranked:
                 yield from _guessing(measured, group, ranked, quantity)
-        yield from _told_apart(measured, group, Quantity(task, "", "log_likelihood"))
+        yield from told_apart(measured, group, Quantity(task, "", "log_likelihood"))
     for quantity in harness_quantities(measured, group)[:_TOLD_TASKS]:
         if quantity != ranked_by:
-            yield from _told_apart(measured, group, quantity)
+            yield from told_apart(measured, group, quantity)
     for task, scoring in measured.study.data[group.dataset].scored.items():
         metrics = [metric for metric in task_metrics(scoring) if metric != "accuracy_generated"]
         for metric in metrics[:_TOLD_METRICS]:
             found = quantity_of(measured, group, metric, task)
             if found is not None and found != ranked_by:
-                yield from _told_apart(measured, group, found)
+                yield from told_apart(measured, group, found)
         yield from format_failures(measured, group, task)
 
 
@@ -94,7 +94,8 @@ def _guessing(measured: Measured, group: Group, ranked: Sequence[Place], quantit
         yield f"{_capital(noun(quantity))}: not told apart from guessing ({test}): {wording.listed(told)}."
 
 
-def _told_apart(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:
+def told_apart(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:
+    """Which variants differ from the baseline, or the widest gap that was not found to be one."""
     pairs = _against_baseline(measured, group, ranked_places(measured, group, quantity), quantity)
     told = [
         f"{named(one.variant)} is {one.verdict} than {named(one.reference)} ({value_of(one, one.variant_mean)} against "

@@ -33,6 +33,8 @@ WORDS: Mapping[str, str] = {
     "parameters": r"param(?:eter)?s?(?:[ _-]count)?",
     "model_bytes": r"model[ _-](?:size|bytes)|(?:file|disk)[ _-]size|size",
     "loss": r"loss(?:es)?",
+    "coherence": "coherence",
+    "relevance": "relevance",
 }
 """What a metric is called in tables and sentences, the narrower names first."""
 SHARES = frozenset({"accuracy", "exact_match", "token_accuracy", "set_f1", "contains"})

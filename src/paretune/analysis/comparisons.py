@@ -9,6 +9,7 @@ from paretune.analysis.document import Block, Paragraph, Section, Table
 from paretune.analysis.measured import Group, Measured, baseline, difference_of, headline, untouched
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import amount_of, detectable_of, interval_of, noun, spoken, unit_of
+from paretune.analysis.trust import withheld
 from paretune.spec.compare import QUALITY
 
 
@@ -35,7 +36,9 @@ def _found(
 ) -> Iterator[Difference]:
     """Differences on held-out text and whole question sets; only the headline unless `everything`."""
     quantities = [
-        quantity for quantity in measured.samples.get(reference, {}) if quantity.metric in QUALITY and not quantity.slice
+        quantity
+        for quantity in measured.samples.get(reference, {})
+        if quantity.metric in QUALITY and not quantity.slice and not withheld(measured, quantity)
     ]
     kept = [one for one in quantities if one == headlined or (everything and _is_told(one, headlined))]
     for quantity in sorted(kept, key=lambda one: one != headlined):

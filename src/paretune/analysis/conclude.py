@@ -19,6 +19,7 @@ from paretune.analysis.deviations import marks_of, much_left_out
 from paretune.analysis.elsewhere import forgetting_sentences
 from paretune.analysis.limits import frontier_sentence, limit_sentences
 from paretune.analysis.measured import Group, Measured, baseline, cells_of, difference_of, estimate_of, headline, untouched
+from paretune.analysis.ratings import rating_sentences, unread_items
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import (
     SHARES,
@@ -60,7 +61,7 @@ def conclude(measured: Measured, group: Group) -> Conclusions:
     quantity = headline(measured, group)
     ranked = [] if quantity is None else ranked_places(measured, group, quantity)
     if quantity is None or not ranked:
-        return Conclusions(("Nothing was measured that variants could be ranked by.",), ())
+        return Conclusions(("Nothing was measured that variants are ranked by.",), tuple(rating_sentences(measured, group)))
     recommendation, said = _recommend(measured, ranked, quantity)
     findings = [
         *limit_sentences(measured, group, quantity),
@@ -68,6 +69,7 @@ def conclude(measured: Measured, group: Group) -> Conclusions:
         *_learned(measured, group, ranked, quantity, said),
         *_trades(measured, group, ranked, quantity, said),
         *answer_sentences(measured, group, quantity),
+        *rating_sentences(measured, group),
         *forgetting_sentences(measured, group),
         *_warnings(measured, ranked),
         *short_training(measured, group),
@@ -116,6 +118,7 @@ def remarks(measured: Measured) -> list[str]:
     return [
         *much_left_out(measured),
         *_leaks(measured),
+        *unread_items(measured),
         *_unmeasured(measured),
         *_disturbed(measured),
         *_seeds(measured),

@@ -14,6 +14,7 @@ from paretune.analysis.document import Block, Bullets, Document, Paragraph, Pict
 from paretune.analysis.elsewhere import forgetting_section, harness_section
 from paretune.analysis.figures import PARETO_NAME, tasks_name
 from paretune.analysis.measured import Group, Measured, estimate_of, headline, same_tokenizer
+from paretune.analysis.ratings import ratings_section
 from paretune.analysis.scores import Place, place_of
 from paretune.analysis.sections import (
     cost_section,
@@ -50,6 +51,7 @@ def build_report(measured: Measured, figures: frozenset[str]) -> Document:
             held_out_section(measured, group, marks),
             questions_section(measured, group, marks),
             tasks_section(measured, group, marks, _first_of(tasks_name(group.dataset), figures, group.dataset not in shown)),
+            ratings_section(measured, group),
             harness_section(measured, group, marks),
             forgetting_section(measured, group, marks),
             comparisons_section(measured, group),

@@ -12,6 +12,7 @@ from paretune.analysis.costs import ratio
 from paretune.analysis.measured import Measured, difference_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.spec.compare import LOWER_IS_BETTER, OF_HARNESS
+from paretune.spec.ratings import RUBRIC
 
 NOUNS = {
     "loss": "perplexity",
@@ -247,7 +248,8 @@ def _by_factor(difference: Difference) -> str:
 
 def sources(difference: Difference) -> str:
     """What the interval is over: `60 documents`, or `10 questions`."""
-    return wording.plural(difference.n_documents, "document" if difference.quantity.split else "question")
+    of_questions = "prompt" if difference.quantity.metric in RUBRIC else "question"
+    return wording.plural(difference.n_documents, "document" if difference.quantity.split else of_questions)
 
 
 def better_word(quantity: Quantity) -> str:

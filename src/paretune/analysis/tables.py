@@ -17,6 +17,7 @@ from paretune.analysis.costs import Cost
 from paretune.analysis.curves import CURVE_COLUMNS, read_curve
 from paretune.analysis.measured import Measured, baseline, difference_of, estimates_of
 from paretune.analysis.scores import Place
+from paretune.analysis.trust import WITHHELD, withheld
 from paretune.pipeline.records import Cell
 from paretune.spec.compare import QUALITY
 
@@ -177,7 +178,7 @@ def _comparisons(measured: Measured, place: Place, reference: Place) -> Iterator
                     "p": found.p,
                     "p_adjusted": found.p_adjusted,
                     "mde": _finite(found.mde),
-                    "verdict": found.verdict,
+                    "verdict": WITHHELD if withheld(measured, unit) else found.verdict,
                 }
 
 

@@ -148,9 +148,10 @@ def sources(study: Study) -> list[tuple[str, Source]]:
 def _files(study: Study) -> list[tuple[str, str]]:
     files = [(source.path, f"{where}.path") for where, source in sources(study) if source.path]
     for name, use in study.evaluate.items():
-        path = use.config.model_dump().get("path")
-        if path:
-            files.append((path, f"evaluate.{name}.path"))
+        fields = use.config.model_dump()
+        if fields.get("path"):
+            files.append((fields["path"], f"evaluate.{name}.path"))
+        files += [(path, f"evaluate.{name}.files[{index}]") for index, path in enumerate(fields.get("files", ()))]
     if study.safety is not None and study.safety.words is not None:
         files.append((study.safety.words, "safety.words"))
     return files

@@ -16,11 +16,12 @@ from paretune.errors import NeedsError, SpecError
 from paretune.pipeline.hub import DATASET
 from paretune.pipeline.lock import Lock, LockedBase
 from paretune.pipeline.machine import fingerprint, has, way_to
-from paretune.pipeline.stage import Stage
+from paretune.pipeline.stage import ENVIRONMENT, Stage
 from paretune.spec.data import Dataset, Source
 from paretune.spec.evaluations import Forgetting, LmEval, Tasks
+from paretune.spec.ratings import Judge, Ratings
 from paretune.spec.registry import Evaluation, Method
-from paretune.spec.study import EvaluationUse, Study
+from paretune.spec.study import RATED, EvaluationUse, Study
 from paretune.spec.tasks import BERT_SCORE
 from paretune.spec.variants import MethodUse, Variant
 
@@ -313,7 +314,12 @@ class _Planner:
     def _evaluations(self, base: str, dataset: str, model: Stage | None, tokens: Stage, gate: Stage) -> dict[str, Stage]:
         size = Evaluation(SIZE, EvaluationUse, "paretune.evaluate.cost:evaluate_size")
         stages = {SIZE: self._evaluation(base, size, {}, {}, model, tokens, gate)}
-        for name, use in self.study.evaluations_of(dataset).items():
+        asked = self.study.evaluations_of(dataset)
+        for name, use in sorted(asked.items(), key=lambda item: item[1].row.rates_texts):
+            if use.row.rates_texts:
+                texts = {f"texts.{other}": stages[other] for other in asked if asked[other].kind in RATED}
+                stages[name] = self._rating(use, {**texts, "data": tokens.inputs["data"]}, gate)
+                continue
             config = use.config.model_dump(mode="json")
             resources: dict[str, str] = {}
             if isinstance(use.config, Tasks):
@@ -332,6 +338,21 @@ class _Planner:
                 untouched = self._evaluation(base, use.row, config, resources, None, tokens, gate)
                 stages[name] = replace(stages[name], inputs={**stages[name].inputs, "untouched": untouched})
         return stages
+
+    def _rating(self, use: EvaluationUse, inputs: dict[str, Stage], gate: Stage) -> Stage:
+        """Of texts alone: neither the model nor the machine that wrote them matters beyond what they are."""
+        resources: dict[str, str] = {}
+        config: dict[str, Any] = {}
+        if isinstance(use.config, Judge):
+            config = {"evaluation": use.config.identity, "rubric": use.config.rubric}
+            resources = {"timeout": str(use.config.timeout)} | ({ENVIRONMENT: use.config.key} if use.config.key else {})
+        elif isinstance(use.config, Ratings):
+            digests = {rater: f"sha256:{self.lock.files[file]}" for rater, file in use.config.by_rater.items()}
+            config = {"evaluation": {"criteria": list(use.config.criteria)}, "rubric": use.config.rubric, "sheets": digests}
+            resources = {f"sheet.{rater}": str((self.folder / file).resolve()) for rater, file in use.config.by_rater.items()}
+        else:
+            config["evaluation"] = use.config.model_dump(mode="json")
+        return Stage(f"evaluate.{use.kind}", config, use.row.body, inputs, (gate,), resources, use.row.revision)
 
     def _encoder(self, tasks: Tasks) -> tuple[dict[str, Any], str]:
         """What answers depend on of the encoder that they are scored with, and where it is."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-from paretune.errors import StageError
+from paretune.errors import NeedsError, StageError
 from paretune.pipeline.events import EventLog, EventTail
 from paretune.pipeline.plan import CHOICE, Plan
-from paretune.pipeline.stage import RunOptions, Stage
+from paretune.pipeline.stage import ENVIRONMENT, RunOptions, Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import all_diverged, decide, lost
 from paretune.pipeline.worker import PRELOAD, Failure, RunContext, work
@@ -74,6 +74,7 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
     waiting = _missing(outcome, running, store)
     for stage in outcome.reused:
         store.forget_attempts(stage)  # left where a kill fell right after the last rename
+    _check_environment(waiting)
     num_missing = sum(stage.kind != CHOICE for stage in waiting)
     log.write("run", pid=os.getpid(), stages=len(outcome.reused) + num_missing, reused=len(outcome.reused))
     _fail_choices(outcome, store, log)
@@ -100,6 +101,14 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
             _stop(running, store, log)
             _pass_on(tail, on_event)
     return outcome
+
+
+def _check_environment(waiting: list[Stage]) -> None:
+    """NeedsError for a variable that a stage, hours from now, would find unset."""
+    for stage in waiting:
+        name = stage.resources.get(ENVIRONMENT)
+        if name and not os.environ.get(name, "").strip():
+            raise NeedsError(f"{stage.kind}: the environment variable `{name}` of `key` is not set; set it and run again")
 
 
 def _stop(running: list[_Running], store: Store, log: EventLog) -> None:

@@ -103,6 +103,8 @@ class StageContext:
         return resume_of(self.draft)
 
 
+ENVIRONMENT = "environment"
+"""Role, among a stage's resources, of an environment variable that must be set."""
 CHECKPOINT = "checkpoint-"
 """Begins the name of a checkpoint in `resume`; the step that it stands at follows."""
 

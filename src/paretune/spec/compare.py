@@ -20,6 +20,7 @@ HIGHER_IS_BETTER = frozenset(
         *("token_accuracy", "accuracy", "accuracy_unnormalised", "accuracy_generated", "exact_match", "contains"),
         "log_likelihood",
         *("rouge_1", "rouge_2", "rouge_l", "bert_score_f1", "set_f1"),
+        *("coherence", "relevance"),
         *OF_HARNESS,
     }
 )

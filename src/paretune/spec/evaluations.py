@@ -6,6 +6,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from paretune.spec.base import Spec
 from paretune.spec.data import Format, Source
+from paretune.spec.ratings import Judge, Ratings
 from paretune.spec.registry import Evaluation
 
 
@@ -213,6 +214,7 @@ EVALUATIONS = (
         item_fields=("text", "document", "format", "max_documents"),
     ),
     Evaluation("generate", Generate, "paretune.evaluate.generate:evaluate_generate", writes_text=True),
+    Evaluation("judge", Judge, "paretune.evaluate.judge:evaluate_judge", rates_texts=True),
     Evaluation("latency", Latency, "paretune.evaluate.cost:evaluate_latency", uses_tokens=True, measures_time=True),
     Evaluation(
         "lm_eval",
@@ -231,5 +233,6 @@ EVALUATIONS = (
         item_fields=("format",),
         writes_text=True,
     ),
+    Evaluation("ratings", Ratings, "paretune.evaluate.ratings:evaluate_ratings", rates_texts=True),
     Evaluation("tasks", Tasks, "paretune.evaluate.tasks:evaluate_tasks", uses_tokens=True, writes_text=True, revision=2),
 )

@@ -50,6 +50,8 @@ class Evaluation:
     """Its texts are looked through by the `safety` of a study, which then is part of the key."""
     measures_time: bool = False
     """The answer depends on the machine, whose fingerprint is then part of the key."""
+    rates_texts: bool = False
+    """Takes what the other evaluations of the model generated, and the data, in place of the model."""
     revision: int = 1
     needs: tuple[str, ...] = field(default=())
 

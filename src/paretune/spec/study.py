@@ -16,6 +16,7 @@ from paretune.spec.base import Spec, check_name, shown, suggestion, validate
 from paretune.spec.compare import Compare
 from paretune.spec.data import Dataset
 from paretune.spec.grid import grid_of, refuse_elsewhere, which_variant
+from paretune.spec.ratings import Judge
 from paretune.spec.registry import Evaluation, find_evaluation
 from paretune.spec.safety import Safety
 from paretune.spec.tasks import BERT_SCORE
@@ -23,6 +24,8 @@ from paretune.spec.variants import Variant, parse_variants
 from paretune.spec.yaml_file import Path_, read_yaml
 
 TASKS = "tasks"
+RATED = ("generate", TASKS)
+"""Kinds of evaluation whose texts are rated; short answers to questions are not."""
 """Kind of the evaluation that a dataset with scored tasks gets, and its name where the study has no entry for it."""
 _SUFFIXES_OF_DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
 
@@ -165,11 +168,13 @@ class Study(Spec):
 
     def evaluations_of(self, dataset: str) -> dict[str, EvaluationUse]:
         """What is measured on a dataset: `evaluate`, and its tasks where they are scored and no entry asks for them."""
-        if not self.data[dataset].scored:
-            return {name: use for name, use in self.evaluate.items() if use.kind != TASKS}
         asked = any(use.kind == TASKS for use in self.evaluate.values())
         implied = {} if asked else {TASKS: EvaluationUse(kind=TASKS, config=find_evaluation(TASKS, "").config())}
-        return dict(self.evaluate) | implied
+        found = dict(self.evaluate) | implied
+        if not self.data[dataset].scored:
+            found = {name: use for name, use in found.items() if use.kind != TASKS}
+        written = any(use.kind in RATED for use in found.values())
+        return {name: use for name, use in found.items() if written or not use.row.rates_texts}
 
 
 def load_study(file: str | Path) -> Study:
@@ -264,6 +269,7 @@ def _check_references(study: Study) -> None:
             if base not in study.bases:
                 raise SpecError(f"variants.{grid_of(name)}.bases: no base `{base}`{suggestion(base, study.bases)}")
     _check_tasks(study)
+    _check_raters(study)
     if "size" in study.evaluate:
         raise SpecError("evaluate.size: the name `size` is taken (parameters and bytes of every variant); choose another")
 
@@ -282,6 +288,20 @@ def _check_tasks(study: Study) -> None:
         _check_encoder(study, name, use=study.evaluate[asked[0]] if asked else None)
     if asked and not any(dataset.scored for dataset in study.data.values()):
         raise SpecError(f"evaluate.{asked[0]}: no dataset has a task with `score` or `labels`; add one, or leave this out")
+
+
+def _check_raters(study: Study) -> None:
+    """Those who rate need texts, and say which by names that exist."""
+    texts = {name for name, use in study.evaluate.items() if use.kind == "generate"}
+    texts |= {task for dataset in study.data.values() for task in dataset.scored}
+    for name, use in study.evaluate.items():
+        if use.row.rates_texts and not texts:
+            raise SpecError(
+                f"evaluate.{name}: there is no text to rate; add `generate: {{prompts: [...]}}`, or a task with `score`"
+            )
+        for index, source in enumerate(use.config.of if isinstance(use.config, Judge) else ()):
+            if source not in texts:
+                raise SpecError(f"evaluate.{name}.of[{index}]: no generation or task `{source}`{suggestion(source, texts)}")
 
 
 def _check_encoder(study: Study, dataset: str, use: EvaluationUse | None) -> None:

@@ -1,0 +1,182 @@
+"""Texts to be rated, and the sheets on which people rate them.
+
+An item of a sheet is a context, a prompt and a text; its name is a digest of these, so nothing on a sheet tells who wrote the
+text, no key has to be kept, and two variants that wrote the same are rated once. A text can stand on a sheet twice, under two
+names, which shows whether a rater agrees with himself. Names are letters: spreadsheets turn `1e5` into a number.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paretune.errors import DataError, StoreError
+from paretune.spec.base import suggestion
+from paretune.spec.ratings import HIGHEST, LOWEST
+
+OCCASIONS = 2
+"""How often a text can stand on one sheet."""
+_SHOWN = ("context", "prompt", "text")
+_NAME = re.compile(r"[a-z]{12}")
+_FORMULA = ("=", "+", "-", "@")
+"""What a spreadsheet takes a field for a formula by."""
+_DELIMITERS = (",", ";", "\t")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What one model wrote, after what."""
+
+    source: str
+    """The evaluation of the kind `generate`, or the task."""
+    document: str
+    example: str
+    """Equal for all models that were asked the same."""
+    context: str
+    prompt: str
+    text: str
+
+    def item(self, occasion: int = 0) -> str:
+        """Its name on a sheet."""
+        content = json.dumps([self.context, self.prompt, self.text, occasion])
+        return "".join(chr(ord("a") + byte % 26) for byte in hashlib.sha256(content.encode()).digest()[:12])
+
+
+Sheet = Mapping[str, Mapping[str, int | None]]
+"""Item to criterion to rating, None where there is none."""
+
+
+def read_texts(name: str, generations: Path, contexts: Mapping[tuple[str, str], str]) -> list[Text]:
+    """The texts that the evaluation called `name` left in `generations`, its directory; `contexts` by document and record."""
+    with (generations / "generations.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [_text(name, number, row, contexts) for number, row in enumerate(rows)]
+
+
+def read_contexts(data: Path) -> dict[tuple[str, str], str]:
+    """The contexts of a dataset's records by document and record; `data` is the directory of its stage."""
+    import pyarrow.parquet  # the plan, which reads sheets, does without
+
+    file = pyarrow.parquet.ParquetFile(data / "documents.parquet")
+    if "context" not in file.schema_arrow.names:
+        return {}
+    rows = file.read(["document", "example", "context"]).to_pylist()
+    return {(row["document"], str(row["example"])): row["context"] for row in rows}
+
+
+def choose(texts: Iterable[Text], of: Sequence[str], num_prompts: int | None, seed: int = 0) -> list[Text]:
+    """The texts after so many prompts, which are drawn by their own names and so the same for every model."""
+
+    def drawn(text: Text) -> bytes:
+        return hashlib.sha256(f"{seed}\0{text.example}".encode()).digest()
+
+    wanted = sorted((text for text in texts if not of or text.source in of), key=drawn)
+    kept = set(list(dict.fromkeys(text.example for text in wanted))[:num_prompts])
+    return [text for text in wanted if text.example in kept]
+
+
+def write_sheet(texts: Sequence[Text], criteria: Sequence[str], twice: float, seed: int, file: Path) -> int:
+    """Write the texts in random order, each once and a share `twice` of them again; returns the number of rows.
+
+    StoreError if the file cannot be written.
+    """
+    draw = random.Random(seed)
+    distinct = list({text.item(): text for text in texts}.values())
+    again = draw.sample(distinct, min(len(distinct), round(twice * len(distinct) + 0.5))) if twice else []
+    rows = [_row(text, 0) for text in distinct] + [_row(text, 1) for text in again]
+    draw.shuffle(rows)
+    try:
+        # With a byte order mark, by which Excel knows UTF-8.
+        with file.open("w", encoding="utf-8-sig", newline="") as lines:
+            writer = csv.DictWriter(lines, ["item", *_SHOWN, *criteria], restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be written ({error.strerror}); name a file in a directory that is there") from None
+    return len(rows)
+
+
+def read_sheet(file: Path, criteria: Sequence[str]) -> Sheet:
+    """The ratings of a filled sheet; DataError for what is none, naming the line.
+
+    Commas, semicolons or tabs, as spreadsheets write them; columns besides `item` and the criteria are for the rater.
+    """
+    rows = _rows(file, criteria)
+    found: dict[str, dict[str, int | None]] = {}
+    for line, row in rows:
+        item = row["item"].strip()
+        if not _NAME.fullmatch(item):
+            raise DataError(f"{file}: line {line}: `{item[:40]}` is no item; the column `item` must stay as it was written")
+        if item in found:
+            raise DataError(f"{file}: line {line}: item `{item}` stands there twice; remove the copied row")
+        found[item] = {name: _rating(row[name], f"{file}: line {line}: {name}") for name in criteria}
+    if not any(value is not None for ratings in found.values() for value in ratings.values()):
+        raise DataError(f"{file}: holds no rating; fill in {' and '.join(f'`{name}`' for name in criteria)}")
+    return found
+
+
+def _text(name: str, number: int, row: Mapping[str, Any], contexts: Mapping[tuple[str, str], str]) -> Text:
+    if "task" not in row:
+        return Text(name, f"{name} {number}", f"{name} {number}", "", row["prompt"], row["text"])
+    context = contexts.get((row["document"], row["example"]), "")
+    return Text(row["task"], row["document"], f"{row['task']} {row['example']}", context, row["prompt"], row["text"])
+
+
+def _row(text: Text, occasion: int) -> dict[str, str]:
+    shown = {"context": text.context, "prompt": text.prompt, "text": text.text}
+    return {"item": text.item(occasion)} | {k: f" {v}" if v.startswith(_FORMULA) else v for k, v in shown.items()}
+
+
+def _rows(file: Path, criteria: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Each row with the line on which it ends."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+    # Texts that another encoding has damaged are not read back: items, names of columns and digits are ASCII.
+    text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig", errors="replace")
+    first = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=first.count)
+    csv.field_size_limit(len(text) + 1)
+    try:
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+        columns = [name.strip().lower() for name in next(reader, [])]
+        _check_columns(file, columns, criteria)
+        rows = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
+    except csv.Error as error:
+        raise DataError(f"{file}: not a sheet in CSV ({error}); save it as `CSV UTF-8`") from None
+    for line, row in rows:
+        if len(row) != len(columns):
+            raise DataError(
+                f"{file}: line {line}: {len(row)} fields, the header names {len(columns)}; save it as `CSV UTF-8` again"
+            )
+    return [(line, dict(zip(columns, row, strict=True))) for line, row in rows]
+
+
+def _check_columns(file: Path, columns: Sequence[str], criteria: Sequence[str]) -> None:
+    for name in ("item", *criteria):
+        if columns.count(name) != 1:
+            what = "two columns are called" if name in columns else "there is no column"
+            hint = "" if name in columns else suggestion(name, columns)
+            raise DataError(f"{file}: {what} `{name}`{hint}; sheets are written by `paretune rate STUDY --to FILE`")
+
+
+def _rating(field: str, where: str) -> int | None:
+    text = field.strip().replace(",", ".")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not LOWEST <= value <= HIGHEST or value != int(value):
+        raise DataError(
+            f"{where}: `{field[:40]}` is no rating; write a whole number from {LOWEST} to {HIGHEST}, or leave it empty"
+        )
+    return int(value)
