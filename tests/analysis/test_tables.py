@@ -104,7 +104,7 @@ def test_generations_carry_their_owner(folder: Path) -> None:
     assert list(rows[0]) == [
         *("base", "dataset", "variant", "seed", "task", "prompt"),
         *("text", "reference", "new_tokens", "seconds", "stopped_by"),
-        *("document", "example", "references"),
+        *("document", "example", "references", "filtered"),
     ]
     assert len(rows) == 2 * 7
     assert {(row["variant"], row["seed"]) for row in rows} >= {("base", None), ("full", 0), ("full", 1)}
