@@ -170,7 +170,14 @@ def asked(hub: Hub, text: str) -> list[str]:
 
 def test_a_study_of_a_private_model_and_hub_data_runs_and_pins_both(ran: Path, hub: Hub) -> None:
     records = [json.loads(file.read_text()) for file in (ran.parent / ".paretune").glob("*/record.json")]
-    assert {record["kind"] for record in records} == {"data", "leakage", "tokenize", "evaluate.size", "evaluate.perplexity"}
+    assert {record["kind"] for record in records} == {
+        "data",
+        "leakage",
+        "audit",
+        "tokenize",
+        "evaluate.size",
+        "evaluate.perplexity",
+    }
     (data,) = (record for record in records if record["kind"] == "data")
     (measured,) = (record for record in records if record["kind"] == "evaluate.perplexity")
     model, notes = (hub.repositories[one].refs["main"] for one in (("model", "owner/tiny"), ("dataset", "owner/notes")))
@@ -197,7 +204,7 @@ def test_the_token_is_in_no_file_that_the_run_wrote(ran: Path, folder: Path) -> 
 def test_what_has_run_is_planned_without_network_or_token(ran: Path, cut_off: Process) -> None:
     code, told = cut_off.plan(ran)
     assert code == 0
-    assert "5 reused, 0 new" in told
+    assert "6 reused, 0 new" in told
 
 
 def test_a_new_variant_of_a_cached_model_needs_no_network(ran: Path, cut_off: Process) -> None:

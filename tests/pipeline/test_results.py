@@ -49,7 +49,7 @@ def test_the_first_run_does_each_stage_once(first):
     _, outcome = first
     assert (outcome.exit_code, outcome.reused) == (0, [])
     kinds = [stage.kind for stage in outcome.done]
-    once = {"data", "leakage", "tokenize", "prune.blocks"}
+    once = {"data", "leakage", "audit", "tokenize", "prune.blocks"}
     assert all(kinds.count(kind) == (1 if kind in once else 2) for kind in kinds)
     assert set(kinds) == once | {"evaluate.size", "evaluate.perplexity", "evaluate.qa"}
 
@@ -103,7 +103,7 @@ def test_what_is_not_there_is_named_and_the_rest_is_read(file):
 def test_a_changed_data_file_is_another_answer(file):
     assert new(file) == []
     write_notes(file.parent / "notes.jsonl", seed=1)
-    assert new(file) == ["data", "leakage", "tokenize", "evaluate.perplexity", "evaluate.perplexity"]
+    assert new(file) == ["data", "leakage", "audit", "tokenize", "evaluate.perplexity", "evaluate.perplexity"]
     write_notes(file.parent / "notes.jsonl")
     assert new(file) == []
 
