@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from paretune.analysis import wording
 from paretune.analysis.choose import cost_names, cost_of, frontier, ranked_places
@@ -17,6 +18,8 @@ from paretune.spec.compare import LOWER_IS_BETTER
 
 _LABELLED = 8
 """Variants up to which each is named; of more, the frontier and what was not trained."""
+_LINE, _LABEL = 18, 80
+"""Height and width of a label, in pixels of the figure."""
 _WIDE_RANGE = 8
 """Largest over smallest cost from which the axis is logarithmic."""
 
@@ -67,14 +70,17 @@ def _draw_panel(axes: Axes, measured: Measured, quantity: Quantity, ranked: Sequ
         axes.plot(cost, found.mean, marker=look.marker, color=look.colour, markerfacecolor=face, markersize=7, zorder=3)
     _draw_frontier(axes, measured, quantity, {place: costs[place] for place, by in beaten.items() if by is None})
     named = [place for place in costs if len(costs) <= _LABELLED or beaten[place] is None or not _is_trained(measured, place)]
-    _label(axes, measured, quantity, costs, {place: (short[place.variant], style[place.variant]) for place in named})
     positive = [cost for cost in costs.values() if cost > 0]
     if len(positive) == len(costs) and max(positive) > _WIDE_RANGE * min(positive):
         axes.set_xscale("log")
+        axes.set_xlim(min(positive) / 1.4, max(positive) * 2.2)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         low, high = min(costs.values()), max(costs.values())
         width = (high - low) or high or 1.0
         axes.set_xlim(low - 0.12 * width, high + 0.3 * width)
+    _label(axes, measured, quantity, costs, {place: (short[place.variant], style[place.variant]) for place in named})
     axes.xaxis.set_major_formatter(lambda value, _: cost_text(name, value) if value > 0 else "0")
     axes.locator_params(axis="x", nbins=4) if axes.get_xscale() == "linear" else None
     noise = noise_of(measured.costs, name, next(iter(costs)))
@@ -96,11 +102,16 @@ def _draw_frontier(axes: Axes, measured: Measured, quantity: Quantity, costs: Ma
 def _label(
     axes: Axes, measured: Measured, quantity: Quantity, costs: Mapping[Place, float], words: Mapping[Place, tuple[str, Look]]
 ) -> None:
+    at = {place: axes.transData.transform((costs[place], measured.samples[place][quantity].mean)) for place in words}
     for place, (text, look) in words.items():
+        # Below its point where the label of one just above would lie upon it.
+        crowded = any(
+            0 < y - at[place][1] < _LINE and abs(x - at[place][0]) < _LABEL for one, (x, y) in at.items() if one != place
+        )
         axes.annotate(
             text,
             xy=(costs[place], measured.samples[place][quantity].mean),
-            xytext=(7, 4),
+            xytext=(7, -11 if crowded else 4),
             textcoords="offset points",
             fontsize=8,
             color=look.colour,
