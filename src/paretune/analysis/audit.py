@@ -8,7 +8,7 @@ import pandas as pd
 
 from paretune.analysis import wording
 from paretune.analysis.document import Block, Bullets, Section, Table
-from paretune.analysis.measured import Group, Measured, estimate_of
+from paretune.analysis.measured import Group, Measured, estimate_of, quantities_of
 from paretune.analysis.scores import Quantity
 from paretune.pipeline.records import Record
 from paretune.spec.data import MASKS, SPLITS
@@ -60,12 +60,12 @@ def data_section(measured: Measured) -> Section | None:
 
 def filtered_table(measured: Measured, group: Group) -> list[Block]:
     """The share of each variant's texts that the study's `safety` filters; nothing where it has none."""
-    found = {q for name in group.variants for q in measured.samples.get(group.place(name), {}) if q.metric == "filtered"}
+    found = {q for q in quantities_of(measured, group) if q.metric == "filtered"}
     asked = sorted({Quantity(q.task, q.split, q.metric) for q in found})
     if not asked:
         return []
     rows = []
-    for place in (group.place(name) for name in group.variants):
+    for place in group.places:
         estimates = [estimate_of(measured, place, quantity) for quantity in asked]
         rows.append([place.variant, *("-" if e is None else f"{wording.share(e.mean)} of {e.n_examples}" for e in estimates)])
     header = ("variant", *(f"{quantity.task} {quantity.split}".strip() for quantity in asked))

@@ -20,6 +20,7 @@ from paretune.analysis.measured import (
     estimate_of,
     harness_tasks,
     headline,
+    quantities_of,
     untouched,
 )
 from paretune.analysis.scores import Place, Quantity
@@ -28,7 +29,7 @@ from paretune.analysis.sentences import SHARES, named
 
 def harness_quantities(measured: Measured, group: Group) -> list[Quantity]:
     """The metric that each task of lm-evaluation-harness is judged by."""
-    known = {quantity for name in group.variants for quantity in measured.samples.get(group.place(name), {})}
+    known = quantities_of(measured, group)
     tasks = harness_tasks(measured, group.dataset)
     found = (next((q for m in (*QUALITY, "word_loss") if (q := Quantity(task, "", m)) in known), None) for task in tasks)
     return [quantity for quantity in found if quantity is not None]
@@ -37,21 +38,16 @@ def harness_quantities(measured: Measured, group: Group) -> list[Quantity]:
 def harness_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
     """Every task and metric with all variants side by side; None if no task of lm-evaluation-harness was asked."""
     tasks = harness_tasks(measured, group.dataset)
-    known = dict.fromkeys(
-        quantity
-        for name in group.variants
-        for quantity in measured.samples.get(group.place(name), {})
-        if quantity.task in tasks and not quantity.slice
-    )
+    known = [one for one in quantities_of(measured, group) if one.task in tasks and not one.slice]
     rows = []
     for quantity in sorted(known, key=lambda one: one.task):
-        found = [estimate_of(measured, group.place(name), quantity) for name in group.variants]
-        mark = marks.of(group.place(group.variants[0]), _asked_in(measured, quantity.task), "")
+        found = [estimate_of(measured, place, quantity) for place in group.places]
+        mark = marks.of(group.places[0], _asked_in(measured, quantity.task), "")
         num = next((one.n_examples for one in found if one is not None), 0)
         rows.append([quantity.task, quantity.metric, str(num), *(_shown(one, quantity.metric) + mark for one in found)])
     if not rows:
         return None
-    caption = f"Metrics as the harness names them, with {100 * measured.level:g} % intervals over its documents"
+    caption = f"Metrics as the harness names them, with {measured.interval}s over its documents"
     table = Table(("task", "metric", "documents", *group.variants), rows, caption, words=2, grouped=True)
     return Section("Tasks of lm-evaluation-harness", [table], level=3)
 
@@ -61,7 +57,7 @@ def forgetting_section(measured: Measured, group: Group, marks: Marks) -> Sectio
     blocks: list[Block] = []
     for task in _outside(measured):
         rows = []
-        for place in map(group.place, group.variants):
+        for place in group.places:
             on_text = estimate_of(measured, place, Quantity(task, "", "bits_per_byte"))
             if on_text is not None:
                 mark = marks.of(place, task, "")
@@ -75,11 +71,10 @@ def forgetting_section(measured: Measured, group: Group, marks: Marks) -> Sectio
                     ]
                 )
         if rows:
-            level = f"{100 * measured.level:g} % interval"
-            header = ("variant", f"learned ({level})", f"bits per byte on {task} ({level})", f"forgotten ({level})")
-            blocks.append(
-                Table(header, rows, f"Bits per byte; learned and forgotten are against the untouched base, on {task}")
-            )
+            heads = ("learned", f"bits per byte on {task}", "forgotten")
+            header = ("variant", *(f"{head} ({measured.interval})" for head in heads))
+            caption = f"Bits per byte; learned and forgotten are against the untouched base, on {task}"
+            blocks.append(Table(header, rows, caption))
     if not blocks:
         return None
     said = "Learned: by how much held-out text of the domain got better; forgotten: by how much other text got worse."
@@ -90,7 +85,7 @@ def forgetting_sentences(measured: Measured, group: Group) -> Iterator[str]:
     """What was learned and what it cost elsewhere, for the variants of which an interval shows that they forgot."""
     for task in _outside(measured):
         told, kept = [], []
-        for place in map(group.place, group.variants):
+        for place in group.places:
             forgotten = estimate_of(measured, place, Quantity(task, "", FORGETTING))
             if forgotten is None:
                 continue
@@ -101,7 +96,7 @@ def forgetting_sentences(measured: Measured, group: Group) -> Iterator[str]:
             gain = f" for {_signed(learned)} learned" if learned is not None else ""
             told.append(f"{named(place)} {_signed(forgotten)}{gain}")
         if told:
-            level = f"{100 * measured.level:g} % intervals"
+            level = f"{measured.interval}s"
             what = f"Forgotten on {wording.code(task)}, in bits per byte against the untouched base ({level})"
             yield f"{what}: {'; '.join(told)}."
         if kept:
