@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 
 from paretune.analysis import wording
+from paretune.analysis.cells import interval_cell, share_cell
 from paretune.analysis.compare import Estimate
 from paretune.analysis.deviations import Marks
 from paretune.analysis.document import Block, Paragraph, Section, Table
@@ -44,7 +45,8 @@ def harness_section(measured: Measured, group: Group, marks: Marks) -> Section |
         found = [estimate_of(measured, place, quantity) for place in group.places]
         mark = marks.of(group.places[0], _asked_in(measured, quantity.task), "")
         num = next((one.n_examples for one in found if one is not None), 0)
-        rows.append([quantity.task, quantity.metric, str(num), *(_shown(one, quantity.metric) + mark for one in found)])
+        cell = share_cell if quantity.metric in SHARES else interval_cell
+        rows.append([quantity.task, quantity.metric, str(num), *(cell(one) + mark for one in found)])
     if not rows:
         return None
     caption = f"Metrics as the harness names them, with {measured.interval}s over its documents"
@@ -66,7 +68,7 @@ def forgetting_section(measured: Measured, group: Group, marks: Marks) -> Sectio
                     [
                         place.variant,
                         _signed(_learned(measured, group, place)),
-                        _with_interval(on_text) + mark,
+                        interval_cell(on_text) + mark,
                         _signed(forgotten),
                     ]
                 )
@@ -122,18 +124,6 @@ def _asked_in(measured: Measured, task: str) -> str:
     """The evaluation that asks a task: the one that names it, or the first that could hold it as the member of a group."""
     uses = {name: use for name, use in measured.study.evaluate.items() if use.kind == HARNESS}
     return next((name for name, use in uses.items() if task in use.config.model_dump()["tasks"]), next(iter(uses), task))
-
-
-def _shown(found: Estimate | None, metric: str) -> str:
-    if found is None:
-        return wording.UNKNOWN
-    if metric in SHARES:
-        return f"{wording.share(found.mean)} ({100 * found.low:.1f} to {100 * found.high:.1f} %)"
-    return _with_interval(found)
-
-
-def _with_interval(found: Estimate) -> str:
-    return wording.with_interval(found.mean, found.low, found.high)
 
 
 def _signed(found: Estimate | None) -> str:

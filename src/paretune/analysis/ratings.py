@@ -11,6 +11,7 @@ import pandas as pd
 from paretune.analysis import wording
 from paretune.analysis.agreement import RELIABLE, TENTATIVE, agreement, weighted_kappa
 from paretune.analysis.answers import told_apart
+from paretune.analysis.cells import mean_cell
 from paretune.analysis.compare import Estimate
 from paretune.analysis.document import Block, Paragraph, Section, Table
 from paretune.analysis.measured import Group, Measured, estimate_of, quantities_of
@@ -69,7 +70,7 @@ def _by_slice(measured: Measured, group: Group, name: str, config: Judge | Ratin
     rows = []
     for part, place in itertools.product(slices, group.places):
         found = [estimate_of(measured, place, Quantity(name, "", criterion, part)) for criterion in config.criteria]
-        rows.append([part, place.variant, *(wording.UNKNOWN if one is None else wording.number(one.mean) for one in found)])
+        rows.append([part, place.variant, *map(mean_cell, found)])
     if rows:
         yield Table(("slice", "variant", *config.criteria), rows, f"{name} by slice", words=2, grouped=True)
 

@@ -7,6 +7,7 @@ from paretune.analysis import wording
 from paretune.analysis.answers import ANSWER_METRICS
 from paretune.analysis.audit import filtered_table
 from paretune.analysis.caveats import TIME_PER_TOKEN, TRAINING_SPEED, disturbed_times
+from paretune.analysis.cells import cost_cell, interval_cell, mean_cell, spread_cell
 from paretune.analysis.choose import latency_name
 from paretune.analysis.compare import Estimate
 from paretune.analysis.confounded import confounded_fields
@@ -18,7 +19,6 @@ from paretune.analysis.measured import FORGETTING, HARNESS, Group, Measured, cel
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.tables import cell_generations
 from paretune.analysis.task_scores import stopped, task_texts
-from paretune.analysis.training import cost_cell, spread_cell
 
 _ROUGH = "~"
 """Behind the head of a column of disturbed times."""
@@ -139,9 +139,9 @@ def _held_out_table(measured: Measured, group: Group, task: str, split: str, mar
         rows.append(
             [
                 place.variant,
-                _plain(found["loss"]) + mark,
-                _with_interval(found["perplexity"]) + mark,
-                _with_interval(found["bits_per_byte"]) + mark + marks.lossy(place),
+                mean_cell(found["loss"]) + mark,
+                interval_cell(found["perplexity"]) + mark,
+                interval_cell(found["bits_per_byte"]) + mark + marks.lossy(place),
                 wording.share(found["token_accuracy"].mean) + mark if found["token_accuracy"] else wording.UNKNOWN,
                 *([_seed_spread(found["perplexity"])] if seeds else []),
             ]
@@ -163,7 +163,7 @@ def _by_task(measured: Measured, group: Group, task: str, split: str, marks: Mar
     for place in group.places:
         mark = marks.of(place, task, split) + marks.lossy(place)
         found = [estimate_of(measured, place, first._replace(slice=f"task: {name}")) for name in names]
-        rows.append([place.variant, *(_with_interval(one) + mark * (one is not None) for one in found)])
+        rows.append([place.variant, *(interval_cell(one) + mark * (one is not None) for one in found)])
     return [Table(("variant", *names), rows, f"Bits per byte of the completions by task, {split}, {measured.interval}s")]
 
 
@@ -184,7 +184,7 @@ def _answers_table(measured: Measured, group: Group, task: str, marks: Marks) ->
         mark = marks.of(place, task, "")
         row = [place.variant, *(_answers(estimate_of(measured, place, Quantity(task, "", metric)), mark) for metric in metrics)]
         if likelihood:
-            row.append(_with_interval(estimate_of(measured, place, Quantity(task, "", "log_likelihood"))) + mark)
+            row.append(interval_cell(estimate_of(measured, place, Quantity(task, "", "log_likelihood"))) + mark)
         rows.append(row)
     caption = f"{task}: right answers, and the {measured.interval} of their share"
     means = ", means over seeds" if len(measured.study.seeds) > 1 else ""
@@ -217,7 +217,7 @@ def _slices_table(measured: Measured, group: Group, task: str, slices: Sequence[
             if any(one is not None for one in found):
                 mark = marks.of(place, task, "")
                 cells = [
-                    _plain(one) + mark if metric == "log_likelihood" else _answers(one, mark, interval=False)
+                    mean_cell(one) + mark if metric == "log_likelihood" else _answers(one, mark, interval=False)
                     for metric, one in zip(metrics, found, strict=True)
                 ]
                 rows.append([name, place.variant, *cells])
@@ -274,14 +274,6 @@ def _trained_lines(measured: Measured, places: Sequence[Place]) -> list[str]:
             if part < whole:
                 lines.append(f"{wording.code(place.variant)} trains {wording.part_of(part, whole)} parameters.")
     return lines
-
-
-def _plain(found: Estimate | None) -> str:
-    return wording.UNKNOWN if found is None else wording.number(found.mean)
-
-
-def _with_interval(found: Estimate | None) -> str:
-    return wording.UNKNOWN if found is None else wording.with_interval(found.mean, found.low, found.high)
 
 
 def _seed_spread(found: Estimate | None) -> str:

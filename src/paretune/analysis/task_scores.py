@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paretune.analysis import wording
+from paretune.analysis.cells import share_cell
 from paretune.analysis.compare import Estimate
 from paretune.analysis.deviations import Marks
 from paretune.analysis.document import Block, Paragraph, Picture, Section, SideBySide, Table, Text
@@ -120,10 +121,10 @@ def _cell(metric: str, found: Estimate | None) -> str:
         return wording.UNKNOWN
     if metric in _SHAPE:
         return wording.share(found.mean) if metric in SHARES else wording.number(found.mean, 2)
-    shown, low, high = (100 * value if metric in SHARES else value for value in (found.mean, found.low, found.high))
-    unit, places = (" %", 1) if metric in SHARES else ("", 3)
-    interval = "" if math.isnan(low) else f" ({low:.{places}f} to {high:.{places}f})"
-    return f"{shown:.{places}f}{unit}{interval}"
+    if metric in SHARES:
+        return share_cell(found)
+    interval = "" if math.isnan(found.low) else f" ({found.low:.3f} to {found.high:.3f})"
+    return f"{found.mean:.3f}{interval}"
 
 
 def _counted(measured: Measured, group: Group, quantity: Quantity) -> str:
