@@ -1,4 +1,4 @@
-"""What was found in the data and done about it: the section "Data", and audit.csv with the numbers of records."""
+"""What was found in the data and done about it: the section "Audit of the data", and audit.csv with the numbers of records."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -39,7 +39,7 @@ def audit_table(measured: Measured) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(AUDIT_COLUMNS))
 
 
-def data_section(measured: Measured) -> Section | None:
+def audit_section(measured: Measured) -> Section | None:
     """What cleaning did and what the audit found, dataset by dataset; None where there is nothing to say."""
     found = {name: _findings(record) for name, record in measured.results.audit.items()}
     rows = [row for name, of_dataset in found.items() for row in _rows(name, of_dataset)]
@@ -55,7 +55,7 @@ def data_section(measured: Measured) -> Section | None:
         if (hint := proposed_clean({row["finding"] for row in of_dataset})) and not measured.study.data[name].clean.content:
             said.append(f"For {wording.code(name)}, {wording.code(f'clean: {{{hint}}}')} would change that.")
     blocks += [Bullets(said)] if said else []
-    return Section("Data", blocks) if blocks else None
+    return Section("Audit of the data", blocks) if blocks else None
 
 
 def filtered_table(measured: Measured, group: Group) -> list[Block]:

@@ -1,10 +1,14 @@
-"""The report: what stands in it and in which order. One structure, written as text and as Markdown by `render`."""
+"""The report: what stands in it and in which order. One structure, written by `render` and `render_html`.
+
+What was found comes before how it came about: conclusions, then qualities, comparisons and costs, then how variants were
+trained, tuned and pruned, then what stands in the data; and long texts come last.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paretune.analysis import wording
-from paretune.analysis.audit import data_section
+from paretune.analysis.audit import audit_section
 from paretune.analysis.blocks import blocks_section
 from paretune.analysis.comparisons import comparisons_section
 from paretune.analysis.conclude import across_bases, conclude, export_command, remarks
@@ -39,28 +43,27 @@ def build_report(measured: Measured, figures: frozenset[str]) -> Document:
     sections = [
         Section("In short", list(_in_short(measured, marks, figures))),
         Section("What was compared", list(_compared(measured))),
-        *filter(None, [data_section(measured)]),
     ]
     shown: set[str] = set()
     for group in measured.groups:
         many = len(measured.groups) > 1
         parts = [
-            blocks_section(measured, group),
-            tuning_section(measured, group),
-            training_section(measured, group, figures),
             held_out_section(measured, group, marks),
+            comparisons_section(measured, group),
             questions_section(measured, group, marks),
             tasks_section(measured, group, marks, _first_of(tasks_name(group.dataset), figures, group.dataset not in shown)),
-            ratings_section(measured, group),
             harness_section(measured, group, marks),
             forgetting_section(measured, group, marks),
-            comparisons_section(measured, group),
+            ratings_section(measured, group),
             cost_section(measured, group, figures, first=group.dataset not in shown),
-            generations_section(measured, group),
+            training_section(measured, group, figures),
+            tuning_section(measured, group),
+            blocks_section(measured, group),
         ]
         shown.add(group.dataset)
         sections.append(Section(f"{group.base} on {group.dataset}" if many else "Results", []))
         sections += [part for part in parts if part is not None]
+    sections += filter(None, [audit_section(measured), *(generations_section(measured, group) for group in measured.groups)])
     sections.append(Section("Notes", list(_notes(measured, marks))))
     return Document(f"{measured.study.study}: {_question(measured)}", sections)
 

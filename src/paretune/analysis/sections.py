@@ -112,7 +112,8 @@ def generations_section(measured: Measured, group: Group) -> Section | None:
                 texts.setdefault(row["prompt"], []).append(text)
         blocks += [SideBySide(prompt, entries) for prompt, entries in texts.items()]
     blocks = [*filtered_table(measured, group), *blocks, *task_texts(measured, group)]
-    return Section("Generations side by side", blocks, level=3) if blocks else None
+    where = f", {group.base} on {group.dataset}" if len(measured.groups) > 1 else ""
+    return Section(f"Generations side by side{where}", blocks) if blocks else None
 
 
 def _held_out(measured: Measured, group: Group) -> list[tuple[str, str]]:
