@@ -1,6 +1,5 @@
 """What was found in the data and done about it: the section "Audit of the data", and audit.csv with the numbers of records."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,9 +7,8 @@ import pandas as pd
 
 from paretune.analysis import wording
 from paretune.analysis.document import Block, Bullets, Section, Table
-from paretune.analysis.measured import Group, Measured, estimate_of, quantities_of
-from paretune.analysis.scores import Quantity
-from paretune.pipeline.records import Record
+from paretune.analysis.measured import Measured
+from paretune.pipeline.records import Record, read_lines
 from paretune.spec.data import MASKS, SPLITS
 from paretune.spec.findings import FINDINGS, proposed_clean
 
@@ -58,23 +56,8 @@ def audit_section(measured: Measured) -> Section | None:
     return Section("Audit of the data", blocks) if blocks else None
 
 
-def filtered_table(measured: Measured, group: Group) -> list[Block]:
-    """The share of each variant's texts that the study's `safety` filters; nothing where it has none."""
-    found = {q for q in quantities_of(measured, group) if q.metric == "filtered"}
-    asked = sorted({Quantity(q.task, q.split, q.metric) for q in found})
-    if not asked:
-        return []
-    rows = []
-    for place in group.places:
-        estimates = [estimate_of(measured, place, quantity) for quantity in asked]
-        rows.append([place.variant, *("-" if e is None else f"{wording.share(e.mean)} of {e.n_examples}" for e in estimates)])
-    header = ("variant", *(f"{quantity.task} {quantity.split}".strip() for quantity in asked))
-    return [Table(header, rows, "Generated texts that are unsafe by `safety`")]
-
-
 def _findings(record: Record) -> list[dict[str, Any]]:
-    with (record.path / "audit.jsonl").open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    return read_lines(record.path / "audit.jsonl")
 
 
 def _rows(dataset: str, findings: list[dict[str, Any]]) -> Iterator[list[str]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, KeysView, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 
@@ -24,7 +25,7 @@ from paretune.analysis.family import (
     in_units,
 )
 from paretune.analysis.scores import Place, Quantity, Seed, SeedScores, place_of, read_scores
-from paretune.pipeline.records import Cell, Results
+from paretune.pipeline.records import Cell, Results, read_lines
 from paretune.spec.study import Study
 
 QUALITY = (
@@ -160,6 +161,12 @@ def difference_of(measured: Measured, variant: Place, reference: Place, quantity
 
 def cells_of(measured: Measured, place: Place) -> list[Cell]:
     return [cell for cell in measured.results.cells if place_of(cell) == place]
+
+
+def cell_generations(cell: Cell, task: str) -> list[dict[str, Any]]:
+    """The texts that one evaluation of one cell made; none if it makes none."""
+    file = cell.evaluations[task].path / "generations.jsonl"
+    return read_lines(file) if file.exists() else []
 
 
 def untouched(measured: Measured, group: Group) -> Place | None:

@@ -42,7 +42,7 @@ def rating_sentences(measured: Measured, group: Group) -> Iterator[str]:
                 continue
             trust, what = trust_of(measured, name, criterion), noun(quantity)
             if trust.withheld:
-                yield f"{what[:1].upper()}{what[1:]}: no conclusion, as {trust.told}."
+                yield f"{wording.capital(what)}: no conclusion, as {trust.told}."
             else:
                 yield from (f"{said.removesuffix('.')}; {trust.told}." for said in told_apart(measured, group, quantity))
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 from paretune.analysis import wording
 from paretune.analysis.answers import ANSWER_METRICS
-from paretune.analysis.audit import filtered_table
 from paretune.analysis.caveats import TIME_PER_TOKEN, TRAINING_SPEED, disturbed_times
 from paretune.analysis.cells import cost_cell, interval_cell, mean_cell, spread_cell
 from paretune.analysis.choose import latency_name
@@ -15,9 +14,18 @@ from paretune.analysis.costs import Cost
 from paretune.analysis.deviations import Marks
 from paretune.analysis.document import Block, Bullets, Paragraph, Picture, Section, SideBySide, Table, Text
 from paretune.analysis.figures import comparison_name
-from paretune.analysis.measured import FORGETTING, HARNESS, Group, Measured, cells_of, chance_of, estimate_of, quantities_of
+from paretune.analysis.measured import (
+    FORGETTING,
+    HARNESS,
+    Group,
+    Measured,
+    cell_generations,
+    cells_of,
+    chance_of,
+    estimate_of,
+    quantities_of,
+)
 from paretune.analysis.scores import Place, Quantity
-from paretune.analysis.tables import cell_generations
 from paretune.analysis.task_scores import stopped, task_texts
 
 _ROUGH = "~"
@@ -111,9 +119,28 @@ def generations_section(measured: Measured, group: Group) -> Section | None:
                 text = Text(place.variant, f"{seed}{stopped(row)}", row["text"])
                 texts.setdefault(row["prompt"], []).append(text)
         blocks += [SideBySide(prompt, entries) for prompt, entries in texts.items()]
-    blocks = [*filtered_table(measured, group), *blocks, *task_texts(measured, group)]
+    blocks = [*_filtered(measured, group), *blocks, *task_texts(measured, group)]
     where = f", {group.base} on {group.dataset}" if len(measured.groups) > 1 else ""
     return Section(f"Generations side by side{where}", blocks) if blocks else None
+
+
+def _filtered(measured: Measured, group: Group) -> list[Block]:
+    """The share of each variant's texts that the study's `safety` filters; nothing where it has none."""
+    found = {q for q in quantities_of(measured, group) if q.metric == "filtered"}
+    asked = sorted({Quantity(q.task, q.split, q.metric) for q in found})
+    if not asked:
+        return []
+    rows = []
+    for place in group.places:
+        estimates = [estimate_of(measured, place, quantity) for quantity in asked]
+        rows.append(
+            [
+                place.variant,
+                *(wording.UNKNOWN if e is None else f"{wording.share(e.mean)} of {e.n_examples}" for e in estimates),
+            ]
+        )
+    header = ("variant", *(f"{quantity.task} {quantity.split}".strip() for quantity in asked))
+    return [Table(header, rows, "Generated texts that are unsafe by `safety`")]
 
 
 def _held_out(measured: Measured, group: Group) -> list[tuple[str, str]]:

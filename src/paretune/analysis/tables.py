@@ -15,7 +15,7 @@ import pandas as pd
 from paretune.analysis.audit import audit_table
 from paretune.analysis.costs import Cost
 from paretune.analysis.curves import CURVE_COLUMNS, read_curve
-from paretune.analysis.measured import Measured, baseline, difference_of, estimates_of
+from paretune.analysis.measured import Measured, baseline, cell_generations, difference_of, estimates_of
 from paretune.analysis.scores import Place
 from paretune.analysis.trust import WITHHELD, withheld
 from paretune.pipeline.records import Cell
@@ -93,15 +93,6 @@ def generations(measured: Measured) -> Iterator[dict[str, Any]]:
             for row in cell_generations(cell, task):
                 owner = {"base": cell.base, "dataset": cell.dataset, "variant": cell.variant, "seed": cell.seed, "task": task}
                 yield {name: (owner | row).get(name) for name in GENERATION_FIELDS}
-
-
-def cell_generations(cell: Cell, task: str) -> list[dict[str, Any]]:
-    """The texts that one evaluation of one cell made; none if it makes none."""
-    file = cell.evaluations[task].path / "generations.jsonl"
-    if not file.exists():
-        return []
-    with file.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def write_tables(measured: Measured, out: Path) -> list[Path]:

@@ -13,10 +13,9 @@ from paretune.analysis.cells import share_cell
 from paretune.analysis.compare import Estimate
 from paretune.analysis.deviations import Marks
 from paretune.analysis.document import Block, Paragraph, Picture, Section, SideBySide, Table, Text
-from paretune.analysis.measured import Group, Measured, cells_of, estimate_of, quantities_of
+from paretune.analysis.measured import Group, Measured, cell_generations, cells_of, estimate_of, quantities_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import SHARES, named
-from paretune.analysis.tables import cell_generations
 from paretune.pipeline.records import Cell
 from paretune.spec.study import TASKS
 from paretune.spec.tasks import METRICS

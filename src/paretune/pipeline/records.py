@@ -68,6 +68,12 @@ def write_record(record: Record, directory: Path) -> None:
     (directory / "record.json").write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
 
 
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
 def read_record(directory: Path) -> Record:
     """The record of the artifact at `directory`; StoreError if it is damaged or of a newer version."""
     file = directory / "record.json"

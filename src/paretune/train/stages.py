@@ -20,6 +20,7 @@ from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.model.memory import available_bytes, keep_freed_memory
+from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
 from paretune.train.checkpoint import (
     Progress,
@@ -169,9 +170,7 @@ def _check_layout(settings: Mapping[str, Any], packed: PackedModel, examples: Se
 
 def _best_loss(context: StageContext, progress: Progress) -> float:
     """Of the evaluations on validation; DivergedError where none of them came to a number."""
-    lines = (context.draft / "curves.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = (json.loads(line) for line in lines)
-    losses = (float(row["validation_loss"]) for row in rows if "validation_loss" in row)
+    losses = (float(row["validation_loss"]) for row in read_lines(context.draft / "curves.jsonl") if "validation_loss" in row)
     best = min(filter(math.isfinite, losses), default=math.inf)
     if best == math.inf:
         told = f"the validation loss is {best:g} after {progress.step} steps; lower the learning rate"
