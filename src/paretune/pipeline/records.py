@@ -16,7 +16,6 @@ from paretune.errors import StoreError
 from paretune.spec.study import Study
 
 SCHEMA = 1
-SCORE_COLUMNS = ("split", "document", "example", "metric", "value", "weight")
 SLICE_PREFIX = "slice."
 
 
