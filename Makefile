@@ -28,6 +28,7 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/leakage.py --scale 20000
+	$(BIN)/python benchmarks/audit.py --scale 20000
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/depth_scan.py
 	$(if $(PARETUNE_BENCH_DATA),$(BIN)/python benchmarks/against_peers.py,@echo "against_peers.py is left out: set PARETUNE_BENCH_DATA")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from paretune.errors import SpecError
 from paretune.pipeline.downloads import fetch, pending
 from paretune.pipeline.lock import Lock, resolve_lock, write_lock
-from paretune.pipeline.plan import Plan, make_plan
+from paretune.pipeline.plan import Plan
+from paretune.pipeline.planner import make_plan
 from paretune.pipeline.reasons import PlannedStage, review
 from paretune.pipeline.records import Results
 from paretune.pipeline.results import read_results

@@ -29,6 +29,31 @@ Memory = Annotated[int | None, typer.Option(min=1, help="Bytes to use at most.  
 Recompute = Annotated[bool, typer.Option(help="Train in less memory, and slower.")]
 
 
+@app.command("init")
+def init_command(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A data file: jsonl, json, csv, parquet or text.")],
+    to: Annotated[Path, typer.Option("--to", help="The study file to write.")] = Path("study.yaml"),
+    base: Annotated[
+        str | None, typer.Option(help="A model: its directory, or its name on the hub.  [default: the one that ships]")
+    ] = None,
+) -> None:
+    """Look at a data file and write a study file that runs as it is."""
+    from paretune.data.first_study import first_study
+
+    if to.exists():
+        raise SpecError(f"--to: `{to}` exists; name another file")
+    if data.is_dir():
+        raise DataError(f"{data}: is a directory; name a data file")
+    text = first_study(data, to, base)
+    try:
+        to.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(
+            f"--to: `{to}` cannot be written ({error.strerror}); name a file in a directory that is there"
+        ) from None
+    typer.echo(f"{text}\nwritten to {to}; look at it, then: paretune run {to}")
+
+
 @app.command("plan")
 def plan_command(
     study: StudyFile, store: StorePath = None, device: Device = "auto", memory: Memory = None, recompute: Recompute = False
@@ -98,25 +123,6 @@ def report_command(study: StudyFile, store: StorePath = None, out: OutPath = Non
     _tell_missing(opened)
 
 
-@app.command("export")
-def export_command(
-    study: StudyFile,
-    variant: Annotated[str, typer.Argument(metavar="VARIANT", help="A variant of the study.")],
-    to: Annotated[Path, typer.Option("--to", help="A directory that does not exist yet, or is empty.")],
-    form: Annotated[str, typer.Option("--format", help="hf (whole model) or adapter (PEFT).")] = "hf",
-    base: Annotated[str | None, typer.Option(help="Needed where the study has several bases.")] = None,
-    data: Annotated[str | None, typer.Option(help="Needed where the study has several datasets.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Needed where the variant has several seeds.")] = None,
-    store: StorePath = None,
-) -> None:
-    """Write a variant as a directory that transformers or PEFT loads with no Paretune installed."""
-    from paretune.api import open_study
-    from paretune.variants.export import Wanted, export_variant
-
-    opened = open_study(study, store)
-    typer.echo(export_variant(opened.plan, opened.store, Wanted(variant, base, data, seed), to, form))
-
-
 @app.command("rate")
 def rate_command(
     study: StudyFile,
@@ -140,31 +146,6 @@ def rate_command(
     typer.echo(told)
 
 
-@app.command("init")
-def init_command(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A data file: jsonl, json, csv, parquet or text.")],
-    to: Annotated[Path, typer.Option("--to", help="The study file to write.")] = Path("study.yaml"),
-    base: Annotated[
-        str | None, typer.Option(help="A model: its directory, or its name on the hub.  [default: the one that ships]")
-    ] = None,
-) -> None:
-    """Look at a data file and write a study file that runs as it is."""
-    from paretune.data.first_study import first_study
-
-    if to.exists():
-        raise SpecError(f"--to: `{to}` exists; name another file")
-    if data.is_dir():
-        raise DataError(f"{data}: is a directory; name a data file")
-    text = first_study(data, to, base)
-    try:
-        to.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(
-            f"--to: `{to}` cannot be written ({error.strerror}); name a file in a directory that is there"
-        ) from None
-    typer.echo(f"{text}\nwritten to {to}; look at it, then: paretune run {to}")
-
-
 @app.command("why")
 def why_command(
     study: StudyFile,
@@ -181,12 +162,23 @@ def why_command(
     typer.echo(explain(opened.plan, opened.store, stage))
 
 
-@app.command("methods")
-def methods_command(markdown: Annotated[bool, typer.Option(help="The whole reference of the study file.")] = False) -> None:
-    """Show what can be written in a study."""
-    from paretune.spec import reference
+@app.command("export")
+def export_command(
+    study: StudyFile,
+    variant: Annotated[str, typer.Argument(metavar="VARIANT", help="A variant of the study.")],
+    to: Annotated[Path, typer.Option("--to", help="A directory that does not exist yet, or is empty.")],
+    form: Annotated[str, typer.Option("--format", help="hf (whole model) or adapter (PEFT).")] = "hf",
+    base: Annotated[str | None, typer.Option(help="Needed where the study has several bases.")] = None,
+    data: Annotated[str | None, typer.Option(help="Needed where the study has several datasets.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Needed where the variant has several seeds.")] = None,
+    store: StorePath = None,
+) -> None:
+    """Write a variant as a directory that transformers or PEFT loads with no Paretune installed."""
+    from paretune.api import open_study
+    from paretune.variants.export import Wanted, export_variant
 
-    typer.echo(reference.markdown() if markdown else reference.methods_text(), nl=not markdown)
+    opened = open_study(study, store)
+    typer.echo(export_variant(opened.plan, opened.store, Wanted(variant, base, data, seed), to, form))
 
 
 @app.command("check-claims")
@@ -207,6 +199,14 @@ def check_claims_command(
         typer.echo(f"{report}:{one.line}: {one.kind}: {one.sentence}\n    {one.why}")
     typer.echo(f"{len(found)} sentence{'' if len(found) == 1 else 's'} contradicted or unsupported", err=True)
     raise typer.Exit(1 if found else 0)
+
+
+@app.command("methods")
+def methods_command(markdown: Annotated[bool, typer.Option(help="The whole reference of the study file.")] = False) -> None:
+    """Show what can be written in a study."""
+    from paretune.spec import reference
+
+    typer.echo(reference.markdown() if markdown else reference.methods_text(), nl=not markdown)
 
 
 @app.command("doctor")

@@ -22,8 +22,7 @@ from paretune.data.sources import BUILTIN, iterate_rows
 from paretune.data.templates import Template, is_blank, named_value, parse_template
 from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.hub import cached_model
-from paretune.pipeline.lock import Lock, LockedBase
-from paretune.pipeline.plan import count_blocks, num_positions
+from paretune.pipeline.lock import Lock, LockedBase, count_blocks, num_positions
 from paretune.pipeline.weights import weight_shapes
 from paretune.spec.base import suggestion
 from paretune.spec.data import Dataset, Source

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from paretune.analysis.audit import audit_table, data_section
+from paretune.analysis.audit import audit_section, audit_table
 from paretune.analysis.document import Document
 from paretune.analysis.measured import measure
 from paretune.analysis.outputs import write_outputs
@@ -44,7 +44,7 @@ def results(folder: Path, findings: list[dict[str, Any]], **metrics: int) -> Res
 
 
 def section(found: Results) -> str:
-    written = data_section(measure(found))
+    written = audit_section(measure(found))
     return "" if written is None else as_markdown(Document("t", [written]))
 
 
@@ -80,7 +80,7 @@ def test_audit_csv_names_the_records(tmp_path: Path) -> None:
     assert table[table.finding == "email"].records.tolist() == ["7 31", "44"]
     write_outputs(found, tmp_path / "out")
     assert len(pd.read_csv(tmp_path / "out" / "audit.csv")) == len(FINDINGS)
-    assert "## Data" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "## Audit of the data" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_proposal_names_what_deals_with_the_findings() -> None:

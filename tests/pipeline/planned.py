@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from paretune.pipeline.lock import Lock, resolve_lock
-from paretune.pipeline.plan import Plan, make_plan
+from paretune.pipeline.plan import Plan
+from paretune.pipeline.planner import make_plan
 from paretune.pipeline.stage import Stage
 from paretune.spec.study import load_study
 

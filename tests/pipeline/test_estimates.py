@@ -10,7 +10,7 @@ import pytest
 from paretune.cli import main
 from paretune.pipeline.estimates import Cost, count_weights, describe_plan, plan_costs
 from paretune.pipeline.lock import resolve_lock
-from paretune.pipeline.plan import make_plan
+from paretune.pipeline.planner import make_plan
 from paretune.pipeline.records import Record
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store

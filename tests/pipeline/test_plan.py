@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paretune.errors import NeedsError, SpecError
-from paretune.pipeline import plan as planning
+from paretune.pipeline import planner
 from paretune.pipeline.plan import Plan, cell_name
 from paretune.spec.registry import Method
 from tests.pipeline.planned import GPT2, STUDY, described, plan_of, write_base, write_planned
@@ -40,7 +40,7 @@ GOLDEN_CHOICE = "6425c17f1899"
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "fingerprint", lambda: MACHINE)
+    monkeypatch.setattr(planner, "fingerprint", lambda: MACHINE)
 
 
 def keys(plan: Plan) -> dict[str, str]:
@@ -257,7 +257,7 @@ def test_what_a_choice_depends_on_is_in_its_key_written_out_or_not(tmp_path: Pat
 def test_only_times_depend_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_planned(tmp_path)
     before = plan_of(file)
-    monkeypatch.setattr(planning, "fingerprint", lambda: MACHINE | {"processor": "another"})
+    monkeypatch.setattr(planner, "fingerprint", lambda: MACHINE | {"processor": "another"})
     assert changed(before, plan_of(file)) == {"latency of the base", "latency of a model"}
 
 
@@ -425,13 +425,13 @@ def test_a_task_of_the_harness_has_the_key_of_its_folder(tmp_path: Path, monkeyp
     task = tmp_path / "tasks" / "mine.yaml"
     task.write_text("task: mine\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "has", lambda need, _: need != "lm_eval")
+        patch.setattr(planner, "has", lambda need, _: need != "lm_eval")
         with pytest.raises(
             NeedsError, match=r"evaluate\.harness: `lm_eval` needs the package `lm_eval`, which is not installed: `pip"
         ):
             plan_of(file)
-    monkeypatch.setattr(planning, "has", lambda *_: True)
-    monkeypatch.setattr(planning, "version", lambda _: "0.4.13")
+    monkeypatch.setattr(planner, "has", lambda *_: True)
+    monkeypatch.setattr(planner, "version", lambda _: "0.4.13")
     before = plan_of(file)
     (tmp_path / "tasks" / "__pycache__").mkdir()
     (tmp_path / "tasks" / "__pycache__" / "mine.pyc").write_bytes(b"1")
@@ -439,7 +439,7 @@ def test_a_task_of_the_harness_has_the_key_of_its_folder(tmp_path: Path, monkeyp
     task.write_text("task: mine\nnum_fewshot: 1\n", encoding="utf-8")
     # The leakage check reads the documents, so that it is asked again, too.
     assert changed(before, plan_of(file)) == {"leakage", "harness of the base", "harness of a model"}
-    monkeypatch.setattr(planning, "version", lambda _: "0.4.14")
+    monkeypatch.setattr(planner, "version", lambda _: "0.4.14")
     assert "harness of the base" in changed(before, plan_of(file))
     with pytest.raises(NeedsError, match=r"evaluate\.harness\.include_path: no folder `task`"):
         replan(file, "include_path: tasks", "include_path: task")

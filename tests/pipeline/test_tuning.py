@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paretune.api import open_study
-from paretune.pipeline import plan as planning
+from paretune.pipeline import planner
 from paretune.pipeline.estimates import describe_plan
 from paretune.pipeline.plan import CHOICE, Choices, Plan, PlannedCell, PlannedTrial, PlannedTuning
 from paretune.pipeline.reasons import explain, review
@@ -28,7 +28,7 @@ CHAIN = "original: [{train.lora: {r: 4, learning_rate: {tune: [1.0e-4, 3.0e-4]}}
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "fingerprint", lambda: {"processor": "example"})
+    monkeypatch.setattr(planner, "fingerprint", lambda: {"processor": "example"})
 
 
 def planned(folder: Path, line: str = TUNED, old: str = LITERAL, extra: Sequence[tuple[str, str]] = ()) -> Plan:

@@ -51,7 +51,7 @@ def answer_sentences(measured: Measured, group: Group, ranked_by: Quantity) -> I
 def _answers_of(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
     best, worst = (measured.samples[place][quantity] for place in (ranked[0], ranked[-1]))
     num = len(best.items)
-    title = f"{_capital(noun(quantity))} ({wording.plural(num, 'question')})"
+    title = f"{wording.capital(noun(quantity))} ({wording.plural(num, 'question')})"
     if best.mean == worst.mean:
         yield f"{title}: all variants answer {_right(best.mean, num)} correctly."
         return
@@ -91,7 +91,7 @@ def _guessing(measured: Measured, group: Group, ranked: Sequence[Place], quantit
             told.append(f"{named(place)} ({_right(sample.mean, num)}, p = {p:.2g})")
     if told:
         test = f"chance {chance * num:.3g} of {num}, exact binomial test"
-        yield f"{_capital(noun(quantity))}: not told apart from guessing ({test}): {wording.listed(told)}."
+        yield f"{wording.capital(noun(quantity))}: not told apart from guessing ({test}): {wording.listed(told)}."
 
 
 def told_apart(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:
@@ -104,14 +104,14 @@ def told_apart(measured: Measured, group: Group, quantity: Quantity) -> Iterator
         if one.detected
     ]
     if told:
-        yield f"{_capital(noun(quantity))}: {'; '.join(told)}."
+        yield f"{wording.capital(noun(quantity))}: {'; '.join(told)}."
     elif pairs:
         widest = max(pairs, key=lambda one: abs(one.mean))
         if widest.mean == 0:
-            yield f"{_capital(noun(quantity))}: {value_of(widest, widest.reference_mean)} for all variants."
+            yield f"{wording.capital(noun(quantity))}: {value_of(widest, widest.reference_mean)} for all variants."
             return
         yield (
-            f"{_capital(noun(quantity))}: no variant is told apart from {named(widest.reference)} (widest gap "
+            f"{wording.capital(noun(quantity))}: no variant is told apart from {named(widest.reference)} (widest gap "
             f"{amount_of(widest, signed=True)}, {named(widest.variant)}, {interval_of(widest)}{detectable(widest)})."
         )
 
@@ -140,7 +140,3 @@ def _needed(difference: Difference, num: int) -> str:
 
 def _num_answers(gap: float) -> str:
     return f"{gap:.3g} answer{'' if math.isclose(gap, 1) else 's'}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

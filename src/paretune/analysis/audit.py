@@ -1,6 +1,5 @@
-"""What was found in the data and done about it: the section "Data", and audit.csv with the numbers of records."""
+"""What was found in the data and done about it: the section "Audit of the data", and audit.csv with the numbers of records."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,9 +7,8 @@ import pandas as pd
 
 from paretune.analysis import wording
 from paretune.analysis.document import Block, Bullets, Section, Table
-from paretune.analysis.measured import Group, Measured, estimate_of
-from paretune.analysis.scores import Quantity
-from paretune.pipeline.records import Record
+from paretune.analysis.measured import Measured
+from paretune.pipeline.records import Record, read_lines
 from paretune.spec.data import MASKS, SPLITS
 from paretune.spec.findings import FINDINGS, proposed_clean
 
@@ -39,7 +37,7 @@ def audit_table(measured: Measured) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(AUDIT_COLUMNS))
 
 
-def data_section(measured: Measured) -> Section | None:
+def audit_section(measured: Measured) -> Section | None:
     """What cleaning did and what the audit found, dataset by dataset; None where there is nothing to say."""
     found = {name: _findings(record) for name, record in measured.results.audit.items()}
     rows = [row for name, of_dataset in found.items() for row in _rows(name, of_dataset)]
@@ -55,26 +53,11 @@ def data_section(measured: Measured) -> Section | None:
         if (hint := proposed_clean({row["finding"] for row in of_dataset})) and not measured.study.data[name].clean.content:
             said.append(f"For {wording.code(name)}, {wording.code(f'clean: {{{hint}}}')} would change that.")
     blocks += [Bullets(said)] if said else []
-    return Section("Data", blocks) if blocks else None
-
-
-def filtered_table(measured: Measured, group: Group) -> list[Block]:
-    """The share of each variant's texts that the study's `safety` filters; nothing where it has none."""
-    found = {q for name in group.variants for q in measured.samples.get(group.place(name), {}) if q.metric == "filtered"}
-    asked = sorted({Quantity(q.task, q.split, q.metric) for q in found})
-    if not asked:
-        return []
-    rows = []
-    for place in (group.place(name) for name in group.variants):
-        estimates = [estimate_of(measured, place, quantity) for quantity in asked]
-        rows.append([place.variant, *("-" if e is None else f"{wording.share(e.mean)} of {e.n_examples}" for e in estimates)])
-    header = ("variant", *(f"{quantity.task} {quantity.split}".strip() for quantity in asked))
-    return [Table(header, rows, "Generated texts that are unsafe by `safety`")]
+    return Section("Audit of the data", blocks) if blocks else None
 
 
 def _findings(record: Record) -> list[dict[str, Any]]:
-    with (record.path / "audit.jsonl").open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    return read_lines(record.path / "audit.jsonl")
 
 
 def _rows(dataset: str, findings: list[dict[str, Any]]) -> Iterator[list[str]]:

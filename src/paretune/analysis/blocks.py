@@ -29,13 +29,13 @@ _TRIED = {
 def blocks_section(measured: Measured, group: Group) -> Section | None:
     """The measured choices of a group's variants; None if there are none."""
     found: dict[str, tuple[Record, list[str]]] = {}
-    for name in group.variants:
-        cells = cells_of(measured, group.place(name))
+    for place in group.places:
+        cells = cells_of(measured, place)
         chosen = [(cell.seed, record) for cell in cells for record in cell.methods if "block_scores" in record.metrics]
         # What is chosen after training differs from seed to seed; what is chosen before is one record for all of them.
         by_seed = len({record.key for _, record in chosen}) == len(chosen) > 1
         for seed, record in chosen:
-            label = wording.code(name) + (f" seed {seed}" if by_seed else "")
+            label = wording.code(place.variant) + (f" seed {seed}" if by_seed else "")
             found.setdefault(record.key, (record, []))[1].append(label)
     blocks = [block for record, labels in found.values() for block in _choice(record, labels, measured.level)]
     return Section("Removed blocks", blocks, level=3) if blocks else None

@@ -63,10 +63,9 @@ def chosen_on_validation(measured: Measured, quantity: Quantity | None) -> Itera
 
 def disturbed_times(measured: Measured, group: Group) -> dict[str, float]:
     """How much runs that should be equally fast differ, in training speed and time per token, where the machine was busy."""
-    places = [group.place(name) for name in group.variants]
-    timed = [place for place in places if "ms_per_token" in measured.costs.get(place, {})]
+    timed = [place for place in group.places if "ms_per_token" in measured.costs.get(place, {})]
     names = {TRAINING_SPEED: "train_tokens_per_second", TIME_PER_TOKEN: latency_name(measured, timed)}
-    noise = {word: noise_of(measured.costs, name, places[0]) for word, name in names.items()}
+    noise = {word: noise_of(measured.costs, name, group.places[0]) for word, name in names.items()}
     return {word: factor for word, factor in noise.items() if factor is not None and factor > DISTURBED}
 
 
@@ -76,7 +75,7 @@ def falling(measured: Measured, group: Group) -> tuple[list[str], list[str]]:
     In every seed, by at least 0.5 %; the train loss, which scatters from step to step, also by two standard errors.
     """
     found: tuple[list[str], list[str]] = ([], [])
-    for place in (group.place(name) for name in group.variants):
+    for place in group.places:
         curves = _curves(measured, place)
         pairs = [_last_two(curve) for curve in curves]
         if curves and all(pair is not None and pair[1] < pair[0] * (1 - _FALLING) for pair in pairs):

@@ -7,7 +7,7 @@ runs differ in. So a variant that is not shown to be better does not beat one th
 from collections.abc import Iterable, Mapping, Sequence
 
 from paretune.analysis.costs import ratio
-from paretune.analysis.measured import HELD_OUT, Group, Measured, baseline, difference_of, estimate_of, tasks_of
+from paretune.analysis.measured import HELD_OUT, Group, Measured, baseline, difference_of, estimate_of, quantities_of, tasks_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.spec.compare import LOWER_IS_BETTER, QUALITY, Bound
 
@@ -66,8 +66,7 @@ def is_cheaper(measured: Measured, variant: Place, reference: Place) -> bool:
 
 def ranked_places(measured: Measured, group: Group, quantity: Quantity) -> list[Place]:
     """The variants that have the quantity, best mean first."""
-    places = [group.place(name) for name in group.variants]
-    measured_ones = [place for place in places if quantity in measured.samples.get(place, {})]
+    measured_ones = [place for place in group.places if quantity in measured.samples.get(place, {})]
     sign = 1 if quantity.metric in LOWER_IS_BETTER else -1
     return sorted(measured_ones, key=lambda place: sign * measured.samples[place][quantity].mean)
 
@@ -110,7 +109,7 @@ def frontier(
 def quantity_of(measured: Measured, group: Group, metric: str, asked: str | None = None) -> Quantity | None:
     """Where a metric is judged: the study's first task that has it (or `asked`), on test before validation."""
     stored = "loss" if metric == "perplexity" else metric
-    known = {quantity for name in group.variants for quantity in measured.samples.get(group.place(name), {})}
+    known = quantities_of(measured, group)
     for task in tasks_of(measured, group.dataset) if asked is None else [asked]:
         for split in (*HELD_OUT, ""):
             if Quantity(task, split, stored) in known:
@@ -127,8 +126,7 @@ def is_measured(measured: Measured, group: Group, metric: str) -> bool:
     """Whether any variant has a figure of it."""
     if metric in QUALITY:
         return quantity_of(measured, group, metric) is not None
-    places = [group.place(name) for name in group.variants]
-    return any(metric in measured.costs.get(place, {}) for place in places)
+    return any(metric in measured.costs.get(place, {}) for place in group.places)
 
 
 def _keeps(measured: Measured, group: Group, place: Place, metric: str, bound: Bound) -> bool:

@@ -69,7 +69,7 @@ def draw_comparison(measured: Measured, dataset: str) -> Figure | None:
     """Quality with intervals beside size, training time and latency, one row a variant; None if nothing was measured."""
     groups = [group for group in measured.groups if group.dataset == dataset]
     quality = next((found for group in groups if (found := headline(measured, group)) is not None), None)
-    references = {group.place(name): baseline(measured, group) for group in groups for name in group.variants}
+    references = {place: baseline(measured, group) for group in groups for place in group.places}
     places = list(references)
     panels = [] if quality is None else _quality_panels(measured, quality, references)
     panels += _cost_panels(measured, places)
@@ -80,7 +80,7 @@ def draw_comparison(measured: Measured, dataset: str) -> Figure | None:
 def draw_tasks(measured: Measured, dataset: str) -> Figure | None:
     """The first metric of each task with intervals, one row a variant; None for a dataset whose tasks are not scored."""
     groups = [group for group in measured.groups if group.dataset == dataset]
-    references = {group.place(name): baseline(measured, group) for group in groups for name in group.variants}
+    references = {place: baseline(measured, group) for group in groups for place in group.places}
     panels = []
     for task, scoring in measured.study.data[dataset].scored.items():
         found = (quantity_of(measured, group, task_metrics(scoring)[0], task) for group in groups)
@@ -95,7 +95,7 @@ def _drawn(measured: Measured, groups: Sequence[Group], panels: Sequence[_Panel]
     """Panels side by side, with a row for each variant of the groups."""
     short = short_names(measured.study.variants)
     rows = _rows(groups, short)
-    references = {group.place(name): baseline(measured, group) for group in groups for name in group.variants}
+    references = {place: baseline(measured, group) for group in groups for place in group.places}
     figure = Figure(figsize=(2.7 * len(panels) + 0.6, 0.32 * len(rows) + 1.1))
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False, gridspec_kw={"wspace": 0.14})[0]
     _set_up_rows(all_axes[0], rows)
@@ -113,7 +113,7 @@ def _rows(groups: Sequence[Group], short: Mapping[str, str]) -> list[_Row]:
     for group in groups:
         if len(groups) > 1:
             rows.append(_Row(None, group.base))
-        rows += [_Row(group.place(name), short[name]) for name in group.variants]
+        rows += [_Row(place, short[place.variant]) for place in group.places]
     return rows
 
 

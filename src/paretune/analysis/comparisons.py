@@ -42,7 +42,7 @@ def _found(
     ]
     kept = [one for one in quantities if one == headlined or (everything and _is_told(one, headlined))]
     for quantity in sorted(kept, key=lambda one: one != headlined):
-        for place in (group.place(name) for name in group.variants):
+        for place in group.places:
             unit = spoken(measured, place, quantity)
             found = None if place == reference else difference_of(measured, place, reference, unit)
             if found is not None:
@@ -56,7 +56,7 @@ def _is_told(quantity: Quantity, headlined: Quantity | None) -> bool:
 
 
 def _table(measured: Measured, reference: Place, found: Sequence[Difference], what: str) -> Table:
-    level = f"{100 * measured.level:g} % interval"
+    level = measured.interval
     header = ("measure", "variant", "change", level, "p", "detectable", "verdict")
     rows = [
         [
@@ -85,7 +85,7 @@ def _noise_floor(measured: Measured, group: Group, reference: Place, quantity: Q
     """Standard errors of the headline's differences, by what they come from."""
     found = [
         one
-        for place in (group.place(name) for name in group.variants)
+        for place in group.places
         if place != reference and (one := difference_of(measured, place, reference, quantity)) is not None
     ]
     seeded = [one for one in found if one.n_seeds > 1 and math.isfinite(one.errors.total) and one.errors.total > 0]

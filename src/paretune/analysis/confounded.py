@@ -47,8 +47,8 @@ def hangs_together(table: pd.DataFrame) -> bool:
 def _values(measured: Measured, group: Group, task: str) -> Mapping[str, Mapping[object, str]]:
     """By field the value of each example."""
     found: dict[str, dict[object, str]] = {}
-    for name in group.variants:
-        for quantity, sample in measured.samples.get(group.place(name), {}).items():
+    for place in group.places:
+        for quantity, sample in measured.samples.get(place, {}).items():
             if quantity.task == task and quantity.slice:
                 field, _, value = quantity.slice.partition(": ")
                 found.setdefault(field, {}).update(dict.fromkeys(sample.items.examples, value))

@@ -15,7 +15,7 @@ from paretune.analysis.scores import Place
 
 def draw_curves(measured: Measured, group: Group) -> Figure | None:
     """Train and validation loss by epoch, every seed thin and their mean thick; None if nothing was trained."""
-    places = [group.place(name) for name in group.variants]
+    places = group.places
     shown = [place for place in places if any(owner == place and len(curve) for (owner, _), curve in measured.curves.items())]
     if not shown:
         return None

@@ -4,15 +4,14 @@
 curve: steps, epochs, seconds and tokens of a later training continue those of the one before.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from paretune.analysis.costs import trained_records
-from paretune.pipeline.records import Cell
+from paretune.pipeline.records import Cell, read_lines
 
 CURVE_COLUMNS = (
     "epoch",
@@ -53,7 +52,7 @@ def read_curve(cell: Cell) -> pd.DataFrame:
         file = record.path / "curves.jsonl"
         if not file.exists():
             continue
-        part = _read_file(file.read_text(encoding="utf-8").splitlines())
+        part = _by_step(read_lines(file))
         for name in _COUNTED:
             part[name] += done[name]
             done[name] = float(part[name].max())
@@ -113,10 +112,9 @@ def smoothed(values: Sequence[float], window: int) -> np.ndarray:
     return means
 
 
-def _read_file(lines: Sequence[str]) -> pd.DataFrame:
-    rows: dict[int, dict[str, float]] = {}
-    for line in lines:
-        row = json.loads(line)
+def _by_step(written: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    rows: dict[float, dict[str, float]] = {}
+    for row in written:
         rows.setdefault(row["step"], {}).update(row)
     table = pd.DataFrame([rows[step] for step in sorted(rows)], columns=list(CURVE_COLUMNS))
     return table.astype(float)

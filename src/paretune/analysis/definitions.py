@@ -27,7 +27,7 @@ def definitions(measured: Measured) -> Iterator[str]:
         yield " ".join(told)
     yield (
         "All figures stand in `results.csv` (every seed), `estimates.csv` (means and intervals), `comparisons.csv`, "
-        "`curves.csv` and `generations.jsonl`."
+        "`curves.csv`, `audit.csv` and `generations.jsonl`."
     )
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 
 from paretune.analysis import wording
+from paretune.analysis.cells import interval_cell, share_cell
 from paretune.analysis.compare import Estimate
 from paretune.analysis.deviations import Marks
 from paretune.analysis.document import Block, Paragraph, Section, Table
@@ -20,6 +21,7 @@ from paretune.analysis.measured import (
     estimate_of,
     harness_tasks,
     headline,
+    quantities_of,
     untouched,
 )
 from paretune.analysis.scores import Place, Quantity
@@ -28,7 +30,7 @@ from paretune.analysis.sentences import SHARES, named
 
 def harness_quantities(measured: Measured, group: Group) -> list[Quantity]:
     """The metric that each task of lm-evaluation-harness is judged by."""
-    known = {quantity for name in group.variants for quantity in measured.samples.get(group.place(name), {})}
+    known = quantities_of(measured, group)
     tasks = harness_tasks(measured, group.dataset)
     found = (next((q for m in (*QUALITY, "word_loss") if (q := Quantity(task, "", m)) in known), None) for task in tasks)
     return [quantity for quantity in found if quantity is not None]
@@ -37,21 +39,17 @@ def harness_quantities(measured: Measured, group: Group) -> list[Quantity]:
 def harness_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
     """Every task and metric with all variants side by side; None if no task of lm-evaluation-harness was asked."""
     tasks = harness_tasks(measured, group.dataset)
-    known = dict.fromkeys(
-        quantity
-        for name in group.variants
-        for quantity in measured.samples.get(group.place(name), {})
-        if quantity.task in tasks and not quantity.slice
-    )
+    known = [one for one in quantities_of(measured, group) if one.task in tasks and not one.slice]
     rows = []
     for quantity in sorted(known, key=lambda one: one.task):
-        found = [estimate_of(measured, group.place(name), quantity) for name in group.variants]
-        mark = marks.of(group.place(group.variants[0]), _asked_in(measured, quantity.task), "")
+        found = [estimate_of(measured, place, quantity) for place in group.places]
+        mark = marks.of(group.places[0], _asked_in(measured, quantity.task), "")
         num = next((one.n_examples for one in found if one is not None), 0)
-        rows.append([quantity.task, quantity.metric, str(num), *(_shown(one, quantity.metric) + mark for one in found)])
+        cell = share_cell if quantity.metric in SHARES else interval_cell
+        rows.append([quantity.task, quantity.metric, str(num), *(cell(one) + mark for one in found)])
     if not rows:
         return None
-    caption = f"Metrics as the harness names them, with {100 * measured.level:g} % intervals over its documents"
+    caption = f"Metrics as the harness names them, with {measured.interval}s over its documents"
     table = Table(("task", "metric", "documents", *group.variants), rows, caption, words=2, grouped=True)
     return Section("Tasks of lm-evaluation-harness", [table], level=3)
 
@@ -61,7 +59,7 @@ def forgetting_section(measured: Measured, group: Group, marks: Marks) -> Sectio
     blocks: list[Block] = []
     for task in _outside(measured):
         rows = []
-        for place in map(group.place, group.variants):
+        for place in group.places:
             on_text = estimate_of(measured, place, Quantity(task, "", "bits_per_byte"))
             if on_text is not None:
                 mark = marks.of(place, task, "")
@@ -70,16 +68,15 @@ def forgetting_section(measured: Measured, group: Group, marks: Marks) -> Sectio
                     [
                         place.variant,
                         _signed(_learned(measured, group, place)),
-                        _with_interval(on_text) + mark,
+                        interval_cell(on_text) + mark,
                         _signed(forgotten),
                     ]
                 )
         if rows:
-            level = f"{100 * measured.level:g} % interval"
-            header = ("variant", f"learned ({level})", f"bits per byte on {task} ({level})", f"forgotten ({level})")
-            blocks.append(
-                Table(header, rows, f"Bits per byte; learned and forgotten are against the untouched base, on {task}")
-            )
+            heads = ("learned", f"bits per byte on {task}", "forgotten")
+            header = ("variant", *(f"{head} ({measured.interval})" for head in heads))
+            caption = f"Bits per byte; learned and forgotten are against the untouched base, on {task}"
+            blocks.append(Table(header, rows, caption))
     if not blocks:
         return None
     said = "Learned: by how much held-out text of the domain got better; forgotten: by how much other text got worse."
@@ -90,7 +87,7 @@ def forgetting_sentences(measured: Measured, group: Group) -> Iterator[str]:
     """What was learned and what it cost elsewhere, for the variants of which an interval shows that they forgot."""
     for task in _outside(measured):
         told, kept = [], []
-        for place in map(group.place, group.variants):
+        for place in group.places:
             forgotten = estimate_of(measured, place, Quantity(task, "", FORGETTING))
             if forgotten is None:
                 continue
@@ -101,7 +98,7 @@ def forgetting_sentences(measured: Measured, group: Group) -> Iterator[str]:
             gain = f" for {_signed(learned)} learned" if learned is not None else ""
             told.append(f"{named(place)} {_signed(forgotten)}{gain}")
         if told:
-            level = f"{100 * measured.level:g} % intervals"
+            level = f"{measured.interval}s"
             what = f"Forgotten on {wording.code(task)}, in bits per byte against the untouched base ({level})"
             yield f"{what}: {'; '.join(told)}."
         if kept:
@@ -127,18 +124,6 @@ def _asked_in(measured: Measured, task: str) -> str:
     """The evaluation that asks a task: the one that names it, or the first that could hold it as the member of a group."""
     uses = {name: use for name, use in measured.study.evaluate.items() if use.kind == HARNESS}
     return next((name for name, use in uses.items() if task in use.config.model_dump()["tasks"]), next(iter(uses), task))
-
-
-def _shown(found: Estimate | None, metric: str) -> str:
-    if found is None:
-        return wording.UNKNOWN
-    if metric in SHARES:
-        return f"{wording.share(found.mean)} ({100 * found.low:.1f} to {100 * found.high:.1f} %)"
-    return _with_interval(found)
-
-
-def _with_interval(found: Estimate) -> str:
-    return wording.with_interval(found.mean, found.low, found.high)
 
 
 def _signed(found: Estimate | None) -> str:

@@ -1,7 +1,8 @@
 """A study's results with everything that the tables, figures and sentences share, computed once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 
@@ -24,7 +25,7 @@ from paretune.analysis.family import (
     in_units,
 )
 from paretune.analysis.scores import Place, Quantity, Seed, SeedScores, place_of, read_scores
-from paretune.pipeline.records import Cell, Results
+from paretune.pipeline.records import Cell, Results, read_lines
 from paretune.spec.study import Study
 
 QUALITY = (
@@ -65,6 +66,10 @@ class Group:
     def place(self, variant: str) -> Place:
         return Place(self.base, self.dataset, variant)
 
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return tuple(map(self.place, self.variants))
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -92,6 +97,11 @@ class Measured:
     def level(self) -> float:
         return self.study.compare.interval
 
+    @property
+    def interval(self) -> str:
+        """`95 % interval`."""
+        return f"{100 * self.level:g} % interval"
+
 
 def measure(results: Results) -> Measured:
     scores = read_scores(results)
@@ -106,13 +116,18 @@ def measure(results: Results) -> Measured:
     baselines, headlines = {}, {}
     for group in measured.groups:
         reference, quantity = baseline(measured, group), headline(measured, group)
-        for place in (group.place(name) for name in group.variants):
+        for place in group.places:
             if reference is not None and place != reference:
                 baselines[place] = reference
             if quantity is not None:
                 headlines[place] = quantity
     measured.decided.update(decide(measured.comparer, baselines, headlines))
     return measured
+
+
+def quantities_of(measured: Measured, group: Group) -> KeysView[Quantity]:
+    """All that any variant of a group has a figure of."""
+    return dict.fromkeys(quantity for place in group.places for quantity in measured.samples.get(place, {})).keys()
 
 
 def estimates_of(measured: Measured, place: Place) -> Iterator[tuple[Quantity, Estimate]]:
@@ -148,10 +163,15 @@ def cells_of(measured: Measured, place: Place) -> list[Cell]:
     return [cell for cell in measured.results.cells if place_of(cell) == place]
 
 
+def cell_generations(cell: Cell, task: str) -> list[dict[str, Any]]:
+    """The texts that one evaluation of one cell made; none if it makes none."""
+    file = cell.evaluations[task].path / "generations.jsonl"
+    return read_lines(file) if file.exists() else []
+
+
 def untouched(measured: Measured, group: Group) -> Place | None:
     """The variant without methods: the base as it came."""
-    names = (name for name in group.variants if not measured.study.variants[name].methods)
-    return next((group.place(name) for name in names), None)
+    return next((place for place in group.places if not measured.study.variants[place.variant].methods), None)
 
 
 def baseline(measured: Measured, group: Group) -> Place | None:
@@ -162,7 +182,7 @@ def baseline(measured: Measured, group: Group) -> Place | None:
 
 def headline(measured: Measured, group: Group) -> Quantity | None:
     """The quantity that variants of a group are ranked by; None if nothing of the kind was measured."""
-    found = {quantity for name in group.variants for quantity in measured.samples.get(group.place(name), {})}
+    found = quantities_of(measured, group)
     outside = {name for name, use in measured.study.evaluate.items() if use.kind == FORGETTING}
     asked = {quantity.task for quantity in found} - outside
     order = [task for task in tasks_of(measured, group.dataset) if task in asked]
@@ -193,7 +213,7 @@ def harness_tasks(measured: Measured, dataset: str) -> list[str]:
 
 def chance_of(measured: Measured, group: Group, task: str) -> float | None:
     """The share of multiple-choice questions that guessing answers; None where there are none, or a record does not tell it."""
-    cells = (cell for name in group.variants for cell in cells_of(measured, group.place(name)) if task in cell.evaluations)
+    cells = (cell for place in group.places for cell in cells_of(measured, place) if task in cell.evaluations)
     found = (cell.evaluations[task].metrics.get("chance_accuracy") for cell in cells)
     return next((float(chance) for chance in found if chance is not None), None)
 

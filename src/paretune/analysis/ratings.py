@@ -11,9 +11,10 @@ import pandas as pd
 from paretune.analysis import wording
 from paretune.analysis.agreement import RELIABLE, TENTATIVE, agreement, weighted_kappa
 from paretune.analysis.answers import told_apart
+from paretune.analysis.cells import mean_cell
 from paretune.analysis.compare import Estimate
 from paretune.analysis.document import Block, Paragraph, Section, Table
-from paretune.analysis.measured import Group, Measured, estimate_of
+from paretune.analysis.measured import Group, Measured, estimate_of, quantities_of
 from paretune.analysis.scores import Quantity
 from paretune.analysis.sentences import noun
 from paretune.analysis.trust import alpha_text, matrix, rated, rating_records, ratings_table, trust_of
@@ -24,7 +25,7 @@ def ratings_section(measured: Measured, group: Group) -> Section | None:
     """Means by variant, by rater where there are several, and the agreement; None if nothing was rated."""
     blocks: list[Block] = []
     for name, config in rated(measured):
-        if any(_known(measured, group, Quantity(name, "", criterion)) for criterion in config.criteria):
+        if any(Quantity(name, "", criterion) in quantities_of(measured, group) for criterion in config.criteria):
             blocks += [_means(measured, group, name, config), *_by_slice(measured, group, name, config)]
             blocks += [_agreements(measured, name, config), *_missing(measured, name)]
     if blocks:
@@ -37,26 +38,25 @@ def rating_sentences(measured: Measured, group: Group) -> Iterator[str]:
     for name, config in rated(measured):
         for criterion in config.criteria:
             quantity = Quantity(name, "", criterion)
-            if not _known(measured, group, quantity):
+            if quantity not in quantities_of(measured, group):
                 continue
             trust, what = trust_of(measured, name, criterion), noun(quantity)
             if trust.withheld:
-                yield f"{what[:1].upper()}{what[1:]}: no conclusion, as {trust.told}."
+                yield f"{wording.capital(what)}: no conclusion, as {trust.told}."
             else:
                 yield from (f"{said.removesuffix('.')}; {trust.told}." for said in told_apart(measured, group, quantity))
 
 
 def _means(measured: Measured, group: Group, name: str, config: Judge | Ratings) -> Table:
     rows, counted = [], ""
-    for place in (group.place(variant) for variant in group.variants):
+    for place in group.places:
         found = [estimate_of(measured, place, Quantity(name, "", criterion)) for criterion in config.criteria]
         known = next((one for one in found if one is not None), None)
         counted = counted or (f"{known.n_examples:,} ratings of each variant" if known else "")
         cells = (wording.UNKNOWN if one is None else _mean(one) for one in found)
         rows.append([place.variant, *cells])
     who = wording.code(config.model) if isinstance(config, Judge) else wording.listed(list(config.by_rater))
-    level = f"{100 * measured.level:g} % intervals"
-    return Table(("variant", *config.criteria), rows, f"{name}, from 1 to 5 by {who}: {counted}, {level}")
+    return Table(("variant", *config.criteria), rows, f"{name}, from 1 to 5 by {who}: {counted}, {measured.interval}s")
 
 
 def _mean(found: Estimate) -> str:
@@ -65,12 +65,12 @@ def _mean(found: Estimate) -> str:
 
 def _by_slice(measured: Measured, group: Group, name: str, config: Judge | Ratings) -> Iterator[Table]:
     """Means by rater and by what the texts are, where there are several."""
-    known = {quantity for place in map(group.place, group.variants) for quantity in measured.samples.get(place, {})}
+    known = quantities_of(measured, group)
     slices = sorted({quantity.slice for quantity in known if quantity.task == name and quantity.slice})
     rows = []
-    for part, place in itertools.product(slices, map(group.place, group.variants)):
+    for part, place in itertools.product(slices, group.places):
         found = [estimate_of(measured, place, Quantity(name, "", criterion, part)) for criterion in config.criteria]
-        rows.append([part, place.variant, *(wording.UNKNOWN if one is None else wording.number(one.mean) for one in found)])
+        rows.append([part, place.variant, *map(mean_cell, found)])
     if rows:
         yield Table(("slice", "variant", *config.criteria), rows, f"{name} by slice", words=2, grouped=True)
 
@@ -127,7 +127,3 @@ def _explained() -> str:
 
 def _kappa(value: float) -> str:
     return wording.UNKNOWN if pd.isna(value) else f"kappa {value:.2f}"
-
-
-def _known(measured: Measured, group: Group, quantity: Quantity) -> bool:
-    return any(quantity in measured.samples.get(group.place(name), {}) for name in group.variants)

@@ -1,10 +1,14 @@
-"""The report: what stands in it and in which order. One structure, written as text and as Markdown by `render`."""
+"""The report: what stands in it and in which order. One structure, written by `render` and `render_html`.
+
+What was found comes before how it came about: conclusions, then qualities, comparisons and costs, then how variants were
+trained, tuned and pruned, then what stands in the data; and long texts come last.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paretune.analysis import wording
-from paretune.analysis.audit import data_section
+from paretune.analysis.audit import audit_section
 from paretune.analysis.blocks import blocks_section
 from paretune.analysis.comparisons import comparisons_section
 from paretune.analysis.conclude import across_bases, conclude, export_command, remarks
@@ -13,7 +17,7 @@ from paretune.analysis.deviations import Marks, data_notes, deviations, marks_of
 from paretune.analysis.document import Block, Bullets, Document, Paragraph, Picture, Section, Table
 from paretune.analysis.elsewhere import forgetting_section, harness_section
 from paretune.analysis.figures import PARETO_NAME, tasks_name
-from paretune.analysis.measured import Group, Measured, estimate_of, headline, same_tokenizer
+from paretune.analysis.measured import Group, Measured, estimate_of, headline, same_tokenizer, untouched
 from paretune.analysis.ratings import ratings_section
 from paretune.analysis.scores import Place, place_of
 from paretune.analysis.sections import (
@@ -39,28 +43,27 @@ def build_report(measured: Measured, figures: frozenset[str]) -> Document:
     sections = [
         Section("In short", list(_in_short(measured, marks, figures))),
         Section("What was compared", list(_compared(measured))),
-        *filter(None, [data_section(measured)]),
     ]
     shown: set[str] = set()
     for group in measured.groups:
         many = len(measured.groups) > 1
         parts = [
-            blocks_section(measured, group),
-            tuning_section(measured, group),
-            training_section(measured, group, figures),
             held_out_section(measured, group, marks),
+            comparisons_section(measured, group),
             questions_section(measured, group, marks),
             tasks_section(measured, group, marks, _first_of(tasks_name(group.dataset), figures, group.dataset not in shown)),
-            ratings_section(measured, group),
             harness_section(measured, group, marks),
             forgetting_section(measured, group, marks),
-            comparisons_section(measured, group),
+            ratings_section(measured, group),
             cost_section(measured, group, figures, first=group.dataset not in shown),
-            generations_section(measured, group),
+            training_section(measured, group, figures),
+            tuning_section(measured, group),
+            blocks_section(measured, group),
         ]
         shown.add(group.dataset)
         sections.append(Section(f"{group.base} on {group.dataset}" if many else "Results", []))
         sections += [part for part in parts if part is not None]
+    sections += filter(None, [audit_section(measured), *(generations_section(measured, group) for group in measured.groups)])
     sections.append(Section("Notes", list(_notes(measured, marks))))
     return Document(f"{measured.study.study}: {_question(measured)}", sections)
 
@@ -113,23 +116,21 @@ def _across(measured: Measured, dataset: str, groups: Sequence[Group], marks: Ma
         quantity = headline(measured, group)
         if quantity is None or quantity.metric != "bits_per_byte":
             continue
-        for name in group.variants:
-            place = group.place(name)
+        for place in group.places:
             found = estimate_of(measured, place, quantity)
             if found is not None:
                 costs = measured.costs.get(place, {})
                 size = wording.size(costs["model_bytes"].mean) if "model_bytes" in costs else wording.UNKNOWN
                 mark = marks.of(place, quantity.task, quantity.split) + marks.lossy(place)
                 text = wording.with_interval(found.mean, found.low, found.high) + mark
-                rows.append((found.mean, [f"{group.base} {name}", text, size]))
+                rows.append((found.mean, [f"{group.base} {place.variant}", text, size]))
     if not rows:
         return
     split = next(quantity.split for group in groups if (quantity := headline(measured, group)) is not None)
     ranked = [row for _, row in sorted(rows, key=lambda row: row[0])]
     yield Paragraph(f"Across bases on {wording.code(dataset)}:")
     yield Bullets(across_bases(measured, dataset) or ["No two bases have figures that can be compared."])
-    level = f"{100 * measured.level:g} % interval"
-    yield Table(("base and variant", f"bits per byte ({level})", "model size"), ranked, f"Best first, {split}")
+    yield Table(("base and variant", f"bits per byte ({measured.interval})", "model size"), ranked, f"Best first, {split}")
     if not same_tokenizer(measured, {group.base for group in groups}, dataset):
         yield Paragraph(
             "The bases have different tokenizers: loss, perplexity, token accuracy and log-likelihood are per token and not "
@@ -169,9 +170,10 @@ def _where(base: Base) -> str:
 
 def _size(measured: Measured, base: str) -> str:
     for group in measured.groups:
-        for name in group.variants:
-            costs = measured.costs.get(group.place(name), {})
-            if group.base == base and not measured.study.variants[name].methods and "parameters" in costs:
+        place = untouched(measured, group)
+        if group.base == base and place is not None:
+            costs = measured.costs.get(place, {})
+            if "parameters" in costs:
                 return f", {wording.count(costs['parameters'].mean)} parameters"
     return ""
 

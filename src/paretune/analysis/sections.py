@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from paretune.analysis import wording
 from paretune.analysis.answers import ANSWER_METRICS
-from paretune.analysis.audit import filtered_table
 from paretune.analysis.caveats import TIME_PER_TOKEN, TRAINING_SPEED, disturbed_times
+from paretune.analysis.cells import cost_cell, interval_cell, mean_cell, spread_cell
 from paretune.analysis.choose import latency_name
 from paretune.analysis.compare import Estimate
 from paretune.analysis.confounded import confounded_fields
@@ -14,11 +14,19 @@ from paretune.analysis.costs import Cost
 from paretune.analysis.deviations import Marks
 from paretune.analysis.document import Block, Bullets, Paragraph, Picture, Section, SideBySide, Table, Text
 from paretune.analysis.figures import comparison_name
-from paretune.analysis.measured import FORGETTING, HARNESS, Group, Measured, cells_of, chance_of, estimate_of
+from paretune.analysis.measured import (
+    FORGETTING,
+    HARNESS,
+    Group,
+    Measured,
+    cell_generations,
+    cells_of,
+    chance_of,
+    estimate_of,
+    quantities_of,
+)
 from paretune.analysis.scores import Place, Quantity
-from paretune.analysis.tables import cell_generations
 from paretune.analysis.task_scores import stopped, task_texts
-from paretune.analysis.training import cost_cell, spread_cell
 
 _ROUGH = "~"
 """Behind the head of a column of disturbed times."""
@@ -37,7 +45,7 @@ def held_out_section(measured: Measured, group: Group, marks: Marks) -> Section 
 def questions_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
     blocks: list[Block] = []
     for task in (task for task, use in measured.study.evaluate.items() if use.kind == "qa"):
-        slices = sorted({q.slice for q in _quantities(measured, group) if q.task == task})
+        slices = sorted({q.slice for q in quantities_of(measured, group) if q.task == task})
         if not slices:
             continue
         blocks.append(_answers_table(measured, group, task, marks))
@@ -50,11 +58,11 @@ def questions_section(measured: Measured, group: Group, marks: Marks) -> Section
 
 def cost_section(measured: Measured, group: Group, figures: frozenset[str], first: bool) -> Section | None:
     """Sizes, training cost and latency. `first`: the comparison figure of the dataset belongs here."""
-    places = [group.place(name) for name in group.variants]
+    places = group.places
     if not any(measured.costs.get(place) for place in places):
         return None
     header = ["variant", "parameters", "trained", "model", "adapter", "training", "peak memory"]
-    latency = latency_name(measured, [place for place in places if _has_latency(measured, place)])
+    latency = latency_name(measured, [place for place in places if "ms_per_token" in measured.costs.get(place, {})])
     first_token = latency.replace("ms_per_token", "first_token_ms")
     with_latency = any(latency in measured.costs.get(place, {}) for place in places)
     rows = []
@@ -104,20 +112,40 @@ def generations_section(measured: Measured, group: Group) -> Section | None:
         if use.kind != "generate":
             continue
         texts: dict[str, list[Text]] = {}
-        for name in group.variants:
-            cells = [cell for cell in cells_of(measured, group.place(name)) if task in cell.evaluations]
+        for place in group.places:
+            cells = [cell for cell in cells_of(measured, place) if task in cell.evaluations]
             for row in cell_generations(cells[0], task) if cells else ():
                 seed = "" if cells[0].seed is None or len(cells) == 1 else f"seed {cells[0].seed}, "
-                note = f"{seed}{stopped(row)}"
-                texts.setdefault(row["prompt"], []).append(Text(name, note, row["text"]))
+                text = Text(place.variant, f"{seed}{stopped(row)}", row["text"])
+                texts.setdefault(row["prompt"], []).append(text)
         blocks += [SideBySide(prompt, entries) for prompt, entries in texts.items()]
-    blocks = [*filtered_table(measured, group), *blocks, *task_texts(measured, group)]
-    return Section("Generations side by side", blocks, level=3) if blocks else None
+    blocks = [*_filtered(measured, group), *blocks, *task_texts(measured, group)]
+    where = f", {group.base} on {group.dataset}" if len(measured.groups) > 1 else ""
+    return Section(f"Generations side by side{where}", blocks) if blocks else None
+
+
+def _filtered(measured: Measured, group: Group) -> list[Block]:
+    """The share of each variant's texts that the study's `safety` filters; nothing where it has none."""
+    found = {q for q in quantities_of(measured, group) if q.metric == "filtered"}
+    asked = sorted({Quantity(q.task, q.split, q.metric) for q in found})
+    if not asked:
+        return []
+    rows = []
+    for place in group.places:
+        estimates = [estimate_of(measured, place, quantity) for quantity in asked]
+        rows.append(
+            [
+                place.variant,
+                *(wording.UNKNOWN if e is None else f"{wording.share(e.mean)} of {e.n_examples}" for e in estimates),
+            ]
+        )
+    header = ("variant", *(f"{quantity.task} {quantity.split}".strip() for quantity in asked))
+    return [Table(header, rows, "Generated texts that are unsafe by `safety`")]
 
 
 def _held_out(measured: Measured, group: Group) -> list[tuple[str, str]]:
     tasks = [name for name, use in measured.study.evaluate.items() if use.kind not in (FORGETTING, HARNESS)]
-    known = [q for q in _quantities(measured, group) if q.task in tasks]
+    known = [q for q in quantities_of(measured, group) if q.task in tasks]
     found = {(q.task, q.split) for q in known if q.metric == "bits_per_byte" and not q.slice}
     order = ("test", "validation", "train", "")
     return sorted(found, key=lambda pair: (tasks.index(pair[0]), order.index(pair[1]) if pair[1] in order else len(order)))
@@ -126,29 +154,28 @@ def _held_out(measured: Measured, group: Group) -> list[tuple[str, str]]:
 def _held_out_table(measured: Measured, group: Group, task: str, split: str, marks: Marks) -> Table:
     rows, counted = [], ""
     seeds = ["seeds, perplexity"] if len(measured.study.seeds) > 1 else []
-    for name in group.variants:
-        place = group.place(name)
+    for place in group.places:
         found = {
             metric: estimate_of(measured, place, Quantity(task, split, metric))
             for metric in ("loss", "perplexity", "bits_per_byte", "token_accuracy")
         }
         if found["bits_per_byte"] is None:
-            rows.append([name, *[wording.UNKNOWN] * (4 + len(seeds))])
+            rows.append([place.variant, *[wording.UNKNOWN] * (4 + len(seeds))])
             continue
         mark = marks.of(place, task, split)
         counted = counted or wording.plural(found["bits_per_byte"].n_documents, "document")
         rows.append(
             [
-                name,
-                _plain(found["loss"]) + mark,
-                _with_interval(found["perplexity"]) + mark,
-                _with_interval(found["bits_per_byte"]) + mark + marks.lossy(place),
+                place.variant,
+                mean_cell(found["loss"]) + mark,
+                interval_cell(found["perplexity"]) + mark,
+                interval_cell(found["bits_per_byte"]) + mark + marks.lossy(place),
                 wording.share(found["token_accuracy"].mean) + mark if found["token_accuracy"] else wording.UNKNOWN,
                 *([_seed_spread(found["perplexity"])] if seeds else []),
             ]
         )
-    level = f"{100 * measured.level:g} % interval"
-    header = ("variant", "loss", f"perplexity ({level})", f"bits per byte ({level})", "token accuracy", *seeds)
+    intervals = (f"{name} ({measured.interval})" for name in ("perplexity", "bits per byte"))
+    header = ("variant", "loss", *intervals, "token accuracy", *seeds)
     title = (split or task).capitalize() if task == "perplexity" else f"{task}, {split}"
     alone = "; of completions alone, after what stands before them" if measured.study.data[group.dataset].completes else ""
     return Table(header, rows, f"{title}, {counted}{alone}")
@@ -161,33 +188,33 @@ def _by_task(measured: Measured, group: Group, task: str, split: str, marks: Mar
     if not names:
         return []
     rows = []
-    for place in (group.place(name) for name in group.variants):
+    for place in group.places:
         mark = marks.of(place, task, split) + marks.lossy(place)
         found = [estimate_of(measured, place, first._replace(slice=f"task: {name}")) for name in names]
-        rows.append([place.variant, *(_with_interval(one) + mark * (one is not None) for one in found)])
-    level = f"{100 * measured.level:g} % intervals"
-    return [Table(("variant", *names), rows, f"Bits per byte of the completions by task, {split}, {level}")]
+        rows.append([place.variant, *(interval_cell(one) + mark * (one is not None) for one in found)])
+    return [Table(("variant", *names), rows, f"Bits per byte of the completions by task, {split}, {measured.interval}s")]
 
 
 def _slices(measured: Measured, group: Group, quantity: Quantity) -> set[str]:
-    return {one.slice for one in _quantities(measured, group) if one._replace(slice="") == quantity}
+    return {one.slice for one in quantities_of(measured, group) if one._replace(slice="") == quantity}
 
 
 def _answers_table(measured: Measured, group: Group, task: str, marks: Marks) -> Table:
     metrics = [
-        metric for metric in ANSWER_METRICS if any(q.task == task and q.metric == metric for q in _quantities(measured, group))
+        metric
+        for metric in ANSWER_METRICS
+        if any(q.task == task and q.metric == metric for q in quantities_of(measured, group))
     ]
-    likelihood = any(q.task == task and q.metric == "log_likelihood" for q in _quantities(measured, group))
+    likelihood = any(q.task == task and q.metric == "log_likelihood" for q in quantities_of(measured, group))
     header = ["variant", *(_METRIC_HEADS[metric] for metric in metrics), *(["log-likelihood"] if likelihood else [])]
     rows = []
-    for name in group.variants:
-        place = group.place(name)
+    for place in group.places:
         mark = marks.of(place, task, "")
-        row = [name, *(_answers(estimate_of(measured, place, Quantity(task, "", metric)), mark) for metric in metrics)]
+        row = [place.variant, *(_answers(estimate_of(measured, place, Quantity(task, "", metric)), mark) for metric in metrics)]
         if likelihood:
-            row.append(_with_interval(estimate_of(measured, place, Quantity(task, "", "log_likelihood"))) + mark)
+            row.append(interval_cell(estimate_of(measured, place, Quantity(task, "", "log_likelihood"))) + mark)
         rows.append(row)
-    caption = f"{task}: right answers, and the {100 * measured.level:g} % interval of their share"
+    caption = f"{task}: right answers, and the {measured.interval} of their share"
     means = ", means over seeds" if len(measured.study.seeds) > 1 else ""
     return Table(header, rows, caption + means + _chance(measured, group, task))
 
@@ -195,7 +222,7 @@ def _answers_table(measured: Measured, group: Group, task: str, marks: Marks) ->
 def _chance(measured: Measured, group: Group, task: str) -> str:
     """What guessing would answer, for the caption."""
     chance = chance_of(measured, group, task)
-    known = (measured.samples.get(group.place(name), {}).get(Quantity(task, "", "accuracy")) for name in group.variants)
+    known = (measured.samples.get(place, {}).get(Quantity(task, "", "accuracy")) for place in group.places)
     sample = next((one for one in known if one is not None), None)
     if chance is None or sample is None:
         return ""
@@ -207,22 +234,21 @@ _METRIC_HEADS = {"accuracy": "accuracy (choices)", "exact_match": "exact match",
 
 
 def _slices_table(measured: Measured, group: Group, task: str, slices: Sequence[str], marks: Marks) -> Table:
-    known = _quantities(measured, group)
+    known = quantities_of(measured, group)
     metrics = [
         metric for metric in (*ANSWER_METRICS, "log_likelihood") if any(q.task == task and q.metric == metric for q in known)
     ]
     rows = []
     for name in slices:
-        for variant in group.variants:
-            place = group.place(variant)
+        for place in group.places:
             found = [estimate_of(measured, place, Quantity(task, "", metric, name)) for metric in metrics]
             if any(one is not None for one in found):
                 mark = marks.of(place, task, "")
                 cells = [
-                    _plain(one) + mark if metric == "log_likelihood" else _answers(one, mark, interval=False)
+                    mean_cell(one) + mark if metric == "log_likelihood" else _answers(one, mark, interval=False)
                     for metric, one in zip(metrics, found, strict=True)
                 ]
-                rows.append([name, variant, *cells])
+                rows.append([name, place.variant, *cells])
     heads = [_METRIC_HEADS.get(metric, "log-likelihood") for metric in metrics]
     return Table(("slice", "variant", *heads), rows, f"{task} by slice", words=2, grouped=True)
 
@@ -234,8 +260,8 @@ def _telling(measured: Measured, group: Group, task: str, slices: Sequence[str])
         fields.setdefault(name.partition(": ")[0], []).append(name)
     sizes = {
         (quantity.slice, quantity.metric): len(sample.items)
-        for name in group.variants
-        for quantity, sample in measured.samples.get(group.place(name), {}).items()
+        for place in group.places
+        for quantity, sample in measured.samples.get(place, {}).items()
         if quantity.task == task and quantity.metric in ANSWER_METRICS
     }
     repeated = {
@@ -278,23 +304,7 @@ def _trained_lines(measured: Measured, places: Sequence[Place]) -> list[str]:
     return lines
 
 
-def _has_latency(measured: Measured, place: Place) -> bool:
-    return "ms_per_token" in measured.costs.get(place, {})
-
-
-def _plain(found: Estimate | None) -> str:
-    return wording.UNKNOWN if found is None else wording.number(found.mean)
-
-
-def _with_interval(found: Estimate | None) -> str:
-    return wording.UNKNOWN if found is None else wording.with_interval(found.mean, found.low, found.high)
-
-
 def _seed_spread(found: Estimate | None) -> str:
     if found is None or found.spread is None:
         return wording.UNKNOWN
     return f"± {wording.number(found.spread, 2)}"
-
-
-def _quantities(measured: Measured, group: Group) -> set[Quantity]:
-    return {quantity for name in group.variants for quantity in measured.samples.get(group.place(name), {})}

@@ -15,7 +15,7 @@ import pandas as pd
 from paretune.analysis.audit import audit_table
 from paretune.analysis.costs import Cost
 from paretune.analysis.curves import CURVE_COLUMNS, read_curve
-from paretune.analysis.measured import Measured, baseline, difference_of, estimates_of
+from paretune.analysis.measured import Measured, baseline, cell_generations, difference_of, estimates_of
 from paretune.analysis.scores import Place
 from paretune.analysis.trust import WITHHELD, withheld
 from paretune.pipeline.records import Cell
@@ -44,14 +44,14 @@ _SPENT = ("train_seconds", "steps")
 
 def results_table(measured: Measured) -> pd.DataFrame:
     """One row a number: RESULT_COLUMNS."""
-    rows = [row for group in measured.groups for name in group.variants for row in _results(measured, group.place(name))]
+    rows = [row for group in measured.groups for place in group.places for row in _results(measured, place)]
     table = pd.DataFrame(rows, columns=list(RESULT_COLUMNS))
     return table.astype({"seed": "Int64", "n": "Int64"})
 
 
 def estimates_table(measured: Measured) -> pd.DataFrame:
     """Over seeds and examples: ESTIMATE_COLUMNS; costs have no interval and count no examples."""
-    rows = [row for group in measured.groups for name in group.variants for row in _estimates(measured, group.place(name))]
+    rows = [row for group in measured.groups for place in group.places for row in _estimates(measured, place)]
     table = pd.DataFrame(rows, columns=list(ESTIMATE_COLUMNS))
     return table.astype(dict.fromkeys(("n_examples", "n_documents", "n_seeds"), "Int64"))
 
@@ -65,7 +65,7 @@ def comparisons_table(measured: Measured, reference: str | None = None) -> pd.Da
     for group in measured.groups:
         other = baseline(measured, group) if reference is None else group.place(reference)
         if other is not None and other.variant in group.variants:
-            rows += [row for name in group.variants for row in _comparisons(measured, group.place(name), other)]
+            rows += [row for place in group.places for row in _comparisons(measured, place, other)]
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 
@@ -93,15 +93,6 @@ def generations(measured: Measured) -> Iterator[dict[str, Any]]:
             for row in cell_generations(cell, task):
                 owner = {"base": cell.base, "dataset": cell.dataset, "variant": cell.variant, "seed": cell.seed, "task": task}
                 yield {name: (owner | row).get(name) for name in GENERATION_FIELDS}
-
-
-def cell_generations(cell: Cell, task: str) -> list[dict[str, Any]]:
-    """The texts that one evaluation of one cell made; none if it makes none."""
-    file = cell.evaluations[task].path / "generations.jsonl"
-    if not file.exists():
-        return []
-    with file.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def write_tables(measured: Measured, out: Path) -> list[Path]:

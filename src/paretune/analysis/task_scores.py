@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paretune.analysis import wording
+from paretune.analysis.cells import share_cell
 from paretune.analysis.compare import Estimate
 from paretune.analysis.deviations import Marks
 from paretune.analysis.document import Block, Paragraph, Picture, Section, SideBySide, Table, Text
-from paretune.analysis.measured import Group, Measured, cells_of, estimate_of
+from paretune.analysis.measured import Group, Measured, cell_generations, cells_of, estimate_of, quantities_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import SHARES, named
-from paretune.analysis.tables import cell_generations
 from paretune.pipeline.records import Cell
 from paretune.spec.study import TASKS
 from paretune.spec.tasks import METRICS
@@ -43,7 +43,7 @@ def tasks_section(measured: Measured, group: Group, marks: Marks, figure: str | 
     blocks: list[Block] = []
     for task, scoring in measured.study.data[group.dataset].scored.items():
         for split in ("test", "validation"):
-            metrics = [one for one in task_metrics(scoring) if _is_measured(measured, group, Quantity(task, split, one))]
+            metrics = [one for one in task_metrics(scoring) if Quantity(task, split, one) in quantities_of(measured, group)]
             if metrics:
                 blocks.append(_table(measured, group, Quantity(task, split, metrics[0]), [*metrics, *_SHAPE], marks))
     if not blocks:
@@ -63,7 +63,7 @@ def task_metrics(scoring: Mapping[str, Any]) -> list[str]:
 def format_failures(measured: Measured, group: Group, task: str) -> Iterator[str]:
     """The variants whose likeliest label is right clearly more often than what they write, in one sentence."""
     told = []
-    for place in (group.place(name) for name in group.variants):
+    for place in group.places:
         known = estimate_of(measured, place, Quantity(task, "test", "accuracy"))
         written = estimate_of(measured, place, Quantity(task, "test", "accuracy_generated"))
         if known is not None and written is not None and known.low > written.high:
@@ -77,15 +77,15 @@ def task_texts(measured: Measured, group: Group) -> list[SideBySide]:
     """The answers of every variant, of its first seed, to the tasks of the first held-out documents, with what was right."""
     asked: dict[tuple[str, str], list[Text]] = {}
     documents: list[str] = []
-    for name in group.variants:
-        for cell, row in _rows(measured, group.place(name)):
+    for one in group.places:
+        for cell, row in _rows(measured, one):
             if row["document"] not in documents and len(documents) < _SHOWN_DOCUMENTS:
                 documents.append(row["document"])
             if row["document"] in documents:
                 place = (row["document"], f"{row['task']} of “{row['document']}”: {row['prompt'].strip()}")
                 texts = asked.setdefault(place, [_reference(row)])
                 seed = "" if cell.seed is None or len(measured.study.seeds) == 1 else f"seed {cell.seed}, "
-                texts.append(Text(name, f"{seed}{stopped(row)}", row["text"]))
+                texts.append(Text(one.variant, f"{seed}{stopped(row)}", row["text"]))
     order = sorted(asked, key=lambda place: documents.index(place[0]))
     return [SideBySide(prompt, asked[document, prompt]) for document, prompt in order]
 
@@ -106,7 +106,7 @@ def stopped(row: Mapping[str, Any]) -> str:
 
 def _table(measured: Measured, group: Group, first: Quantity, metrics: Sequence[str], marks: Marks) -> Table:
     rows = []
-    for place in (group.place(name) for name in group.variants):
+    for place in group.places:
         found = [estimate_of(measured, place, first._replace(metric=metric)) for metric in metrics]
         mark = marks.of(place, first.task, first.split)
         cells = (_cell(metric, one) + mark * (one is not None) for metric, one in zip(metrics, found, strict=True))
@@ -120,16 +120,16 @@ def _cell(metric: str, found: Estimate | None) -> str:
         return wording.UNKNOWN
     if metric in _SHAPE:
         return wording.share(found.mean) if metric in SHARES else wording.number(found.mean, 2)
-    shown, low, high = (100 * value if metric in SHARES else value for value in (found.mean, found.low, found.high))
-    unit, places = (" %", 1) if metric in SHARES else ("", 3)
-    interval = "" if math.isnan(low) else f" ({low:.{places}f} to {high:.{places}f})"
-    return f"{shown:.{places}f}{unit}{interval}"
+    if metric in SHARES:
+        return share_cell(found)
+    interval = "" if math.isnan(found.low) else f" ({found.low:.3f} to {found.high:.3f})"
+    return f"{found.mean:.3f}{interval}"
 
 
 def _counted(measured: Measured, group: Group, quantity: Quantity) -> str:
-    found = next(one for name in group.variants if (one := estimate_of(measured, group.place(name), quantity)) is not None)
+    found = next(one for place in group.places if (one := estimate_of(measured, place, quantity)) is not None)
     documents = wording.plural(found.n_documents, "document")
-    return f"{wording.plural(found.n_examples, 'answer')} on {documents}, {100 * measured.level:g} % intervals"
+    return f"{wording.plural(found.n_examples, 'answer')} on {documents}, {measured.interval}s"
 
 
 def _explained(measured: Measured, group: Group) -> str:
@@ -157,7 +157,3 @@ def _rows(measured: Measured, place: Place) -> Iterator[tuple[Cell, dict[str, An
     for name in names if cells else ():
         for row in cell_generations(cells[0], name):
             yield cells[0], row
-
-
-def _is_measured(measured: Measured, group: Group, quantity: Quantity) -> bool:
-    return any(quantity in measured.samples.get(group.place(name), {}) for name in group.variants)

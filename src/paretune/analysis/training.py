@@ -1,12 +1,13 @@
 """The training part of a report: loss and time of each epoch, totals, speed, and what the curves show."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from paretune.analysis import wording
 from paretune.analysis.caveats import falling
-from paretune.analysis.costs import Cost, trained_records
+from paretune.analysis.cells import cost_cell, spread_cell
+from paretune.analysis.costs import trained_records
 from paretune.analysis.curves import Epoch, epochs_of
 from paretune.analysis.document import Block, Bullets, Picture, Section, Table
 from paretune.analysis.figures import curves_name
@@ -34,20 +35,6 @@ def training_section(measured: Measured, group: Group, figures: frozenset[str]) 
     if curves_name(group) in figures:
         blocks.append(Picture(f"figures/{curves_name(group)}", f"loss curves of {group.base} on {group.dataset}"))
     return Section("Training", blocks, level=3)
-
-
-def cost_cell(costs: Mapping[str, Cost], name: str, text: Callable[[float], str]) -> str:
-    return text(costs[name].mean) if name in costs else wording.UNKNOWN
-
-
-def spread_cell(costs: Mapping[str, Cost], name: str) -> str:
-    if name not in costs:
-        return wording.UNKNOWN
-    cost = costs[name]
-    half = (cost.high - cost.low) / 2
-    if len(cost.by_seed) == 1:
-        return wording.number(cost.mean)
-    return f"{wording.number(cost.mean)} ± {wording.number(half, 2)}"
 
 
 def _epochs(measured: Measured, place: Place) -> dict[Seed, list[Epoch]]:

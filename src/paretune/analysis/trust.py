@@ -4,7 +4,6 @@ Ratings on which raters do not agree measure the rater: below an alpha of 0.667 
 in words and in comparisons.csv. A judge model is held to the same against people who rated the same texts.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from paretune.analysis import wording
 from paretune.analysis.agreement import RELIABLE, TENTATIVE, Agreement, agreement
 from paretune.analysis.measured import Measured
 from paretune.analysis.scores import Quantity
-from paretune.pipeline.records import Record
+from paretune.pipeline.records import Record, read_lines
 from paretune.spec.ratings import RUBRIC, Judge, Ratings
 
 WITHHELD = "withheld: raters do not agree"
@@ -89,7 +88,7 @@ def ratings_table(measured: Measured, names: Sequence[str], *, missing: bool = F
 @lru_cache(maxsize=16)
 def _read(files: tuple[Path, ...]) -> pd.DataFrame:
     """For all sentences and tables of a report; the files are those of artifacts, which do not change."""
-    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [row for file in files for row in read_lines(file)]
     table = pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"value": "float64"})
     return table.drop_duplicates(list(_COLUMNS[:-1]))
 

@@ -96,6 +96,11 @@ def listed(words: Sequence[str], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
+def capital(text: str) -> str:
+    """The beginning of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
 def code(text: str) -> str:
     """Literal text inside a sentence, between backticks; long ones are cut."""
     flat = " ".join(text.replace("`", "'").split())

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import DataError, StoreError
+from paretune.pipeline.records import read_lines
 from paretune.spec.base import suggestion
 from paretune.spec.ratings import HIGHEST, LOWEST
 
@@ -54,8 +55,7 @@ Sheet = Mapping[str, Mapping[str, int | None]]
 
 def read_texts(name: str, generations: Path, contexts: Mapping[tuple[str, str], str]) -> list[Text]:
     """The texts that the evaluation called `name` left in `generations`, its directory; `contexts` by document and record."""
-    with (generations / "generations.jsonl").open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = read_lines(generations / "generations.jsonl")
     return [_text(name, number, row, contexts) for number, row in enumerate(rows)]
 
 

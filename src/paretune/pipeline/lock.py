@@ -41,6 +41,19 @@ class LockedBase:
     config: Mapping[str, Any]
 
 
+def num_positions(base: LockedBase) -> int | None:
+    """Longest sequence a base reaches, by its config; None where it names no limit."""
+    limits = (base.config.get(name) for name in ("max_position_embeddings", "n_positions"))
+    return next((int(limit) for limit in limits if limit), None)
+
+
+def count_blocks(config: Mapping[str, Any]) -> int | None:
+    """Transformer blocks of a model, by its config."""
+    config = config.get("text_config", config)
+    found = (config.get(name) for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
+    return next((count for count in found if isinstance(count, int)), None)
+
+
 @dataclass(frozen=True)
 class Lock:
     device: str

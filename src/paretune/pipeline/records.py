@@ -16,7 +16,6 @@ from paretune.errors import StoreError
 from paretune.spec.study import Study
 
 SCHEMA = 1
-SCORE_COLUMNS = ("split", "document", "example", "metric", "value", "weight")
 SLICE_PREFIX = "slice."
 
 
@@ -66,6 +65,12 @@ class Divergence:
 def write_record(record: Record, directory: Path) -> None:
     content = {name: value for name, value in asdict(record).items() if name != "path"}
     (directory / "record.json").write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def read_record(directory: Path) -> Record:

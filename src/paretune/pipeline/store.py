@@ -101,7 +101,7 @@ class Store:
         draft, target = self._draft(stage), self.root / stage.name
         write_record(record, draft)
         for path in (*draft.rglob("*"), draft):
-            _flush(path)
+            flush(path)
         if target.exists():
             # Without a record (`find` has seen to that): somebody removed part of it.
             leftover = draft.with_name(f"{draft.name}.damaged")
@@ -109,7 +109,7 @@ class Store:
             target.rename(leftover)
             shutil.rmtree(leftover)
         draft.rename(target)
-        _flush(self.root)
+        flush(self.root)
         self.forget_attempts(stage)
 
     def drop_draft(self, stage: Stage) -> None:
@@ -181,7 +181,8 @@ def describe_files(directory: Path) -> dict[str, dict[str, object]]:
     return described
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the disk hold a file or directory before what follows."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

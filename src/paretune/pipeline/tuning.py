@@ -4,11 +4,10 @@ A cheap, deterministic function of records, so no artifact of its own: a choice 
 and gives the plan in which the chosen value stands as if the study had named it.
 """
 
-import json
 import math
 
 from paretune.pipeline.plan import CHOICE, Plan, PlannedTrial, PlannedTuning
-from paretune.pipeline.records import Record, Trial, Tuning
+from paretune.pipeline.records import Record, Trial, Tuning, read_lines
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
 
@@ -79,8 +78,7 @@ def _trial(trial: PlannedTrial, choice: Stage, store: Store) -> Trial:
 
 def _score(record: Record, by: str, keep: str) -> float:
     """The loss or token accuracy of the kept weights on validation."""
-    lines = (record.path / "curves.jsonl").read_text(encoding="utf-8").splitlines()
-    values = [float(row[f"validation_{by}"]) for row in map(json.loads, lines) if f"validation_{by}" in row]
+    values = [float(row[f"validation_{by}"]) for row in read_lines(record.path / "curves.jsonl") if f"validation_{by}" in row]
     worst = math.inf if by == "loss" else -math.inf
     finite = [value if math.isfinite(value) else worst for value in values]
     if keep == "last":

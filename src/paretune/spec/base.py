@@ -7,9 +7,9 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from paretune.errors import SpecError
 
@@ -20,6 +20,25 @@ class Spec(BaseModel):
     """A closed value: frozen, no unknown keys, no silent conversion, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class OtherModel(Spec):
+    """A model in Hugging Face format that measures and is not measured: `path` or `hub`."""
+
+    path: str | None = None
+    """A directory in Hugging Face format; relative to the study file."""
+    hub: str | None = None
+    """A repository of the Hugging Face hub, `owner/name`."""
+    revision: str | None = None
+    """Commit, tag or branch of `hub`; the commit is pinned in the lock."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("name exactly one of `path` and `hub`")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("`revision` goes with `hub`")
+        return self
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
@@ -34,6 +53,13 @@ def validate(model: type[SpecT], value: object, where: str) -> SpecT:
         return model.model_validate_json(json.dumps(value))
     except ValidationError as error:
         raise SpecError("\n".join(_told(model, error, where))) from None
+
+
+def distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    """For the validator of a field: ValueError where a list names something twice."""
+    if len(set(value)) < len(value):
+        raise ValueError("one entry stands there twice")
+    return value
 
 
 def check_name(name: str, where: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from paretune.spec.base import NAME, Spec
+from paretune.spec.base import NAME, Spec, distinct
 from paretune.spec.tasks import RESPONSE, SCORING, AnyRecords, Records, Task, taught
 
 SPLITS = ("train", "validation", "test")
@@ -190,12 +190,7 @@ class Clean(Spec):
             raise ValueError("`region` is a country in two capital letters, such as `US`, `GB` or `DE`")
         return value
 
-    @field_validator("mask", "drop")
-    @classmethod
-    def _are_distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("one entry stands there twice")
-        return value
+    _are_distinct = field_validator("mask", "drop")(distinct)
 
     @property
     def content(self) -> dict[str, Any]:

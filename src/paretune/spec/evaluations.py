@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from paretune.spec.base import Spec
+from paretune.spec.base import OtherModel, Spec
 from paretune.spec.data import Format, Source
 from paretune.spec.ratings import Judge, Ratings
 from paretune.spec.registry import Evaluation
@@ -103,26 +103,12 @@ class Latency(Spec):
     """Runs before them that are not."""
 
 
-class Encoder(Spec):
+class Encoder(OtherModel):
     """A pretrained encoder, such as RoBERTa, whose vectors of tokens `bert_score` compares: `path` or `hub`."""
 
-    path: str | None = None
-    """A directory in Hugging Face format; relative to the study file."""
-    hub: str | None = None
-    """A repository of the Hugging Face hub, `owner/name`."""
-    revision: str | None = None
-    """Commit, tag or branch of `hub`; the commit is pinned in the lock."""
     layer: int | None = Field(None, ge=1)
     """The layer that the vectors are taken after; unless given that of the bert-score package for the models that it knows
     by name (17 of `FacebookAI/roberta-large`), and the last of others."""
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if (self.path is None) == (self.hub is None):
-            raise ValueError("name exactly one of `path` and `hub`")
-        if self.revision is not None and self.hub is None:
-            raise ValueError("`revision` goes with `hub`")
-        return self
 
     def layer_of(self, num_layers: int) -> int:
         """The layer, of an encoder with so many."""

@@ -4,38 +4,19 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from paretune.spec.base import Spec
+from paretune.spec.base import OtherModel, Spec, distinct
 
 
-class Classifier(Spec):
+class Classifier(OtherModel):
     """A text classifier in Hugging Face format, `path` or `hub`; a longer text is judged by its worst part."""
 
-    path: str | None = None
-    """A directory; relative to the study file."""
-    hub: str | None = None
-    """A repository of the Hugging Face hub, `owner/name`."""
-    revision: str | None = None
-    """Commit, tag or branch of `hub`; the commit is pinned in the lock."""
     unsafe: tuple[str, ...] = Field(min_length=1)
     """Its labels that stand for unsafe text."""
     threshold: float = Field(0.5, gt=0, le=1)
     """Probability of those labels from which a text counts as unsafe: their sum, or the largest where labels do not exclude
     each other."""
 
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if (self.path is None) == (self.hub is None):
-            raise ValueError("name exactly one of `path` and `hub`")
-        if self.revision is not None and self.hub is None:
-            raise ValueError("`revision` goes with `hub`")
-        return self
-
-    @field_validator("unsafe")
-    @classmethod
-    def _are_distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("one entry stands there twice")
-        return value
+    _are_distinct = field_validator("unsafe")(distinct)
 
 
 class Safety(Spec):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from paretune.spec.base import Spec
+from paretune.spec.base import Spec, distinct
 
 Scorer = Literal["rouge_1", "rouge_2", "rouge_l", "bert_score", "exact_match", "contains", "set_f1", "accuracy"]
 BERT_SCORE = "bert_score"
@@ -32,11 +32,9 @@ class Scoring(Spec):
     @field_validator("score", "stop")
     @classmethod
     def _are_distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("one entry stands there twice")
         if "" in value:
             raise ValueError("an entry is empty")
-        return value
+        return distinct(value)
 
 
 class Task(Scoring):

@@ -7,7 +7,6 @@ appended to: the curves and the number of repeated steps are read from it at the
 """
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from torch import nn
 
 from paretune.errors import StageError
 from paretune.pipeline.stage import CHECKPOINT
+from paretune.pipeline.store import flush
 
 _JOURNAL = "curves.jsonl"
 _BEST = "best-"
@@ -81,9 +81,9 @@ def save_checkpoint(
     (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for path in (*new.iterdir(), new, folder / _JOURNAL):
         if path.exists():
-            _flush(path)
+            flush(path)
     new.rename(current)
-    _flush(folder)
+    flush(folder)
     for older in folder.glob(f"{CHECKPOINT}*"):
         if older != current:
             shutil.rmtree(older)
@@ -137,7 +137,7 @@ def save_best(folder: Path, trained: Mapping[str, nn.Parameter], step: int) -> N
     """Keep the present weights as the best so far. Those that a checkpoint counts on stay until the next checkpoint."""
     new = folder / "best.new"
     save_file(_detached(trained), new)
-    _flush(new)
+    flush(new)
     new.replace(_best(folder, step))
 
 
@@ -206,11 +206,3 @@ def _set_random_state(state: Mapping[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

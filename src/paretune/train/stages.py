@@ -20,8 +20,16 @@ from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.model.memory import available_bytes, keep_freed_memory
+from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
-from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, told_to_stop, write_curves
+from paretune.train.checkpoint import (
+    Progress,
+    checkpoint_options,
+    checkpoint_step,
+    find_checkpoint,
+    told_to_stop,
+    write_curves,
+)
 from paretune.train.loop import Run, fit
 
 _BIT_OPTIONS = ("forward_tokens", "accumulate", "pack", "recompute")
@@ -61,12 +69,7 @@ def _train(
     # A checkpoint may be there from options that rounded otherwise; the run goes on with those it began with.
     found = find_checkpoint(context.resume)
     options = checkpoint_options(found) if found else _bit_options(context)
-    torch.set_num_threads(options["threads"])
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    # It would take a tenth of the time; the tests compare runs to the bit.
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    keep_freed_memory()
-
+    _set_up_torch(options["threads"])
     loaded = load_model(context, torch.float32)
     model = loaded.model
     dropout = set_base_dropout(model, settings["base_dropout"])
@@ -96,10 +99,6 @@ def _train(
     save(loaded)
     repeated_steps = write_curves(context.resume, context.draft, progress.step)
     steps_per_epoch = -(-len(examples["train"]) // settings["batch_size"])
-    best_loss = _best_loss(context)
-    if not math.isfinite(best_loss):
-        told = f"the validation loss is {best_loss:g} after {progress.step} steps; lower the learning rate"
-        raise DivergedError(told, steps=progress.step, seconds=progress.train_seconds)
     return {
         "parameters": parameters,
         "trainable_parameters": trainable,
@@ -112,7 +111,7 @@ def _train(
         "steps": progress.step,
         "epochs_done": progress.step / steps_per_epoch,
         "best_step": progress.best_step,
-        "best_validation_loss": best_loss,
+        "best_validation_loss": _best_loss(context, progress),
         "stopped_early": progress.stopped_early,
         "repeated_steps": repeated_steps,
         "resumed_from": checkpoint_step(found) if found else 0,
@@ -123,6 +122,14 @@ def _train(
         "out_of_memory": progress.out_of_memory,
         "options": options | {"forward_tokens": progress.forward_tokens},
     }
+
+
+def _set_up_torch(threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    # It would take a tenth of the time; the tests compare runs to the bit.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    keep_freed_memory()
 
 
 def _make_reproducible(adapter: Path) -> None:
@@ -161,11 +168,14 @@ def _check_layout(settings: Mapping[str, Any], packed: PackedModel, examples: Se
         )
 
 
-def _best_loss(context: StageContext) -> float:
-    lines = (context.draft / "curves.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = (json.loads(line) for line in lines)
-    losses = (float(row["validation_loss"]) for row in rows if "validation_loss" in row)
-    return min(filter(math.isfinite, losses), default=math.inf)
+def _best_loss(context: StageContext, progress: Progress) -> float:
+    """Of the evaluations on validation; DivergedError where none of them came to a number."""
+    losses = (float(row["validation_loss"]) for row in read_lines(context.draft / "curves.jsonl") if "validation_loss" in row)
+    best = min(filter(math.isfinite, losses), default=math.inf)
+    if best == math.inf:
+        told = f"the validation loss is {best:g} after {progress.step} steps; lower the learning rate"
+        raise DivergedError(told, steps=progress.step, seconds=progress.train_seconds)
+    return best
 
 
 def _peak_memory() -> int:
