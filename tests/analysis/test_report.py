@@ -205,7 +205,8 @@ def with_tasks(tmp_path: Path) -> Results:
         ]
         write_scores(record.path, rows)
         answers = [
-            {"task": task, "document": f"Note {number}", "example": str(number), "prompt": f"{task}:", "reference": " right"}
+            {"task": task, "document": f"Note {number}", "example": str(number), "prompt": f"{task}:"}
+            | {"reference": " right" if task == "summary" else f" kind {number}"}
             | {"text": f" by {cell.variant}", "new_tokens": 4, "seconds": 0.1, "stopped_by": "context"}
             | ({"references": [" right", " so too"]} if task == "kind" else {})
             for number in range(3)
@@ -231,6 +232,8 @@ def test_the_tasks_of_a_dataset_are_told_and_compared(tmp_path: Path) -> None:
     assert re.search(r"Test ROUGE-L on `summary`: .*`original` is worse than `full` \(0\.2\d+ against 0\.5", short)
     assert "Test accuracy on `kind`: " in short
     assert "a failure of form: `base` 30.0 % and 0.0 %; `original` 30.0 % and 0.0 %; `reduced` 30.0 % and 0.0 %." in short
+    always = "On `kind` always saying `kind 0` would be right in 33.3 %, from which `base` (30.0 %), "
+    assert f"{always}`original` (30.0 %) and `reduced` (30.0 %) cannot be told apart." in short  # but not `full`
     assert "| test ROUGE-L on summary | original | -0.30 |" in part(markdown, "Comparisons")
 
 

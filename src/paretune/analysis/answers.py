@@ -11,7 +11,7 @@ from paretune.analysis.exact import chance_p
 from paretune.analysis.measured import Group, Measured, baseline, chance_of, difference_of
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import amount_of, detectable, interval_of, named, noun, value_of
-from paretune.analysis.task_scores import format_failures, task_metrics
+from paretune.analysis.task_scores import against_commonest, format_failures, task_metrics
 
 _TOLD_METRICS = 1
 """Of a task, in words; the others stand in the tables."""
@@ -46,6 +46,7 @@ def answer_sentences(measured: Measured, group: Group, ranked_by: Quantity) -> I
             if found is not None and found != ranked_by:
                 yield from told_apart(measured, group, found)
         yield from format_failures(measured, group, task)
+        yield from against_commonest(measured, group, task)
 
 
 def _answers_of(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:

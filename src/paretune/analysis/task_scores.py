@@ -5,6 +5,7 @@ answers, and the share of answers that ended by themselves beside their length a
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -71,6 +72,21 @@ def format_failures(measured: Measured, group: Group, task: str) -> Iterator[str
     if told:
         what = "the likeliest label is right more often than the written answer, a failure of form"
         yield f"On {wording.code(task)} {what}: {'; '.join(told)}."
+
+
+def against_commonest(measured: Measured, group: Group, task: str) -> Iterator[str]:
+    """The variants that may have learned no more about labels than which one is the most frequent, in one sentence."""
+    estimates = {place: estimate_of(measured, place, Quantity(task, "test", "accuracy")) for place in group.places}
+    scored = {place: one for place, one in estimates.items() if one is not None}
+    if not scored:
+        return
+    labels = [row["reference"] for _, row in _rows(measured, next(iter(scored))) if row["task"] == task]
+    label, count = Counter(labels).most_common(1)[0]
+    always = count / len(labels)
+    told = [f"{named(place)} ({wording.share(one.mean)})" for place, one in scored.items() if one.low <= always <= one.high]
+    if told:
+        what = f"always saying {wording.code(label.strip())} would be right in {wording.share(always)}"
+        yield f"On {wording.code(task)} {what}, from which {wording.listed(told)} cannot be told apart."
 
 
 def task_texts(measured: Measured, group: Group) -> list[SideBySide]:
