@@ -197,6 +197,7 @@ def test_a_difference_inside_the_margin_is_equivalent_and_the_cheaper_variant_is
 def test_one_document_gives_no_recommendation(tmp_path: Path) -> None:
     sentences = study(tmp_path, replace(QUIET, documents=1), original=LORA, reduced=REDUCED)
     assert having(sentences, "No recommendation: 1 document cannot tell variants apart")
+    assert not having(sentences, "frontier")  # where nothing is told apart, costs alone would say what beats what
     assert not having(sentences, "Recommended")
 
 

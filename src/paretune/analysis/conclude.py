@@ -44,6 +44,7 @@ _MEMORISED = 1.5
 """Perplexity of held-out text below which memorised text is likelier than a good model."""
 _THIN = 30
 """Documents or questions below which `cannot be told apart` says little."""
+_NOTHING = "No recommendation"
 _TOLD = 6
 """Variants that are told apart in words; a study of many reads better in its tables."""
 
@@ -63,9 +64,9 @@ def conclude(measured: Measured, group: Group) -> Conclusions:
     if quantity is None or not ranked:
         return Conclusions(("Nothing was measured that variants are ranked by.",), tuple(rating_sentences(measured, group)))
     recommendation, said = _recommend(measured, ranked, quantity)
+    comparable = not recommendation[0].startswith(_NOTHING)  # else costs alone would decide what beats what
     findings = [
-        *limit_sentences(measured, group, quantity),
-        *frontier_sentence(measured, ranked, quantity),
+        *([*limit_sentences(measured, group, quantity), *frontier_sentence(measured, ranked, quantity)] if comparable else []),
         *_learned(measured, group, ranked, quantity, said),
         *_trades(measured, group, ranked, quantity, said),
         *answer_sentences(measured, group, quantity),
@@ -175,7 +176,7 @@ def _recommend(measured: Measured, ranked: Sequence[Place], quantity: Quantity) 
         return [f"One variant was measured, {named(best)}: there is nothing to choose between."], set()
     known = [one for place in ranked[1:] if (one := _spoken(measured, place, best, quantity)) is not None]
     if not any(math.isfinite(one.low) for one in known):
-        return [f"No recommendation: {sources(known[0]) if known else 'nothing'} cannot tell variants apart."], set()
+        return [f"{_NOTHING}: {sources(known[0]) if known else 'nothing'} cannot tell variants apart."], set()
     near, chosen = near_best(measured, ranked, quantity), choose(measured, ranked, quantity)
     said = {(chosen, best), (best, chosen)}
     if chosen == best:
