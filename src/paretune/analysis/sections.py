@@ -61,7 +61,7 @@ def cost_section(measured: Measured, group: Group, figures: frozenset[str], firs
     places = group.places
     if not any(measured.costs.get(place) for place in places):
         return None
-    header = ["variant", "parameters", "trained", "model", "adapter", "training", "peak memory"]
+    header = ["variant", "parameters", "trained", "model size", "adapter", "training", "peak memory"]
     latency = latency_name(measured, [place for place in places if "ms_per_token" in measured.costs.get(place, {})])
     first_token = latency.replace("ms_per_token", "first_token_ms")
     with_latency = any(latency in measured.costs.get(place, {}) for place in places)
