@@ -276,9 +276,7 @@ def _answers(found: Estimate | None, mark: str, *, interval: bool = True) -> str
     """`4 of 10 (17 to 69 %)`, or of several seeds `mean 3.5 of 10 (14 to 65 %)`."""
     if found is None:
         return wording.UNKNOWN
-    right = found.mean * found.n_examples
-    mean = "" if math.isclose(right, round(right), abs_tol=1e-6) else "mean "
-    right_of = f"{mean}{right:.4g} of {found.n_examples}{mark}"
+    right_of = f"{wording.part_of_mean(found.mean, found.n_examples)}{mark}"
     if not interval or math.isnan(found.low):
         return right_of
     places = 0 if found.n_examples < 200 else 1
