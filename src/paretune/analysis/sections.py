@@ -136,7 +136,7 @@ def _filtered(measured: Measured, group: Group) -> list[Block]:
         rows.append(
             [
                 place.variant,
-                *(wording.UNKNOWN if e is None else f"{wording.share(e.mean)} of {e.n_examples}" for e in estimates),
+                *(wording.UNKNOWN if e is None else wording.part_of_mean(e.mean, e.n_examples) for e in estimates),
             ]
         )
     header = ("variant", *(f"{quantity.task} {quantity.split}".strip() for quantity in asked))
