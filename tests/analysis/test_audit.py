@@ -58,7 +58,7 @@ def test_only_what_was_found_has_a_row(tmp_path: Path) -> None:
     assert rows[1][1:] == ["2 (2.0 %)", "0", "1 (10.0 %)", "7, 31, 44"]
     assert rows[4][-1] == "1, 2, 3"
     assert "Labels of `type`" in text
-    assert "2 labels, `a` 60, `b` 40 of 100" in text
+    assert "2 labels, `a` 60, `b` 40 (most and fewest of 100)." in text
     assert "`clean: {encoding: fix, mask: [email]}` would change that" in text
 
 

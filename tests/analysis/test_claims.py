@@ -5,6 +5,8 @@ import pytest
 from paretune.analysis.claim_figures import Figure, number_in, read_evidence, table_columns
 from paretune.analysis.claims import check_claims, sentences
 from paretune.analysis.measured import measure
+from paretune.analysis.render import as_markdown
+from paretune.analysis.report import build_report
 from paretune.analysis.tables import write_tables
 from paretune.cli import main
 from tests.analysis.synthetic import Shape, make_results
@@ -41,6 +43,9 @@ TRUE = [
     "With a perplexity of at most 13 original is fine.",
     "Original lowers perplexity by 61 % against GPT-2.",
     "The models were trained on 2 machines; the faster one is a laptop.",
+    "Reduced trains 1.18x faster than original, needs 12 % less memory, generates 1.14x faster.",
+    "At most 20 ms: `reduced`; of those that keep to it (`reduced` and `original`) it has the lowest perplexity.",
+    "At the edge of its list: `reduced` with learning\\_rate 1e-3, the largest that was tried.",
 ]
 FALSE = [
     ("The reduced model achieved the lowest perplexity.", "contradicted", "the lowest is `original`"),
@@ -72,6 +77,19 @@ def found_in(text: str, report: str = TABLE) -> list:
 @pytest.mark.parametrize("sentence", TRUE)
 def test_what_the_figures_bear_out_is_left_alone(sentence: str) -> None:
     assert found_in(sentence) == []
+
+
+def test_escaped_marks_are_read_as_they_are_shown() -> None:
+    assert list(sentences("- A learning\\_rate of **3e-4** for _both_, and 2 \\* 3.")) == [
+        (1, "A learning_rate of 3e-4 for both, and 2 * 3.")
+    ]
+
+
+def test_the_report_of_a_study_does_not_contradict_itself(tmp_path: Path) -> None:
+    measured = measure(make_results(tmp_path, Shape(documents=40, epochs=1)))
+    text = as_markdown(build_report(measured, frozenset()))
+    assert "smaller than" in text
+    assert [found for found in check_claims(text, read_evidence(text, None)) if found.kind == "contradicted"] == []
 
 
 @pytest.mark.parametrize(("sentence", "kind", "why"), FALSE)

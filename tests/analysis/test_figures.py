@@ -1,13 +1,17 @@
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from paretune.analysis.curve_figure import _apart, draw_curves
 from paretune.analysis.figures import write_figures
 from paretune.analysis.looks import looks, short_names
 from paretune.analysis.measured import measure
+from paretune.analysis.pareto_figure import draw_pareto
 from paretune.spec.study import load_study
 from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results, study_text
 
@@ -66,3 +70,15 @@ def test_single_evaluations_have_no_panel_of_their_own(tmp_path: Path) -> None:
     figure = draw_curves(measured, measured.groups[0])
     assert figure is not None
     assert len(figure.axes) == 2
+
+
+def test_names_of_equal_variants_do_not_stand_on_each_other(tmp_path: Path) -> None:
+    twins = {name: replace(VARIANTS["original"], ms_per_token=ms) for name, ms in (("one", 4.0), ("two", 4.0), ("far", 60.0))}
+    figure = draw_pareto(measure(make_results(tmp_path, Shape(twins, documents=12, epochs=1))))
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(boxes) == 3
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert not any("times" in label.get_text() for label in axes.get_xticklabels(minor=True))

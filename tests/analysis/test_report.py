@@ -243,6 +243,18 @@ def test_the_perplexity_of_tasks_is_of_their_completions(tmp_path: Path) -> None
     assert re.search(r"by task, test, 95 % intervals\n\n\| variant \| summary \| kind \|", held_out)
 
 
+def test_intervals_of_scores_stay_where_scores_can_be(tmp_path: Path) -> None:
+    results = with_tasks(tmp_path)
+    for cell in results.cells:
+        file = cell.evaluations["tasks"].path / "scores.parquet"
+        scores = pd.read_parquet(file)
+        rare = (scores.metric == "rouge_l") & (cell.variant == "base")
+        scores.loc[rare, "value"] = [0.1 * (number == 0) for number in range(rare.sum())]
+        write_scores(file.parent, scores.to_dict("records"))
+    tasks = part(report_of(results), "Tasks")
+    assert re.search(r"\| base \| 0\.00\d \(0\.000 to 0\.00\d\)", tasks)
+
+
 def test_answers_stand_side_by_side_with_what_was_held_out(tmp_path: Path) -> None:
     shown = part(report_of(with_tasks(tmp_path)).replace("\\", ""), "Generations side by side")
     assert shown.index("summary of “Note 0”: summary:") < shown.index("kind of “Note 0”") < shown.index("“Note 1”")
@@ -435,10 +447,9 @@ def test_what_the_data_was_checked_for_stands_with_it(tmp_path: Path) -> None:
 def test_the_last_line_in_short_writes_the_recommended_variant(tmp_path: Path) -> None:
     results = make_results(tmp_path, replace(SMALL, bases=("novels", "stories"), documents=20))
     short = part(report_of(results), "In short").strip().splitlines()
-    command = r"`paretune export study.yaml \w+ --to \w+-exported --base %s --seed 0`"
-    assert re.fullmatch(
-        f"To use what is recommended, in the folder of the study: {command % 'novels'}; {command % 'stories'}", short[-1]
-    )
+    command = r"`paretune export study.yaml \w+ --to %s-\w+-exported --base %s --seed 0`"
+    both = "; ".join(command % (base, base) for base in ("novels", "stories"))
+    assert re.fullmatch(f"To use what is recommended, in the folder of the study: {both}", short[-1])
 
 
 def test_slices_that_are_the_kinds_of_question_are_left_out(tmp_path: Path) -> None:

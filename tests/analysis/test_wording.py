@@ -67,3 +67,8 @@ def test_a_literal_cannot_break_out_of_its_backticks() -> None:
 
 def test_the_interval_of_nothing_is_not_nothing() -> None:
     assert wording.with_interval(0.0, 0.0, 0.143) == "0.000 (0.000 to 0.143)"
+
+
+def test_means_of_answers_over_seeds_are_called_so() -> None:
+    assert wording.part_of_mean(0.4, 10) == "4 of 10"
+    assert wording.part_of_mean(0.25, 2) == "mean 0.5 of 2"

@@ -81,7 +81,8 @@ def _labels(dataset: str, findings: list[dict[str, Any]]) -> Iterator[str]:
     for row in findings:
         if row["finding"] == "labels" and row["split"] == "train":
             task, _, told = row["detail"].partition(": ")
-            yield f"Labels of {wording.code(task)} in {wording.code(dataset)}, train: {told} of {wording.count(row['of'])}."
+            where = f"{wording.code(task)} in {wording.code(dataset)}, train"
+            yield f"Labels of {where}: {told} (most and fewest of {wording.count(row['of'])})."
 
 
 def _cleaned(measured: Measured) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from paretune.analysis import wording
 from paretune.analysis.compare import Difference
 from paretune.analysis.document import Block, Paragraph, Section, Table
-from paretune.analysis.measured import Group, Measured, baseline, difference_of, headline, untouched
+from paretune.analysis.measured import FORGETTING, Group, Measured, baseline, difference_of, headline, untouched
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import amount_of, detectable_of, interval_of, noun, spoken, unit_of
 from paretune.analysis.trust import withheld
@@ -50,8 +50,11 @@ def _found(
 
 
 def _is_told(quantity: Quantity, headlined: Quantity | None) -> bool:
-    """Losses are said in bits per byte or perplexity, and validation only where nothing else was held out."""
-    again = quantity.metric in ("loss", "accuracy_unnormalised")
+    """Losses are said in bits per byte or perplexity, and validation only where nothing else was held out.
+
+    Two variants differ in `forgetting` by as much as in bits per byte on the same text.
+    """
+    again = quantity.metric in ("loss", "accuracy_unnormalised", FORGETTING)
     return not again and quantity.split in ("test", "", headlined.split if headlined else "")
 
 

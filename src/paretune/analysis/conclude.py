@@ -88,7 +88,8 @@ def export_command(measured: Measured, place: Place) -> str:
     options = [f"--base {place.base}"] if len(study.bases) > 1 else []
     options += [f"--data {place.dataset}"] if len(study.data) > 1 else []
     options += [f"--seed {seeds[0]}"] if len(seeds) > 1 else []
-    to = f"--to {file_name(place.variant)}-exported"
+    among = (place.base, len(study.bases)), (place.dataset, len(study.data)), (place.variant, 2)
+    to = f"--to {'-'.join(file_name(name) for name, num in among if num > 1)}-exported"
     return f"`{' '.join(['paretune export', measured.results.study_file.name, shlex.quote(place.variant), to, *options])}`"
 
 

@@ -98,7 +98,8 @@ def _data(measured: Measured) -> Iterator[str]:
             left.append(f"{wording.plural(twice, 'record')} that read as an earlier one")
         if unsafe := metrics.get("records_unsafe", 0):
             left.append(f"{wording.plural(unsafe, 'record')} that are unsafe by `safety`")
-        for task in sorted(measured.study.data[name].tasks):
+        tasks = measured.study.data[name].tasks
+        for task in sorted(tasks) if len(tasks) > 1 else ():  # the records without a completion, where there is one task
             if empty := metrics.get(f"completions_empty_{task}", 0):
                 left.append(f"{wording.plural(empty, 'completion')} of {wording.code(task)} that are empty")
         if removed := metrics.get("documents_removed", 0):

@@ -63,7 +63,7 @@ def forgetting_section(measured: Measured, group: Group, marks: Marks) -> Sectio
             on_text = estimate_of(measured, place, Quantity(task, "", "bits_per_byte"))
             if on_text is not None:
                 mark = marks.of(place, task, "")
-                forgotten = estimate_of(measured, place, Quantity(task, "", FORGETTING))
+                forgotten, _ = _forgotten(measured, group, place, task)
                 rows.append(
                     [
                         place.variant,
@@ -86,12 +86,15 @@ def forgetting_section(measured: Measured, group: Group, marks: Marks) -> Sectio
 def forgetting_sentences(measured: Measured, group: Group) -> Iterator[str]:
     """What was learned and what it cost elsewhere, for the variants of which an interval shows that they forgot."""
     for task in _outside(measured):
-        told, kept = [], []
+        told, kept, unknown = [], [], 0
         for place in group.places:
-            forgotten = estimate_of(measured, place, Quantity(task, "", FORGETTING))
+            forgotten, shown = _forgotten(measured, group, place, task)
             if forgotten is None:
                 continue
-            if not forgotten.low > 0:
+            if not math.isfinite(forgotten.high - forgotten.low):
+                unknown = forgotten.n_documents
+                continue
+            if not shown:
                 kept.append(named(place))
                 continue
             learned = _learned(measured, group, place)
@@ -101,8 +104,23 @@ def forgetting_sentences(measured: Measured, group: Group) -> Iterator[str]:
             level = f"{measured.interval}s"
             what = f"Forgotten on {wording.code(task)}, in bits per byte against the untouched base ({level})"
             yield f"{what}: {'; '.join(told)}."
+        if unknown:
+            yield f"Forgetting on {wording.code(task)}: {wording.plural(unknown, 'document')}, too few to tell."
         if kept:
             yield f"No forgetting on {wording.code(task)} is detected for {wording.listed(kept)}."
+
+
+def _forgotten(measured: Measured, group: Group, place: Place, task: str) -> tuple[Estimate | None, bool]:
+    """The rise in bits per byte of other text against the untouched base, and whether it is shown.
+
+    It is a comparison like any other, with its seeds and its correction, where the study has the untouched base as a variant.
+    """
+    base, quantity = untouched(measured, group), Quantity(task, "", "bits_per_byte")
+    found = None if base is None or place == base else difference_of(measured, place, base, quantity)
+    if found is not None:
+        return Estimate(found.mean, found.low, found.high, found.n_examples, found.n_documents, {}), found.verdict == "worse"
+    lone = estimate_of(measured, place, quantity._replace(metric=FORGETTING))
+    return lone, lone is not None and lone.low > 0
 
 
 def _learned(measured: Measured, group: Group, place: Place) -> Estimate | None:

@@ -26,6 +26,7 @@ from paretune.analysis.family import (
 )
 from paretune.analysis.scores import Place, Quantity, Seed, SeedScores, place_of, read_scores
 from paretune.pipeline.records import Cell, Results, read_lines
+from paretune.spec.compare import TO_ONE
 from paretune.spec.study import Study
 
 QUALITY = (
@@ -145,6 +146,8 @@ def estimate_of(measured: Measured, place: Place, quantity: Quantity) -> Estimat
     if sample is None:
         return None
     found = estimate(sample, measured.level)
+    if quantity.metric in TO_ONE:  # which the quantiles of Student's t do not know
+        found = replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
     return as_perplexity(found) if quantity.metric == "perplexity" else found
 
 

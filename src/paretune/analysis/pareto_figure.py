@@ -18,8 +18,8 @@ from paretune.spec.compare import LOWER_IS_BETTER
 
 _LABELLED = 8
 """Variants up to which each is named; of more, the frontier and what was not trained."""
-_LINE, _LABEL = 18, 80
-"""Height and width of a label, in pixels of the figure."""
+_LINE = 9.0
+"""Points from one line of labels to the next."""
 _WIDE_RANGE = 8
 """Largest over smallest cost from which the axis is logarithmic."""
 
@@ -80,9 +80,9 @@ def _draw_panel(axes: Axes, measured: Measured, quantity: Quantity, ranked: Sequ
         low, high = min(costs.values()), max(costs.values())
         width = (high - low) or high or 1.0
         axes.set_xlim(low - 0.12 * width, high + 0.3 * width)
-    _label(axes, measured, quantity, costs, {place: (short[place.variant], style[place.variant]) for place in named})
     axes.xaxis.set_major_formatter(lambda value, _: cost_text(name, value) if value > 0 else "0")
     axes.locator_params(axis="x", nbins=4) if axes.get_xscale() == "linear" else None
+    _label(axes, measured, quantity, costs, {place: (short[place.variant], style[place.variant]) for place in named})
     noise = noise_of(measured.costs, name, next(iter(costs)))
     told = f"\nequal runs differ by {wording.times(noise)}" if noise is not None and noise > DISTURBED else ""
     axes.set_xlabel(COST_WORDS.get(name, name.replace("_", " ")) + told)
@@ -102,16 +102,20 @@ def _draw_frontier(axes: Axes, measured: Measured, quantity: Quantity, costs: Ma
 def _label(
     axes: Axes, measured: Measured, quantity: Quantity, costs: Mapping[Place, float], words: Mapping[Place, tuple[str, Look]]
 ) -> None:
-    at = {place: axes.transData.transform((costs[place], measured.samples[place][quantity].mean)) for place in words}
-    for place, (text, look) in words.items():
-        # Below its point where the label of one just above would lie upon it.
-        crowded = any(
-            0 < y - at[place][1] < _LINE and abs(x - at[place][0]) < _LABEL for one, (x, y) in at.items() if one != place
-        )
+    """Names beside their points, moved up where they would stand on another's."""
+    points = {place: (costs[place], measured.samples[place][quantity].mean) for place in words}
+    taken: list[tuple[float, float, float]] = []
+    for place in sorted(points, key=lambda place: points[place][1]):
+        text, look = words[place]
+        x, y = (72 / axes.figure.dpi * at for at in axes.transData.transform(points[place]))
+        up, width = 4.0, 5.0 * len(text)
+        while any(left - width < x < left + wide and abs(y + up - line) < _LINE for left, wide, line in taken):
+            up += 1
+        taken.append((x, width, y + up))
         axes.annotate(
             text,
-            xy=(costs[place], measured.samples[place][quantity].mean),
-            xytext=(7, -11 if crowded else 4),
+            xy=points[place],
+            xytext=(7, up),
             textcoords="offset points",
             fontsize=8,
             color=look.colour,

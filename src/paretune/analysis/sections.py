@@ -61,7 +61,7 @@ def cost_section(measured: Measured, group: Group, figures: frozenset[str], firs
     places = group.places
     if not any(measured.costs.get(place) for place in places):
         return None
-    header = ["variant", "parameters", "trained", "model", "adapter", "training", "peak memory"]
+    header = ["variant", "parameters", "trained", "model size", "adapter", "training", "peak memory"]
     latency = latency_name(measured, [place for place in places if "ms_per_token" in measured.costs.get(place, {})])
     first_token = latency.replace("ms_per_token", "first_token_ms")
     with_latency = any(latency in measured.costs.get(place, {}) for place in places)
@@ -136,7 +136,7 @@ def _filtered(measured: Measured, group: Group) -> list[Block]:
         rows.append(
             [
                 place.variant,
-                *(wording.UNKNOWN if e is None else f"{wording.share(e.mean)} of {e.n_examples}" for e in estimates),
+                *(wording.UNKNOWN if e is None else wording.part_of_mean(e.mean, e.n_examples) for e in estimates),
             ]
         )
     header = ("variant", *(f"{quantity.task} {quantity.split}".strip() for quantity in asked))
@@ -276,9 +276,7 @@ def _answers(found: Estimate | None, mark: str, *, interval: bool = True) -> str
     """`4 of 10 (17 to 69 %)`, or of several seeds `mean 3.5 of 10 (14 to 65 %)`."""
     if found is None:
         return wording.UNKNOWN
-    right = found.mean * found.n_examples
-    mean = "" if math.isclose(right, round(right), abs_tol=1e-6) else "mean "
-    right_of = f"{mean}{right:.4g} of {found.n_examples}{mark}"
+    right_of = f"{wording.part_of_mean(found.mean, found.n_examples)}{mark}"
     if not interval or math.isnan(found.low):
         return right_of
     places = 0 if found.n_examples < 200 else 1

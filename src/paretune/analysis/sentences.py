@@ -11,7 +11,7 @@ from paretune.analysis.compare import Difference
 from paretune.analysis.costs import ratio
 from paretune.analysis.measured import Measured, difference_of
 from paretune.analysis.scores import Place, Quantity
-from paretune.spec.compare import LOWER_IS_BETTER, OF_HARNESS
+from paretune.spec.compare import LOWER_IS_BETTER, OF_HARNESS, TO_ONE
 from paretune.spec.ratings import RUBRIC
 
 NOUNS = {
@@ -55,8 +55,6 @@ COST_WORDS = {
 }
 _OF_TEXT = frozenset({"loss", "perplexity", "bits_per_byte", "token_accuracy"})
 """Metrics that a split of the data has one of."""
-_TO_ONE = SHARES | {"rouge_1", "rouge_2", "rouge_l", "set_f1"}
-"""Scores from 0 to 1."""
 _UNITS = {"loss": "%", "log_likelihood": "nats per token"}
 _SIZE_STEP = 0.002
 """Relative difference of sizes that is worth a word."""
@@ -111,7 +109,8 @@ def interval_of(difference: Difference, *, signed: bool = True) -> str:
     ends = [_within_reach(difference.quantity, end) for end in (difference.low, difference.high)]
     if not signed and difference.mean < 0:
         ends.reverse()
-    first, last = (_amount(difference.quantity.metric, end, signed) for end in ends)
+    finest = wording.decimals(max(map(abs, ends)), 2) + 1  # an end near 0 has no digits of its own
+    first, last = (_amount(difference.quantity.metric, end, signed, finest) for end in ends)
     level = f"{100 * difference.level:g} % interval"
     if first.startswith("x ") and last.startswith("x "):
         return f"{level} {first[2:]} to {last[2:]} times"
@@ -121,7 +120,7 @@ def interval_of(difference: Difference, *, signed: bool = True) -> str:
 
 def _within_reach(quantity: Quantity, value: float) -> float:
     """A difference of scores between 0 and 1 cannot be larger than 1, which the intervals of two or three seeds do not know."""
-    return max(-1.0, min(1.0, value)) if quantity.metric in _TO_ONE else value
+    return max(-1.0, min(1.0, value)) if quantity.metric in TO_ONE else value
 
 
 def quality_clause(difference: Difference, whose: str = "its") -> str:
@@ -231,13 +230,15 @@ def training_speed(measured: Measured, variant: Place, reference: Place) -> floa
     return speed.value if speed is not None and speed.clear else None
 
 
-def _amount(metric: str, value: float, signed: bool) -> str:
+def _amount(metric: str, value: float, signed: bool, finest: int = 9) -> str:
     if metric == "loss":
         return wording.change(math.exp(min(value, 700)), signed=signed)
     shown = value if signed else abs(value)
     if metric in SHARES:
         return f"{100 * shown:+.1f} points" if signed else f"{100 * shown:.1f} points"
-    places = wording.decimals(value, 2)
+    places = min(wording.decimals(value, 2), finest)
+    if round(shown, places) == 0:
+        return "0"
     unit = _UNITS.get(metric, "")
     return f"{shown:{'+' if signed else ''}.{places}f} {unit}".rstrip()
 

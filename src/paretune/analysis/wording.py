@@ -43,6 +43,13 @@ def part_of(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} ({100 * part / whole:.4g} %)"
 
 
+def part_of_mean(share: float, whole: int) -> str:
+    """`4 of 10`, or of the mean of several seeds `mean 3.5 of 10`."""
+    part = share * whole
+    mean = "" if math.isclose(part, round(part), abs_tol=1e-6) else "mean "
+    return f"{mean}{part:.4g} of {whole}"
+
+
 def change(ratio: float, *, signed: bool = True) -> str:
     """A ratio as a change in percent, 1.031 as `+3.1 %`: two decimals below 1 %, none from 100 %; from 3 on `x 3.2`."""
     if not math.isfinite(ratio) or ratio >= 3:

@@ -24,6 +24,8 @@ HIGHER_IS_BETTER = frozenset(
         *OF_HARNESS,
     }
 )
+TO_ONE = HIGHER_IS_BETTER - {"log_likelihood", "bert_score_f1", "coherence", "relevance"}
+"""Scores from 0 to 1."""
 QUALITY = LOWER_IS_BETTER | HIGHER_IS_BETTER
 """Metrics of which one direction is good; only these are compared."""
 COSTS = (
