@@ -25,6 +25,9 @@ th, td { border-bottom: 1px solid var(--soft); font-variant-numeric: tabular-num
 th.word, td.word { text-align: left; white-space: normal; } thead th { border-bottom: 1px solid var(--line); }
 td.better { color: #0a7f4f; } td.worse { color: #c2410c; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; background: #fff; }
+@media print {
+  .wide { overflow: visible; } table { font-size: .62rem; } th, td { white-space: normal; padding: .1rem .25rem; }
+}
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .6rem; border-radius: 4px; margin: 0; }
 .texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: .8rem; margin: .6rem 0 1.8rem; }
 .note { opacity: .75; font-size: .85rem; }
