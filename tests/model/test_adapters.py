@@ -85,9 +85,18 @@ def test_frozen_matrices_change_format_and_nothing_else(tmp_path):
     formats = {name: p.dtype for name, p in model.named_parameters()}
     assert formats["model.layers.0.self_attn.q_proj.base_layer.weight"] == torch.bfloat16
     assert formats["model.layers.0.mlp.down_proj.weight"] == torch.bfloat16
-    assert formats["model.embed_tokens.weight"] == torch.float32
+    assert formats["model.embed_tokens.weight"] == torch.bfloat16
     assert formats["model.norm.weight"] == torch.float32
     assert all(dtype == torch.float32 for name, dtype in formats.items() if "lora_" in name)
+    assert model.get_input_embeddings()(torch.arange(3)).dtype == torch.float32
+
+
+def test_an_embedding_that_computes_with_its_weight_keeps_its_format(tmp_path):
+    model = tiny("gemma", tmp_path)
+    add_lora(model, LORA | {"targets": ["q_proj"]}, seed=0)
+    before = model.get_input_embeddings()(torch.arange(3))
+    freeze_in(model, torch.bfloat16)
+    assert torch.equal(model.get_input_embeddings()(torch.arange(3)), before)
 
 
 @pytest.mark.parametrize(

@@ -41,15 +41,14 @@ def test_a_budget_gives_tokens_between_the_fewest_and_the_most(tmp_path):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 def test_freed_memory_is_used_again_without_new_pages():
     code = """
-import resource, sys, torch
+import resource, torch
 from paretune.model.memory import keep_freed_memory
-if sys.argv[1] == "keep": keep_freed_memory()
-def use(): return len([torch.ones(megabytes * 2**18) for megabytes in (6, 12, 18, 24)])
-use()
+keep_freed_memory()
+def use(): return len([torch.ones(megabytes * 2**18) for megabytes in (6, 12, 18, 24, 30) * 2])
+for _ in range(6): use()  # until all of it has found a place
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5): use()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    command = [sys.executable, "-c", code]
-    kept, usual = (int(subprocess.check_output([*command, word])) for word in ("keep", "usual"))
-    assert kept < usual / 4
+    # Without the call mostly 36,832 pages of 180 MB each time.
+    assert int(subprocess.check_output([sys.executable, "-c", code])) < 1000

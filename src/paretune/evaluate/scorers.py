@@ -12,8 +12,10 @@ import string
 import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from rouge_score import rouge_scorer
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _BETWEEN_ITEMS = re.compile(r"[,;\r\n]")
@@ -118,5 +120,7 @@ class _Words:
 
 
 @functools.cache
-def _rouge_scorer() -> rouge_scorer.RougeScorer:
+def _rouge_scorer() -> "RougeScorer":
+    from rouge_score import rouge_scorer  # here, as it brings 100 MB of other packages with it
+
     return rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Words())

@@ -52,18 +52,27 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def freeze_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Frozen matrices of linear layers in `dtype`; embeddings, norms, biases and whatever is trained stay as they are.
+    """Frozen matrices of linear layers and embeddings in `dtype`; norms, biases and whatever is trained stay as they are.
 
-    The residual stream so stays float32 under autocast, in LoRA as in full fine-tuning. Whatever stays is copied: a tensor of a
-    safetensors file holds on to the memory of the whole file.
+    What an embedding gives is float32 again, so the residual stream is under autocast, in LoRA as in full fine-tuning. Whatever
+    stays is copied: a tensor of a safetensors file holds on to the memory of the whole file.
     """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    others = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) and type(m) is not nn.Embedding}
     for module in model.modules():
-        if isinstance(module, nn.Linear | Conv1D) and not module.weight.requires_grad and id(module.weight) not in embeddings:
-            module.weight.data = module.weight.data.to(dtype)
+        if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or module.weight.requires_grad:
+            continue
+        if id(module.weight) in others:  # of embeddings that compute in the dtype of their weight, tied to a head or not
+            continue
+        module.weight.data = module.weight.data.to(dtype)
+        if type(module) is nn.Embedding:
+            module.register_forward_hook(_in_float32)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype != dtype:
             tensor.data = tensor.data.clone()
+
+
+def _in_float32(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.float()
 
 
 def set_base_dropout(model: nn.Module, rate: float | str) -> list[float]:
