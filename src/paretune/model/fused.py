@@ -19,6 +19,9 @@ from transformers.pytorch_utils import Conv1D
 from paretune.model.dropout import FastDropout, drop, keep_mask
 
 _VALUES = 2**16
+_LOOKED_UP = 2**17
+"""Numbers at a time, so that their indices stay in the cache."""
+_PART_ROWS = 320
 
 
 def fuse(model: nn.Module) -> None:
@@ -82,11 +85,15 @@ class _Lora(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         dtype = weight_OI.dtype
         x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
-        out_NO = functional.linear(x_NI, weight_OI, None if bias is None else bias.to(dtype))
+        out_NO = _product(x_NI, weight_OI.t())
         keep = keep_mask(x_NI, rate) if rate else None
         dropped_NI = x_NI if keep is None else drop(x_NI, keep, rate)
         low_Nr = dropped_NI @ a_rI.to(dtype).t()
-        out_NO.addmm_(low_Nr, (b_Or * scaling).to(dtype).t())
+        wide_Or, low = (b_Or * scaling).to(dtype), low_Nr
+        if bias is not None:  # as one more rank: added by itself it would be copied into every row first
+            wide_Or = torch.cat([wide_Or, bias.to(dtype)[:, None]], 1)
+            low = functional.pad(low_Nr, (0, 1), value=1.0)
+        out_NO.addmm_(low, wide_Or.t())
         ctx.save_for_backward(x_NI, low_Nr, a_rI, b_Or, weight_OI, bias, keep)
         ctx.shape, ctx.dtype, ctx.scaling, ctx.rate = x.shape, x.dtype, scaling, rate
         return out_NO.view(*x.shape[:-1], -1)
@@ -103,12 +110,24 @@ class _Lora(torch.autograd.Function):
         grad_bias = grad_NO.sum(0, dtype=bias.dtype) if ctx.needs_input_grad[4] else None
         if not ctx.needs_input_grad[0]:
             return None, grad_a, grad_b, None, grad_bias, None, None
-        grad_NI = grad_NO @ weight_OI
+        grad_NI = _product(grad_NO, weight_OI)
         if keep is None:
             grad_NI.addmm_(low_grad_Nr, a_rI.to(grad.dtype))
         else:
             grad_NI += drop(low_grad_Nr @ a_rI.to(grad.dtype), keep, ctx.rate)
         return grad_NI.to(ctx.dtype).view(ctx.shape), grad_a, grad_b, None, grad_bias, None, None
+
+
+def _product(left_NK: torch.Tensor, right_KM: torch.Tensor) -> torch.Tensor:
+    """Their product, in parts of rows where oneDNN 3.12 would leave one of two threads without work."""
+    num_rows, width = len(left_NK), right_KM.shape[1]
+    on_one_thread = left_NK.dtype == torch.bfloat16 and width <= 1024 and _PART_ROWS < num_rows < 1536
+    if not on_one_thread or left_NK.device.type != "cpu" or torch.get_num_threads() != 2:
+        return left_NK @ right_KM
+    out_NM = left_NK.new_empty(num_rows, width)
+    for left, out in zip(left_NK.split(_PART_ROWS), out_NM.split(_PART_ROWS), strict=True):
+        torch.mm(left, right_KM, out=out)
+    return out_NM
 
 
 def _fuse_rms_norm(module: nn.Module) -> None:
@@ -190,6 +209,6 @@ def _gelu_tables(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _look_up(table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     bits, out = x.reshape(-1).view(torch.uint16), x.new_empty(x.numel())
-    for part, found in zip(bits.split(_VALUES), out.split(_VALUES), strict=True):  # indices that stay in the cache
+    for part, found in zip(bits.split(_LOOKED_UP), out.split(_LOOKED_UP), strict=True):
         torch.index_select(table, 0, part.to(torch.int32), out=found)
     return out.view(x.shape)

@@ -23,6 +23,11 @@ _STATE = 12
 _PROBE_TOKENS = 128
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt`, by glibc's malloc.h."""
+_LARGEST_PART = 32 * 2**20
+"""The largest threshold that glibc takes: what is larger than that is mapped, and given back, by itself."""
+_MADV_HUGEPAGE = 14
+_HUGE_PAGES = 4 * 2**30
+"""Addresses that are set aside for huge pages; no memory before something is written there."""
 
 
 def keep_freed_memory() -> None:
@@ -32,11 +37,26 @@ def keep_freed_memory() -> None:
     anew: 5 to 8 % of a training step.
     """
     try:
-        set_option = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        set_option = libc.mallopt
     except (AttributeError, OSError, TypeError):
         return
-    set_option(_MMAP_THRESHOLD, 32 * 2**20)  # the largest that it takes
-    set_option(_TRIM_THRESHOLD, 2**31 - 1)
+    set_option(_MMAP_THRESHOLD, _LARGEST_PART)
+    set_option(_TRIM_THRESHOLD, -1)  # never
+    _use_huge_pages(libc)
+
+
+def _use_huge_pages(libc: ctypes.CDLL) -> None:
+    """Let the heap grow in pages of 2 MB where the system has them: the first touch of a page takes microseconds, of any size."""
+    libc.malloc.argtypes, libc.malloc.restype, libc.free.argtypes = [ctypes.c_size_t], ctypes.c_void_p, [ctypes.c_void_p]
+    libc.sbrk.argtypes, libc.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    start = libc.sbrk(0)
+    parts = [libc.malloc(_LARGEST_PART // 2) for _ in range(_HUGE_PAGES // (_LARGEST_PART // 2))]
+    aligned = -(-start // 2**21) * 2**21
+    libc.madvise(aligned, max(0, libc.sbrk(0) - aligned), _MADV_HUGEPAGE)
+    for part in parts:
+        libc.free(part)
 
 
 def available_bytes(device: torch.device, workers: int) -> int:
