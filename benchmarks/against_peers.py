@@ -24,9 +24,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from peers.turns import CLOCK, Worker
+import torch
+from peers.turns import CLOCK, Worker, now
 from peers.workloads import ROWS, Row, write_model, write_tokenizer
 
+from paretune.model.precision import matmul_gflops
 from paretune.pipeline.machine import faster_format, fingerprint, measure_precision
 
 HERE = Path(__file__).parent
@@ -103,6 +105,8 @@ def main() -> None:
     python = install_peers(arguments.peers_environment)
     folder = Path(arguments.work or tempfile.mkdtemp(prefix="paretune-bench-"))
     precision = arguments.precision or faster_format(measure_precision("cpu"))
+    torch.set_num_threads(arguments.threads)
+    os.environ[CLOCK] = arguments.clock
     print_machine(arguments, precision)
     print(HEADER, flush=True)
     duels: list[Duel] = []
@@ -181,7 +185,7 @@ def prepare(row: Row, arguments: argparse.Namespace, folder: Path, precision: st
 
 def fight(row: Row, peer: str, setting: str, place: Path, python: Path, arguments: argparse.Namespace) -> Duel:
     """All rounds of one duel."""
-    environment = {**OFFLINE, "OMP_NUM_THREADS": str(arguments.threads), CLOCK: arguments.clock}
+    environment = {**OFFLINE, "OMP_NUM_THREADS": str(arguments.threads)}
     kind = f"train-{row.method}" if row.kind == "train" else row.kind
     shared = place / "shared.json"
     files = (str(place / "study.yaml"), str(shared), str(row.per_turn))
@@ -197,17 +201,30 @@ def fight(row: Row, peer: str, setting: str, place: Path, python: Path, argument
         mine, other = ours.ask("step"), theirs.ask("step")
         turns.append((mine, other))
         if row.kind == "train":
-            rate = ours.ask("rate")
-            duel.rates.append((rate["best"], rate["sustained"]))
+            duel.rates.append(gflops(getattr(torch, ready["precision"])))
         if turn >= warm_up:
             duel.ours.append(mine["tokens"] / mine["seconds"])
             duel.theirs.append(other.get("tokens", mine["tokens"]) / other["seconds"])
+    duel.peaks = ours.peak_bytes(), theirs.peak_bytes()
     if row.kind == "train":
         counted = ours.ask("count")
         duel.flop_per_token = counted["flop"] / counted["tokens"]
     duel.agreement = "other steps" if "grouped" in setting else AGREEMENTS[row.kind](turns)
-    duel.peaks = ours.end()["peak_bytes"], theirs.end()["peak_bytes"]
+    ours.end()
+    theirs.end()
     return duel
+
+
+def gflops(dtype: torch.dtype) -> tuple[float, float]:
+    """The best rate of 1024 x 1024 x 1024, and the median one of the models' own shape: 2048 tokens by 768 x 3072."""
+    left, right = torch.randn(2048, 768).to(dtype), torch.randn(768, 3072).to(dtype)
+    times = []
+    end = now() + 0.3
+    while now() < end:
+        start = now()
+        left @ right
+        times.append(now() - start)
+    return matmul_gflops(dtype, torch.device("cpu")), 2 * 2048 * 768 * 3072 / statistics.median(times) / 1e9
 
 
 def agreement_of_losses(turns: Sequence[Turn]) -> str:

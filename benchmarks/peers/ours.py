@@ -8,7 +8,6 @@ the number of questions, or of articles whose tasks are answered, in a turn.
 
 import itertools
 import json
-import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +29,6 @@ from paretune.evaluate.branches import answer
 from paretune.evaluate.qa import answer_likelihoods, choices_of
 from paretune.evaluate.tasks import asks_of, questions_of
 from paretune.model.load import load_model
-from paretune.model.precision import matmul_gflops
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.worker import RunContext, run_stage
 from paretune.spec.evaluations import Qa
@@ -81,13 +79,9 @@ def serve_training(opened: OpenStudy, turns: Turns, shared: Path, kind: str, _: 
     counter: list[Operations] = []
 
     def wait() -> None:
-        while (command := turns.take()) != "step":
-            if command == "count":
-                counter.append(Operations())
-                counter[0].__enter__()
-                break
-            dtype = getattr(torch, stage.config["precision"])
-            turns.tell(best=matmul_gflops(dtype, torch.device("cpu")), sustained=sustained_gflops(dtype))
+        if turns.take() == "count":
+            counter.append(Operations())
+            counter[0].__enter__()
         clock["start"] = now()
 
     def emit(*, done: int, loss: float, **_: Any) -> None:
@@ -164,18 +158,6 @@ def _steps(opened: OpenStudy, stage: Stage) -> list[list[dict[str, Any]]]:
     ]
     whole = [[unshared(example) for example in step] for step in chosen]
     return [[{"ids": each.ids.tolist(), "first_target": each.first_target} for each in step] for step in whole]
-
-
-def sustained_gflops(dtype: torch.dtype) -> float:
-    """Median rate of a product of the models' own shape: 2048 tokens through a 768 x 3072 matrix."""
-    left, right = torch.randn(2048, 768).to(dtype), torch.randn(768, 3072).to(dtype)
-    times = []
-    end = now() + 0.3
-    while now() < end:
-        start = now()
-        left @ right
-        times.append(now() - start)
-    return round(2 * 2048 * 768 * 3072 / statistics.median(times) / 1e9, 1)
 
 
 def _num_tokens(step: list[dict[str, Any]]) -> int:

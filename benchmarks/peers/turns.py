@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-END = "end"
+END, PEAK = "end", "peak"
 CLOCK = "PARETUNE_BENCH_CLOCK"
 """Environment variable: `cpu` times turns by the processor time that they take, for a machine that is shared."""
 
@@ -51,10 +51,13 @@ class Worker:
             self._fail()
         return dict(json.loads(line))
 
-    def end(self) -> dict[str, Any]:
-        said = self.ask(END)
+    def peak_bytes(self) -> int:
+        """The most memory that the process has held so far."""
+        return int(self.ask(PEAK)["peak_bytes"])
+
+    def end(self) -> None:
+        self.ask(END)
         self.process.wait()
-        return said
 
     def _fail(self) -> None:
         self.process.wait()
@@ -70,10 +73,11 @@ class Turns:
         os.dup2(2, 1)
 
     def take(self) -> str:
-        """Wait for a command; ends the process at `END`, with what it held in memory at most."""
-        command = sys.stdin.readline().strip() or END
-        if command == END:
+        """Wait for a command; those that every worker knows are answered here, and `END` ends the process."""
+        while (command := sys.stdin.readline().strip() or END) == PEAK:
             self.tell(peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        if command == END:
+            self.tell()
             self.out.close()
             os._exit(0)
         return command
