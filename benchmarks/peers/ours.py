@@ -36,8 +36,6 @@ from paretune.spec.registry import load_function
 from paretune.train.loop import step_examples
 
 OPTIONS = RunOptions(device="cpu", checkpoint_seconds=1e9)
-NUM_ARTICLES = 8
-"""Whose tasks are answered in one turn."""
 
 
 class Operations(TorchDispatchMode):

@@ -105,7 +105,7 @@ def write_tasks(data: Path, folder: Path, steps: int) -> str:
 
 def write_generation(data: Path, folder: Path, steps: int) -> str:
     """The same tasks, answered: of the first records of a split so many that a turn takes seconds."""
-    _write_lines(folder / "records.jsonl", _articles(data)[:24])
+    _write_lines(folder / "records.jsonl", _articles(data)[:48])
     scoring = {"score": ["rouge_l"], "max_new_tokens": NEW_TOKENS}
     asked = {name: {"prompt": PROMPTS[name], "completion": TASKS[name], **scoring} for name in TASKS}
     dataset = {"document": "title", "context": "{{ content }}\n\n", "tasks": asked, "too_long": "cut"}
@@ -218,8 +218,8 @@ ROWS = (
     Row("book-full-llama", "train", "llama", write_book, 1.3, "full"),
     Row("openbookqa-gpt2", "choices", "gpt2", write_openbookqa, 2.2, per_turn=50),
     Row("reading-gpt2", "choices", "gpt2", write_reading, 4, per_turn=8),
-    Row("generate-gpt2", "generate", "gpt2", write_generation, 3, per_turn=8),
+    Row("generate-gpt2", "generate", "gpt2", write_generation, 3, per_turn=16),
     Row("openbookqa-llama", "choices", "llama", write_openbookqa, 2.2, per_turn=50),
     Row("reading-llama", "choices", "llama", write_reading, 4, per_turn=8),
-    Row("generate-llama", "generate", "llama", write_generation, 3, per_turn=8),
+    Row("generate-llama", "generate", "llama", write_generation, 3, per_turn=16),
 )

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -156,7 +155,7 @@ def _answer_together(
                 depths = [len(each.ask.trunk) + len(each.ask.prompt) + len(each.ids) - 1 for each in going]
                 places = [each.row for each in going], [each.slot for each in going], depths
                 logits = cache.step(*places, [each.ids[-1] for each in going])
-            for branch, token in zip(fresh or going, logits.argmax(-1).tolist(), strict=True):
+            for branch, token in zip(fresh or going, logits.max(-1).indices.tolist(), strict=True):
                 _take(tokenizer, branch, token)
             ended = [branch for branch in fresh or going if branch.ended is not None]
             going = [branch for branch in going + fresh if branch.ended is None]
@@ -236,7 +235,9 @@ def _finished(tokenizer: TextTokenizer, branch: _Branch, seconds: float) -> Answ
 
 
 def _groups(asks: Sequence[Ask]) -> Iterator[list[list[int]]]:
-    """Indices of asks, by trunk; trunks of like length and number of branches together, the longest first."""
+    """Indices of asks, by trunk, the longest first. What has room beside each other is answered together; of more than that only
+    trunks of like length and number of branches, as all rows of a cache are as long as the longest.
+    """
     trees: dict[int, list[int]] = {}
     for index, ask in enumerate(asks):
         trees.setdefault(id(ask.trunk), []).append(index)
@@ -246,8 +247,14 @@ def _groups(asks: Sequence[Ask]) -> Iterator[list[list[int]]]:
         return len(part).bit_length(), max(_length(asks[index]) for index in part).bit_length()
 
     parts.sort(key=lambda part: (*size(part), len(asks[part[0]].trunk)), reverse=True)
-    for _, group in groupby(parts, size):
-        yield list(group)
+    group: list[list[int]] = []
+    for part in parts:
+        if group and size(part) != size(group[-1]) and sum(map(len, group)) + len(part) > MAX_BRANCHES:
+            yield group
+            group = []
+        group.append(part)
+    if group:
+        yield group
 
 
 def _length(ask: Ask) -> int:
