@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from paretune.model.adapters import add_lora, freeze_in
 from paretune.model.dropout import FastDropout, drop, keep_mask
-from paretune.model.fused import TanhGELU, fuse
+from paretune.model.fused import TanhGELU, _Lora, fuse
 from tests.tiny import make_model
 
 IDS = torch.arange(2, 60)[None]
@@ -104,8 +104,16 @@ def test_dropout_is_off_in_evaluation_and_its_gradient_has_its_mask():
     assert torch.equal(module.eval()(x), x)
 
 
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_activation_and_its_slope_at_every_number_are_those_of_float64_rounded_once(dtype):
+def test_the_activation_and_its_slope_at_every_number_are_those_of_float64_rounded_once(dtype, threads):
     x = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype)
     x = x[x.isfinite()].repeat(2).view(2, -1).requires_grad_()
     wide = x.detach().double().requires_grad_()
@@ -114,6 +122,20 @@ def test_the_activation_and_its_slope_at_every_number_are_those_of_float64_round
     assert torch.equal(found, expected.to(dtype))
     (slope,) = torch.autograd.grad(found.sum(), x)
     assert torch.equal(slope, torch.autograd.grad(expected.sum(), wide)[0].to(dtype))
+
+
+@pytest.mark.parametrize("num_rows", [64, 700])
+def test_a_fused_adapter_adds_its_bias_and_every_row_once(num_rows, threads):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(num_rows, 32, requires_grad=True)
+    a, b = torch.randn(4, 32), torch.randn(48, 4)
+    rounded = [t.detach().bfloat16() for t in (x, a, b * 2.0, weight, bias)]
+    found = _Lora.apply(x, a, b, weight.bfloat16(), bias, 2.0, 0.0)
+    wide = [t.double() for t in rounded]
+    expected = wide[0] @ (wide[3] + wide[2] @ wide[1]).t() + wide[4]
+    assert (found - expected).norm() < 0.01 * expected.norm()
+    (grad,) = torch.autograd.grad(found.sum(), x)
+    assert (grad - (wide[3] + wide[2] @ wide[1]).sum(0)).norm() < 0.01 * grad.norm()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "qwen3"])

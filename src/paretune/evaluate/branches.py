@@ -235,8 +235,8 @@ def _finished(tokenizer: TextTokenizer, branch: _Branch, seconds: float) -> Answ
 
 
 def _groups(asks: Sequence[Ask]) -> Iterator[list[list[int]]]:
-    """Indices of asks, by trunk, the longest first. What has room beside each other is answered together; of more than that only
-    trunks of like length and number of branches, as all rows of a cache are as long as the longest.
+    """Indices of asks, by trunk, the longest first. What has room beside each other is answered together; of more than that
+    only trunks of like length and number of branches, as all rows of a cache are as long as the longest.
     """
     trees: dict[int, list[int]] = {}
     for index, ask in enumerate(asks):

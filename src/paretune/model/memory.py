@@ -47,7 +47,7 @@ def keep_freed_memory() -> None:
 
 
 def _use_huge_pages(libc: ctypes.CDLL) -> None:
-    """Let the heap grow in pages of 2 MB where the system has them: the first touch of a page takes microseconds, of any size."""
+    """Let the heap grow in pages of 2 MB where the system has them: the first touch of a page takes time, large or small."""
     libc.malloc.argtypes, libc.malloc.restype, libc.free.argtypes = [ctypes.c_size_t], ctypes.c_void_p, [ctypes.c_void_p]
     libc.sbrk.argtypes, libc.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
