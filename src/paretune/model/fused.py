@@ -22,7 +22,7 @@ _VALUES = 2**16
 _LOOKED_UP = 2**17
 """Numbers at a time, so that their indices stay in the cache."""
 _FEW_THREADS = 2
-_PART_ROWS = 320
+_PART_ROWS = 640
 
 
 def fuse(model: nn.Module) -> None:
@@ -122,11 +122,12 @@ class _Lora(torch.autograd.Function):
 def _product(left_NK: torch.Tensor, right_KM: torch.Tensor) -> torch.Tensor:
     """Their product, in parts of rows where oneDNN 3.12 would leave one of two threads without work."""
     num_rows, width = len(left_NK), right_KM.shape[1]
-    on_one_thread = left_NK.dtype == torch.bfloat16 and width <= 1024 and _PART_ROWS < num_rows < 1536
+    most = _PART_ROWS if width >= 768 else _PART_ROWS // 2
+    on_one_thread = left_NK.dtype == torch.bfloat16 and width <= 1024 and most < num_rows < 1536
     if not on_one_thread or left_NK.device.type != "cpu" or torch.get_num_threads() != 2:
         return left_NK @ right_KM
-    out_NM = left_NK.new_empty(num_rows, width)
-    for left, out in zip(left_NK.split(_PART_ROWS), out_NM.split(_PART_ROWS), strict=True):
+    out_NM, size = left_NK.new_empty(num_rows, width), -(-num_rows // -(-num_rows // most))
+    for left, out in zip(left_NK.split(size), out_NM.split(size), strict=True):
         torch.mm(left, right_KM, out=out)
     return out_NM
 
