@@ -127,8 +127,8 @@ def test_the_activation_and_its_slope_at_every_number_are_those_of_float64_round
 @pytest.mark.parametrize("num_rows", [64, 700])
 def test_a_fused_adapter_adds_its_bias_and_every_row_once(num_rows, threads):
     torch.manual_seed(0)
-    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(num_rows, 32, requires_grad=True)
-    a, b = torch.randn(4, 32), torch.randn(48, 4)
+    weight, bias, x = torch.randn(512, 32), torch.randn(512), torch.randn(num_rows, 32, requires_grad=True)
+    a, b = torch.randn(4, 32), torch.randn(512, 4)
     rounded = [t.detach().bfloat16() for t in (x, a, b * 2.0, weight, bias)]
     found = _Lora.apply(x, a, b, weight.bfloat16(), bias, 2.0, 0.0)
     wide = [t.double() for t in rounded]

@@ -123,7 +123,7 @@ def _product(left_NK: torch.Tensor, right_KM: torch.Tensor) -> torch.Tensor:
     """Their product, in parts of rows where oneDNN 3.12 would leave one of two threads without work."""
     num_rows, width = len(left_NK), right_KM.shape[1]
     most = _PART_ROWS if width >= 768 else _PART_ROWS // 2
-    on_one_thread = left_NK.dtype == torch.bfloat16 and width <= 1024 and most < num_rows < 1536
+    on_one_thread = left_NK.dtype == torch.bfloat16 and 512 <= width <= 1024 and most < num_rows < 1536
     if not on_one_thread or left_NK.device.type != "cpu" or torch.get_num_threads() != 2:
         return left_NK @ right_KM
     out_NM, size = left_NK.new_empty(num_rows, width), -(-num_rows // -(-num_rows // most))
