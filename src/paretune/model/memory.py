@@ -4,6 +4,7 @@ What is kept for the backward pass is counted once, on a short text; it grows in
 """
 
 import ctypes
+import resource
 from collections.abc import Iterable
 
 import numpy as np
@@ -43,7 +44,8 @@ def keep_freed_memory() -> None:
         return
     set_option(_MMAP_THRESHOLD, _LARGEST_PART)
     set_option(_TRIM_THRESHOLD, -1)  # never
-    _use_huge_pages(libc)
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:  # addresses may be short otherwise
+        _use_huge_pages(libc)
 
 
 def _use_huge_pages(libc: ctypes.CDLL) -> None:
