@@ -97,3 +97,12 @@ def test_an_answer_ends_at_its_stop_text(tmp_path: Path) -> None:
     assert (cut[0].text, cut[0].stopped_by) == (whole.text[: whole.text.index(stop)], "stop")
     assert loaded.tokenizer.decode(cut[0].ids).startswith(cut[0].text + stop)
     assert [each.text for each in cut[1:]] == [each.text for each in answer(loaded, asks)[1:]]
+
+
+@pytest.mark.parametrize(("num_short", "expected"), [(20, [21]), (150, [64, 87])])
+def test_a_long_context_is_not_put_beside_more_short_ones_than_have_room(num_short: int, expected: list[int]) -> None:
+    empty = np.zeros(0, np.int32)
+    asks = [Ask(np.zeros(length, np.int32), empty, 8) for length in (900, *[20] * num_short)]
+    groups = list(branches._groups(asks))
+    assert sorted(index for group in groups for tree in group for index in tree) == list(range(num_short + 1))
+    assert [len(group) for group in groups] == expected
