@@ -19,8 +19,8 @@ from paretune.data.personal import find_personal
 from paretune.data.prepare import iterate_records, prepare_data, record_text
 from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Artifact, RunOptions, StageContext
-from paretune.spec.base import validate
-from paretune.spec.data import SPLITS, Dataset
+from paretune.study.base import validate
+from paretune.study.data import SPLITS, Dataset
 
 _AROUND = 30
 """Characters shown on each side of what was found."""

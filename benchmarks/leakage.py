@@ -20,7 +20,7 @@ from paretune.data.leakage import COMMON, NGRAM, Pair, _distinct_grams, _hashes,
 from paretune.data.sources import iterate_rows
 from paretune.data.splits import split_documents
 from paretune.data.templates import parse_template, render
-from paretune.spec.data import SPLITS, Source, Split
+from paretune.study.data import SPLITS, Source, Split
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.7)
 MIN_WORDS = 100

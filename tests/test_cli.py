@@ -11,8 +11,8 @@ import pytest
 
 from paretune.cli import main
 from paretune.data.sources import iterate_rows
-from paretune.spec.reference import markdown
-from paretune.spec.study import load_study
+from paretune.study.reference import markdown
+from paretune.study.study import load_study
 from tests.conftest import write_notes, write_study
 from tests.tiny import make_model
 

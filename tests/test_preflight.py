@@ -11,7 +11,7 @@ from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.lock import resolve_lock
 from paretune.pipeline.weights import weight_shapes
 from paretune.preflight import check_study
-from paretune.spec.study import load_study
+from paretune.study.study import load_study
 from tests.conftest import STUDY, write_study
 from tests.pipeline.planned import write_base
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, make_model

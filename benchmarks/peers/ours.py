@@ -31,8 +31,8 @@ from paretune.evaluate.tasks import asks_of, questions_of
 from paretune.model.load import load_model
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.worker import RunContext, run_stage
-from paretune.spec.evaluations import Qa
-from paretune.spec.registry import load_function
+from paretune.study.evaluations import Qa
+from paretune.study.registry import load_function
 from paretune.train.loop import step_examples
 
 OPTIONS = RunOptions(device="cpu", checkpoint_seconds=1e9)

@@ -20,8 +20,8 @@ from paretune.pipeline.stage import RunOptions
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import decide
 from paretune.preflight import check_study
-from paretune.spec.grid import which_variant
-from paretune.spec.study import Study, load_study, located
+from paretune.study.grid import which_variant
+from paretune.study.study import Study, load_study, located
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -181,30 +181,10 @@ def export_command(
     typer.echo(export_variant(opened.plan, opened.store, Wanted(variant, base, data, seed), to, form))
 
 
-@app.command("check-claims")
-def check_claims_command(
-    report: Annotated[Path, typer.Argument(metavar="REPORT", help="A report in Markdown or plain text.")],
-    results: Annotated[Path | None, typer.Option(help="results.csv.  [default: the tables of the report]")] = None,
-) -> None:
-    """Find sentences of a hand-written report that its figures contradict or cannot support."""
-    from paretune.analysis.claim_figures import read_evidence
-    from paretune.analysis.claims import check_claims
-
-    try:
-        text = report.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{report}: cannot be read as UTF-8 text ({error}); name a Markdown or text file") from None
-    found = check_claims(text, read_evidence(text, results))
-    for one in found:
-        typer.echo(f"{report}:{one.line}: {one.kind}: {one.sentence}\n    {one.why}")
-    typer.echo(f"{len(found)} sentence{'' if len(found) == 1 else 's'} contradicted or unsupported", err=True)
-    raise typer.Exit(1 if found else 0)
-
-
 @app.command("methods")
 def methods_command(markdown: Annotated[bool, typer.Option(help="The whole reference of the study file.")] = False) -> None:
     """Show what can be written in a study."""
-    from paretune.spec import reference
+    from paretune.study import reference
 
     typer.echo(reference.markdown() if markdown else reference.methods_text(), nl=not markdown)
 

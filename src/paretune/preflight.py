@@ -24,14 +24,14 @@ from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.hub import cached_model
 from paretune.pipeline.lock import Lock, LockedBase, count_blocks, num_positions
 from paretune.pipeline.weights import weight_shapes
-from paretune.spec.base import suggestion
-from paretune.spec.data import Dataset, Source
-from paretune.spec.evaluations import Encoder, Forgetting, Generate, Latency, Perplexity, Qa, Tasks
-from paretune.spec.methods import PruneBlocks, TrainLora
-from paretune.spec.ratings import Ratings
-from paretune.spec.safety import Classifier, Safety
-from paretune.spec.study import Study
-from paretune.spec.variants import MethodUse
+from paretune.study.base import suggestion
+from paretune.study.data import Dataset, Source
+from paretune.study.evaluations import Encoder, Forgetting, Generate, Latency, Perplexity, Qa, Tasks
+from paretune.study.methods import PruneBlocks, TrainLora
+from paretune.study.ratings import Ratings
+from paretune.study.safety import Classifier, Safety
+from paretune.study.study import Study
+from paretune.study.variants import MethodUse
 
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
 _STREAMED = ("jsonl", "csv", "parquet")

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from paretune.pipeline.records import Cell, Record, Results, write_record
-from paretune.spec.study import load_study
+from paretune.study.study import load_study
 
 MACHINE = {"system": "Linux", "processor": "Example CPU", "cores": 2, "memory_gib": 8, "accelerator": None}
 

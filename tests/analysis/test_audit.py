@@ -11,8 +11,8 @@ from paretune.analysis.measured import measure
 from paretune.analysis.outputs import write_outputs
 from paretune.analysis.render import as_markdown
 from paretune.pipeline.records import Results
-from paretune.spec.data import Clean
-from paretune.spec.findings import proposed_clean
+from paretune.study.data import Clean
+from paretune.study.findings import proposed_clean
 from tests.analysis.synthetic import Shape, make_results
 
 SMALL = Shape(documents=12, epochs=2)

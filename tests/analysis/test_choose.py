@@ -6,7 +6,7 @@ import pytest
 from paretune.analysis.choose import choose, cost_names, cost_of, cost_sign, frontier, keeps_to, ranked_places
 from paretune.analysis.measured import Measured, headline, measure
 from paretune.analysis.scores import Place, Quantity
-from paretune.spec.compare import Bound
+from paretune.study.compare import Bound
 from tests.analysis.synthetic import VARIANTS, Shape, make_results
 
 QUIET = Shape(seeds=(0,), seed_effect=0.0, evaluations=("perplexity", "latency"), epochs=1)

@@ -10,7 +10,7 @@ from paretune.analysis.exact import holm
 from paretune.analysis.family import Comparer, as_perplexity_difference, decide
 from paretune.analysis.measured import difference_of, measure
 from paretune.analysis.scores import Items, Place, Quantity, Scores
-from paretune.spec.compare import Compare
+from paretune.study.compare import Compare
 from tests.analysis.synthetic import Shape, make_results
 
 NAMES = ("base", "full", "original", "reduced")

@@ -12,7 +12,7 @@ from paretune.analysis.figures import write_figures
 from paretune.analysis.looks import looks, short_names
 from paretune.analysis.measured import measure
 from paretune.analysis.pareto_figure import draw_pareto
-from paretune.spec.study import load_study
+from paretune.study.study import load_study
 from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results, study_text
 
 

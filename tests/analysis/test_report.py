@@ -13,7 +13,7 @@ from paretune.analysis.outputs import write_outputs
 from paretune.analysis.render import as_markdown, as_text
 from paretune.analysis.report import build_report
 from paretune.pipeline.records import Cell, Record, Results
-from paretune.spec.study import load_study
+from paretune.study.study import load_study
 from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results, write_scores
 
 SMALL = Shape(documents=12, epochs=2)

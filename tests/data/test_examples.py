@@ -12,7 +12,7 @@ from paretune.data.examples import examples_of, tokenize_tasks
 from paretune.data.tokenizer import load_tokenizer, read_tokens
 from paretune.errors import DataError
 from paretune.pipeline.stage import RunOptions, StageContext
-from paretune.spec.data import SPLITS
+from paretune.study.data import SPLITS
 from tests.data.test_prepare import prepare, write_rows, written
 from tests.evaluate.stages import BASE
 from tests.tiny import make_model, make_tokenizer

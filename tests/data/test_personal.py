@@ -1,7 +1,7 @@
 import pytest
 
 from paretune.data.personal import find_personal, mask_personal
-from paretune.spec.data import MASKS
+from paretune.study.data import MASKS
 
 FOUND = [
     ("write to jane.doe+news@mail.example.co.uk.", "email", "jane.doe+news@mail.example.co.uk"),

@@ -11,8 +11,8 @@ from paretune.data.prepare import check_leakage, prepare_data, read_documents
 from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Artifact, RunOptions, StageContext
-from paretune.spec.base import validate
-from paretune.spec.data import SPLITS, Dataset
+from paretune.study.base import validate
+from paretune.study.data import SPLITS, Dataset
 
 READER = "tests.data.test_prepare:lines_of"
 _WORDS = [f"word{number}" for number in range(500)]

@@ -11,7 +11,7 @@ import pytest
 from paretune.data import sources
 from paretune.data.sources import blocks, iterate_rows
 from paretune.errors import DataError, NeedsError
-from paretune.spec.data import Source
+from paretune.study.data import Source
 
 
 def read_records(source: Source, place: str) -> list[dict[str, Any]]:

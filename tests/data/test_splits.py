@@ -6,7 +6,7 @@ import pytest
 
 from paretune.data.splits import split_documents, whole_counts
 from paretune.errors import DataError
-from paretune.spec.data import Split
+from paretune.study.data import Split
 
 NAMES = [f"document {number}" for number in range(97)]
 

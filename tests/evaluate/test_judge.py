@@ -14,7 +14,7 @@ from paretune.errors import NeedsError, StageError
 from paretune.evaluate import judge
 from paretune.evaluate.judge import evaluate_judge, parse
 from paretune.pipeline.stage import ENVIRONMENT, RunOptions, StageContext
-from paretune.spec.ratings import Judge
+from paretune.study.ratings import Judge
 from tests.evaluate.stages import read_scores
 from tests.evaluate.test_ratings import CRITERIA, TEXTS, make_inputs
 

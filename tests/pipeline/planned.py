@@ -13,7 +13,7 @@ from paretune.pipeline.lock import Lock, resolve_lock
 from paretune.pipeline.plan import Plan
 from paretune.pipeline.planner import make_plan
 from paretune.pipeline.stage import Stage
-from paretune.spec.study import load_study
+from paretune.study.study import load_study
 
 GPT2 = {
     "architectures": ["GPT2LMHeadModel"],

@@ -14,7 +14,7 @@ from paretune.pipeline.planner import make_plan
 from paretune.pipeline.records import Record
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
-from paretune.spec.study import load_study
+from paretune.study.study import load_study
 from tests.conftest import write_study
 from tests.pipeline.planned import GPT2, STUDY, described, write_base, write_planned, write_weights
 

@@ -10,7 +10,7 @@ import pytest
 from paretune.errors import NeedsError, SpecError
 from paretune.pipeline import planner
 from paretune.pipeline.plan import Plan, cell_name
-from paretune.spec.registry import Method
+from paretune.study.registry import Method
 from tests.pipeline.planned import GPT2, STUDY, described, plan_of, write_base, write_planned
 
 MACHINE = {"system": "Linux", "processor": "example", "cores": 2, "memory_gib": 8, "accelerator": None}
@@ -310,8 +310,8 @@ def test_a_length_beyond_the_positions_is_refused(tmp_path: Path, field: str, po
 def test_needs_are_checked_before_the_first_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: tuple[str, ...], message: str | None
 ) -> None:
-    from paretune.spec import registry
-    from paretune.spec.methods import TrainFull
+    from paretune.study import registry
+    from paretune.study.methods import TrainFull
 
     row = Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True, needs=needs)
     monkeypatch.setitem(registry.methods(), "train.full", row)
@@ -325,8 +325,8 @@ def test_needs_are_checked_before_the_first_stage(
 
 
 def test_code_that_is_not_installed_is_told_in_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paretune.spec import registry
-    from paretune.spec.evaluations import Perplexity
+    from paretune.study import registry
+    from paretune.study.evaluations import Perplexity
 
     monkeypatch.setitem(
         registry.evaluations(),

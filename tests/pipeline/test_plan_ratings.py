@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from paretune.pipeline.plan import Plan
-from paretune.spec import ratings
+from paretune.study import ratings
 from tests.pipeline.planned import STUDY, described, plan_of, write_planned
 
 PEOPLE = "  ratings: {files: [anna.csv]}\n"

@@ -9,8 +9,8 @@ from paretune.analysis import wording
 from paretune.analysis.document import Block, Bullets, Section, Table
 from paretune.analysis.measured import Measured
 from paretune.pipeline.records import Record, read_lines
-from paretune.spec.data import MASKS, SPLITS
-from paretune.spec.findings import FINDINGS, proposed_clean
+from paretune.study.data import MASKS, SPLITS
+from paretune.study.findings import FINDINGS, proposed_clean
 
 AUDIT_COLUMNS = ("dataset", "split", "finding", "detail", "count", "of", "records")
 _RULES = {

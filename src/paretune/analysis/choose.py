@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from paretune.analysis.costs import ratio
 from paretune.analysis.measured import HELD_OUT, Group, Measured, baseline, difference_of, estimate_of, quantities_of, tasks_of
 from paretune.analysis.scores import Place, Quantity
-from paretune.spec.compare import LOWER_IS_BETTER, QUALITY, Bound
+from paretune.study.compare import LOWER_IS_BETTER, QUALITY, Bound
 
 _DEFAULT_COSTS = ("model_bytes", "ms_per_token", "train_seconds")
 _SIZE_STEP = 0.002

@@ -29,7 +29,7 @@ from paretune.analysis.exact import (
     with_seeds,
 )
 from paretune.analysis.scores import Items, Place, Quantity, Seed, SeedScores, common_items
-from paretune.spec.compare import LOWER_IS_BETTER
+from paretune.study.compare import LOWER_IS_BETTER
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from paretune.analysis.measured import Group, Measured, baseline, difference_of,
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import NOUNS, SHARES
 from paretune.analysis.task_scores import task_metrics
-from paretune.spec.compare import LOWER_IS_BETTER
+from paretune.study.compare import LOWER_IS_BETTER
 
 _TITLES = {
     "bits_per_byte": "Bits per byte",

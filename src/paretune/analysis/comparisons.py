@@ -10,7 +10,7 @@ from paretune.analysis.measured import FORGETTING, Group, Measured, baseline, di
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import amount_of, detectable_of, interval_of, noun, spoken, unit_of
 from paretune.analysis.trust import withheld
-from paretune.spec.compare import QUALITY
+from paretune.study.compare import QUALITY
 
 
 def comparisons_section(measured: Measured, group: Group) -> Section | None:

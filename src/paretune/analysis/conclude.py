@@ -38,7 +38,7 @@ from paretune.analysis.sentences import (
     value_of,
 )
 from paretune.analysis.tuning import edge_choices, unequal_tuning
-from paretune.spec.grid import file_name
+from paretune.study.grid import file_name
 
 _MEMORISED = 1.5
 """Perplexity of held-out text below which memorised text is likelier than a good model."""

@@ -9,7 +9,7 @@ from paretune.analysis.measured import Measured
 from paretune.analysis.scores import Place, Seed
 from paretune.analysis.tuning import unequal_tuning
 from paretune.pipeline.records import Cell
-from paretune.spec.data import SPLITS
+from paretune.study.data import SPLITS
 
 _BUDGET = {
     "train_tokens": "tokens",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from paretune.analysis.compare import Difference, Samples, decided, difference
 from paretune.analysis.exact import holm
 from paretune.analysis.scores import Place, Quantity, SeedScores
-from paretune.spec.compare import QUALITY, Compare
+from paretune.study.compare import QUALITY, Compare
 
 Pair = tuple[Place, Place, Quantity]
 """A variant, what it is compared with, and in what."""

@@ -16,7 +16,7 @@ from paretune.analysis.choose import (
 from paretune.analysis.measured import Group, Measured, baseline
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import COST_WORDS, as_shown, better_word, cost_text, named, noun
-from paretune.spec.compare import QUALITY, Bound
+from paretune.study.compare import QUALITY, Bound
 
 _TOLD = 6
 """Beaten variants that are named."""

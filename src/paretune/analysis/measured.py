@@ -26,8 +26,8 @@ from paretune.analysis.family import (
 )
 from paretune.analysis.scores import Place, Quantity, Seed, SeedScores, place_of, read_scores
 from paretune.pipeline.records import Cell, Results, read_lines
-from paretune.spec.compare import TO_ONE
-from paretune.spec.study import Study
+from paretune.study.compare import TO_ONE
+from paretune.study.study import Study
 
 QUALITY = (
     *(

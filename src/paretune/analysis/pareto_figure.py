@@ -14,7 +14,7 @@ from paretune.analysis.looks import GREY, Look, looks, short_names
 from paretune.analysis.measured import Measured, estimate_of, headline
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import COST_WORDS, cost_text, noun
-from paretune.spec.compare import LOWER_IS_BETTER
+from paretune.study.compare import LOWER_IS_BETTER
 
 _LABELLED = 8
 """Variants up to which each is named; of more, the frontier and what was not trained."""

@@ -18,7 +18,7 @@ from paretune.analysis.measured import Group, Measured, estimate_of, quantities_
 from paretune.analysis.scores import Quantity
 from paretune.analysis.sentences import noun
 from paretune.analysis.trust import alpha_text, matrix, rated, rating_records, ratings_table, trust_of
-from paretune.spec.ratings import HIGHEST, LOWEST, Judge, Ratings
+from paretune.study.ratings import HIGHEST, LOWEST, Judge, Ratings
 
 
 def ratings_section(measured: Measured, group: Group) -> Section | None:

@@ -30,9 +30,9 @@ from paretune.analysis.task_scores import tasks_section
 from paretune.analysis.training import training_section
 from paretune.analysis.tuning import tuning_section
 from paretune.pipeline.records import Record
-from paretune.spec.data import SPLITS
-from paretune.spec.study import Base
-from paretune.spec.variants import Variant
+from paretune.study.data import SPLITS
+from paretune.study.study import Base
+from paretune.study.variants import Variant
 
 _TOLD_VERSIONS = ("paretune", "python", "torch", "transformers", "peft")
 

@@ -11,8 +11,8 @@ from paretune.analysis.compare import Difference
 from paretune.analysis.costs import ratio
 from paretune.analysis.measured import Measured, difference_of
 from paretune.analysis.scores import Place, Quantity
-from paretune.spec.compare import LOWER_IS_BETTER, OF_HARNESS, TO_ONE
-from paretune.spec.ratings import RUBRIC
+from paretune.study.compare import LOWER_IS_BETTER, OF_HARNESS, TO_ONE
+from paretune.study.ratings import RUBRIC
 
 NOUNS = {
     "loss": "perplexity",

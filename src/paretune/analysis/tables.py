@@ -19,7 +19,7 @@ from paretune.analysis.measured import Measured, baseline, cell_generations, dif
 from paretune.analysis.scores import Place
 from paretune.analysis.trust import WITHHELD, withheld
 from paretune.pipeline.records import Cell
-from paretune.spec.compare import QUALITY
+from paretune.study.compare import QUALITY
 
 RESULT_COLUMNS = ("base", "dataset", "variant", "seed", "trial", "split", "task", "slice", "metric", "value", "n")
 ESTIMATE_COLUMNS = (

@@ -18,8 +18,8 @@ from paretune.analysis.measured import Group, Measured, cell_generations, cells_
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import SHARES, named
 from paretune.pipeline.records import Cell
-from paretune.spec.study import TASKS
-from paretune.spec.tasks import METRICS
+from paretune.study.study import TASKS
+from paretune.study.tasks import METRICS
 
 _HEADS = {
     "accuracy": "accuracy (likelihood)",

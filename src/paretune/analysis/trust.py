@@ -17,7 +17,7 @@ from paretune.analysis.agreement import RELIABLE, TENTATIVE, Agreement, agreemen
 from paretune.analysis.measured import Measured
 from paretune.analysis.scores import Quantity
 from paretune.pipeline.records import Record, read_lines
-from paretune.spec.ratings import RUBRIC, Judge, Ratings
+from paretune.study.ratings import RUBRIC, Judge, Ratings
 
 WITHHELD = "withheld: raters do not agree"
 """In place of a verdict."""

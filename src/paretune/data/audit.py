@@ -23,7 +23,7 @@ from paretune.data.personal import find_personal
 from paretune.data.prepare import iterate_records, record_text
 from paretune.data.safety import Filter, load_filter
 from paretune.pipeline.stage import StageContext
-from paretune.spec.data import MASKS, SPLITS
+from paretune.study.data import MASKS, SPLITS
 
 SHOWN = 20
 """Numbers of records that are kept of each finding."""

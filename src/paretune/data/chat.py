@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from paretune.errors import DataError
-from paretune.spec.base import shown
+from paretune.study.base import shown
 
 Message = dict[str, str]
 """`role` (`system`, `user`, `assistant` or `tool`) and `content`."""

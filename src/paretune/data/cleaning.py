@@ -7,7 +7,7 @@ from typing import Any
 from paretune.data.encoding import repaired
 from paretune.data.personal import mask_personal
 from paretune.data.sources import Row
-from paretune.spec.data import Clean
+from paretune.study.data import Clean
 
 
 def clean_row(row: Row, clean: Clean, counts: Counter[str]) -> Row:

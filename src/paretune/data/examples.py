@@ -19,7 +19,7 @@ from paretune.data.tokenizer import TextTokenizer, kept_counts, load_tokenizer, 
 from paretune.data.trees import Example, windows
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
-from paretune.spec.data import SPLITS
+from paretune.study.data import SPLITS
 
 _IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema(

@@ -35,9 +35,9 @@ from paretune.data.sources import iterate_rows
 from paretune.data.templates import parse_template, render
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import read_config
-from paretune.spec.base import validate
-from paretune.spec.data import Source
-from paretune.spec.findings import FINDINGS, proposed_clean
+from paretune.study.base import validate
+from paretune.study.data import Source
+from paretune.study.findings import FINDINGS, proposed_clean
 
 _LOOK = 1000
 """Records that are looked at."""

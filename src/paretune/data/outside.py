@@ -4,7 +4,7 @@ from pathlib import Path
 
 from paretune.data.sources import iterate_rows
 from paretune.data.templates import named_value, parse_template, render
-from paretune.spec.data import Format, Source
+from paretune.study.data import Format, Source
 
 
 def outside_documents(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from phonenumbers import Leniency, PhoneNumberMatcher
 
-from paretune.spec.data import MASKS
+from paretune.study.data import MASKS
 
 _DOMAINS = "com|org|net|edu|gov|info|io|co|eu|de|at|ch|fr|it|es|nl|be|uk|ca|au|us|in|jp|cn|br|pl|se|no|dk|fi|ru"
 _ENDS = r"(?<![.,;:!?)\]'\"\u2026\u2019\u201d*_])"

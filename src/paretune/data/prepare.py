@@ -23,8 +23,8 @@ from paretune.data.splits import UNUSED, split_documents
 from paretune.data.templates import is_blank, named_value
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
-from paretune.spec.data import SPLITS, Dataset, Source, SplitSources
-from paretune.spec.registry import load_function
+from paretune.study.data import SPLITS, Dataset, Source, SplitSources
+from paretune.study.registry import load_function
 
 CONTENT_SHARE = 0.1
 """A field with fewer distinct long values than this share of the records is a system prompt or label, not content."""

@@ -26,7 +26,7 @@ from string import ascii_uppercase
 from typing import Any, NoReturn
 
 from paretune.errors import DataError
-from paretune.spec.base import shown
+from paretune.study.base import shown
 
 NEWSROOM = "builtin:newsroom"
 _READ_FIELDS = frozenset({"id", "question", "question_stem", "options", "choices", "answer", "answer_index", "answerKey"})

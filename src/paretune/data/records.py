@@ -13,8 +13,8 @@ from paretune.data.chat import Message, conversation, messages_in, parse_message
 from paretune.data.sources import Row
 from paretune.data.templates import LEAVE_OUT, Template, is_blank, parse_template, render
 from paretune.errors import DataError, SpecError
-from paretune.spec.data import Dataset
-from paretune.spec.tasks import RESPONSE
+from paretune.study.data import Dataset
+from paretune.study.tasks import RESPONSE
 
 ALPACA = (
     "Below is an instruction that describes a task{% if input is defined and input %}, paired with an input that provides "

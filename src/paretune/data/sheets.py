@@ -18,8 +18,8 @@ from typing import Any
 
 from paretune.errors import DataError, StoreError
 from paretune.pipeline.records import read_lines
-from paretune.spec.base import suggestion
-from paretune.spec.ratings import HIGHEST, LOWEST
+from paretune.study.base import suggestion
+from paretune.study.ratings import HIGHEST, LOWEST
 
 OCCASIONS = 2
 """How often a text can stand on one sheet."""

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import DATASET, open_dataset, resolve_commit
-from paretune.spec.base import shown, suggestion
-from paretune.spec.data import Source
+from paretune.study.base import shown, suggestion
+from paretune.study.data import Source
 
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line is no record but a whole file without line ends; reading stops there, so at most this much is held."""

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
 from paretune.errors import DataError
-from paretune.spec.data import SPLITS, Split
+from paretune.study.data import SPLITS, Split
 
 UNUSED = "unused"
 

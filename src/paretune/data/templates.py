@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
 from paretune.errors import DataError, SpecError
-from paretune.spec.base import shown, suggestion
+from paretune.study.base import shown, suggestion
 
 _NAME_WITH_SPACE = re.compile(r"\{\{\s*\w+ +\w+")
 _RENAME = "one whose name holds a space or a hyphen needs another name (`columns: [...]` renames those of a csv)"

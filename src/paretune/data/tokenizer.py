@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Pretrained
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import fetch_model
 from paretune.pipeline.stage import StageContext
-from paretune.spec.data import SPLITS
+from paretune.study.data import SPLITS
 
 SCHEMA = pa.schema(
     {

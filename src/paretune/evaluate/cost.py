@@ -20,8 +20,8 @@ from paretune.data.tokenizer import read_tokens
 from paretune.errors import DataError
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
-from paretune.spec.data import SPLITS
-from paretune.spec.evaluations import Latency
+from paretune.study.data import SPLITS
+from paretune.study.evaluations import Latency
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from paretune.errors import DataError
 from paretune.evaluate.outputs import Generation, Score, StoppedBy, filtered_score, judged, write_generations, write_scores
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
-from paretune.spec.evaluations import Generate
+from paretune.study.evaluations import Generate
 
 BATCH_SIZE = 16
 """Fixed: padding to the longest prompt of a batch moves float rounding, which can turn a near tie of two tokens in bfloat16."""

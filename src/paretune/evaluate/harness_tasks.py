@@ -28,7 +28,7 @@ from paretune.evaluate.lm_eval import ParetuneLM
 from paretune.evaluate.outputs import Score, write_scores
 from paretune.model.load import load_model
 from paretune.pipeline.stage import StageContext
-from paretune.spec.base import suggestion
+from paretune.study.base import suggestion
 
 _RATIOS = (harness_metrics.bits_per_byte, harness_metrics.weighted_perplexity)
 """Aggregations of pairs (log-likelihood, bytes or words)."""

@@ -19,7 +19,7 @@ from paretune.data.sheets import Text, choose
 from paretune.errors import NeedsError, StageError
 from paretune.evaluate.ratings import Rating, texts_of, write_ratings
 from paretune.pipeline.stage import ENVIRONMENT, StageContext
-from paretune.spec.ratings import HIGHEST, LOWEST, Judge
+from paretune.study.ratings import HIGHEST, LOWEST, Judge
 
 JOURNAL = "replies.jsonl"
 TRIES = 3

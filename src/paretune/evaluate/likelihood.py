@@ -22,7 +22,7 @@ from paretune.evaluate.outputs import Score, write_scores
 from paretune.model.forward import TargetScores, score
 from paretune.model.load import load_model
 from paretune.pipeline.stage import StageContext
-from paretune.spec.evaluations import Perplexity
+from paretune.study.evaluations import Perplexity
 
 _EMIT_EVERY = 50
 TASK = "task"

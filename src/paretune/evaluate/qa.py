@@ -24,7 +24,7 @@ from paretune.evaluate.scorers import contains, exact_match
 from paretune.model.forward import score
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
-from paretune.spec.evaluations import Qa
+from paretune.study.evaluations import Qa
 
 TIE = 1e-5
 """Relative difference under which two options count as equal: what packing and padding move in float32."""

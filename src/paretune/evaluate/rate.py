@@ -7,9 +7,9 @@ from paretune.data.sheets import Text, choose, read_contexts, read_texts, write_
 from paretune.errors import SpecError, StoreError
 from paretune.pipeline.plan import Plan, PlannedCell, cell_name
 from paretune.pipeline.store import Store
-from paretune.spec.base import suggestion
-from paretune.spec.ratings import RUBRIC, Ratings
-from paretune.spec.study import RATED, Study
+from paretune.study.base import suggestion
+from paretune.study.ratings import RUBRIC, Ratings
+from paretune.study.study import RATED, Study
 
 TWICE = 0.1
 """Of the texts; what shows whether a rater agrees with himself."""

@@ -26,8 +26,8 @@ from paretune.evaluate.scorers import best_of, score_answer, shape_of
 from paretune.model.forward import score
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
-from paretune.spec.evaluations import Tasks
-from paretune.spec.tasks import BERT_SCORE
+from paretune.study.evaluations import Tasks
+from paretune.study.tasks import BERT_SCORE
 
 Row = Mapping[str, Any]
 """Of tokens.parquet: one task of one record."""

@@ -11,7 +11,7 @@ from huggingface_hub import constants, get_token
 
 from paretune.errors import NeedsError
 from paretune.pipeline.machine import device_kind, faster_format, fingerprint, measure_precision
-from paretune.spec.registry import Evaluation, Method, evaluations, methods
+from paretune.study.registry import Evaluation, Method, evaluations, methods
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 

@@ -8,7 +8,7 @@ from paretune.pipeline import hub
 from paretune.pipeline.plan import Plan
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
-from paretune.spec.data import SPLITS
+from paretune.study.data import SPLITS
 
 _PREFIX = "hub:"
 

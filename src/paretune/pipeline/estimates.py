@@ -27,9 +27,9 @@ from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import describe_tunings
 from paretune.pipeline.weights import weight_shapes
-from paretune.spec.data import Dataset, Source
-from paretune.spec.registry import load_function
-from paretune.spec.study import Study
+from paretune.study.data import Dataset, Source
+from paretune.study.registry import load_function
+from paretune.study.study import Study
 
 _LIBRARIES = 430e6
 """Resident memory of a worker with torch and transformers imported; on CUDA only the device's memory counts."""

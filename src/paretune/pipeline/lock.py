@@ -18,10 +18,10 @@ from pydantic import BaseModel, ValidationError
 
 from paretune.errors import NeedsError, StoreError
 from paretune.pipeline import hub, machine
-from paretune.spec.base import suggestion
-from paretune.spec.data import Source
-from paretune.spec.evaluations import LmEval, Tasks
-from paretune.spec.study import Base, Study
+from paretune.study.base import suggestion
+from paretune.study.data import Source
+from paretune.study.evaluations import LmEval, Tasks
+from paretune.study.study import Base, Study
 
 SCHEMA = 1
 _MODEL_FILES = (*hub.CONFIG_FILES, *hub.WEIGHT_FILES, *hub.TOKENIZER_FILES)

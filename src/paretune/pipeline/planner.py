@@ -16,13 +16,13 @@ from paretune.pipeline.lock import Lock, count_blocks, num_positions
 from paretune.pipeline.machine import fingerprint, has, way_to
 from paretune.pipeline.plan import CHOICE, SIZE, Choices, Plan, PlannedCell, PlannedTrial, PlannedTuning
 from paretune.pipeline.stage import ENVIRONMENT, Stage
-from paretune.spec.data import Dataset, Source
-from paretune.spec.evaluations import Forgetting, LmEval, Tasks
-from paretune.spec.ratings import Judge, Ratings
-from paretune.spec.registry import Evaluation, Method
-from paretune.spec.study import RATED, EvaluationUse, Study
-from paretune.spec.tasks import BERT_SCORE
-from paretune.spec.variants import MethodUse, Variant
+from paretune.study.data import Dataset, Source
+from paretune.study.evaluations import Forgetting, LmEval, Tasks
+from paretune.study.ratings import Judge, Ratings
+from paretune.study.registry import Evaluation, Method
+from paretune.study.study import RATED, EvaluationUse, Study
+from paretune.study.tasks import BERT_SCORE
+from paretune.study.variants import MethodUse, Variant
 
 
 def make_plan(study: Study, lock: Lock, folder: Path) -> Plan:

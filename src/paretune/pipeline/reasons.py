@@ -11,7 +11,7 @@ from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import lost
-from paretune.spec.grid import which_variant
+from paretune.study.grid import which_variant
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import StoreError
-from paretune.spec.study import Study
+from paretune.study.study import Study
 
 SCHEMA = 1
 SLICE_PREFIX = "slice."

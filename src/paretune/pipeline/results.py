@@ -9,8 +9,8 @@ from paretune.pipeline.records import Cell, Record, Results
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import read_tuning
-from paretune.spec.data import SPLITS
-from paretune.spec.study import Study
+from paretune.study.data import SPLITS
+from paretune.study.study import Study
 
 FEW_DOCUMENTS = 10
 """In a split; with fewer, an interval says next to nothing."""

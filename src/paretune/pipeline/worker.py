@@ -29,7 +29,7 @@ from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.records import Divergence, Record
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store, describe_files
-from paretune.spec.registry import load_function
+from paretune.study.registry import load_function
 
 PRELOAD = [
     "torch",

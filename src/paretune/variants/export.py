@@ -22,8 +22,8 @@ from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store
-from paretune.spec.base import suggestion
-from paretune.spec.grid import which_variant
+from paretune.study.base import suggestion
+from paretune.study.grid import which_variant
 from paretune.variants.card import model_card
 
 CARD = "README.md"

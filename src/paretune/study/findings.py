@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from paretune.spec.data import MASKS
+from paretune.study.data import MASKS
 
 FINDINGS = {
     "duplicate": "read as an earlier record",

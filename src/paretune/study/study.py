@@ -12,16 +12,16 @@ from typing import Any, Literal, Self
 from pydantic import Field, SerializeAsAny, model_validator
 
 from paretune.errors import SpecError, UserError
-from paretune.spec.base import Spec, check_name, shown, suggestion, validate
-from paretune.spec.compare import Compare
-from paretune.spec.data import Dataset
-from paretune.spec.grid import grid_of, refuse_elsewhere, which_variant
-from paretune.spec.ratings import Judge
-from paretune.spec.registry import Evaluation, find_evaluation
-from paretune.spec.safety import Safety
-from paretune.spec.tasks import BERT_SCORE
-from paretune.spec.variants import Variant, parse_variants
-from paretune.spec.yaml_file import Path_, read_yaml
+from paretune.study.base import Spec, check_name, shown, suggestion, validate
+from paretune.study.compare import Compare
+from paretune.study.data import Dataset
+from paretune.study.grid import grid_of, refuse_elsewhere, which_variant
+from paretune.study.ratings import Judge
+from paretune.study.registry import Evaluation, find_evaluation
+from paretune.study.safety import Safety
+from paretune.study.tasks import BERT_SCORE
+from paretune.study.variants import Variant, parse_variants
+from paretune.study.yaml_file import Path_, read_yaml
 
 TASKS = "tasks"
 RATED = ("generate", TASKS)

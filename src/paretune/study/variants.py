@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import SerializeAsAny
 
 from paretune.errors import SpecError
-from paretune.spec.base import Spec, shown, suggestion, validate
-from paretune.spec.grid import GRID, TUNE, Options, file_name, find_options, written_out
-from paretune.spec.registry import Method, find_method, methods
+from paretune.study.base import Spec, shown, suggestion, validate
+from paretune.study.grid import GRID, TUNE, Options, file_name, find_options, written_out
+from paretune.study.registry import Method, find_method, methods
 
 _KEYS = ("methods", "bases")
 

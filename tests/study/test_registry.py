@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from paretune.errors import SpecError
-from paretune.spec.registry import evaluations, find_evaluation, find_method, load_function, methods
+from paretune.study.registry import evaluations, find_evaluation, find_method, load_function, methods
 from tests.conftest import write_study
 
 METHOD = '''
 from pydantic import Field
 
-from paretune.spec.base import Spec
-from paretune.spec.registry import Evaluation, Method
+from paretune.study.base import Spec
+from paretune.study.registry import Evaluation, Method
 
 
 class Scale(Spec):

@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from paretune.errors import NeedsError, SpecError
-from paretune.spec.base import Spec, suggestion
+from paretune.study.base import Spec, suggestion
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def find_evaluation(name: str, where: str) -> Evaluation:
 @functools.cache
 def methods() -> dict[str, Method]:
     """All rows by name; NeedsError for an installed package whose row cannot be used."""
-    from paretune.spec.methods import METHODS
+    from paretune.study.methods import METHODS
 
     return _with_plugins(METHODS, "paretune.methods", Method)
 
@@ -83,7 +83,7 @@ def methods() -> dict[str, Method]:
 @functools.cache
 def evaluations() -> dict[str, Evaluation]:
     """All rows by name; NeedsError for an installed package whose row cannot be used."""
-    from paretune.spec.evaluations import EVALUATIONS
+    from paretune.study.evaluations import EVALUATIONS
 
     return _with_plugins(EVALUATIONS, "paretune.evaluations", Evaluation)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from paretune.errors import NeedsError, SpecError
-from paretune.spec.study import Study, load_study, located
+from paretune.study.study import Study, load_study, located
 
 STUDY = """study: small
 bases:

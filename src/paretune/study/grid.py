@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from paretune.errors import SpecError
-from paretune.spec.base import shown, suggestion
+from paretune.study.base import shown, suggestion
 
 GRID, TUNE = "grid", "tune"
 _WORDS = frozenset((GRID, TUNE))

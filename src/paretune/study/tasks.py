@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from paretune.spec.base import Spec, distinct
+from paretune.study.base import Spec, distinct
 
 Scorer = Literal["rouge_1", "rouge_2", "rouge_l", "bert_score", "exact_match", "contains", "set_f1", "accuracy"]
 BERT_SCORE = "bert_score"

@@ -10,7 +10,7 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from paretune.spec.base import Spec, suggestion
+from paretune.study.base import Spec, suggestion
 
 OF_HARNESS = frozenset({"acc", "acc_norm", "acc_bytes", "em", "f1"})
 """Shares of right answers as lm-evaluation-harness calls them; higher is better."""

@@ -5,13 +5,13 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from paretune.spec.base import Spec
-from paretune.spec.compare import Bound, Compare
-from paretune.spec.data import Clean, Dataset, Source, Split, SplitSources
-from paretune.spec.registry import Evaluation, Method, evaluations, methods
-from paretune.spec.safety import Classifier, Safety
-from paretune.spec.study import Base, EarlyStopping, Precision, Train
-from paretune.spec.tasks import Records, Task
+from paretune.study.base import Spec
+from paretune.study.compare import Bound, Compare
+from paretune.study.data import Clean, Dataset, Source, Split, SplitSources
+from paretune.study.registry import Evaluation, Method, evaluations, methods
+from paretune.study.safety import Classifier, Safety
+from paretune.study.study import Base, EarlyStopping, Precision, Train
+from paretune.study.tasks import Records, Task
 
 _SECTIONS: tuple[tuple[str, str, tuple[type[Spec], ...]], ...] = (
     ("bases", "Pretrained models, by a name of your choice.", (Base,)),

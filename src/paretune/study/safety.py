@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from paretune.spec.base import OtherModel, Spec, distinct
+from paretune.study.base import OtherModel, Spec, distinct
 
 
 class Classifier(OtherModel):

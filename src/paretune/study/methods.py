@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from paretune.spec.base import Spec
-from paretune.spec.registry import Method
+from paretune.study.base import Spec
+from paretune.study.registry import Method
 
 
 class TrainFull(Spec):

@@ -11,7 +11,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from paretune.errors import SpecError
-from paretune.spec.base import shown
+from paretune.study.base import shown
 
 Path_ = tuple[str | int, ...]
 _MAX_BYTES = 1_000_000

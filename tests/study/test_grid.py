@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from paretune.errors import SpecError
-from paretune.spec.grid import file_name
-from paretune.spec.study import Study, load_study
+from paretune.study.grid import file_name
+from paretune.study.study import Study, load_study
 
 STUDY = """study: small
 bases: {tiny: {path: model}}

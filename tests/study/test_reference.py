@@ -2,13 +2,13 @@
 
 import pytest
 
-from paretune.spec.base import Spec
-from paretune.spec.compare import Bound, Compare
-from paretune.spec.data import Dataset, Source, Split, SplitSources
-from paretune.spec.methods import Calibration
-from paretune.spec.reference import markdown, methods_text
-from paretune.spec.registry import evaluations, load_function, methods
-from paretune.spec.study import Base, EarlyStopping, Precision, Train
+from paretune.study.base import Spec
+from paretune.study.compare import Bound, Compare
+from paretune.study.data import Dataset, Source, Split, SplitSources
+from paretune.study.methods import Calibration
+from paretune.study.reference import markdown, methods_text
+from paretune.study.registry import evaluations, load_function, methods
+from paretune.study.study import Base, EarlyStopping, Precision, Train
 
 SECTIONS = [Base, Dataset, Source, SplitSources, Split, Train, EarlyStopping, Precision, Compare, Bound, Calibration]
 ROWS = {**methods(), **evaluations()}
@@ -46,8 +46,8 @@ def test_every_row_can_be_used_as_it_stands(name: str) -> None:
 
 
 def test_the_rows_stand_in_alphabetical_order() -> None:
-    from paretune.spec.evaluations import EVALUATIONS
-    from paretune.spec.methods import METHODS
+    from paretune.study.evaluations import EVALUATIONS
+    from paretune.study.methods import METHODS
 
     for rows in (METHODS, EVALUATIONS):
         assert [row.name for row in rows] == sorted(row.name for row in rows)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from paretune.spec.base import Spec
+from paretune.study.base import Spec
 
 Criterion = Literal["coherence", "relevance"]
 LOWEST, HIGHEST = 1, 5

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from paretune.errors import SpecError
-from paretune.spec.yaml_file import read_yaml
+from paretune.study.yaml_file import read_yaml
 
 
 def read(tmp_path: Path, text: str | bytes) -> tuple[Any, dict]:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from paretune.spec.base import NAME, Spec, distinct
-from paretune.spec.tasks import RESPONSE, SCORING, AnyRecords, Records, Task, taught
+from paretune.study.base import NAME, Spec, distinct
+from paretune.study.tasks import RESPONSE, SCORING, AnyRecords, Records, Task, taught
 
 SPLITS = ("train", "validation", "test")
 Format = Literal["jsonl", "json", "csv", "parquet", "text"]

@@ -4,10 +4,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from paretune.spec.base import OtherModel, Spec
-from paretune.spec.data import Format, Source
-from paretune.spec.ratings import Judge, Ratings
-from paretune.spec.registry import Evaluation
+from paretune.study.base import OtherModel, Spec
+from paretune.study.data import Format, Source
+from paretune.study.ratings import Judge, Ratings
+from paretune.study.registry import Evaluation
 
 
 class Perplexity(Spec):
