@@ -5,37 +5,25 @@ the numbers corrects for nothing.
 """
 
 from collections.abc import Collection
-from functools import partial
 from typing import Annotated, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
 from paretune.study.base import Spec, suggestion
-
-OF_HARNESS = frozenset({"acc", "acc_norm", "acc_bytes", "em", "f1"})
-"""Shares of right answers as lm-evaluation-harness calls them; higher is better."""
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "word_loss", "byte_loss", "forgetting"})
-HIGHER_IS_BETTER = frozenset(
-    {
-        *("token_accuracy", "accuracy", "accuracy_unnormalised", "accuracy_generated", "exact_match", "contains"),
-        "log_likelihood",
-        *("rouge_1", "rouge_2", "rouge_l", "bert_score_f1", "set_f1"),
-        *("coherence", "relevance"),
-        *OF_HARNESS,
-    }
-)
-TO_ONE = HIGHER_IS_BETTER - {"log_likelihood", "bert_score_f1", "coherence", "relevance"}
-"""Scores from 0 to 1."""
-QUALITY = LOWER_IS_BETTER | HIGHER_IS_BETTER
-"""Metrics of which one direction is good; only these are compared."""
-COSTS = (
-    *("model_bytes", "adapter_bytes", "parameters", "trainable_parameters", "ms_per_token", "first_token_ms"),
-    *("train_seconds", "wall_seconds", "peak_memory_bytes"),
-)
-"""Costs; less of each is better."""
-
+from paretune.study.metrics import METRICS
+from paretune.study.registry import metric_of, metrics
 
 NamesT = TypeVar("NamesT", bound=Collection[str])
+
+
+def quality_names() -> list[str]:
+    """Metrics of which one direction is good; only these are compared."""
+    return [row.name for row in metrics().values() if row.is_quality]
+
+
+def cost_names() -> list[str]:
+    """Costs of which less is better, as a study names them."""
+    return [row.name for row in metrics().values() if row.cost and row.better == "lower" and not row.median_of]
 
 
 def _known(names: NamesT, known: Collection[str]) -> NamesT:
@@ -45,6 +33,20 @@ def _known(names: NamesT, known: Collection[str]) -> NamesT:
     if len(set(names)) < len(names):
         raise ValueError("names a metric twice")
     return names
+
+
+def _qualities(names: NamesT) -> NamesT:
+    return _known(names, quality_names())
+
+
+def _costs(names: NamesT) -> NamesT:
+    return _known(names, cost_names())
+
+
+LOWER_IS_BETTER = frozenset(row.name for row in METRICS if row.better == "lower" and not row.cost)
+TO_ONE = frozenset(row.name for row in METRICS if (row.low, row.high) == (0, 1) and row.is_quality)
+QUALITY = frozenset(row.name for row in METRICS if row.is_quality)
+OF_HARNESS = frozenset({"acc", "acc_norm", "acc_bytes", "em", "f1"})
 
 
 class Bound(Spec):
@@ -67,9 +69,9 @@ class Bound(Spec):
 def _bounds(entry: dict[str, Bound]) -> dict[str, Bound]:
     if not entry:
         raise ValueError("a limit is empty; write `{METRIC: {at_most: NUMBER}}`")
-    _known(entry, (*QUALITY, *COSTS))
+    _known(entry, (*quality_names(), *cost_names()))
     for name, bound in entry.items():
-        if bound.within is not None and name not in QUALITY:
+        if bound.within is not None and not metric_of(name).is_quality:
             raise ValueError(f"`within` compares qualities with the baseline; `{name}` is a cost and takes `at_most`")
     return entry
 
@@ -81,12 +83,12 @@ class Compare(Spec):
     """The variant that the others are compared with; the first trained one of the file unless given."""
     interval: float = Field(0.95, ge=0.5, lt=1)
     """Coverage of the intervals; a difference is detected at one minus this."""
-    family: Annotated[tuple[str, ...], AfterValidator(partial(_known, known=QUALITY))] = ()
+    family: Annotated[tuple[str, ...], AfterValidator(_qualities)] = ()
     """Metrics that the study decides on: their comparisons with the baseline are corrected together (Holm). The first metric
     that was measured unless given."""
-    margin: Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(partial(_known, known=QUALITY))] = Field({})
+    margin: Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_qualities)] = Field({})
     """By metric: a difference that does not matter. An interval inside it is `equivalent`."""
-    costs: Annotated[tuple[str, ...], AfterValidator(partial(_known, known=COSTS))] = ()
+    costs: Annotated[tuple[str, ...], AfterValidator(_costs)] = ()
     """What is weighed against quality, the most important first: `model_bytes`, `ms_per_token`, `train_seconds` unless
     given."""
     require: tuple[Annotated[dict[str, Bound], AfterValidator(_bounds)], ...] = ()

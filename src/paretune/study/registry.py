@@ -1,7 +1,8 @@
-"""The tables of what a study can name: one row a method, one row an evaluation.
+"""The tables of what a study can name: one row a method, one row an evaluation, one row a metric.
 
 A row is (name, config class, "module:function", needs); the function is imported on first use, so that reading a study stays
-light. Third parties ship the same rows through the entry-point groups `paretune.methods` and `paretune.evaluations`.
+light. Third parties ship the same rows through the entry-point groups `paretune.methods`, `paretune.evaluations` and
+`paretune.metrics`.
 """
 
 import functools
@@ -13,6 +14,7 @@ from typing import Any
 
 from paretune.errors import NeedsError, SpecError
 from paretune.study.base import Spec, suggestion
+from paretune.study.metrics import METRICS, Metric
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class Evaluation:
     """The answer depends on the machine, whose fingerprint is then part of the key."""
     rates_texts: bool = False
     """Takes what the other evaluations of the model generated, and the data, in place of the model."""
+    metrics: tuple[Metric, ...] = ()
+    """What it measures, as far as `study.metrics` has no row of it."""
+    section: str | None = None
+    """`module:function` that makes its section of the report; a table of its metrics unless given."""
     revision: int = 1
     needs: tuple[str, ...] = field(default=())
 
@@ -88,6 +94,20 @@ def evaluations() -> dict[str, Evaluation]:
     return _with_plugins(EVALUATIONS, "paretune.evaluations", Evaluation)
 
 
+@functools.cache
+def metrics() -> dict[str, Metric]:
+    """All rows by name: ours, those that evaluations bring, and those of the entry-point group `paretune.metrics`."""
+    brought = (metric for row in evaluations().values() for metric in row.metrics)
+    return _with_plugins((*METRICS, *brought), "paretune.metrics", Metric)
+
+
+@functools.cache
+def metric_of(name: str) -> Metric:
+    """The row of a metric, or of a cost of one of several evaluations (`fast.ms_per_token`); a bare one for an unknown name."""
+    rows = metrics()
+    return rows.get(name) or rows.get(name.rpartition(".")[2]) or Metric(name)
+
+
 def load_function(address: str) -> Any:
     """The object at `module:function`."""
     module, _, name = address.partition(":")
@@ -115,6 +135,8 @@ def _load(entry: EntryPoint, row_type: type[Any]) -> tuple[str | None, Any]:
         return f"cannot be loaded ({type(error).__name__}: {error})", None
     if not isinstance(row, row_type):
         return f"is no {row_type.__name__} row, but {type(row).__name__}", None
+    if row_type is Metric:
+        return None, row
     if not (isinstance(row.config, type) and issubclass(row.config, Spec)):
         return f"has a config that is no subclass of Spec: {row.config!r}", None
     if not all(row.body.partition(":")):
