@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paretune.errors import SpecError
-from paretune.pipeline.downloads import fetch, pending
 from paretune.pipeline.lock import Lock, resolve_lock, write_lock
-from paretune.pipeline.plan import Plan
-from paretune.pipeline.planner import make_plan
-from paretune.pipeline.reasons import PlannedStage, review
+from paretune.pipeline.plan import Plan, make_plan, pending
+from paretune.pipeline.preflight import check_study
 from paretune.pipeline.records import Results
 from paretune.pipeline.results import read_results
 from paretune.pipeline.runner import EventHandler, Outcome, run_plan
 from paretune.pipeline.stage import RunOptions
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import decide
-from paretune.preflight import check_study
+from paretune.pipeline.why import PlannedStage, review
 from paretune.study.grid import which_variant
 from paretune.study.study import Study, load_study, located
 
@@ -50,8 +48,8 @@ def open_study(file: str | Path, store: str | Path | None = None, device: str = 
     with located(file):
         lock = resolve_lock(study, file, device)
         place.check()
-        plan = decide(make_plan(study, lock, file.parent), place)
         check_study(study, lock, file.parent)
+        plan = decide(make_plan(study, lock, file.parent), place)
     return OpenStudy(study, file, lock, plan, place)
 
 
@@ -71,7 +69,8 @@ def run(
     options = options or RunOptions()
     opened = open_study(file, store, options.device)
     write_lock(opened.lock, opened.file)
-    fetch(pending(opened.plan, opened.store), lambda text: on_event({"event": "download", "message": text}))
+    for resource in pending(opened.plan, opened.store):
+        resource.fetch(lambda text: on_event({"event": "download", "message": text}))
     return run_plan(opened.plan, opened.store, options, on_event)
 
 

@@ -28,6 +28,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Memory = Annotated[int | None, typer.Option(min=1, help="Bytes to use at most.  [default: what is free]")]
 Recompute = Annotated[bool, typer.Option(help="Train in less memory, and slower.")]
 
+_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 
 @app.command("init")
 def init_command(
@@ -60,7 +63,7 @@ def plan_command(
 ) -> None:
     """Show every stage as new or reused, with the reason, and what a run would take."""
     from paretune.api import open_study
-    from paretune.pipeline.estimates import describe_plan
+    from paretune.pipeline.forecast import describe_plan
     from paretune.pipeline.stage import RunOptions
 
     opened = open_study(study, store, device)
@@ -85,15 +88,16 @@ def run_command(
 
     from paretune.api import open_study
     from paretune.console import Display
-    from paretune.pipeline.downloads import fetch, pending
     from paretune.pipeline.lock import write_lock
+    from paretune.pipeline.plan import pending
     from paretune.pipeline.results import small_splits
     from paretune.pipeline.runner import run_plan
     from paretune.pipeline.stage import RunOptions
 
     opened = open_study(study, store, device)
     write_lock(opened.lock, opened.file)
-    fetch(pending(opened.plan, opened.store), lambda text: typer.echo(text, err=True))
+    for resource in pending(opened.plan, opened.store):
+        resource.fetch(lambda text: typer.echo(text, err=True))
     options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=memory, recompute=recompute)
     with Display(Console(stderr=True), f"paretune run {study}") as display:
         outcome = run_plan(opened.plan, opened.store, options, display.show)
@@ -156,7 +160,7 @@ def why_command(
 ) -> None:
     """Say why a stage is new: which fields differ from the nearest artifact of its kind."""
     from paretune.api import open_study
-    from paretune.pipeline.reasons import explain
+    from paretune.pipeline.why import explain
 
     opened = open_study(study, store)
     typer.echo(explain(opened.plan, opened.store, stage))
@@ -226,11 +230,11 @@ def clean_command(
 def _write_report(opened: "OpenStudy", out: Path | None) -> bool:
     """Write and print the comparison; False, with nothing written, where nothing has been measured yet."""
     from paretune.analysis.outputs import write_outputs
-    from paretune.pipeline.plan import SIZE
     from paretune.pipeline.results import read_results
+    from paretune.study.evaluations import SIZE
 
     results = read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store)
-    if not any(set(cell.evaluations) - {SIZE} for cell in results.cells):
+    if not any(set(cell.evaluations) - {SIZE.name} for cell in results.cells):
         return False
     directory = out or opened.results_directory
     written = write_outputs(results, directory)
@@ -246,7 +250,7 @@ def _tell_missing(opened: "OpenStudy") -> None:
     from paretune.pipeline.plan import cell_name
 
     cells = opened.plan.cells
-    missing = [cell for cell in cells if not all(map(opened.store.find, (*cell.methods, *cell.evaluations.values())))]
+    missing = [cell for cell in cells if not all(map(opened.store.find, cell.stages))]
     if missing:
         typer.echo(
             f"unfinished: {len(missing)} of {len(cells)} lack something: {', '.join(map(cell_name, missing))}; "
@@ -286,10 +290,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == _INTERRUPTED:  # typer makes this of a KeyboardInterrupt
         typer.echo("interrupted; what is finished is kept, run again to go on", err=True)
     return code
-
-
-_INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 def run_command_line() -> None:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from paretune.errors import DataError, DivergedError, StageError
 from paretune.pipeline import runner
 from paretune.pipeline.plan import Plan, PlannedCell
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.runner import Outcome, run_plan
 from paretune.pipeline.stage import CHECKPOINT, RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store
@@ -28,7 +29,7 @@ WAIT_SECONDS = 60.0
 
 def make_stage(body: str, folder: Path, inputs: Mapping[str, Stage] | None = None, **config: Any) -> Stage:
     """A stage of kind `body` whose body is the function of that name here."""
-    return Stage(body, config, f"{__name__}:{body}", inputs or {}, resources={"folder": str(folder)})
+    return Stage(body, config, f"{__name__}:{body}", inputs or {}, resources={"folder": Resource(path=folder)})
 
 
 def make_plan(*stages: Stage) -> Plan:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from paretune.pipeline.lock import Lock, resolve_lock
-from paretune.pipeline.plan import Plan
-from paretune.pipeline.planner import make_plan
+from paretune.pipeline.plan import Plan, make_plan
+from paretune.pipeline.preflight import check_study
 from paretune.pipeline.stage import Stage
 from paretune.study.study import load_study
 
@@ -89,6 +89,12 @@ def lock_of(file: Path, device: str = "auto") -> Lock:
 def plan_of(file: Path) -> Plan:
     study = load_study(file)
     return make_plan(study, resolve_lock(study, file), file.parent)
+
+
+def check(file: Path) -> None:
+    """What is asked before a plan is made."""
+    study = load_study(file)
+    check_study(study, resolve_lock(study, file), file.parent)
 
 
 def described(plan: Plan) -> dict[str, Stage]:

@@ -19,6 +19,8 @@ import pytest
 
 from paretune.errors import NeedsError
 from paretune.pipeline import hub as client
+from paretune.pipeline.config_json import check_writes_text, read_config
+from paretune.pipeline.resources import builtin_base
 from tests.conftest import write_notes
 from tests.hub_server import Hub, directory_files, serve
 from tests.tiny import make_model
@@ -216,11 +218,11 @@ def test_a_new_variant_of_a_cached_model_needs_no_network(ran: Path, cut_off: Pr
     )
     program = (
         "from paretune.api import open_study\n"
-        "from paretune.pipeline.downloads import fetch, pending\n"
+        "from paretune.pipeline.plan import pending\n"
         f"opened = open_study({str(study)!r})\n"
         "left = pending(opened.plan, opened.store)\n"
-        "fetch(left, print)\n"
-        "result = [str(one) for one in left]"
+        "[one.fetch(print) for one in left]\n"
+        "result = [one.description for one in left]"
     )
     assert cut_off.do(program) == []
     assert cut_off.told == ""
@@ -390,7 +392,7 @@ def test_a_config_of_anything_but_a_causal_model_is_refused(tmp_path: Path, cont
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(NeedsError, match=r"^here: ") as told:
-        client.check_writes_text(client.read_config(tmp_path / "config.json", "here"), "here")
+        check_writes_text(read_config(tmp_path / "config.json", "here"), "here")
     assert message in str(told.value)
 
 
@@ -408,4 +410,4 @@ def test_the_weights_of_a_directory_are_those_that_transformers_reads(tmp_path: 
 
 def test_an_unknown_builtin_base_names_those_there_are() -> None:
     with pytest.raises(NeedsError, match="here: no built-in base `nothing`; known:"):
-        client.builtin_base("nothing", "here")
+        builtin_base("nothing", "here")

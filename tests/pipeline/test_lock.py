@@ -11,6 +11,7 @@ from paretune.errors import NeedsError, StoreError
 from paretune.pipeline import lock as locking
 from paretune.pipeline import machine
 from paretune.pipeline.lock import lock_file, write_lock
+from paretune.pipeline.resources import Resource
 from tests.pipeline.planned import GPT2, STUDY, lock_of, write_base, write_planned, write_weights
 
 SLOW = {"float32": 100.0, "bfloat16": 129.0}
@@ -233,7 +234,7 @@ def test_the_pieces_of_a_large_model_are_all_part_of_its_digest(tmp_path: Path) 
     second = lock_of(file).bases["small"]
     assert first.digest != second.digest
     assert first.tokenizer_digest == second.tokenizer_digest
-    assert second.resource == str(tmp_path / "small")
+    assert second.resource == Resource(path=tmp_path / "small")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="everything can be read by root")

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from paretune.errors import NeedsError, SpecError
-from paretune.pipeline import planner
+from paretune.pipeline import plan as planning
+from paretune.pipeline import preflight
 from paretune.pipeline.plan import Plan, cell_name
+from paretune.pipeline.resources import Resource
 from paretune.study.registry import Method
-from tests.pipeline.planned import GPT2, STUDY, described, plan_of, write_base, write_planned
+from tests.pipeline.planned import GPT2, STUDY, check, described, plan_of, write_base, write_planned
 
 MACHINE = {"system": "Linux", "processor": "example", "cores": 2, "memory_gib": 8, "accelerator": None}
 GOLDEN = {
@@ -40,7 +42,7 @@ GOLDEN_CHOICE = "6425c17f1899"
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "fingerprint", lambda: MACHINE)
+    monkeypatch.setattr(planning, "fingerprint", lambda: MACHINE)
 
 
 def keys(plan: Plan) -> dict[str, str]:
@@ -174,7 +176,18 @@ def test_a_question_set_does_not_retrain_unless_its_copies_are_removed(tmp_path:
     after = replan(file, "evaluate:\n", f"evaluate:\n{extra}")
     assert {"data", "tokenize", "train.full", "train.lora"} < changed(before, after)
     assert sorted(after.data["notes"].config["items"]) == ["more", "qa"]
-    assert after.data["notes"].resources["items.more"] == str(tmp_path / "questions.json")
+    assert after.data["notes"].resources["items.more"] == Resource(path=tmp_path / "questions.json")
+
+
+def test_an_evaluation_may_be_asked_for_twice(tmp_path: Path) -> None:
+    text = STUDY.replace(
+        "compare:",
+        "  short: {kind: latency, prompt_tokens: 4, new_tokens: 4}\n  again: {kind: qa, path: questions.json}\ncompare:",
+    )
+    cell = plan_of(write_planned(tmp_path, text)).cells[0]
+    assert [cell.evaluations[name].kind for name in ("short", "latency")] == ["evaluate.latency"] * 2
+    assert cell.evaluations["short"] != cell.evaluations["latency"]
+    assert cell.evaluations["again"] != cell.evaluations["qa"]  # which has slices
 
 
 def test_what_several_variants_need_stands_in_the_plan_once(tmp_path: Path) -> None:
@@ -257,7 +270,7 @@ def test_what_a_choice_depends_on_is_in_its_key_written_out_or_not(tmp_path: Pat
 def test_only_times_depend_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_planned(tmp_path)
     before = plan_of(file)
-    monkeypatch.setattr(planner, "fingerprint", lambda: MACHINE | {"processor": "another"})
+    monkeypatch.setattr(planning, "fingerprint", lambda: MACHINE | {"processor": "another"})
     assert changed(before, plan_of(file)) == {"latency of the base", "latency of a model"}
 
 
@@ -275,8 +288,8 @@ def test_separate_sources_for_the_splits_need_no_split(tmp_path: Path) -> None:
     assert "split" not in dataset
     assert dataset["source"]["train"]["path"].startswith("sha256:")
     assert dataset["source"]["test"]["revision"] == "a" * 40
-    assert stage.resources["source.test"] == "owner/x"
-    assert stage.resources["source.validation"] == str(tmp_path / "b.jsonl")
+    assert stage.resources["source.test"] == Resource(hub="owner/x", commit="a" * 40, kind="dataset")
+    assert stage.resources["source.validation"] == Resource(path=tmp_path / "b.jsonl")
 
 
 @pytest.mark.parametrize(("field", "positions"), [("n_positions", 1024), ("max_position_embeddings", 1024)])
@@ -284,12 +297,12 @@ def test_a_length_beyond_the_positions_is_refused(tmp_path: Path, field: str, po
     file = write_planned(tmp_path, STUDY.replace("max_length: 64", "max_length: 1024"))
     config = {name: value for name, value in GPT2.items() if name != "n_positions"}
     write_base(tmp_path / "small", config | {field: positions})
-    plan_of(file)  # as long as it reaches
+    check(file)  # as long as it reaches
     write_base(tmp_path / "small", config | {field: positions - 1})
     with pytest.raises(
         SpecError, match=r"train.max_length: 1024 is longer than base `small` reaches \(1023 positions\); write at most"
     ):
-        plan_of(file)
+        check(file)
 
 
 @pytest.mark.parametrize(
@@ -317,10 +330,10 @@ def test_needs_are_checked_before_the_first_stage(
     monkeypatch.setitem(registry.methods(), "train.full", row)
     file = write_planned(tmp_path)
     if message is None:
-        assert plan_of(file).cells
+        check(file)
         return
     with pytest.raises(NeedsError) as told:
-        plan_of(file)
+        check(file)
     assert message in str(told.value)
 
 
@@ -336,7 +349,7 @@ def test_code_that_is_not_installed_is_told_in_the_plan(tmp_path: Path, monkeypa
     with pytest.raises(
         NeedsError, match=r"evaluate.perplexity: `perplexity`: its code, the module `gone.away`, is not installed"
     ):
-        plan_of(write_planned(tmp_path))
+        check(write_planned(tmp_path))
 
 
 TASKS = (
@@ -407,7 +420,7 @@ def test_the_encoder_of_bert_score_is_pinned_like_a_base(tmp_path: Path) -> None
     at_4 = described(replan(file, "  perplexity: {}\n", "  perplexity: {}\n  tasks: {encoder: {path: encoder}}\n"))
     stage = at_4["small/notes/base: tasks"]
     assert stage.config["evaluation"]["encoder"]["layer"] == 4
-    assert stage.resources["encoder"] == str((tmp_path / "encoder").resolve())
+    assert stage.resources["encoder"] == Resource(path=(tmp_path / "encoder").resolve())
     at_2 = described(replan(file, "path: encoder", "path: encoder, layer: 2"))
     assert at_2["small/notes/base: tasks"].key != stage.key
     write_base(tmp_path / "encoder", {"model_type": "bert", "num_hidden_layers": 4, "type_vocab_size": 1})
@@ -425,13 +438,12 @@ def test_a_task_of_the_harness_has_the_key_of_its_folder(tmp_path: Path, monkeyp
     task = tmp_path / "tasks" / "mine.yaml"
     task.write_text("task: mine\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "has", lambda need, _: need != "lm_eval")
+        patch.setattr(preflight, "has", lambda need, _: need != "lm_eval")
         with pytest.raises(
             NeedsError, match=r"evaluate\.harness: `lm_eval` needs the package `lm_eval`, which is not installed: `pip"
         ):
-            plan_of(file)
-    monkeypatch.setattr(planner, "has", lambda *_: True)
-    monkeypatch.setattr(planner, "version", lambda _: "0.4.13")
+            check(file)
+    monkeypatch.setattr(planning, "version", lambda _: "0.4.13")
     before = plan_of(file)
     (tmp_path / "tasks" / "__pycache__").mkdir()
     (tmp_path / "tasks" / "__pycache__" / "mine.pyc").write_bytes(b"1")
@@ -439,7 +451,7 @@ def test_a_task_of_the_harness_has_the_key_of_its_folder(tmp_path: Path, monkeyp
     task.write_text("task: mine\nnum_fewshot: 1\n", encoding="utf-8")
     # The leakage check reads the documents, so that it is asked again, too.
     assert changed(before, plan_of(file)) == {"leakage", "harness of the base", "harness of a model"}
-    monkeypatch.setattr(planner, "version", lambda _: "0.4.14")
+    monkeypatch.setattr(planning, "version", lambda _: "0.4.14")
     assert "harness of the base" in changed(before, plan_of(file))
     with pytest.raises(NeedsError, match=r"evaluate\.harness\.include_path: no folder `task`"):
         replan(file, "include_path: tasks", "include_path: task")
@@ -496,7 +508,7 @@ def test_the_classifier_of_unsafe_text_is_pinned_like_a_base(tmp_path: Path) -> 
     write_base(tmp_path / "judge", config)
     found = replan(file, SAFE, f"{SAFE}safety: {{classifier: {{path: judge, unsafe: [toxic]}}}}\n")
     stage = described(found)["notes: audit"]
-    assert stage.resources["safety.classifier"] == str((tmp_path / "judge").resolve())
+    assert stage.resources["safety.classifier"] == Resource(path=(tmp_path / "judge").resolve())
     assert stage.config["safety"]["classifier"] | {"digest": ""} == {"unsafe": ["toxic"], "threshold": 0.5, "digest": ""}
     write_base(tmp_path / "judge", config | {"type_vocab_size": 1})
     assert described(plan_of(file))["notes: audit"].key != stage.key

@@ -82,6 +82,6 @@ def test_a_dataset_without_texts_is_not_rated(tmp_path: Path) -> None:
 def test_the_key_of_the_address_stands_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_KEY", "sk-very-secret")
     stage = described(planned(tmp_path))["small/notes/base: judge"]
-    assert stage.resources["environment"] == "A_KEY"
+    assert stage.settings["environment"] == "A_KEY"
     assert "A_KEY" not in str(stage.config)
-    assert "sk-very-secret" not in str((stage.config, stage.resources))
+    assert "sk-very-secret" not in str((stage.config, stage.resources, stage.settings))

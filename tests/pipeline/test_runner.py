@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.runner import Outcome, run_plan
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
@@ -85,7 +86,7 @@ def test_a_failure_is_one_line_and_blocks_only_what_needs_it(store, folder, body
 
 def test_a_gate_that_fails_blocks_as_a_parent_does(store, folder):
     gate = make_stage("user_error", folder)
-    gated = Stage("gated", {}, "tests.pipeline.bodies:ok", after=(gate,), resources={"folder": str(folder)})
+    gated = Stage("gated", {}, "tests.pipeline.bodies:ok", after=(gate,), resources={"folder": Resource(path=folder)})
     assert run(store, gate, gated).blocked == {gated: gate}
 
 

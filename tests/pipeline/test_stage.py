@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Stage, canonical_json
 
 PARENT = Stage("data", {"path": "sha256:00", "shares": [0.8, 0.1, 0.1]}, "module:body")
@@ -58,7 +59,7 @@ def test_what_changes_the_answer_changes_the_key(other):
 @pytest.mark.parametrize(
     "other",
     [
-        replace(STAGE, resources={"base": "/elsewhere"}),
+        replace(STAGE, resources={"base": Resource(path=Path("/elsewhere"))}),
         replace(STAGE, after=(PARENT,)),
         replace(STAGE, body="module:moved"),
         replace(STAGE, config=dict(reversed(STAGE.config.items()))),

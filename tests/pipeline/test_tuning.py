@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from paretune.api import open_study
-from paretune.pipeline import planner
-from paretune.pipeline.estimates import describe_plan
-from paretune.pipeline.plan import CHOICE, Choices, Plan, PlannedCell, PlannedTrial, PlannedTuning
-from paretune.pipeline.reasons import explain, review
+from paretune.pipeline import plan as planning
+from paretune.pipeline.forecast import describe_plan
+from paretune.pipeline.plan import CHOICE, Plan, PlannedCell, PlannedTrial, PlannedTuning
 from paretune.pipeline.records import Divergence, Record
 from paretune.pipeline.runner import Outcome, run_plan
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import decide, read_tuning
+from paretune.pipeline.why import explain, review
 from tests.pipeline.bodies import make_stage, runs
 from tests.pipeline.planned import STUDY, described, plan_of, write_planned
 
@@ -28,7 +28,7 @@ CHAIN = "original: [{train.lora: {r: 4, learning_rate: {tune: [1.0e-4, 3.0e-4]}}
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "fingerprint", lambda: {"processor": "example"})
+    monkeypatch.setattr(planning, "fingerprint", lambda: {"processor": "example"})
 
 
 def planned(folder: Path, line: str = TUNED, old: str = LITERAL, extra: Sequence[tuple[str, str]] = ()) -> Plan:
@@ -180,15 +180,8 @@ def fake_plan(folder: Path, bodies: Sequence[str]) -> Plan:
     )
     choice = Stage(CHOICE, {"by": "loss"}, "", {trial.name: trial.methods[0] for trial in trials})
 
-    def remake(choices: Choices) -> Plan:
-        chosen = choices.get(choice.key)
-        model = choice if chosen is None else trials[chosen].methods[0]
-        last = make_stage("ok", folder, {"model": model})
-        cells = (PlannedCell("base", "data", "variant", 0, (model, last), {}),)
-        tuning = PlannedTuning("base", "data", "variant", 0, trials, choice, chosen)
-        return Plan({}, {}, {}, cells, (tuning,), choices, remake)
-
-    return remake({})
+    cells = (PlannedCell("base", "data", "variant", 0, (choice, make_stage("ok", folder, {"model": choice})), {}),)
+    return Plan({}, {}, {}, cells, (PlannedTuning("base", "data", "variant", 0, trials, choice),))
 
 
 def run(store: Store, plan: Plan, events: list | None = None) -> Outcome:
@@ -231,14 +224,8 @@ def test_a_trial_that_fails_otherwise_leaves_the_choice_open(tmp_path):
 
 def test_a_value_that_is_also_written_out_fails_there_and_loses_here(tmp_path):
     store, plan = Store(tmp_path / "store"), fake_plan(tmp_path, ["validates", "diverges"])
-    assert plan.remake is not None
-
-    def with_literal(choices: Choices) -> Plan:
-        made = plan.remake(choices)
-        literal = PlannedCell("base", "data", "literal", 0, made.tunings[0].trials[1].methods, {})
-        return replace(made, cells=(*made.cells, literal), remake=with_literal)
-
-    outcome = run(store, with_literal({}))
+    literal = PlannedCell("base", "data", "literal", 0, plan.tunings[0].trials[1].methods, {})
+    outcome = run(store, replace(plan, cells=(*plan.cells, literal)))
     assert [stage.kind for stage in outcome.failed] == ["diverges"]
     assert (outcome.plan.tunings[0].chosen, outcome.blocked) == (0, {})
     assert [stage.kind for stage in outcome.done] == ["validates", "ok"]

@@ -5,6 +5,7 @@ The package is a module and the metadata that an installer would write, in a fol
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +88,7 @@ def install(folder: Path, points: str = POINTS, **modules: str) -> Path:
 def paretune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command, in a process that finds what is installed in `folder`."""
     code = "import sys; from paretune.cli import main; sys.exit(main(sys.argv[1:]))"
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
     )
@@ -186,6 +187,59 @@ def test_a_body_that_is_not_there_is_told_before_anything_runs(tmp_path: Path) -
     assert refused.returncode == 2
     assert "variants.twice: `scale.all`: its code, the module `enlarger.work`, is not installed; repair" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+ROW_WITH_A_CHECK = '''
+from pydantic import Field
+
+from paretune.study.base import FILE, Spec
+from paretune.study.registry import Evaluation
+
+
+class Rhymes(Spec):
+    """Share of lines that rhyme."""
+
+    dictionary: str = Field(json_schema_extra=FILE)
+    """Words that rhyme, a pair a line."""
+
+
+def content(config, parts):
+    return {"evaluation": {"dictionary": parts.file("dictionary", config.dictionary)}}
+
+
+METHOD = None
+EVALUATION = Evaluation("rhymes", Rhymes, "enlarger.work:count", content=content, check="enlarger.checks:check")
+'''
+CHECK = """
+from paretune.errors import DataError
+
+
+def check(config, setting):
+    for line in (setting.folder / config.dictionary).read_text().splitlines():
+        if len(line.split()) != 2:
+            raise DataError(f"{setting.where}.dictionary: `{line}` is no pair of words")
+"""
+
+
+def test_a_row_brings_its_file_its_check_and_what_stands_in_its_key(tmp_path: Path) -> None:
+    points = POINTS[POINTS.index("[paretune.evaluations]") :].replace("count =", "rhymes =")
+    packages = install(tmp_path / "packages", points, __init__=ROW_WITH_A_CHECK, checks=CHECK)
+    text = STUDY.replace("  twice: [{scale.all: {by: 2}}]\n", "").replace("count: {by: 1}", "rhymes: {dictionary: pairs.txt}")
+    study = write_study(tmp_path, text)
+
+    def plan() -> str:
+        finished = paretune(packages, "plan", str(study))
+        assert "Traceback" not in finished.stderr
+        return finished.stderr if finished.returncode else finished.stdout
+
+    assert f"{study}:10: evaluate.rhymes.dictionary: no file `pairs.txt`" in plan()
+    (tmp_path / "pairs.txt").write_text("house mouse\ntree\n")
+    assert f"{study}:10: evaluate.rhymes.dictionary: `tree` is no pair of words" in plan()
+    (tmp_path / "pairs.txt").write_text("house mouse\n")
+    first = plan()
+    assert "evaluate.rhymes-" in first
+    (tmp_path / "pairs.txt").write_text("house mouse\ntree sea\n")
+    assert re.findall(r"evaluate.rhymes-\w+", plan()) != re.findall(r"evaluate.rhymes-\w+", first)
 
 
 def test_what_is_not_known_is_told_with_the_nearest_name() -> None:

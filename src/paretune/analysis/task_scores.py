@@ -18,7 +18,6 @@ from paretune.analysis.measured import Group, Measured, cell_generations, cells_
 from paretune.analysis.scores import Place, Quantity
 from paretune.analysis.sentences import SHARES, named
 from paretune.pipeline.records import Cell
-from paretune.study.study import TASKS
 from paretune.study.tasks import METRICS
 
 _HEADS = {
@@ -168,7 +167,7 @@ def _reference(row: Mapping[str, Any]) -> Text:
 
 def _rows(measured: Measured, place: Place) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """The answers of a variant's first seed, on test where it was asked there."""
-    names = [name for name, use in measured.study.evaluations_of(place.dataset).items() if use.kind == TASKS]
+    names = [name for name, use in measured.study.evaluations_of(place.dataset).items() if use.row.answers_tasks]
     cells = [cell for cell in cells_of(measured, place) if any(name in cell.evaluations for name in names)]
     for name in names if cells else ():
         for row in cell_generations(cells[0], name):

@@ -34,7 +34,7 @@ from paretune.data.records import ALPACA
 from paretune.data.sources import iterate_rows
 from paretune.data.templates import parse_template, render
 from paretune.errors import DataError, NeedsError
-from paretune.pipeline.hub import read_config
+from paretune.pipeline.config_json import read_config
 from paretune.study.base import validate
 from paretune.study.data import Source
 from paretune.study.findings import FINDINGS, proposed_clean

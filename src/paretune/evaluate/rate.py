@@ -9,7 +9,7 @@ from paretune.pipeline.plan import Plan, PlannedCell, cell_name
 from paretune.pipeline.store import Store
 from paretune.study.base import suggestion
 from paretune.study.ratings import RUBRIC, Ratings
-from paretune.study.study import RATED, Study
+from paretune.study.study import Study
 
 TWICE = 0.1
 """Of the texts; what shows whether a rater agrees with himself."""
@@ -55,7 +55,7 @@ def _asked_of_all(study: Study, plan: Plan, store: Store, dataset: str, *, every
 
 def _texts(study: Study, cell: PlannedCell, store: Store, contexts: Mapping[tuple[str, str], str]) -> list[Text]:
     uses = study.evaluations_of(cell.dataset)
-    stages = {name: stage for name, stage in cell.evaluations.items() if name in uses and uses[name].kind in RATED}
+    stages = {name: stage for name, stage in cell.evaluations.items() if name in uses and uses[name].row.texts_are_rated}
     if not all(map(store.find, stages.values())):
         raise StoreError(f"{cell_name(cell)} has not written its texts yet; first run the study")
     return [text for name, stage in stages.items() for text in read_texts(name, store.artifact(stage).path, contexts)]

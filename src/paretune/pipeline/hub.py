@@ -1,4 +1,4 @@
-"""What the hub holds: commits, config.json, models and datasets; and the models that ship with the package.
+"""What the hub holds: commits, config.json, models and datasets.
 
 All of it goes through huggingface_hub and `datasets`: their cache, their token and HF_HUB_OFFLINE are respected, and a token is
 never recorded. Planning asks for commits and config.json and for nothing else; the rest is fetched by `fetch_model` and
@@ -8,8 +8,7 @@ never recorded. Planning asks for commits and config.json and for nothing else; 
 import fnmatch
 import json
 import sys
-from collections.abc import Callable, Mapping
-from importlib import resources
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # public, and not in their __all__
 
 from paretune.errors import NeedsError
+from paretune.pipeline.config_json import read_config
 
 MODEL = "model"
 DATASET = "dataset"
@@ -166,15 +166,6 @@ def _cached_builder(name: str, config: str | None, commit: str) -> Any:
     return builder if builder.hash == commit else None
 
 
-def builtin_base(name: str | None, where: str) -> Path:
-    """Directory of a model that ships with the package; NeedsError, beginning with `where`, if there is none of that name."""
-    assets = Path(str(resources.files("paretune") / "assets"))
-    known = sorted(config.parent.name for config in assets.glob("*/config.json"))
-    if name not in known:
-        raise NeedsError(f"{where}: no built-in base `{name}`; known: {', '.join(f'`{k}`' for k in known)}")
-    return assets / name
-
-
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files that `from_pretrained` reads from a directory; empty where one of them is missing."""
     if (directory / "model.safetensors").is_file():
@@ -186,38 +177,6 @@ def weight_files(directory: Path) -> list[Path]:
         return []
     files = [directory / name for name in names]
     return files if all(file.is_file() for file in files) else []
-
-
-def read_config(file: Path, where: str) -> dict[str, Any]:
-    """config.json of a model; NeedsError where it is missing or damaged."""
-    try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        is_adapter = (file.parent / "adapter_config.json").exists()
-        what = (
-            "it holds an adapter, so name the directory of its base"
-            if is_adapter
-            else "name a directory in Hugging Face format"
-        )
-        raise NeedsError(f"{where}: no config.json in `{file.parent}`; {what}") from None
-    except OSError as error:
-        raise NeedsError(f"{where}: `{file}` cannot be read ({error.strerror}); check its permissions") from None
-    except ValueError as error:
-        raise NeedsError(f"{where}: `{file}` cannot be read as JSON ({error}); copy the model again") from None
-    if not isinstance(config, dict):
-        raise NeedsError(f"{where}: `{file}` holds no configuration, but a {type(config).__name__}; copy the model again")
-    return config
-
-
-def check_writes_text(config: Mapping[str, Any], where: str) -> None:
-    """NeedsError, beginning with `where`, for the config of another kind of model than a causal LM."""
-    architectures = config.get("architectures") or []
-    if not any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
-        kind = ", ".join(map(str, architectures)) or f"{config.get('model_type', 'unknown')} (no `architectures`)"
-        raise NeedsError(
-            f"{where}: `{kind}` is no causal language model; Paretune trains and measures models that write text from left "
-            "to right (architectures ending in ForCausalLM or LMHeadModel), not encoders or extractive models"
-        )
 
 
 def _quiet_unless_terminal() -> None:

@@ -18,44 +18,33 @@ from pydantic import BaseModel, ValidationError
 
 from paretune.errors import NeedsError, StoreError
 from paretune.pipeline import hub, machine
-from paretune.study.base import suggestion
-from paretune.study.data import Source
-from paretune.study.evaluations import LmEval, Tasks
+from paretune.pipeline.config_json import check_writes_text, read_config
+from paretune.pipeline.resources import Resource, builtin_base
+from paretune.study.base import OtherModel, Outside, Spec, outside_of, suggestion
 from paretune.study.study import Base, Study
 
 SCHEMA = 1
 _MODEL_FILES = (*hub.CONFIG_FILES, *hub.WEIGHT_FILES, *hub.TOKENIZER_FILES)
 _TOKENIZER_FILES = ("config.json", *hub.TOKENIZER_FILES)
 """config.json names the class of a tokenizer that does not name it itself."""
-
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
 class LockedBase:
-    """A base as resolved: `resource` is a directory or `hub:NAME@COMMIT`, `config` its config.json."""
+    """A base, or a model that measures, as resolved."""
 
-    resource: str
+    resource: Resource
     digest: str
     tokenizer_digest: str
     config: Mapping[str, Any]
-
-
-def num_positions(base: LockedBase) -> int | None:
-    """Longest sequence a base reaches, by its config; None where it names no limit."""
-    limits = (base.config.get(name) for name in ("max_position_embeddings", "n_positions"))
-    return next((int(limit) for limit in limits if limit), None)
-
-
-def count_blocks(config: Mapping[str, Any]) -> int | None:
-    """Transformer blocks of a model, by its config."""
-    config = config.get("text_config", config)
-    found = (config.get(name) for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
-    return next((count for count in found if isinstance(count, int)), None)
+    """Its config.json."""
 
 
 @dataclass(frozen=True)
 class Lock:
+    """What a study's answers depend on besides its file."""
+
     device: str
     compute: str
     """Number format of matrix products in training."""
@@ -65,19 +54,25 @@ class Lock:
     """By number format, as measured on the machine that the lock was made on; empty where nothing depends on it."""
     bases: Mapping[str, LockedBase]
     files: Mapping[str, str]
-    """SHA-256 by path, as the study writes the path."""
+    """SHA-256 by path, as the study writes the path; of a folder, of all that is in it."""
     hub_commits: Mapping[str, str]
     """By `commit_name`."""
-    encoder: LockedBase | None = None
-    """Of the evaluation of tasks, where it has one."""
-    classifier: LockedBase | None = None
-    """Of unsafe text, where the study names one."""
+    models: Mapping[str, LockedBase] = field(default_factory=dict)
+    """Those that measure, by the field that names them: `evaluate.tasks.encoder`, `safety.classifier`."""
     seen: Mapping[str, Any] = field(default_factory=dict)
     """Stamp and digest of files, so that a big one is not read again while it has not been touched."""
 
     def commit(self, kind: str, name: str, revision: str | None) -> str:
         """The pinned commit of a hub repository."""
         return self.hub_commits[commit_name(kind, name, revision)]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The fields as plain values, without the paths of this machine, which say nothing to another."""
+        fields = asdict(self)
+        for model in (*fields["bases"].values(), *fields["models"].values()):
+            del model["resource"]
+        return fields
 
 
 class _Seen(BaseModel):
@@ -111,18 +106,24 @@ def resolve_lock(study: Study, study_file: Path, device: str = "auto") -> Lock:
     old = _read(lock_file(study_file))
     digests = _Digests(study_file.parent, old.seen)
     kind = machine.device_kind(device, old.device)
-    compute, rates = _precision(study, old, kind)
-    commits = dict(_commits(study, old.hub_commits))
+    rates = old.matmul_gflops if old.device == kind else {}
+    # On CUDA measured in any case: it shows that torch reaches the device before the first stage needs it.
+    if not rates and (study.precision.compute == "auto" or kind == "cuda"):
+        rates = machine.measure_precision(kind)
+    compute = machine.faster_format(rates) if study.precision.compute == "auto" else study.precision.compute
+    outside = _outside(study)
+    models = {each.where: each.value for each in outside if each.kind == "model"}
+    bases = {f"bases.{name}": base for name, base in study.bases.items()}
+    commits = dict(_commits(study, {**bases, **models}, old.hub_commits))
     return Lock(
         device=kind,
         compute=compute,
         evaluate=study.precision.evaluate,
         matmul_gflops=rates,
-        bases={name: _base(f"bases.{name}", base, digests, commits) for name, base in study.bases.items()},
-        encoder=next((_base(where, base, digests, commits, writes=False) for where, base in _encoders(study)), None),
-        classifier=next((_base(where, base, digests, commits, writes=False) for where, base in _classifiers(study)), None),
-        files={path: digests.of_file(path, where) for path, where in _files(study)}
-        | {path: digests.of_folder(path, where) for path, where in _folders(study)},
+        bases={name: _model(f"bases.{name}", base, digests, commits) for name, base in study.bases.items()},
+        models={where: _model(where, model, digests, commits, writes=False) for where, model in models.items()},
+        files={each.value: digests.of_file(each.value, each.where) for each in outside if each.kind == "file"}
+        | {each.value: digests.of_folder(each.value, each.where) for each in outside if each.kind == "folder"},
         hub_commits=commits,
         seen={name: seen.model_dump() for name, seen in digests.seen.items()},
     )
@@ -131,10 +132,7 @@ def resolve_lock(study: Study, study_file: Path, device: str = "auto") -> Lock:
 def write_lock(lock: Lock, study_file: Path) -> None:
     """Write the lock beside the study, at once or not at all; StoreError if the folder cannot be written."""
     target = lock_file(study_file)
-    fields = asdict(lock)
-    for base in [*fields["bases"].values(), *filter(None, [fields["encoder"], fields["classifier"]])]:
-        del base["resource"]  # a path of this machine, which says nothing to another
-    content = json.dumps({"schema": SCHEMA, **fields}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    content = json.dumps({"schema": SCHEMA, **lock.content}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         if target.exists() and target.read_text(encoding="utf-8") == content:
@@ -147,111 +145,60 @@ def write_lock(lock: Lock, study_file: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def sources(study: Study) -> list[tuple[str, Source]]:
-    """Every source of a study with the place where it stands in the file."""
-    found = []
-    for name, dataset in study.data.items():
-        if isinstance(dataset.source, Source):
-            found.append((f"data.{name}.source", dataset.source))
-        else:
-            found += [(f"data.{name}.source.{split}", source) for split, source in dataset.source]
-    return found
+def _outside(study: Study) -> list[Outside]:
+    """Every file, folder and model that measures, with the field of the study that names it."""
+    specs: dict[str, Spec] = {f"data.{name}": dataset for name, dataset in study.data.items()}
+    specs |= {f"evaluate.{name}": use.config for name, use in study.evaluate.items()}
+    specs |= {"safety": study.safety} if study.safety else {}
+    return [each for where, spec in specs.items() for each in outside_of(spec, where)]
 
 
-def _files(study: Study) -> list[tuple[str, str]]:
-    files = [(source.path, f"{where}.path") for where, source in sources(study) if source.path]
-    for name, use in study.evaluate.items():
-        fields = use.config.model_dump()
-        if fields.get("path"):
-            files.append((fields["path"], f"evaluate.{name}.path"))
-        files += [(path, f"evaluate.{name}.files[{index}]") for index, path in enumerate(fields.get("files", ()))]
-    if study.safety is not None and study.safety.words is not None:
-        files.append((study.safety.words, "safety.words"))
-    return files
-
-
-def _folders(study: Study) -> list[tuple[str, str]]:
-    """The folders with tasks of the harness, with the place where each stands in the file."""
-    found = [(name, use.config.include_path) for name, use in study.evaluate.items() if isinstance(use.config, LmEval)]
-    return [(path, f"evaluate.{name}.include_path") for name, path in found if path]
-
-
-def _encoders(study: Study) -> list[tuple[str, Base]]:
-    """The encoder that answers are scored with, if there is one, with the place where it stands in the file."""
-    asked = [(name, use.config.encoder) for name, use in study.evaluate.items() if isinstance(use.config, Tasks)]
-    return [
-        (f"evaluate.{name}.encoder", Base(path=encoder.path, hub=encoder.hub, revision=encoder.revision))
-        for name, encoder in asked
-        if encoder is not None
-    ]
-
-
-def _classifiers(study: Study) -> list[tuple[str, Base]]:
-    """The classifier of unsafe text, if there is one, with the place where it stands in the file."""
-    found = study.safety.classifier if study.safety is not None else None
-    return [] if found is None else [("safety.classifier", Base(path=found.path, hub=found.hub, revision=found.revision))]
-
-
-def _commits(study: Study, pinned: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for where, base in [
-        *((f"bases.{name}", base) for name, base in study.bases.items()),
-        *_encoders(study),
-        *_classifiers(study),
-    ]:
-        if base.hub:
-            name = commit_name(hub.MODEL, base.hub, base.revision)
+def _commits(study: Study, models: Mapping[str, Base | OtherModel], pinned: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for where, model in models.items():
+        if model.hub:
+            name = commit_name(hub.MODEL, model.hub, model.revision)
             # Asked for although it is pinned: config.json is needed, and without it and a network this says so at once.
-            wanted = pinned.get(name, base.revision)
-            yield name, hub.resolve_commit(hub.MODEL, base.hub, wanted, f"{where}.hub")
-    for where, source in sources(study):
-        if source.hub:
-            name = commit_name(hub.DATASET, source.hub, source.revision)
-            commit = pinned.get(name) or hub.resolve_commit(hub.DATASET, source.hub, source.revision, f"{where}.hub")
-            yield name, commit
+            yield name, hub.resolve_commit(hub.MODEL, model.hub, pinned.get(name, model.revision), f"{where}.hub")
+    for dataset, spec in study.data.items():
+        for role, source in spec.sources.items():
+            if source.hub:
+                name, where = commit_name(hub.DATASET, source.hub, source.revision), f"data.{dataset}.{role}.hub"
+                yield name, pinned.get(name) or hub.resolve_commit(hub.DATASET, source.hub, source.revision, where)
 
 
-def _precision(study: Study, old: _Written, device: str) -> tuple[str, dict[str, float]]:
-    """The number format of training, and the rates of this machine that it follows from."""
-    asked = study.precision.compute
-    rates = old.matmul_gflops if old.device == device else {}
-    # On CUDA measured in any case: it shows that torch reaches the device before the first stage needs it.
-    if not rates and (asked == "auto" or device == "cuda"):
-        rates = machine.measure_precision(device)
-    if asked != "auto":
-        return asked, rates
-    return machine.faster_format(rates), rates
-
-
-def _base(place: str, base: Base, digests: "_Digests", commits: Mapping[str, str], *, writes: bool = True) -> LockedBase:
-    """The base that stands at `place`; `writes`: it must be a causal LM."""
-    if base.hub:
-        commit = commits[commit_name(hub.MODEL, base.hub, base.revision)]
-        resource = f"hub:{base.hub}@{commit}"
-        config = hub.model_config(base.hub, commit, f"{place}.hub")
+def _model(
+    place: str, model: Base | OtherModel, digests: "_Digests", commits: Mapping[str, str], *, writes: bool = True
+) -> LockedBase:
+    """The model that stands at `place`; `writes`: it must be a causal LM."""
+    if model.hub:
+        commit = commits[commit_name(hub.MODEL, model.hub, model.revision)]
+        resource = Resource(hub=model.hub, commit=commit)
+        config = hub.model_config(model.hub, commit, f"{place}.hub")
         if writes:
-            hub.check_writes_text(config, f"{place}.hub")
-        return LockedBase(resource, resource, resource, config)
-    where = f"{place}.{'builtin' if base.builtin else 'path'}"
-    directory = hub.builtin_base(base.builtin, where) if base.builtin else digests.folder / str(base.path)
+            check_writes_text(config, f"{place}.hub")
+        return LockedBase(resource, str(resource), str(resource), config)
+    builtin = model.builtin if isinstance(model, Base) else None
+    where = f"{place}.{'builtin' if builtin else 'path'}"
+    directory = builtin_base(builtin, where) if builtin else digests.folder / str(model.path)
     with _readable(where, str(directory)):
         if not directory.is_dir():
             if directory.is_file():
                 raise NeedsError(f"{where}: `{directory}` is a file; name the directory that holds config.json and the weights")
-            or_hub = f", or write `hub: {base.path}` for a model of the hub" if _HUB_NAME.fullmatch(str(base.path)) else ""
+            or_hub = f", or write `hub: {model.path}` for a model of the hub" if _HUB_NAME.fullmatch(str(model.path)) else ""
             raise NeedsError(
                 f"{where}: no directory `{directory}`; name one that holds config.json and model.safetensors"
                 f"{or_hub}{_likely(directory)}"
             )
-        config = hub.read_config(directory / "config.json", where)
+        config = read_config(directory / "config.json", where)
         if writes:
-            hub.check_writes_text(config, where)
+            check_writes_text(config, where)
         if not hub.weight_files(directory):
             raise NeedsError(
                 f"{where}: `{directory}` holds no model.safetensors, nor all the files that a model.safetensors.index.json "
                 "names (other formats are not read: they can run code)"
             )
         return LockedBase(
-            resource=str(directory.resolve()),
+            resource=Resource(path=directory.resolve()),
             digest=digests.of_directory(directory, _MODEL_FILES),
             tokenizer_digest=digests.of_directory(directory, _TOKENIZER_FILES),
             config=config,

@@ -1,21 +1,35 @@
-"""The plan: the stages to run, each once, in order, and the cells of the matrix that they make up; `planner` makes it.
+"""Study + lock -> plan: the stages to run, each once, in order, and the cells of the matrix that they make up.
 
-Which trial a tuned variant becomes is known once the trials have run (`tuning.decide`): until then its cells hang on a stage
-`tune.choose` that never runs, and the plan that is made again with the choice has the stages of that trial in its place, under
-the keys that its value written out has.
+A stage's config holds all that its answer depends on and nothing else, as it is what the key is made of. Planning is a pure
+function: it reads no data, loads no model and writes nothing.
+
+Which trial a tuned variant becomes is known once the trials have run (`paretune.pipeline.tuning`): until then its cells hang on
+a stage `tune.choose`, which has no body and never runs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
+from paretune.pipeline.config_json import num_blocks
+from paretune.pipeline.hub import DATASET
+from paretune.pipeline.lock import Lock
+from paretune.pipeline.machine import fingerprint
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Stage
+from paretune.pipeline.store import Store
+from paretune.study.base import Spec
+from paretune.study.data import Dataset, Source
+from paretune.study.evaluations import SIZE
+from paretune.study.registry import Evaluation
+from paretune.study.study import Study
+from paretune.study.variants import MethodUse, Variant
 
-SIZE = "size"
-"""Name of the evaluation that every variant gets: parameters and bytes."""
 CHOICE = "tune.choose"
 """Kind of the stage that stands for a choice that is not made yet."""
-Choices = Mapping[str, int]
-"""Index of the chosen trial, by the key of the choice's stage."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +43,16 @@ class PlannedCell:
     methods: tuple[Stage, ...]
     evaluations: Mapping[str, Stage]
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Its methods and evaluations."""
+        return (*self.methods, *self.evaluations.values())
+
 
 @dataclass(frozen=True)
 class PlannedTrial:
+    """The methods of a tuned variant with one combination of values."""
+
     name: str
     methods: tuple[Stage, ...]
     """To the last one that trains."""
@@ -47,7 +68,7 @@ class PlannedTuning:
     seed: int
     trials: tuple[PlannedTrial, ...]
     choice: Stage
-    chosen: int | None
+    chosen: int | None = None
     """Index of a trial; None before the choice."""
 
     @property
@@ -57,19 +78,17 @@ class PlannedTuning:
 
 @dataclass(frozen=True)
 class Plan:
+    """All stages of a study."""
+
     data: Mapping[str, Stage]
     leakage: Mapping[str, Stage]
     tokens: Mapping[tuple[str, str], Stage]
     """By (base, dataset)."""
     cells: tuple[PlannedCell, ...]
     tunings: tuple[PlannedTuning, ...] = ()
-    choices: Choices = field(default_factory=dict)
-    """That the plan was made with."""
-    remake: Callable[[Choices], "Plan"] | None = field(default=None, compare=False, repr=False)
-    """The plan with other choices."""
     audit: Mapping[str, Stage] = field(default_factory=dict)
     stages: tuple[Stage, ...] = field(init=False)
-    """Each once, parents before children."""
+    """Each once, parents before children, and those of a cell together."""
     undecided: frozenset[Stage] = field(init=False)
     """Stages that hang on a choice that is not made yet, its own among them: none of them can run."""
 
@@ -77,12 +96,11 @@ class Plan:
         wanted = [*self.data.values(), *self.leakage.values(), *self.audit.values(), *self.tokens.values()]
         trials = {tuning.name: [s for trial in tuning.trials for s in trial.methods] for tuning in self.tunings}
         for cell in self.cells:
-            tried = trials.get(f"{cell.base}/{cell.dataset}/{cell.variant}", ())
-            wanted += [*tried, *cell.methods, *cell.evaluations.values()]
+            wanted += [*trials.get(f"{cell.base}/{cell.dataset}/{cell.variant}", ()), *cell.stages]
         stages = tuple(dict.fromkeys(s for stage in wanted for s in _with_parents(stage)))
         undecided: set[Stage] = set()
         for stage in stages:
-            if stage.kind == CHOICE or not undecided.isdisjoint(stage.inputs.values()):
+            if not stage.runs or not undecided.isdisjoint(stage.inputs.values()):
                 undecided.add(stage)
         object.__setattr__(self, "stages", stages)
         object.__setattr__(self, "undecided", frozenset(undecided))
@@ -91,17 +109,283 @@ class Plan:
         """What needs a stage: cells like `gpt2/news/reduced seed 0`, or datasets like `news`, `gpt2/news` for its tokens."""
         of_data = [name for stages in (self.data, self.leakage, self.audit) for name, one in stages.items() if one == stage]
         of_tokens = ["/".join(pair) for pair, one in self.tokens.items() if one == stage]
-        cells = [cell_name(cell) for cell in self.cells if stage in (*cell.methods, *cell.evaluations.values())]
+        cells = [cell_name(cell) for cell in self.cells if stage in cell.stages]
         tried = [f"{one.name} trial {trial.name}" for one in self.tunings for trial in one.trials if stage in trial.methods]
         return of_data + of_tokens + cells + tried
 
 
 def cell_name(cell: PlannedCell) -> str:
+    """`gpt2/news/reduced seed 0`."""
     seed = "" if cell.seed is None else f" seed {cell.seed}"
     return f"{cell.base}/{cell.dataset}/{cell.variant}{seed}"
 
 
+def pending(plan: Plan, store: Store) -> list[Resource]:
+    """What a run has to fetch for the stages that are not in the store: models that the cache does not hold whole, datasets."""
+    needed = (resource for stage in plan.stages if not store.find(stage) for resource in stage.resources.values())
+    return [resource for resource in dict.fromkeys(needed) if not resource.is_here()]
+
+
+def make_plan(study: Study, lock: Lock, folder: Path) -> Plan:
+    """The stages of `study`, whose relative paths start at `folder`."""
+    planner = _Planner(study, lock, folder)
+    data = {name: planner.data(dataset) for name, dataset in study.data.items()}
+    leakage = {name: planner.leakage(dataset, data[name]) for name, dataset in study.data.items()}
+    audit = {name: planner.audit(dataset, data[name]) for name, dataset in study.data.items()}
+    tokens = {
+        (base, name): planner.tokens(base, dataset, data[name]) for base in study.bases for name, dataset in study.data.items()
+    }
+    cells: list[PlannedCell] = []
+    tunings: list[PlannedTuning] = []
+    for base, dataset, name in itertools.product(study.bases, study.data, study.variants):
+        variant = study.variants[name]
+        if base not in (variant.bases or study.bases):
+            continue
+        given = _Given(base, dataset, tokens[base, dataset], leakage[dataset])
+        tuning = planner.tuning(given, name, variant) if variant.trials else None
+        tunings += [tuning] if tuning else []
+        seeds: tuple[int | None, ...] = study.seeds if any(use.row.trains for use in variant.methods) else (None,)
+        for seed in seeds:
+            if tuning is None:
+                methods = planner.methods(given, variant.methods, seed)
+            elif seed == tuning.seed:  # the trials are its own
+                rest = variant.methods[variant.last_trained + 1 :]
+                methods = (tuning.choice, *planner.methods(given, rest, seed, model=tuning.choice))
+            else:
+                methods = planner.methods(given, variant.methods, seed, waits={variant.first_tuned: tuning.choice})
+            evaluations = planner.evaluations(given, methods[-1] if methods else None)
+            cells.append(PlannedCell(base, dataset, name, seed, methods, evaluations))
+    return Plan(data, leakage, tokens, tuple(cells), tuple(tunings), audit)
+
+
 def _with_parents(stage: Stage) -> Iterator[Stage]:
+    # Depth first, where `graphlib` goes breadth first: the numbers of one variant are there before the next one trains.
     for parent in (*stage.inputs.values(), *stage.after):
         yield from _with_parents(parent)
     yield stage
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the stages of the variants of one base on one dataset start from."""
+
+    base: str
+    dataset: str
+    tokens: Stage
+    gate: Stage
+    """Leakage: nothing is trained or measured where it blocks."""
+
+
+@dataclass
+class _Parts:
+    """Takes what a stage's config names of the outside, and gives what stands for it in the key (`registry.StageParts`)."""
+
+    study: Study
+    lock: Lock
+    folder: Path
+    where: str = ""
+    """The entry of the study that the stage is made for."""
+    dataset: Dataset | None = None
+    resources: dict[str, Resource] = field(default_factory=dict)
+    unhashed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def max_length(self) -> int:
+        return self.study.train.max_length
+
+    @property
+    def tasks(self) -> Mapping[str, Mapping[str, Any]]:
+        return self.dataset.scored if self.dataset else {}
+
+    def file(self, role: str, path: str) -> str:
+        self.resources[role] = Resource(path=(self.folder / path).resolve())
+        return f"sha256:{self.lock.files[path]}"
+
+    def model(self, role: str, field: str) -> tuple[str, int]:
+        locked = self.lock.models[f"{self.where}.{field}"]
+        self.resources[role] = locked.resource
+        return locked.digest, num_blocks(locked.config) or 0
+
+    def settings(self, **values: Any) -> None:
+        self.unhashed |= values
+
+    def source(self, role: str, source: Source) -> dict[str, Any]:
+        content = source.model_dump(mode="json")
+        if source.path:
+            content |= {"path": self.file(role, source.path), "format": source.resolved_format}
+        elif source.hub:
+            content["revision"] = commit = self.lock.commit(DATASET, source.hub, source.revision)
+            self.resources[role] = Resource(hub=source.hub, commit=commit, kind=DATASET, config=source.config)
+        else:
+            self.resources[role] = Resource(builtin=source.builtin)
+        return content
+
+    def items(self, role: str, row: Evaluation, config: Spec) -> str:
+        """The digest of an evaluation's items."""
+        assert row.items is not None, "asked of evaluations that have some"
+        package = row.items.package
+        digest = [f"{package} {version(package)}"] if package else []
+        self.resources[role] = Resource()
+        for place in row.items.places:
+            value = getattr(config, place)
+            if value and place == "builtin":
+                self.resources[role] = Resource(builtin=value)
+                digest.append(f"builtin:{value}")
+            elif value:
+                digest.append(self.file(role, value))
+        return " ".join(digest)
+
+    def all_items(self) -> dict[str, Any]:
+        """The items of every evaluation by its name, for the leakage check."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, use in self.study.evaluate.items():
+            if items := use.row.items:
+                found[name] = {"digest": self.items(f"items.{name}", use.row, use.config), "reader": items.reader}
+                content = use.config.model_dump(mode="json")
+                if fields := {field: content[field] for field in items.fields if field in content}:
+                    found[name]["fields"] = fields
+        return found
+
+    def safety(self) -> dict[str, Any]:
+        """What counts as unsafe."""
+        safety, content = self.study.safety, dict[str, Any]()
+        assert safety is not None, "a study without it asks for none"
+        if safety.words is not None:
+            content["words"] = self.file("safety.words", safety.words)
+        if safety.classifier is not None:
+            locked = self.lock.models["safety.classifier"]
+            self.resources["safety.classifier"] = locked.resource
+            fields = safety.classifier.model_dump(mode="json", include={"unsafe", "threshold"})
+            content |= {"classifier": fields | {"digest": locked.digest}, "device": self.lock.device}
+        return content
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Holds what all stages are made from; every method makes one kind of stage."""
+
+    study: Study
+    lock: Lock
+    folder: Path
+
+    def data(self, dataset: Dataset) -> Stage:
+        parts = _Parts(self.study, self.lock, self.folder)
+        content = dataset.content
+        sources = {role: parts.source(role, source) for role, source in dataset.sources.items()}
+        if isinstance(dataset.source, Source):
+            content["source"] = sources["source"]
+        else:
+            content["source"] = {role.removeprefix("source."): source for role, source in sources.items()}
+            del content["split"]
+        config: dict[str, Any] = {"dataset": content}
+        if dataset.leakage == "remove":
+            config["items"] = parts.all_items()
+        if self.study.safety is not None and self.study.safety.data == "drop":
+            config["safety"] = parts.safety()
+        return Stage("data", config, "paretune.data.prepare:prepare_data", resources=parts.resources)
+
+    def leakage(self, dataset: Dataset, data: Stage) -> Stage:
+        parts = _Parts(self.study, self.lock, self.folder)
+        config = {"mode": dataset.leakage, "items": parts.all_items()}
+        body = "paretune.data.prepare:check_leakage"
+        return Stage("leakage", config, body, {"data": data}, resources=parts.resources)
+
+    def audit(self, dataset: Dataset, data: Stage) -> Stage:
+        parts = _Parts(self.study, self.lock, self.folder)
+        config: dict[str, Any] = {"labels": sorted(name for name, task in dataset.tasks.items() if task.labels)}
+        if self.study.safety is not None and self.study.safety.data == "count":
+            config["safety"] = parts.safety()
+        return Stage("audit", config, "paretune.data.audit:audit_data", {"data": data}, resources=parts.resources)
+
+    def tokens(self, base: str, dataset: Dataset, data: Stage) -> Stage:
+        locked = self.lock.bases[base]
+        config = {
+            "base": {"digest": locked.tokenizer_digest, "trust_remote_code": self.study.bases[base].trust_remote_code},
+            "max_length": self.study.train.max_length,
+            "too_long": dataset.length_rule,
+        }
+        body = "paretune.data.examples:tokenize_tasks" if dataset.completes else "paretune.data.tokenizer:tokenize"
+        return Stage("tokenize", config, body, {"data": data}, resources={"base": locked.resource})
+
+    def tuning(self, given: _Given, name: str, variant: Variant) -> PlannedTuning:
+        seed, end = self.study.seeds[0], variant.last_trained + 1
+        trials = tuple(PlannedTrial(one.name, self.methods(given, one.methods[:end], seed)) for one in variant.trials)
+        choice = Stage(CHOICE, {"by": self.study.train.chosen_by}, "", {one.name: one.methods[-1] for one in trials})
+        return PlannedTuning(given.base, given.dataset, name, seed, trials, choice)
+
+    def methods(
+        self,
+        given: _Given,
+        chain: tuple[MethodUse, ...],
+        seed: int | None,
+        *,
+        model: Stage | None = None,
+        waits: Mapping[int, Stage] | None = None,
+    ) -> tuple[Stage, ...]:
+        """The stages of `chain`, applied to `model` (or the base); `waits` are choices that have to be made before a method."""
+        stages: list[Stage] = []
+        for index, use in enumerate(chain):
+            before = stages[-1] if stages else model
+            inputs: dict[str, Stage] = {"model": before} if before else {}
+            if waits and index in waits:
+                inputs["choice"] = waits[index]
+            config: dict[str, Any] = {"base": self._base(given), "method": use.config.model_dump(mode="json")}
+            if use.row.trains:
+                config |= {"train": self.study.train.model_dump(mode="json"), "seed": seed, "precision": self.lock.compute}
+            elif use.row.uses_tokens(use.config):
+                config |= {"max_length": self.study.train.max_length, "precision": self.lock.evaluate}
+            after: tuple[Stage, ...] = ()
+            if use.row.trains or use.row.uses_tokens(use.config):
+                config["device"] = self.lock.device
+                inputs["tokens"] = given.tokens
+                after = (given.gate,)
+            resources = {"base": self.lock.bases[given.base].resource}
+            stages.append(Stage(use.name, config, use.row.body, inputs, after, resources, use.row.revision))
+        return tuple(stages)
+
+    def evaluations(self, given: _Given, model: Stage | None) -> dict[str, Stage]:
+        """All that is measured of a model (or the base), by name: what is asked for, and `size`."""
+        uses = self.study.evaluations_of(given.dataset)
+        asked = {SIZE.name: (SIZE, SIZE.config())} | {name: (use.row, use.config) for name, use in uses.items()}
+        stages: dict[str, Stage] = {}
+        for name, (row, spec) in sorted(asked.items(), key=lambda item: item[1][0].rates_texts):
+            rated = [other for other in asked if row.rates_texts and asked[other][0].texts_are_rated]
+            texts = {f"texts.{other}": stages[other] for other in rated}
+            stages[name] = self._evaluation(given, name, row, spec, model, texts)
+        return stages
+
+    def _evaluation(
+        self, given: _Given, name: str, row: Evaluation, spec: Spec, model: Stage | None, texts: Mapping[str, Stage]
+    ) -> Stage:
+        """One evaluation of a model, of the base, or of texts."""
+        parts = _Parts(self.study, self.lock, self.folder, f"evaluate.{name}", self.study.data[given.dataset])
+        content = row.content(spec, parts) if row.content else {"evaluation": spec.model_dump(mode="json")}
+        config: dict[str, Any] = {}
+        inputs = dict(texts)
+        if row.items:  # their digest in the place of the path
+            fields = {field: value for field, value in content["evaluation"].items() if field not in row.items.places}
+            content["evaluation"] = fields | {"path": parts.items("items", row, spec)}
+        if row.rates_texts:
+            # Of texts alone: neither the model nor the machine that wrote them matters beyond what they are.
+            inputs["data"] = given.tokens.inputs["data"]
+        else:
+            parts.resources["base"] = self.lock.bases[given.base].resource
+            config |= {"base": self._base(given), "precision": self.lock.evaluate, "device": self.lock.device}
+            inputs |= {"model": model} if model else {}
+        if row.uses_tokens:
+            config["max_length"] = self.study.train.max_length
+            inputs["tokens"] = given.tokens
+        if row.measures_time:
+            config["machine"] = fingerprint()
+        if row.writes_text and self.study.safety is not None:
+            config["safety"] = parts.safety()
+        if row.needs_untouched and model:
+            inputs["untouched"] = self._evaluation(given, name, row, spec, None, texts)
+        after = () if row is SIZE else (given.gate,)
+        return Stage(
+            f"evaluate.{row.name}", config | content, row.body, inputs, after, parts.resources, row.revision, parts.unhashed
+        )
+
+    def _base(self, given: _Given) -> dict[str, Any]:
+        trusted = self.study.bases[given.base].trust_remote_code
+        return {"digest": self.lock.bases[given.base].digest, "trust_remote_code": trusted}

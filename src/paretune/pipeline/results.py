@@ -1,6 +1,5 @@
 """Read a study's results from the store: every planned cell with the records that are there."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from paretune.pipeline.lock import Lock
@@ -38,7 +37,6 @@ def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: 
         return {name: record for name, stage in stages.items() if (record := store.find(stage))}
 
     def cell(planned: PlannedCell) -> Cell:
-        stages = (*planned.methods, *planned.evaluations.values())
         return Cell(
             planned.base,
             planned.dataset,
@@ -46,13 +44,13 @@ def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: 
             planned.seed,
             methods=tuple(record for stage in planned.methods if (record := store.find(stage))),
             evaluations=present(dict(planned.evaluations)),
-            missing=tuple(stage.name for stage in stages if store.find(stage) is None),
+            missing=tuple(stage.name for stage in planned.stages if store.find(stage) is None),
         )
 
     return Results(
         study=study,
         study_file=study_file,
-        lock={name: value for name, value in asdict(lock).items() if name != "seen"},
+        lock={name: value for name, value in lock.content.items() if name != "seen"},
         data=present(dict(plan.data)),
         leakage=present(dict(plan.leakage)),
         audit=present(dict(plan.audit)),

@@ -17,7 +17,7 @@ from typing import Any
 
 from paretune.errors import NeedsError, StageError
 from paretune.pipeline.events import EventLog, EventTail
-from paretune.pipeline.plan import CHOICE, Plan
+from paretune.pipeline.plan import Plan
 from paretune.pipeline.stage import ENVIRONMENT, RunOptions, Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import all_diverged, decide, lost
@@ -75,7 +75,7 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
     for stage in outcome.reused:
         store.forget_attempts(stage)  # left where a kill fell right after the last rename
     _check_environment(waiting)
-    num_missing = sum(stage.kind != CHOICE for stage in waiting)
+    num_missing = sum(stage.runs for stage in waiting)
     log.write("run", pid=os.getpid(), stages=len(outcome.reused) + num_missing, reused=len(outcome.reused))
     _fail_choices(outcome, store, log)
     _pass_on(tail, on_event)
@@ -106,7 +106,7 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
 def _check_environment(waiting: list[Stage]) -> None:
     """NeedsError for a variable that a stage, hours from now, would find unset."""
     for stage in waiting:
-        name = stage.resources.get(ENVIRONMENT)
+        name = stage.settings.get(ENVIRONMENT)
         if name and not os.environ.get(name, "").strip():
             raise NeedsError(f"{stage.kind}: the environment variable `{name}` of `key` is not set; set it and run again")
 
@@ -165,7 +165,7 @@ def _block(waiting: list[Stage], outcome: Outcome) -> None:
     """Move what needs a failed stage, directly or not, out of `waiting`."""
     for stage in list(waiting):  # in order, so that a parent is blocked before its children are looked at
         culprit = next((found for need in _needs(stage) if (found := _culprit(need, outcome))), None)
-        if stage.kind == CHOICE and culprit is not None and outcome.failed[culprit].diverged:
+        if not stage.runs and culprit is not None and outcome.failed[culprit].diverged:
             culprit = None  # which loses, and leaves the others to choose from
         if culprit is not None:
             outcome.blocked[stage] = culprit

@@ -2,7 +2,7 @@
 
 The key is the SHA-256 of canonical JSON of kind, revision, the whole config and the parents' keys. What lies outside (files,
 hub repositories) enters the config as a digest and is found at run time through `resources`, which are not hashed; neither
-are RunOptions, which say how to run and never what.
+are `settings` and RunOptions, which say how to run and never what.
 """
 
 import hashlib
@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from paretune.pipeline.records import Record
+from paretune.pipeline.resources import Resource
+
+ENVIRONMENT = "environment"
+"""Among a stage's settings, the name of an environment variable that must be set."""
+CHECKPOINT = "checkpoint-"
+"""Begins the name of a checkpoint in `resume`; the step that it stands at follows."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,11 @@ class Stage:
     """Parents by role; their keys are part of this stage's key."""
     after: tuple["Stage", ...] = ()
     """Gates that must have succeeded before this stage runs; not part of the key."""
-    resources: Mapping[str, str] = field(default_factory=dict)
-    """Where to find what the config pins by digest: a path, or `hub:NAME@COMMIT`."""
+    resources: Mapping[str, Resource] = field(default_factory=dict)
+    """By role, where to find what the config pins by digest; not part of the key."""
     revision: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the body needs and no answer depends on; not part of the key."""
 
     @cached_property
     def key(self) -> str:
@@ -62,6 +70,11 @@ class Stage:
             "inputs": {role: parent.key for role, parent in self.inputs.items()},
         }
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+    @property
+    def runs(self) -> bool:
+        """False of one that has no body: a choice, which is decided by what its parents left."""
+        return bool(self.body)
 
     @property
     def name(self) -> str:
@@ -101,12 +114,6 @@ class StageContext:
     def resume(self) -> Path:
         """Directory of what an attempt that was killed left for the next one; never part of the artifact."""
         return resume_of(self.draft)
-
-
-ENVIRONMENT = "environment"
-"""Role, among a stage's resources, of an environment variable that must be set."""
-CHECKPOINT = "checkpoint-"
-"""Begins the name of a checkpoint in `resume`; the step that it stands at follows."""
 
 
 def resume_of(draft: Path) -> Path:

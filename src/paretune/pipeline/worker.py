@@ -123,7 +123,7 @@ def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
     context = StageContext(
         config=stage.config,
         inputs={role: store.artifact(parent) for role, parent in stage.inputs.items()},
-        resources=stage.resources,
+        resources={name: str(value) for name, value in {**stage.resources, **stage.settings}.items()},
         options=run.options,
         draft=draft,
         emit=_throttled(EventLog(store.events_file, run.run), stage),

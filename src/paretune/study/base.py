@@ -6,20 +6,59 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from paretune.errors import SpecError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "`true` or `false`",
+    "string_type": "a text",
+    "tuple_type": "a list `[...]`",
+    "list_type": "a list `[...]`",
+    "dict_type": "a mapping of fields",
+    "model_type": "a mapping of fields",
+    "model_attributes_type": "a mapping of fields",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "{le:g} or less",
+    "string_too_short": "a text with {min_length} or more characters",
+    "too_short": "a list with {min_length} or more entries",
+}
+"""What pydantic's errors ask for, by their type, in the words of a study file."""
+_BRANCH = re.compile(r"(literal|tuple|list)\[.*\]|int|float|str|bool|as:.*")
+"""What pydantic puts into the place of an error to say which branch of a union was tried."""
+
+
+FILE: dict[str, Any] = {"outside": "file"}
+"""`Field(json_schema_extra=FILE)`: the field names a file, or several; relative to the study file."""
+FOLDER: dict[str, Any] = {"outside": "folder"}
+"""The same mark of a field that names a folder."""
 
 
 class Spec(BaseModel):
     """A closed value: frozen, no unknown keys, no silent conversion, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    LATER: ClassVar[tuple[str, ...]] = ()
+    """Fields that were added to a class whose values are part of keys: at their default they are not written out, so that the
+    keys from before live on."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        defaults = type(self).model_fields
+        said = {name for name in self.LATER if getattr(self, name) != defaults[name].default}
+        return {name: value for name, value in fields.items() if name not in self.LATER or name in said}
 
 
 class OtherModel(Spec):
@@ -33,12 +72,38 @@ class OtherModel(Spec):
     """Commit, tag or branch of `hub`; the commit is pinned in the lock."""
 
     @model_validator(mode="after")
-    def _one_place(self) -> Self:
+    def _one_origin(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError("name exactly one of `path` and `hub`")
         if self.revision is not None and self.hub is None:
             raise ValueError("`revision` goes with `hub`")
         return self
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Something outside the study file that a field of it names."""
+
+    where: str
+    """The field, as messages name it: `evaluate.qa.path`."""
+    kind: str
+    """`file`, `folder` or `model`."""
+    value: Any
+    """A path as the study writes it, or the OtherModel."""
+
+
+def outside_of(spec: Spec, where: str) -> Iterator[Outside]:
+    """What `spec`, which stands at `where`, names of the outside: files, folders, and models that measure."""
+    for name, field in type(spec).model_fields.items():
+        value, place = getattr(spec, name), f"{where}.{name}"
+        if isinstance(value, OtherModel):
+            yield Outside(place, "model", value)
+        elif isinstance(value, Spec):
+            yield from outside_of(value, place)
+        elif value and isinstance(field.json_schema_extra, dict) and (kind := field.json_schema_extra.get("outside")):
+            paths = {place: value} if isinstance(value, str) else {f"{place}[{n}]": path for n, path in enumerate(value)}
+            for at, path in paths.items():
+                yield Outside(at, str(kind), path)
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
@@ -52,7 +117,7 @@ def validate(model: type[SpecT], value: object, where: str) -> SpecT:
         # Through JSON: strict mode then takes a list for a tuple and `1` for a float, and still refuses "1".
         return model.model_validate_json(json.dumps(value))
     except ValidationError as error:
-        raise SpecError("\n".join(_told(model, error, where))) from None
+        raise SpecError("\n".join(_messages(model, error, where))) from None
 
 
 def distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -86,37 +151,13 @@ def shown(value: object) -> str:
     return f"`{text if len(text) <= 80 else text[:77] + '...'}`"
 
 
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "`true` or `false`",
-    "string_type": "a text",
-    "tuple_type": "a list `[...]`",
-    "list_type": "a list `[...]`",
-    "dict_type": "a mapping of fields",
-    "model_type": "a mapping of fields",
-    "model_attributes_type": "a mapping of fields",
-    "greater_than": "more than {gt:g}",
-    "greater_than_equal": "{ge:g} or more",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "{le:g} or less",
-    "string_too_short": "a text with {min_length} or more characters",
-    "too_short": "a list with {min_length} or more entries",
-}
-"""What pydantic's errors ask for, by their type, in the words of a study file."""
-_BRANCH = re.compile(r"(literal|tuple|list)\[.*\]|int|float|str|bool|as:.*")
-"""What pydantic puts into the place of an error to say which branch of a union was tried."""
-
-
-def _told(model: type[BaseModel], error: ValidationError, where: str) -> list[str]:
+def _messages(model: type[BaseModel], error: ValidationError, where: str) -> list[str]:
     """One line for each wrong field; what the branches of a union expect stands in one."""
     expected: dict[str, list[str]] = {}
     values: dict[str, str] = {}
     lines: list[str] = []
     for detail in error.errors():
-        location = detail["loc"]
+        location, context = detail["loc"], detail.get("ctx", {})
         keys = [key for key in location if not (isinstance(key, str) and _BRANCH.fullmatch(key))]
         place = where + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
         if detail["type"] == "extra_forbidden":
@@ -124,49 +165,41 @@ def _told(model: type[BaseModel], error: ValidationError, where: str) -> list[st
             lines.append(f"{place}: unknown key{suggestion(str(keys[-1]), owner.model_fields)}")
         elif detail["type"] == "missing":
             lines.append(f"{place}: missing; this field has no default")
-        elif detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]:
+        elif detail["type"] == "too_short" and len(detail["input"]) >= context["min_length"]:
             continue  # counted without the entries that are wrong, and those have lines of their own
         else:
-            expected.setdefault(place, []).append(_expected(dict(detail)))
+            if detail["type"] == "literal_error":
+                words = "expected " + str(context["expected"]).replace("'", "`")
+            elif detail["type"] in _EXPECTED:
+                words = "expected " + _EXPECTED[detail["type"]].format(**context)
+            else:
+                message = detail["msg"].removeprefix("Value error, ")
+                words = f"{message[:1].lower()}{message[1:]}"
+            expected.setdefault(place, []).append(words)
             values[place] = shown(detail["input"])
-    told = [f"{place}: {' or '.join(dict.fromkeys(words))}, got {values[place]}" for place, words in expected.items()]
-    return lines + [line.replace(" or expected ", ", or ") for line in told]
-
-
-def _expected(detail: dict[str, Any]) -> str:
-    if detail["type"] == "literal_error":
-        return "expected " + str(detail["ctx"]["expected"]).replace("'", "`")
-    if detail["type"] in _EXPECTED:
-        return "expected " + _EXPECTED[detail["type"]].format(**detail.get("ctx", {}))
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{message[:1].lower()}{message[1:]}"
+    wrong = [f"{place}: {' or '.join(dict.fromkeys(words))}, got {values[place]}" for place, words in expected.items()]
+    return lines + [line.replace(" or expected ", ", or ") for line in wrong]
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     """The model class that stands at `location` below `model`; tags of unions (`as:...`) name the class themselves."""
+
+    def models_in(annotation: Any) -> list[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return [annotation]
+        return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]
+
+    specs = [Spec]
+    for spec in specs:  # grows while it is walked: all classes below Spec
+        specs += spec.__subclasses__()
     for key in location:
         if isinstance(key, int):
             continue
         if key.startswith("as:"):
-            model = next(c for c in _all_specs() if f"as:{c.__name__}" == key)
+            model = next(spec for spec in specs if f"as:{spec.__name__}" == key)
             continue
         field = model.model_fields.get(key)
-        found = _models_in(field.annotation) if field else []
-        if len(found) == 1:
-            model = found[0]
+        models = models_in(field.annotation) if field else []
+        if len(models) == 1:
+            model = models[0]
     return model
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
-
-
-def _all_specs() -> list[type[BaseModel]]:
-    found, pending = [], [Spec]
-    while pending:
-        subclasses = pending.pop().__subclasses__()
-        found += subclasses
-        pending += subclasses
-    return list(found)

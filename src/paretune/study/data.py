@@ -7,11 +7,11 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from paretune.study.base import NAME, Spec, distinct
+from paretune.study.base import FILE, NAME, Spec, distinct
 from paretune.study.tasks import RESPONSE, SCORING, AnyRecords, Records, Task, taught
 
 SPLITS = ("train", "validation", "test")
@@ -26,8 +26,6 @@ _SUFFIXES: dict[str, Format] = {
     ".txt": "text",
     ".md": "text",
 }
-
-
 _OF_HUB = ("revision", "config", "split")
 _OF_CSV = ("header", "columns", "delimiter")
 _OF_TEXT = ("chapters", "blocks", "separator", "start", "end")
@@ -36,7 +34,7 @@ _OF_TEXT = ("chapters", "blocks", "separator", "start", "end")
 class Source(Spec):
     """One place that records come from: exactly one of `path`, `hub` and `builtin`."""
 
-    path: str | None = None
+    path: str | None = Field(None, json_schema_extra=FILE)
     """A file; relative to the study file."""
     hub: str | None = None
     """A dataset of the Hugging Face hub, `owner/name`."""
@@ -214,6 +212,7 @@ AnySource = Annotated[
 class Dataset(Spec):
     """Named data of a study."""
 
+    LATER: ClassVar = ("context", "tasks", "records")
     source: AnySource
     """Where the records come from: one source, or one for each of `train`, `validation` and `test`."""
     document: str | None = Field(None, min_length=1)
@@ -245,8 +244,7 @@ class Dataset(Spec):
             raise ValueError(
                 f"`{given[0]}` and `{given[1]}` exclude each other; a dataset has one of `text`, `tasks` and `records`"
             )
-        sources = [self.source] if isinstance(self.source, Source) else list(dict(self.source).values())
-        if not given and any(source.resolved_format != "text" for source in sources):
+        if not given and any(source.resolved_format != "text" for source in self.sources.values()):
             raise ValueError(
                 '`text` is missing: a template over the fields of a record, like "{{ title }}\\n\\n{{ content }}"; or `tasks`, '
                 "prompts with their completions, or a ready format: `records: alpaca | prompt_completion | messages | sharegpt`"
@@ -282,6 +280,13 @@ class Dataset(Spec):
         return value
 
     @property
+    def sources(self) -> dict[str, Source]:
+        """By the role that they have in a stage: `source`, or `source.train` and so on."""
+        if isinstance(self.source, Source):
+            return {"source": self.source}
+        return {f"source.{split}": source for split, source in self.source}
+
+    @property
     def template(self) -> str:
         """Of a plain text."""
         return self.text or "{{ text }}"
@@ -310,8 +315,8 @@ class Dataset(Spec):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What its documents depend on, for a key: without fields that came later at their defaults, and without scoring."""
-        fields = self.model_dump(mode="json", exclude={"too_long", "leakage", "context", "tasks", "records", "clean"})
+        """What its documents depend on, for a key: without how long ones and leaks are treated, and without scoring."""
+        fields = self.model_dump(mode="json", exclude={"too_long", "leakage", "clean"})
         if self.tasks:
             fields |= {"context": self.context, "tasks": taught(self.tasks)}
         if self.ready:

@@ -1,13 +1,34 @@
 """The evaluations that a study can ask for: one config class each, and the table of their rows."""
 
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from paretune.study.base import OtherModel, Spec
+from paretune.errors import SpecError
+from paretune.study.base import FILE, FOLDER, OtherModel, Spec
 from paretune.study.data import Format, Source
-from paretune.study.ratings import Judge, Ratings
-from paretune.study.registry import Evaluation
+from paretune.study.ratings import Judge, Ratings, judge_content, judge_fits, ratings_content
+from paretune.study.registry import Evaluation, Items, StageParts
+from paretune.study.tasks import BERT_SCORE
+
+if TYPE_CHECKING:
+    from paretune.study.study import Study
+
+CONTEXT = "{{ context }}\n\n"
+_LAYERS = {
+    "roberta-large": 17,
+    "roberta-base": 10,
+    "distilroberta-base": 5,
+    "bert-base-uncased": 9,
+    "bert-large-uncased": 18,
+    "bert-base-multilingual-cased": 9,
+    "bert-base-chinese": 8,
+    "distilbert-base-uncased": 5,
+    "distilbert-base-multilingual-cased": 5,
+    "xlm-roberta-base": 9,
+    "xlm-roberta-large": 17,
+}
+"""The layers that agree best with people's judgement of translations, as the bert-score package has them."""
 
 
 class Perplexity(Spec):
@@ -25,13 +46,11 @@ class Perplexity(Spec):
         return self
 
 
-CONTEXT = "{{ context }}\n\n"
-
-
 class Qa(Spec):
     """Questions with known answers: multiple choice by likelihood, factual by likelihood and by generation."""
 
-    path: str | None = None
+    LATER: ClassVar = ("format", "context")
+    path: str | None = Field(None, json_schema_extra=FILE)
     """JSON, JSON lines or CSV in a format that people have; relative to the study file."""
     builtin: str | None = None
     """A question set that ships with the package."""
@@ -54,13 +73,6 @@ class Qa(Spec):
         if (self.path is None) == (self.builtin is None):
             raise ValueError("name exactly one of `path` and `builtin`")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields that came later stand in a key only if they say something else than before."""
-        fields: dict[str, Any] = serialize(self)
-        later = {"format": None, "context": CONTEXT}
-        return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
 
 class Generate(Spec):
@@ -115,22 +127,6 @@ class Encoder(OtherModel):
         return self.layer or _LAYERS.get((self.hub or "").rpartition("/")[2], num_layers)
 
 
-_LAYERS = {
-    "roberta-large": 17,
-    "roberta-base": 10,
-    "distilroberta-base": 5,
-    "bert-base-uncased": 9,
-    "bert-large-uncased": 18,
-    "bert-base-multilingual-cased": 9,
-    "bert-base-chinese": 8,
-    "distilbert-base-uncased": 5,
-    "distilbert-base-multilingual-cased": 5,
-    "xlm-roberta-base": 9,
-    "xlm-roberta-large": 17,
-}
-"""The layers that agree best with people's judgement of translations, as the bert-score package has them."""
-
-
 class Tasks(Spec):
     """The answers to a dataset's tasks that have `score` or `labels`, on held-out records. Asked without an entry here, too."""
 
@@ -157,7 +153,7 @@ class LmEval(Spec):
     """Examples before each question; as the task says unless given."""
     limit: int | None = Field(None, ge=1)
     """Of each task so many documents, the first; all unless given."""
-    include_path: str | None = None
+    include_path: str | None = Field(None, json_schema_extra=FOLDER)
     """A folder with task files (YAML) of your own; their `data_files` are relative to it."""
     chat_template: bool = False
     """Put prompts into the chat template of the tokenizer."""
@@ -172,7 +168,7 @@ class LmEval(Spec):
 class Forgetting(Spec):
     """Bits per byte on text outside the domain, and by how much it is worse than the untouched base's (`forgetting`)."""
 
-    path: str
+    path: str = Field(json_schema_extra=FILE)
     """A file as `data` takes it: text, JSON lines, JSON, CSV or Parquet; relative to the study file."""
     format: Format | None = None
     """By the file's suffix unless given."""
@@ -191,34 +187,124 @@ class Forgetting(Spec):
         return self
 
 
+def _check_stride(config: Perplexity | Forgetting, study: "Study", name: str) -> None:
+    if config.stride is not None and config.stride >= study.train.max_length:
+        raise SpecError(
+            f"evaluate.{name}.stride: `{config.stride}` leaves no context between windows of `train.max_length: "
+            f"{study.train.max_length}` tokens; write 1 to {study.train.max_length - 1}"
+        )
+
+
+def _check_encoder_is_named(config: Tasks, study: "Study", _: str) -> None:
+    for name, dataset in study.data.items():
+        by_encoder = [task for task, scoring in dataset.scored.items() if BERT_SCORE in scoring["score"]]
+        if by_encoder and config.encoder is None:
+            place = f"tasks.{by_encoder[0]}" if dataset.tasks else "records"
+            raise SpecError(
+                f"data.{name}.{place}.score: `{BERT_SCORE}` needs an encoder; write `evaluate: {{tasks: {{encoder: "
+                "{hub: FacebookAI/roberta-large}}}` (1.4 GB), or `{path: DIR}` for one on this machine"
+            )
+
+
+def _forgetting_content(config: Forgetting, parts: StageParts) -> dict[str, Any]:
+    return {"evaluation": config.model_dump(mode="json") | {"max_length": parts.max_length}}
+
+
+def _tasks_content(config: Tasks, parts: StageParts) -> dict[str, Any]:
+    content = config.model_dump(mode="json", exclude={"encoder"}) | {"tasks": parts.tasks}
+    if any(BERT_SCORE in task["score"] for task in parts.tasks.values()):
+        assert config.encoder is not None, "a study that scores with it names it"
+        digest, num_layers = parts.model("encoder", "encoder")
+        content["encoder"] = {"digest": digest, "layer": config.encoder.layer_of(num_layers)}
+    return {"evaluation": content}
+
+
+SIZE = Evaluation("size", Spec, "paretune.evaluate.cost:evaluate_size")
+"""Parameters and bytes: made of every variant without being asked for, so it stands in no study and not in the table."""
 EVALUATIONS = (
     Evaluation(
         "forgetting",
         Forgetting,
         "paretune.evaluate.forgetting:evaluate_forgetting",
-        items="paretune.data.outside:outside_texts",
-        item_fields=("text", "document", "format", "max_documents"),
+        content=_forgetting_content,
+        items=Items("paretune.data.outside:outside_texts", fields=("text", "document", "format", "max_documents")),
+        needs_untouched=True,
+        scores_texts=True,
+        fits=_check_stride,
+        check="paretune.data.checks:check_outside",
     ),
-    Evaluation("generate", Generate, "paretune.evaluate.generate:evaluate_generate", writes_text=True),
-    Evaluation("judge", Judge, "paretune.evaluate.judge:evaluate_judge", rates_texts=True),
-    Evaluation("latency", Latency, "paretune.evaluate.cost:evaluate_latency", uses_tokens=True, measures_time=True),
+    Evaluation(
+        "generate",
+        Generate,
+        "paretune.evaluate.generate:evaluate_generate",
+        writes_text=True,
+        texts_are_rated=True,
+        check="paretune.pipeline.checks:check_prompts",
+    ),
+    Evaluation(
+        "judge",
+        Judge,
+        "paretune.evaluate.judge:evaluate_judge",
+        content=judge_content,
+        rates_texts=True,
+        fits=judge_fits,
+    ),
+    Evaluation(
+        "latency",
+        Latency,
+        "paretune.evaluate.cost:evaluate_latency",
+        uses_tokens=True,
+        measures_time=True,
+        check="paretune.pipeline.checks:check_latency",
+    ),
     Evaluation(
         "lm_eval",
         LmEval,
         "paretune.evaluate.harness_tasks:evaluate_lm_eval",
-        items="paretune.evaluate.harness_tasks:task_texts",
-        item_fields=("tasks", "limit"),
+        items=Items(
+            "paretune.evaluate.harness_tasks:task_texts",
+            fields=("tasks", "limit"),
+            places=("include_path",),
+            package="lm_eval",
+        ),
         needs=("lm_eval",),
     ),
-    Evaluation("perplexity", Perplexity, "paretune.evaluate.likelihood:evaluate_perplexity", uses_tokens=True),
+    Evaluation(
+        "perplexity",
+        Perplexity,
+        "paretune.evaluate.likelihood:evaluate_perplexity",
+        uses_tokens=True,
+        scores_texts=True,
+        fits=_check_stride,
+    ),
     Evaluation(
         "qa",
         Qa,
         "paretune.evaluate.qa:evaluate_qa",
-        items="paretune.data.questions:question_texts",
-        item_fields=("format",),
+        items=Items("paretune.data.questions:question_texts", fields=("format",), places=("path", "builtin")),
+        scores_texts=True,
         writes_text=True,
+        check="paretune.data.checks:check_questions",
     ),
-    Evaluation("ratings", Ratings, "paretune.evaluate.ratings:evaluate_ratings", rates_texts=True),
-    Evaluation("tasks", Tasks, "paretune.evaluate.tasks:evaluate_tasks", uses_tokens=True, writes_text=True, revision=2),
+    Evaluation(
+        "ratings",
+        Ratings,
+        "paretune.evaluate.ratings:evaluate_ratings",
+        content=ratings_content,
+        rates_texts=True,
+        check="paretune.data.checks:check_sheets",
+    ),
+    Evaluation(
+        "tasks",
+        Tasks,
+        "paretune.evaluate.tasks:evaluate_tasks",
+        content=_tasks_content,
+        uses_tokens=True,
+        answers_tasks=True,
+        writes_text=True,
+        texts_are_rated=True,
+        fits=_check_encoder_is_named,
+        check="paretune.pipeline.checks:check_encoder",
+        revision=2,
+    ),
 )

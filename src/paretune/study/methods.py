@@ -1,8 +1,8 @@
 """The methods that a study can chain: one config class each, and the table of their rows."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from paretune.study.base import Spec
 from paretune.study.registry import Method
@@ -46,6 +46,7 @@ class Calibration(Spec):
 class PruneBlocks(Spec):
     """Remove whole transformer blocks: named ones, or `count` chosen ones."""
 
+    LATER: ClassVar = ("calibration", "seed")
     blocks: tuple[int, ...] | None = Field(None, min_length=1)
     """Indices into the blocks of the model that the method is given, from 0."""
     count: int | None = Field(None, ge=1)
@@ -79,17 +80,14 @@ class PruneBlocks(Spec):
             raise ValueError("`seed` goes with `choose: random`; that of measured choices is `calibration.seed`")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_what_says_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields of measured and random choices stand in the key of those alone, resolved; other choices keep their keys."""
-        fields: dict[str, Any] = serialize(self)
-        for name in ("calibration", "seed"):
-            fields.pop(name, None)
-        if self.is_measured:
-            fields["calibration"] = (self.calibration or Calibration()).model_dump()
-        if self.choose == "random":
-            fields["seed"] = self.seed or 0
-        return fields
+    @model_validator(mode="after")
+    def _defaults_of_the_choice(self) -> Self:
+        """What a choice depends on is written out, into the key too, where it is left to the defaults."""
+        if self.is_measured and self.calibration is None:
+            object.__setattr__(self, "calibration", Calibration())  # frozen from here on
+        if self.choose == "random" and self.seed is None:
+            object.__setattr__(self, "seed", 0)
+        return self
 
 
 METHODS = (
@@ -98,7 +96,14 @@ METHODS = (
         PruneBlocks,
         "paretune.variants.stages:prune_blocks",
         uses_tokens=lambda config: config.is_measured,
+        check="paretune.pipeline.checks:check_blocks",
     ),
-    Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True),
-    Method("train.lora", TrainLora, "paretune.train.stages:train_lora", trains=True),
+    Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True, activations=96),
+    Method(
+        "train.lora",
+        TrainLora,
+        "paretune.train.stages:train_lora",
+        trains=True,
+        check="paretune.pipeline.checks:check_targets",
+    ),
 )

@@ -4,11 +4,16 @@ The rubric stands in the key of every rating: other words are another question.
 """
 
 from pathlib import PurePath
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from paretune.study.base import Spec
+from paretune.errors import SpecError
+from paretune.study.base import FILE, Spec, suggestion
+from paretune.study.registry import StageParts
+
+if TYPE_CHECKING:
+    from paretune.study.study import Study
 
 Criterion = Literal["coherence", "relevance"]
 LOWEST, HIGHEST = 1, 5
@@ -49,7 +54,7 @@ class _Criteria(Spec):
 class Ratings(_Criteria):
     """Ratings of generated texts by people: sheets that `paretune rate` wrote and people have filled in."""
 
-    files: tuple[str, ...] = Field(min_length=1)
+    files: tuple[str, ...] = Field(min_length=1, json_schema_extra=FILE)
     """Filled sheets, one a person, who goes by the name of the file; relative to the study file."""
 
     @model_validator(mode="after")
@@ -60,6 +65,7 @@ class Ratings(_Criteria):
 
     @property
     def by_rater(self) -> dict[str, str]:
+        """The file of each person."""
         return {PurePath(file).stem: file for file in self.files}
 
 
@@ -94,6 +100,27 @@ class Judge(_Criteria):
         return self
 
     @property
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, Any]:
         """What the ratings depend on: neither the key nor how long to wait."""
         return self.model_dump(mode="json", exclude={"key", "timeout"})
+
+
+def ratings_content(config: Ratings, parts: StageParts) -> dict[str, Any]:
+    """What the key of people's ratings holds: the rubric and the sheets."""
+    sheets = {rater: parts.file(f"sheet.{rater}", file) for rater, file in config.by_rater.items()}
+    return {"evaluation": {"criteria": list(config.criteria)}, "rubric": config.rubric, "sheets": sheets}
+
+
+def judge_content(config: Judge, parts: StageParts) -> dict[str, Any]:
+    """What the key of a judge's ratings holds: neither the key of its address nor how long to wait."""
+    parts.settings(timeout=config.timeout, **({"environment": config.key} if config.key else {}))
+    return {"evaluation": config.identity, "rubric": config.rubric}
+
+
+def judge_fits(config: Judge, study: "Study", name: str) -> None:
+    """SpecError where `of` names no texts of the study."""
+    for index, source in enumerate(config.of):
+        if source not in study.rated_texts:
+            raise SpecError(
+                f"evaluate.{name}.of[{index}]: no generation or task `{source}`{suggestion(source, study.rated_texts)}"
+            )

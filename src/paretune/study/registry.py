@@ -1,20 +1,56 @@
 """The tables of what a study can name: one row a method, one row an evaluation, one row a metric.
 
-A row is (name, config class, "module:function", needs); the function is imported on first use, so that reading a study stays
-light. Third parties ship the same rows through the entry-point groups `paretune.methods`, `paretune.evaluations` and
-`paretune.metrics`.
+A row owns what belongs to it: its config class, its body, what goes into its stage besides, what is checked before the first
+stage, what it measures and how the report shows it. Functions that are not here are named `module:function` and imported on
+first use, so that reading a study stays light. Third parties ship the same rows through the entry-point groups
+`paretune.methods`, `paretune.evaluations` and `paretune.metrics`.
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from importlib.metadata import entry_points
+from typing import Any, Protocol
 
 from paretune.errors import NeedsError, SpecError
 from paretune.study.base import Spec, suggestion
 from paretune.study.metrics import METRICS, Metric
+
+
+class StageParts(Protocol):
+    """What an evaluation's `content` is given: the study around its entry, and where it takes what lies outside."""
+
+    @property
+    def max_length(self) -> int:
+        """`train.max_length`."""
+
+    @property
+    def tasks(self) -> Mapping[str, Mapping[str, Any]]:
+        """The dataset's tasks that are scored, with how that is done."""
+
+    def file(self, role: str, path: str) -> str:
+        """The digest of a file, for the key; its path becomes the resource `role`."""
+
+    def model(self, role: str, field: str) -> tuple[str, int]:
+        """Digest and number of layers of the model that a field of the config names; it becomes the resource `role`."""
+
+    def settings(self, **values: Any) -> None:
+        """Values that the body needs and no answer depends on: they are no part of the key."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items that an evaluation asks about: the resource `items` of its stage, and what the leakage check compares."""
+
+    reader: str
+    """`module:function` that reads them as texts: of the resource, and of the fields below by name."""
+    fields: tuple[str, ...] = ()
+    """Fields of the config that the reader takes besides, where the key's JSON has them."""
+    places: tuple[str, ...] = ("path",)
+    """Fields of the config that say where the items are; their digest stands for them in the key, as `path`."""
+    package: str | None = None
+    """A package that holds the items too; its version becomes part of their digest."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +65,11 @@ class Method:
     """Takes the tokens, the study's `train` section and the seed."""
     uses_tokens: Callable[[Any], bool] = lambda _config: False
     """Whether a method that does not train takes the tokens, by its config; then also precision and device of measuring."""
+    check: str | None = None
+    """`module:function(config, where, base, locked)`, called before the first stage for each base (LockedBase) with its
+    config.json as the methods before left it; returns config.json as this one leaves it. Raises UserErrors."""
+    activations: int = 112
+    """Bytes that training keeps for the backward pass by token, block and unit of width, in float32; for forecasts."""
     revision: int = 1
     """Raised whenever the body's answer changes; part of the key."""
     needs: tuple[str, ...] = ()
@@ -42,24 +83,41 @@ class Evaluation:
     name: str
     config: type[Spec]
     body: str
-    items: str | None = None
-    """`module:function` that reads the evaluation's item file (the config's `path`) as texts, for the leakage check."""
-    item_fields: tuple[str, ...] = ()
-    """Fields of the config that it takes besides, by name, where the key's JSON has them."""
+    """`module:function`, called with a StageContext; returns the metrics of the record."""
+    content: Callable[[Any, StageParts], dict[str, Any]] | None = None
+    """What stands in the key for the config, by name; `{"evaluation": config}` unless given."""
+    items: Items | None = None
+    """What is asked about, where that is given by a file."""
     uses_tokens: bool = False
     """Takes the tokenized dataset."""
+    needs_untouched: bool = False
+    """Takes the same evaluation of the base as the input `untouched`, where it measures another model."""
+    answers_tasks: bool = False
+    """Is about the dataset's tasks that are scored: not made where there are none, and made without an entry where there are.
+    One entry of it may stand in a study."""
+    scores_texts: bool = False
+    """Reads texts in passes as long as memory allows; for forecasts."""
     writes_text: bool = False
     """Its texts are looked through by the `safety` of a study, which then is part of the key."""
-    measures_time: bool = False
-    """The answer depends on the machine, whose fingerprint is then part of the key."""
+    texts_are_rated: bool = False
+    """Its texts are what those evaluations take that rate."""
     rates_texts: bool = False
     """Takes what the other evaluations of the model generated, and the data, in place of the model."""
+    measures_time: bool = False
+    """The answer depends on the machine, whose fingerprint is then part of the key."""
+    fits: Callable[[Any, Any, str], None] | None = None
+    """Called with config, Study and the name of the entry when the file is read: SpecError for what contradicts the rest."""
+    check: str | None = None
+    """`module:function(config, setting)` (`paretune.pipeline.preflight.Setting`), called before the first stage. Raises
+    UserErrors for what would fail in it."""
     metrics: tuple[Metric, ...] = ()
     """What it measures, as far as `study.metrics` has no row of it."""
     section: str | None = None
     """`module:function` that makes its section of the report; a table of its metrics unless given."""
     revision: int = 1
-    needs: tuple[str, ...] = field(default=())
+    """Raised whenever the body's answer changes; part of the key."""
+    needs: tuple[str, ...] = ()
+    """What must be there before the first stage: `cuda`, or a module's name."""
 
 
 def find_method(name: str, where: str) -> Method:
@@ -117,28 +175,23 @@ def load_function(address: str) -> Any:
 def _with_plugins(builtin: tuple[Any, ...], group: str, row_type: type[Any]) -> dict[str, Any]:
     rows = {row.name: row for row in builtin}
     for entry in entry_points(group=group):
-        package = f" of the package `{entry.dist.name}`" if entry.dist else ""
-        wrong, row = _load(entry, row_type)
-        if wrong is None and row.name in rows:
+        wrong = ""
+        row: Any = None
+        try:
+            row = entry.load()
+        except Exception as error:  # noqa: BLE001  an import runs code of others, which may raise anything
+            wrong = f"cannot be loaded ({type(error).__name__}: {error})"
+        if not wrong and not isinstance(row, row_type):
+            wrong = f"is no {row_type.__name__} row, but {type(row).__name__}"
+        elif isinstance(row, Method | Evaluation):
+            if not (isinstance(row.config, type) and issubclass(row.config, Spec)):
+                wrong = f"has a config that is no subclass of Spec: {row.config!r}"
+            elif not all(row.body.partition(":")):
+                wrong = f"has a body that is no `module:function`: `{row.body}`"
+        if not wrong and row.name in rows:
             wrong = f"names `{row.name}`, which exists already"
         if wrong:
+            package = f" of the package `{entry.dist.name}`" if entry.dist else ""
             raise NeedsError(f"entry point `{entry.name}` in `{group}`{package} {wrong}; repair or uninstall the package")
         rows[row.name] = row
     return rows
-
-
-def _load(entry: EntryPoint, row_type: type[Any]) -> tuple[str | None, Any]:
-    """What is wrong with the row of an entry point, and the row."""
-    try:
-        row: Any = entry.load()
-    except Exception as error:  # noqa: BLE001  an import runs code of others, which may raise anything
-        return f"cannot be loaded ({type(error).__name__}: {error})", None
-    if not isinstance(row, row_type):
-        return f"is no {row_type.__name__} row, but {type(row).__name__}", None
-    if row_type is Metric:
-        return None, row
-    if not (isinstance(row.config, type) and issubclass(row.config, Spec)):
-        return f"has a config that is no subclass of Spec: {row.config!r}", None
-    if not all(row.body.partition(":")):
-        return f"has a body that is no `module:function`: `{row.body}`", None
-    return None, row

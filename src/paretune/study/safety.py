@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from paretune.study.base import OtherModel, Spec, distinct
+from paretune.study.base import FILE, OtherModel, Spec, distinct
 
 
 class Classifier(OtherModel):
@@ -22,7 +22,7 @@ class Classifier(OtherModel):
 class Safety(Spec):
     """A filter for unsafe text: on the records of all datasets, and on all that variants generate."""
 
-    words: str | None = None
+    words: str | None = Field(None, json_schema_extra=FILE)
     """A text file, relative to the study: a word or phrase a line, found as whole words in any case; `#` begins a comment."""
     classifier: Classifier | None = None
     """A model that judges texts."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -16,18 +16,14 @@ from paretune.study.base import Spec, check_name, shown, suggestion, validate
 from paretune.study.compare import Compare
 from paretune.study.data import Dataset
 from paretune.study.grid import grid_of, refuse_elsewhere, which_variant
-from paretune.study.ratings import Judge
-from paretune.study.registry import Evaluation, find_evaluation
+from paretune.study.registry import Evaluation, evaluations, find_evaluation
 from paretune.study.safety import Safety
-from paretune.study.tasks import BERT_SCORE
 from paretune.study.variants import Variant, parse_variants
 from paretune.study.yaml_file import Path_, read_yaml
 
-TASKS = "tasks"
-RATED = ("generate", TASKS)
-"""Kinds of evaluation whose texts are rated; short answers to questions are not."""
-"""Kind of the evaluation that a dataset with scored tasks gets, and its name where the study has no entry for it."""
 _SUFFIXES_OF_DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
+_EPOCHS = 3
+"""Of training, where a study says neither `epochs` nor `max_steps`."""
 
 
 class Base(Spec):
@@ -65,6 +61,7 @@ class EarlyStopping(Spec):
 class Train(Spec):
     """What all training methods of a study share, so that they differ in nothing else."""
 
+    LATER: ClassVar = ("layout",)
     epochs: int | None = Field(None, ge=1)
     """Passes over the training split; 3 unless `max_steps` is given."""
     max_steps: int | None = Field(None, ge=1)
@@ -104,14 +101,6 @@ class Train(Spec):
         return self
 
     @property
-    def content(self) -> dict[str, Any]:
-        """What identifies a training: a field that came later stands in it only if it says something else than before."""
-        content = self.model_dump(mode="json")
-        if self.layout == "trees":
-            del content["layout"]
-        return content
-
-    @property
     def chosen_by(self) -> Literal["loss", "token_accuracy"]:
         """What decides on validation text: which weights are kept, and which value of a tuned field."""
         return self.early_stopping.metric if self.early_stopping else "loss"
@@ -119,7 +108,7 @@ class Train(Spec):
     @property
     def num_epochs(self) -> int | None:
         """None where `max_steps` decides."""
-        return None if self.max_steps else self.epochs or 3
+        return None if self.max_steps else self.epochs or _EPOCHS
 
 
 class Precision(Spec):
@@ -166,15 +155,22 @@ class Study(Spec):
         trained = (name for name, variant in self.variants.items() if any(use.row.trains for use in variant.methods))
         return self.compare.baseline or next(trained, next(iter(self.variants)))
 
+    @property
+    def rated_texts(self) -> set[str]:
+        """The names of what can be rated: generations, and tasks whose answers are scored."""
+        written = (name for name, use in self.evaluate.items() if use.row.texts_are_rated and not use.row.answers_tasks)
+        return {*written, *(task for dataset in self.data.values() for task in dataset.scored)}
+
     def evaluations_of(self, dataset: str) -> dict[str, EvaluationUse]:
         """What is measured on a dataset: `evaluate`, and its tasks where they are scored and no entry asks for them."""
-        asked = any(use.kind == TASKS for use in self.evaluate.values())
-        implied = {} if asked else {TASKS: EvaluationUse(kind=TASKS, config=find_evaluation(TASKS, "").config())}
-        found = dict(self.evaluate) | implied
+        uses = dict(self.evaluate)
+        for row in evaluations().values():
+            if row.answers_tasks and row.name not in {use.kind for use in uses.values()}:
+                uses[row.name] = EvaluationUse(kind=row.name, config=row.config())
         if not self.data[dataset].scored:
-            found = {name: use for name, use in found.items() if use.kind != TASKS}
-        written = any(use.kind in RATED for use in found.values())
-        return {name: use for name, use in found.items() if written or not use.row.rates_texts}
+            uses = {name: use for name, use in uses.items() if not use.row.answers_tasks}
+        written = any(use.row.texts_are_rated for use in uses.values())
+        return {name: use for name, use in uses.items() if written or not use.row.rates_texts}
 
 
 def load_study(file: str | Path) -> Study:
@@ -228,7 +224,13 @@ def _parse(value: Mapping[str, Any]) -> Study:
         if name in value:
             parts[name] = validate(model, value[name], name)
     if "seeds" in value:
-        parts["seeds"] = _seeds(value["seeds"])
+        seeds = value["seeds"]
+        whole = isinstance(seeds, list) and seeds and all(isinstance(n, int) and not isinstance(n, bool) for n in seeds)
+        if not whole or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
+            raise SpecError(
+                f"seeds: expected a list `[0, 1, 2]` of distinct whole numbers from 0 to 2**32 - 1, got {shown(seeds)}"
+            )
+        parts["seeds"] = tuple(seeds)
     study = Study(**parts)
     _check_references(study)
     return study
@@ -253,14 +255,8 @@ def _evaluation(name: str, value: Any, where: str) -> EvaluationUse:
     return EvaluationUse(kind=kind, config=validate(find_evaluation(kind, where).config, fields, where))
 
 
-def _seeds(value: Any) -> tuple[int, ...]:
-    whole = isinstance(value, list) and value and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in value)
-    if not whole or len(set(value)) < len(value) or min(value) < 0 or max(value) >= 2**32:
-        raise SpecError(f"seeds: expected a list `[0, 1, 2]` of distinct whole numbers from 0 to 2**32 - 1, got {shown(value)}")
-    return tuple(value)
-
-
 def _check_references(study: Study) -> None:
+    """SpecError for what names something that is not there, or contradicts another part of the study."""
     if study.compare.baseline is not None and study.compare.baseline not in study.variants:
         unknown = study.compare.baseline
         raise SpecError(f"compare.baseline: no variant `{unknown}`{which_variant(unknown, study.variants)}")
@@ -268,65 +264,47 @@ def _check_references(study: Study) -> None:
         for base in variant.bases or ():
             if base not in study.bases:
                 raise SpecError(f"variants.{grid_of(name)}.bases: no base `{base}`{suggestion(base, study.bases)}")
-    _check_tasks(study)
-    _check_raters(study)
+    for row in evaluations().values():
+        if row.answers_tasks:
+            _check_tasks(study, row)
+    for name, use in study.evaluate.items():
+        if use.row.rates_texts and not study.rated_texts:
+            raise SpecError(
+                f"evaluate.{name}: there is no text to rate; add `generate: {{prompts: [...]}}`, or a task with `score`"
+            )
+        if use.row.fits:
+            use.row.fits(use.config, study, name)
     if "size" in study.evaluate:
         raise SpecError("evaluate.size: the name `size` is taken (parameters and bytes of every variant); choose another")
 
 
-def _check_tasks(study: Study) -> None:
-    """Scores stand under the name of a task or of an evaluation, so these must differ."""
-    asked = [name for name, use in study.evaluate.items() if use.kind == TASKS]
-    if TASKS in study.evaluate and TASKS not in asked:
-        raise SpecError(f"evaluate.{TASKS}: the name `{TASKS}` is that of the evaluation of tasks; choose another")
+def _check_tasks(study: Study, row: Evaluation) -> None:
+    """Scores stand under the name of a task or of an evaluation, so these must differ; and tasks are asked about once."""
+    asked = [name for name, use in study.evaluate.items() if use.kind == row.name]
+    if row.name in study.evaluate and row.name not in asked:
+        raise SpecError(f"evaluate.{row.name}: the name `{row.name}` is that of the evaluation of tasks; choose another")
     if len(asked) > 1:
         raise SpecError(f"evaluate.{asked[1]}: the tasks are asked about in `{asked[0]}` already; leave one of them out")
     for name, dataset in study.data.items():
         taken = sorted(set(dataset.scored) & ({*study.evaluate, "size", "cost"}))
         if taken:
             raise SpecError(f"data.{name}.tasks.{taken[0]}: an evaluation is called `{taken[0]}` too; rename one of them")
-        _check_encoder(study, name, use=study.evaluate[asked[0]] if asked else None)
     if asked and not any(dataset.scored for dataset in study.data.values()):
         raise SpecError(f"evaluate.{asked[0]}: no dataset has a task with `score` or `labels`; add one, or leave this out")
-
-
-def _check_raters(study: Study) -> None:
-    """Those who rate need texts, and say which by names that exist."""
-    texts = {name for name, use in study.evaluate.items() if use.kind == "generate"}
-    texts |= {task for dataset in study.data.values() for task in dataset.scored}
-    for name, use in study.evaluate.items():
-        if use.row.rates_texts and not texts:
-            raise SpecError(
-                f"evaluate.{name}: there is no text to rate; add `generate: {{prompts: [...]}}`, or a task with `score`"
-            )
-        for index, source in enumerate(use.config.of if isinstance(use.config, Judge) else ()):
-            if source not in texts:
-                raise SpecError(f"evaluate.{name}.of[{index}]: no generation or task `{source}`{suggestion(source, texts)}")
-
-
-def _check_encoder(study: Study, dataset: str, use: EvaluationUse | None) -> None:
-    scorers = {name: task["score"] for name, task in study.data[dataset].scored.items()}
-    asked = [name for name, names in scorers.items() if BERT_SCORE in names]
-    if asked and (use is None or use.config.model_dump().get("encoder") is None):
-        place = f"tasks.{asked[0]}" if study.data[dataset].tasks else "records"
-        raise SpecError(
-            f"data.{dataset}.{place}.score: `{BERT_SCORE}` needs an encoder; write `evaluate: {{tasks: {{encoder: "
-            "{hub: FacebookAI/roberta-large}}}` (1.4 GB), or `{path: DIR}` for one on this machine"
-        )
+    if not asked and row.fits:
+        row.fits(row.config(), study, row.name)
 
 
 def _with_line(message: str, file: Path, lines: dict[Path_, int]) -> str:
     """`file:line: message`, the line being that of the deepest key of the message's path; as it is where none stands there."""
     place = message.split(": ", 1)[0]
-    deepest = max((path for path in lines if _stands_in(_dotted(path), place)), key=len, default=None)
+    deepest: Path_ = ()
+    dotted = ""
+    for path in lines:
+        prefix = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
+        stands_in = place.startswith(prefix) and re.match(r"$|[.\[]", place[len(prefix) :])
+        if stands_in and len(path) > len(deepest):
+            deepest, dotted = path, prefix
     # `data.jsonl` is no field of `data`, but a file.
-    found = deepest is not None and (len(deepest) > 1 or _dotted(deepest) == place)
-    return f"{file}:{lines[deepest]}: {message}" if deepest and found else message
-
-
-def _stands_in(prefix: str, place: str) -> bool:
-    return place.startswith(prefix) and re.match(r"$|[.\[]", place[len(prefix) :]) is not None
-
-
-def _dotted(path: Path_) -> str:
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
+    is_known = len(deepest) > 1 or (deepest and dotted == place)
+    return f"{file}:{lines[deepest]}: {message}" if is_known else message

@@ -97,14 +97,14 @@ def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path, datas
     if last is None or artifact is None or not (artifact.path / ADAPTER).is_dir():
         raise SpecError(f"--format adapter: `{cell.variant}` does not end in an adapter; use `--format hf`")
     shutil.copytree(artifact.path / ADAPTER, draft, dirs_exist_ok=True)
-    base = last.resources["base"]
+    base = str(last.resources["base"])
     if "model" in last.inputs:
         # Merged and whole, in float32: what the adapter was trained on is not to be had anywhere else.
         parent = load_model(_context(last, {"model": artifact.inputs["model"]}))
         parent.model.save_pretrained(draft / "base")
         parent.tokenizer.hf.save_pretrained(draft / "base")
         base = str((to / "base").resolve())  # PEFT looks for a relative path where it is called from, and not here
-    tokenizer = load_tokenizer(last.config["base"], last.resources["base"])
+    tokenizer = load_tokenizer(last.config["base"], str(last.resources["base"]))
     tokenizer.hf.save_pretrained(draft)
     name, _, commit = base.removeprefix("hub:").partition("@") if base.startswith("hub:") else (base, "", "")
     _point_at_base(draft / "adapter_config.json", name, commit)
@@ -120,7 +120,9 @@ def _point_at_base(config_file: Path, name: str, commit: str) -> None:
 
 def _context(stage: Stage, inputs: dict) -> StageContext:
     config = {**stage.config, "device": "cpu", "precision": "float32" if "train" in stage.config else stage.config["precision"]}
-    return StageContext(config, inputs, stage.resources, RunOptions(), Path(), lambda **_: None)
+    return StageContext(
+        config, inputs, {role: str(one) for role, one in stage.resources.items()}, RunOptions(), Path(), lambda **_: None
+    )
 
 
 def _let_read(folder: Path) -> None:

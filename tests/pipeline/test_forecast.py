@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from paretune.cli import main
-from paretune.pipeline.estimates import Cost, count_weights, describe_plan, plan_costs
+from paretune.pipeline.forecast import Cost, describe_plan, forecast
 from paretune.pipeline.lock import resolve_lock
-from paretune.pipeline.planner import make_plan
+from paretune.pipeline.plan import make_plan
 from paretune.pipeline.records import Record
+from paretune.pipeline.resources import count_weights
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
 from paretune.study.study import load_study
@@ -46,7 +47,7 @@ def costs_of(file: Path, options: RunOptions | None = None) -> dict[str, Cost]:
     study = load_study(file)
     lock = resolve_lock(study, file)
     plan = make_plan(study, lock, file.parent)
-    costs = plan_costs(study, lock, plan, Store(file.parent / ".paretune"), options or RunOptions())
+    costs = forecast(study, lock, plan, Store(file.parent / ".paretune"), options or RunOptions())
     return {name: costs[stage] for name, stage in described(plan).items()}
 
 
@@ -81,7 +82,7 @@ def test_time_follows_from_earlier_trainings_of_the_base_on_this_machine(
     name = "tiny/notes/full seed 0: train.full"
     assert before[name].seconds is None
     assert costs_of(file)[name].seconds == pytest.approx(record_of(file, name).metrics["train_seconds"], rel=0.1)
-    monkeypatch.setattr("paretune.pipeline.estimates.fingerprint", lambda: {"cores": 64})
+    monkeypatch.setattr("paretune.pipeline.forecast.fingerprint", lambda: {"cores": 64})
     assert costs_of(file)[name].seconds is None
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from paretune.errors import SpecError
-from paretune.pipeline import planner
+from paretune.pipeline import plan as planning
 from paretune.pipeline.plan import Plan
-from paretune.pipeline.reasons import explain, review
 from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
+from paretune.pipeline.why import explain, review
 from tests.pipeline.planned import STUDY, described, plan_of, write_planned
 
 MACHINE = {"system": "Linux", "processor": "example", "cores": 2, "memory_gib": 8, "accelerator": None}
@@ -19,7 +19,7 @@ MACHINE = {"system": "Linux", "processor": "example", "cores": 2, "memory_gib": 
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "fingerprint", lambda: MACHINE)
+    monkeypatch.setattr(planning, "fingerprint", lambda: MACHINE)
 
 
 def finish(store: Store, stage: Stage) -> None:
@@ -58,7 +58,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(folder / "store")
     store.prepare()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "fingerprint", lambda: MACHINE)
+        patch.setattr(planning, "fingerprint", lambda: MACHINE)
         for stage in plan_of(write_planned(folder)).stages:
             finish(store, stage)
     return store
@@ -145,7 +145,7 @@ def test_of_many_differences_three_are_shown_and_the_rest_counted(file: Path, st
 
 
 def test_another_machine_revision_or_model_is_told(file: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "fingerprint", lambda: MACHINE | {"cores": 64})
+    monkeypatch.setattr(planning, "fingerprint", lambda: MACHINE | {"cores": 64})
     assert reasons(plan_of(file), store)["small/notes/base: latency"] == "differs in machine.cores (2 -> 64)"
     monkeypatch.undo()
     plan = plan_of(file)

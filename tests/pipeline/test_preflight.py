@@ -9,8 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.lock import resolve_lock
-from paretune.pipeline.weights import weight_shapes
-from paretune.preflight import check_study
+from paretune.pipeline.preflight import check_study
+from paretune.pipeline.resources import weight_shapes
 from paretune.study.study import load_study
 from tests.conftest import STUDY, write_study
 from tests.pipeline.planned import write_base

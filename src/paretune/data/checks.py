@@ -1,0 +1,119 @@
+"""What can be told of a study's data, questions, sheets and word list before the first stage, by their first records."""
+
+from paretune.data.outside import outside_documents
+from paretune.data.questions import read_questions
+from paretune.data.records import parse_form, read_record
+from paretune.data.requests import request_of, slices_of
+from paretune.data.safety import labels_of, read_words
+from paretune.data.sheets import read_sheet
+from paretune.data.sources import BUILTIN, iterate_rows
+from paretune.data.templates import Template, is_blank, named_value, parse_template
+from paretune.errors import DataError, NeedsError, SpecError
+from paretune.pipeline.checks import num_tokens
+from paretune.pipeline.config_json import architectures, num_positions
+from paretune.pipeline.preflight import Setting, check_files
+from paretune.study.base import suggestion
+from paretune.study.data import Dataset
+from paretune.study.evaluations import Forgetting, Qa
+from paretune.study.ratings import Ratings
+from paretune.study.safety import Safety
+
+_STREAMED = ("jsonl", "csv", "parquet")
+"""Formats whose first record is read without the rest."""
+
+
+def check_dataset(dataset: Dataset, setting: Setting) -> None:
+    """Templates that use fields of a record, and a first record that has them."""
+    where, form = setting.where, parse_form(dataset, setting.where)
+    if not form.tasks and form.chat is None and not form.context.fields:
+        raise SpecError(
+            f"{where}.text: `{dataset.template}` uses no field of a record, so all texts would be the same; "
+            "a field is written `{{ name }}`"
+        )
+    for task in form.tasks:
+        if not task.completion.fields:
+            raise SpecError(
+                f"{where}.tasks.{task.name}.completion: `{task.completion.source}` uses no field of a record, so all answers "
+                "would be the same; a field is written `{{ name }}`"
+            )
+    for source in dataset.sources.values():
+        if source.builtin and source.builtin not in BUILTIN:
+            raise SpecError(f"{where}.source.builtin: no dataset `{source.builtin}`{suggestion(source.builtin, BUILTIN)}")
+        if source.path and source.resolved_format in _STREAMED:
+            row = next(iterate_rows(source, str(setting.folder / source.path)))
+            read_record(form, row)
+            for key, field in (("document", dataset.document), ("stratify", dataset.stratify)):
+                if field is not None and not (form.drops_empty and is_blank(row.values.get(field, ""))):
+                    named_value(row.values, field, key, row.where)
+
+
+def check_outside(config: Forgetting, setting: Setting) -> None:
+    """`forgetting`: a template that uses a field, and a first document."""
+    where = setting.where
+    if not _template(config.text, f"{where}.text").fields:
+        raise SpecError(f"{where}.text: `{config.text}` uses no field of a record, so all texts would be the same")
+    try:
+        outside_documents(setting.folder / config.path, config.text, config.document, config.format, max_documents=1)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def check_questions(config: Qa, setting: Setting) -> None:
+    """`qa`: templates that use the question and the answer, and questions that every base reaches to the end of."""
+    where = setting.where
+    prompt, answer = _template(config.prompt, f"{where}.prompt"), _template(config.answer, f"{where}.answer")
+    context = _template(config.context, f"{where}.context")
+    if not prompt.fields:
+        raise SpecError(f"{where}.prompt: `{config.prompt}` uses no field of a question, so all prompts would be the same")
+    if "answer" not in answer.fields:
+        raise SpecError(f"{where}.answer: `{config.answer}` does not use `{{{{ answer }}}}`, so all options would be the same")
+    file = f"builtin:{config.builtin}" if config.path is None else setting.folder / config.path
+    try:
+        for question in read_questions(file, config.format):
+            slices_of(question, config.slice_by)
+            request = request_of(question, prompt, answer, context)
+            for name, base in setting.lock.bases.items():
+                positions = num_positions(base.config)
+                length = max(num_tokens(base, request.prompt + option) for option in request.answers)
+                if positions is not None and length > positions:
+                    raise DataError(
+                        f"question `{question.id}` has {length} tokens with its answer, and base `{name}` reaches {positions} "
+                        "positions; shorten it, or leave it out"
+                    )
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def check_sheets(config: Ratings, setting: Setting) -> None:
+    """`ratings`: filled sheets."""
+    for file in config.files:
+        read_sheet(setting.folder / file, config.criteria)
+
+
+def check_safety(safety: Safety, setting: Setting) -> None:
+    """A list of words, and a classifier that has the labels."""
+    if safety.words is not None:
+        try:
+            read_words(setting.folder / safety.words)
+        except DataError as error:
+            raise DataError(f"safety.words: {error}") from None
+    if safety.classifier is not None:
+        where = "safety.classifier"
+        locked = setting.lock.models[where]
+        names = architectures(locked.config)
+        if names and not any(name.endswith("ForSequenceClassification") for name in names):
+            raise NeedsError(
+                f"{where}: is no classifier of texts but `{names[0]}`; name a model `...ForSequenceClassification`"
+            )
+        labels = labels_of(locked.config)
+        for label in safety.classifier.unsafe:
+            if label not in labels:
+                raise SpecError(f"{where}.unsafe: it has no label `{label}`{suggestion(label, labels)}")
+        check_files(locked, where)
+
+
+def _template(source: str, where: str) -> Template:
+    try:
+        return parse_template(source)
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from None

@@ -1,0 +1,110 @@
+"""Checks of rows against what config.json, the tokenizer and the headers of a base say: lengths, blocks, modules."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from paretune.errors import NeedsError, SpecError
+from paretune.pipeline.config_json import num_blocks, num_positions, with_num_blocks
+from paretune.pipeline.lock import LockedBase
+from paretune.pipeline.preflight import Setting, check_files
+from paretune.pipeline.resources import weight_shapes
+from paretune.study.evaluations import Generate, Latency, Tasks
+from paretune.study.methods import PruneBlocks, TrainLora
+
+_SAME_NAMES = frozenset(
+    ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "opt")
+)
+"""Architectures whose modules are called in their files as they are in memory; others may be renamed as they are loaded."""
+
+
+def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`prune.blocks`: the blocks are there, and one is left; the config of the model without them."""
+    count = num_blocks(locked.config)
+    if count is None:
+        return locked.config
+    has = f"base `{base}` has {count} blocks at this point, 0 to {count - 1}"
+    removed = config.count or len(config.blocks or ())
+    outside = [index for index in config.blocks or () if index >= count]
+    if outside:
+        raise SpecError(f"{where}.blocks: there is no block `{outside[0]}`; {has}")
+    if removed >= count:
+        field = "count" if config.count else "blocks"
+        raise SpecError(f"{where}.{field}: removing {removed} leaves no block; {has}, so remove at most {count - 1}")
+    return with_num_blocks(locked.config, count - removed)
+
+
+def check_targets(config: TrainLora, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`train.lora`: the base has linear modules called as `targets`."""
+    directory = locked.resource.directory()
+    if isinstance(config.targets, str) or directory is None or locked.config.get("model_type") not in _SAME_NAMES:
+        return locked.config
+    shapes = weight_shapes(directory)
+    linear = {name.removesuffix(".weight") for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2}
+    for target in config.targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            inside_blocks = sorted(
+                {name.rpartition(".")[2] for name in linear if any(part.isdigit() for part in name.split("."))}
+            )
+            known = ", ".join(f"`{name}`" for name in inside_blocks)
+            raise SpecError(f"{where}.targets: base `{base}` has no linear module `{target}`; it has {known}")
+    return locked.config
+
+
+def check_latency(config: Latency, setting: Setting) -> None:
+    """`latency`: the base reaches as far as prompt and new tokens."""
+    for name, base in setting.lock.bases.items():
+        positions, asked = num_positions(base.config), config.prompt_tokens + config.new_tokens
+        if positions is not None and asked > positions:
+            raise SpecError(
+                f"{setting.where}: `prompt_tokens: {config.prompt_tokens}` and `new_tokens: {config.new_tokens}` are {asked} "
+                f"tokens, and base `{name}` reaches {positions}; lower one of them"
+            )
+
+
+def check_prompts(config: Generate, setting: Setting) -> None:
+    """`generate`: each prompt leaves room for a new token."""
+    for index, prompt in enumerate(config.prompts):
+        for name, base in setting.lock.bases.items():
+            length, positions = num_tokens(base, prompt), num_positions(base.config)
+            if positions is not None and length >= positions:
+                raise SpecError(
+                    f"{setting.where}.prompts[{index}]: `{prompt[:40]}...` has {length} tokens, and base `{name}` reaches "
+                    f"{positions} positions, which leaves no room for a new one; shorten it"
+                )
+
+
+def check_encoder(config: Tasks, setting: Setting) -> None:
+    """`tasks`: the encoder is one, and has the layer."""
+    if config.encoder is None:
+        return
+    where = f"{setting.where}.encoder"
+    locked = setting.lock.models[where]
+    num_layers = num_blocks(locked.config)
+    if num_layers is None:
+        raise NeedsError(f"{where}: its config.json names no number of layers, so it is no encoder; take RoBERTa, or BERT")
+    if config.encoder.layer is not None and config.encoder.layer > num_layers:
+        raise SpecError(
+            f"{where}.layer: there is no layer `{config.encoder.layer}`; it has {num_layers}, so write 1 to {num_layers}"
+        )
+    check_files(locked, where)
+
+
+def num_tokens(base: LockedBase, text: str) -> int:
+    """Tokens of a text and the prefix; its bytes at most, and 0 where the tokenizer is not at hand and they are too many."""
+    positions, upper = num_positions(base.config), len(text.encode()) + 1
+    if positions is None or upper < positions:
+        return upper
+    directory = base.resource.directory()
+    if directory is None or not (directory / "tokenizer.json").is_file():
+        return 0
+    return len(read_tokenizer(directory / "tokenizer.json").encode(text, add_special_tokens=False).ids) + 1
+
+
+@functools.cache
+def read_tokenizer(file: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json."""
+    return Tokenizer.from_file(str(file))

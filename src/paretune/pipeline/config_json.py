@@ -1,0 +1,78 @@
+"""What config.json of a model says. The names of its fields differ between architectures, and are known here alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paretune.errors import NeedsError
+
+_BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_POSITIONS = ("max_position_embeddings", "n_positions")
+
+
+def read_config(file: Path, where: str) -> dict[str, Any]:
+    """config.json of a model; NeedsError, beginning with `where`, where it is missing or damaged."""
+    try:
+        config: Any = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        is_adapter = (file.parent / "adapter_config.json").exists()
+        what = (
+            "it holds an adapter, so name the directory of its base"
+            if is_adapter
+            else "name a directory in Hugging Face format"
+        )
+        raise NeedsError(f"{where}: no config.json in `{file.parent}`; {what}") from None
+    except OSError as error:
+        raise NeedsError(f"{where}: `{file}` cannot be read ({error.strerror}); check its permissions") from None
+    except ValueError as error:
+        raise NeedsError(f"{where}: `{file}` cannot be read as JSON ({error}); copy the model again") from None
+    if not isinstance(config, dict):
+        raise NeedsError(f"{where}: `{file}` holds no configuration, but a {type(config).__name__}; copy the model again")
+    return config
+
+
+def check_writes_text(config: Mapping[str, Any], where: str) -> None:
+    """NeedsError, beginning with `where`, for the config of another kind of model than a causal LM."""
+    names = architectures(config)
+    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        kind = ", ".join(names) or f"{config.get('model_type', 'unknown')} (no `architectures`)"
+        raise NeedsError(
+            f"{where}: `{kind}` is no causal language model; Paretune trains and measures models that write text from left "
+            "to right (architectures ending in ForCausalLM or LMHeadModel), not encoders or extractive models"
+        )
+
+
+def architectures(config: Mapping[str, Any]) -> list[str]:
+    """Names of the classes that the weights are for."""
+    return [str(name) for name in config.get("architectures") or []]
+
+
+def num_positions(config: Mapping[str, Any]) -> int | None:
+    """Longest sequence that the model reaches; None where it names no limit."""
+    limits = (config.get(name) for name in _POSITIONS)
+    return next((int(limit) for limit in limits if limit), None)
+
+
+def num_blocks(config: Mapping[str, Any]) -> int | None:
+    """Transformer blocks; None where they stand under no name that is known."""
+    config = config.get("text_config", config)
+    counts = (config.get(name) for name in _BLOCKS)
+    return next((count for count in counts if isinstance(count, int)), None)
+
+
+def with_num_blocks(config: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The config of the same model with `count` blocks."""
+    if "text_config" in config:
+        return {**config, "text_config": with_num_blocks(config["text_config"], count)}
+    return {**config, **{name: count for name in _BLOCKS if name in config}}
+
+
+def width(config: Mapping[str, Any]) -> int:
+    """Of the hidden states; 0 where it is not known."""
+    return int(config.get("hidden_size") or config.get("n_embd") or 0)
+
+
+def num_heads(config: Mapping[str, Any]) -> int:
+    """Of attention; 0 where it is not known."""
+    return int(config.get("num_attention_heads") or config.get("n_head") or 0)
