@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from paretune.analysis.outputs import write_outputs
 from paretune.api import open_results, open_study, run
-from paretune.pipeline import runner
+from paretune.pipeline import executors
 from paretune.pipeline.stage import RunOptions
 from paretune.pipeline.worker import PRELOAD
 from tests.conftest import write_notes, write_questions
@@ -233,7 +233,7 @@ def run_study(study: Path, store: Path, output: TextIO) -> int:
     context = multiprocessing.get_context("fork")
     # Instead of a server that imports torch first.
     multiprocessing.get_context = lambda method: context
-    runner._start_server = lambda: None
+    executors.start_server = lambda: None
     return run(study, store, RunOptions(checkpoint_seconds=CHECKPOINT_SECONDS)).exit_code
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from paretune.errors import DataError, DivergedError, StageError
-from paretune.pipeline import runner
+from paretune.pipeline import worker
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.runner import Outcome, run_plan
@@ -187,7 +187,7 @@ def run_chain(store: Path, folder: Path, bodies: list[str]) -> Outcome:
 
 
 if __name__ == "__main__":
-    runner.PRELOAD[:] = ["paretune.pipeline.worker"]
+    worker.PRELOAD[:] = ["paretune.pipeline.worker"]
     # A job in the background of a shell inherits that interrupts are ignored; a person's command does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import tests.pipeline.bodies as module  # under its own name, which the workers know

@@ -160,7 +160,7 @@ def make_plan(study: Study, lock: Lock, folder: Path) -> Plan:
 
 def _with_parents(stage: Stage) -> Iterator[Stage]:
     # Depth first, where `graphlib` goes breadth first: the numbers of one variant are there before the next one trains.
-    for parent in (*stage.inputs.values(), *stage.after):
+    for parent in stage.needs:
         yield from _with_parents(parent)
     yield stage
 

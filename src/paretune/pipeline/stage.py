@@ -72,6 +72,11 @@ class Stage:
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
     @property
+    def needs(self) -> tuple["Stage", ...]:
+        """What must be there before it: its parents and gates."""
+        return (*self.inputs.values(), *self.after)
+
+    @property
     def runs(self) -> bool:
         """False of one that has no body: a choice, which is decided by what its parents left."""
         return bool(self.body)
