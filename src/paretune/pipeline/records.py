@@ -10,10 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paretune.errors import StoreError
-from paretune.study.study import Study
+
+if TYPE_CHECKING:
+    from paretune.study.study import Study
 
 SCHEMA = 1
 SLICE_PREFIX = "slice."
@@ -135,7 +137,7 @@ class Tuning:
 class Results:
     """Everything that a report is written from."""
 
-    study: Study
+    study: "Study"
     study_file: Path
     lock: Mapping[str, Any]
     """The content of the study's lock: precision, device kind, digests, hub commits."""

@@ -33,32 +33,40 @@ class Options:
 
 def find_options(chain: object, word: str, where: str) -> list[Options]:
     """Every `{word: [...]}` in a list of methods as the file has it; SpecError for one that is malformed."""
-    found: list[Options] = []
+    options: list[Options] = []
     for index, method in enumerate(chain if isinstance(chain, list) else ()):
         if isinstance(method, Mapping) and len(method) == 1:  # the rest is told where methods are read
             ((name, fields),) = method.items()
             place = f"{where}[{index}].{name}"
             if _is_options(fields):
                 raise SpecError(f"{place}: `{next(iter(fields))}` stands for the values of a field, and this is a method")
-            found += (
-                Options(index, name, path, _values(value, word, at), at) for path, value, at in _inside(fields, place, word)
-            )
-    return found
+            for path, value, at in _inside(fields, place, word):
+                _check_values(value, word, at)
+                options.append(Options(index, name, path, tuple(value), at))
+    return options
 
 
 def written_out(chain: list[Any], options: Sequence[Options]) -> list[tuple[str, list[Any]]]:
     """The product: what to call each combination (`r=4,learning_rate=3e-4`), and the chain with its values written in."""
-    names = _field_names(options)
-    found = []
-    for values in itertools.product(*(one.values for one in options)):
+    # Fields are called by their last key, or by as much more as tells them all apart.
+    lengths = (
+        [each.path[-1] for each in options],
+        [".".join(each.path) for each in options],
+        [".".join((each.method, *each.path)) for each in options],
+        [".".join((str(each.index), each.method, *each.path)) for each in options],
+    )
+    names = next(names for names in lengths if len(set(names)) == len(names))
+    combinations = []
+    for values in itertools.product(*(each.values for each in options)):
         written = deepcopy(chain)
-        for one, value in zip(options, values, strict=True):
-            fields = written[one.index][one.method]
-            for key in one.path[:-1]:
+        for each, value in zip(options, values, strict=True):
+            fields = written[each.index][each.method]
+            for key in each.path[:-1]:
                 fields = fields[key]
-            fields[one.path[-1]] = value
-        found.append((",".join(f"{name}={_value_name(value)}" for name, value in zip(names, values, strict=True)), written))
-    return found
+            fields[each.path[-1]] = value
+        label = ",".join(f"{name}={_value_name(value)}" for name, value in zip(names, values, strict=True))
+        combinations.append((label, written))
+    return combinations
 
 
 def refuse_elsewhere(value: object, where: str) -> None:
@@ -111,7 +119,7 @@ def _inside(value: object, where: str, word: str, path: tuple[str, ...] = ()) ->
             yield from _inside(item, f"{where}.{key}", word, (*path, key))
 
 
-def _values(values: object, word: str, where: str) -> tuple[Any, ...]:
+def _check_values(values: object, word: str, where: str) -> None:
     if not isinstance(values, list):
         raise SpecError(f"{where}.{word}: expected a list of values like `{_EXAMPLES[word]}`, got {shown(values)}")
     if len(values) < 2:
@@ -126,18 +134,6 @@ def _values(values: object, word: str, where: str) -> tuple[Any, ...]:
     twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
     if twice is not None:
         raise SpecError(f"{where}.{word}: `{twice}` stands there twice; write each value once")
-    return tuple(values)
-
-
-def _field_names(options: Sequence[Options]) -> list[str]:
-    """What to call the fields: each by its last key, or by as much more as tells them all apart."""
-    by_length = (
-        [one.path[-1] for one in options],
-        [".".join(one.path) for one in options],
-        [".".join((one.method, *one.path)) for one in options],
-        [".".join((str(one.index), one.method, *one.path)) for one in options],
-    )
-    return next(names for names in by_length if len(set(names)) == len(names))
 
 
 def _value_name(value: Any) -> str:

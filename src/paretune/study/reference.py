@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from pydantic.fields import FieldInfo
-
 from paretune.study.base import Spec
 from paretune.study.compare import Bound, Compare
 from paretune.study.data import Clean, Dataset, Source, Split, SplitSources
@@ -21,8 +19,6 @@ _SECTIONS: tuple[tuple[str, str, tuple[type[Spec], ...]], ...] = (
     ("compare", "How variants are compared.", (Compare, Bound)),
     ("safety", "A filter for unsafe text; none unless given.", (Safety, Classifier)),
 )
-
-
 _LISTS = """\
 A field of a method can be given several values; of several fields the product is taken.
 
@@ -79,14 +75,12 @@ def markdown() -> str:
 
 
 def _entry(name: str, row: Method | Evaluation) -> list[str]:
-    inside = [part for model in _inside(row.config) for part in (f"**{model.__name__}.** {_summary(model)}", _table(model))]
-    return [f"### `{name}`", _summary(row.config) + _needs(row), _table(row.config), *inside]
-
-
-def _inside(model: type[Spec]) -> Iterator[type[Spec]]:
-    """The specs that fields of `model` hold."""
-    for field in model.model_fields.values():
-        yield from (part for part in get_args(field.annotation) if isinstance(part, type) and issubclass(part, Spec))
+    parts = [f"### `{name}`", _summary(row.config) + _needs(row), _table(row.config)]
+    for field in row.config.model_fields.values():
+        for model in get_args(field.annotation):
+            if isinstance(model, type) and issubclass(model, Spec):
+                parts += [f"**{model.__name__}.** {_summary(model)}", _table(model)]
+    return parts
 
 
 def _summary(model: type[Spec]) -> str:
@@ -103,20 +97,21 @@ def _table(model: type[Spec]) -> str:
 
 
 def _fields(model: type[Spec]) -> Iterator[tuple[str, str, str]]:
+    """Name, default and meaning of each field."""
     for name, field in model.model_fields.items():
-        yield name, _default(field), " ".join((field.description or "").split()).replace("|", "\\|")
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    value: Any = field.default
-    if value is None:
-        return "-"
-    if isinstance(value, Spec):
-        return "see below"
-    if isinstance(value, dict):
-        return "{}"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(str, value)) + "]"
-    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, str) else f"{value:g}"
+        value: Any = field.default
+        if field.is_required():
+            default = "required"
+        elif value is None:
+            default = "-"
+        elif isinstance(value, Spec):
+            default = "see below"
+        elif isinstance(value, dict):
+            default = "{}"
+        elif isinstance(value, tuple):
+            default = "[" + ", ".join(map(str, value)) + "]"
+        elif isinstance(value, bool):
+            default = str(value).lower()
+        else:
+            default = repr(value) if isinstance(value, str) else f"{value:g}"
+        yield name, default, " ".join((field.description or "").split()).replace("|", "\\|")

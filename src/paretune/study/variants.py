@@ -1,13 +1,13 @@
 """`variants:` of a study: a list of methods under a name, or several variants of a grid; and the trials of a tuned one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import SerializeAsAny
 
 from paretune.errors import SpecError
 from paretune.study.base import Spec, shown, suggestion, validate
-from paretune.study.grid import GRID, TUNE, Options, file_name, find_options, written_out
+from paretune.study.grid import GRID, TUNE, file_name, find_options, written_out
 from paretune.study.registry import Method, find_method, methods
 
 _KEYS = ("methods", "bases")
@@ -61,47 +61,34 @@ class Variant(Spec):
 
 def parse_variants(entries: list[tuple[str, Any]]) -> dict[str, Variant]:
     """The variants by name, grids written out; SpecError for what is wrong with one."""
-    found: dict[str, Variant] = {}
+    variants: dict[str, Variant] = {}
     files: dict[str, str] = {}
     for entry, value in entries:
-        for name, variant in _written_out(entry, value):
+        where, bases, chain = f"variants.{entry}", None, value
+        if isinstance(value, Mapping):
+            bases, chain = _bases(value, where), value.get("methods", [])
+            where = f"{where}.methods"
+        grids = find_options(chain, GRID, where)
+        for label, written in written_out(chain, grids) if grids else [("", chain)]:
+            name = f"{entry}[{label}]" if label else entry
             other = files.setdefault(file_name(name), name)
             if other != name:
                 raise SpecError(
                     f"variants.{entry}: `{name}` and `{other}` would share the files `{file_name(name)}`; rename one"
                 )
-            found[name] = variant
-    return found
-
-
-def _written_out(name: str, value: Any) -> Iterator[tuple[str, Variant]]:
-    where, bases, chain = f"variants.{name}", None, value
-    if isinstance(value, Mapping):
-        bases, chain = _bases(value, where), value.get("methods", [])
-        where_chain = f"{where}.methods"
-    else:
-        where_chain = where
-    grids = find_options(chain, GRID, where_chain)
-    for label, written in written_out(chain, grids) if grids else [("", chain)]:
-        yield f"{name}[{label}]" if label else name, _variant(written, bases, where_chain)
-
-
-def _variant(chain: Any, bases: tuple[str, ...] | None, where: str) -> Variant:
-    tuned = find_options(chain, TUNE, where)
-    if not tuned:
-        return Variant(methods=_methods(chain, where), bases=bases)
-    trials = tuple(Trial(name=label, methods=_methods(written, where)) for label, written in written_out(chain, tuned))
-    _check_trained(trials[0].methods, tuned)
-    return Variant(methods=trials[0].methods, bases=bases, trials=trials)
-
-
-def _check_trained(chain: tuple[MethodUse, ...], tuned: list[Options]) -> None:
-    for options in tuned:
-        if not any(use.row.trains for use in chain[options.index :]):
-            raise SpecError(
-                f"{options.where}: `tune` is decided by the validation loss of a training, and no method trains here or after "
-                "it; write one value, or `grid` for a variant of each"
-            )
+            tuned = find_options(written, TUNE, where)
+            if not tuned:
+                variants[name] = Variant(methods=_methods(written, where), bases=bases)
+                continue
+            trials = tuple(Trial(name=each, methods=_methods(tried, where)) for each, tried in written_out(written, tuned))
+            for options in tuned:
+                if not any(use.row.trains for use in trials[0].methods[options.index :]):
+                    raise SpecError(
+                        f"{options.where}: `tune` is decided by the validation loss of a training, and no method trains here "
+                        "or after it; write one value, or `grid` for a variant of each"
+                    )
+            variants[name] = Variant(methods=trials[0].methods, bases=bases, trials=trials)
+    return variants
 
 
 def _bases(value: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
@@ -118,23 +105,22 @@ def _bases(value: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
     return None if bases is None else tuple(bases)
 
 
-def _methods(value: Any, where: str) -> tuple[MethodUse, ...]:
-    if not isinstance(value, list):
-        raise SpecError(f"{where}: expected a list of methods like `[{{train.full: {{}}}}]`, or `[]`, got {shown(value)}")
-    return tuple(_method(item, f"{where}[{index}]") for index, item in enumerate(value))
-
-
-def _method(value: Any, where: str) -> MethodUse:
-    if isinstance(value, str):
-        value = {value: {}}
-    if not isinstance(value, Mapping) or not value:
-        raise SpecError(f"{where}: expected `{{method: {{fields}}}}`, got {shown(value)}")
-    name, config = next(iter(value.items()))
-    row = find_method(name, where)
-    if len(value) > 1:
-        fields = ", ".join(f"`{key}`" for key in list(value)[1:])
-        raise SpecError(
-            f"{where}: written beside `{name}`: {fields}; indent the fields of a method under its name, "
-            "and write one method an entry"
-        )
-    return MethodUse(name=name, config=validate(row.config, {} if config is None else config, f"{where}.{name}"))
+def _methods(chain: Any, where: str) -> tuple[MethodUse, ...]:
+    if not isinstance(chain, list):
+        raise SpecError(f"{where}: expected a list of methods like `[{{train.full: {{}}}}]`, or `[]`, got {shown(chain)}")
+    uses = []
+    for index, entry in enumerate(chain):
+        value, place = {entry: {}} if isinstance(entry, str) else entry, f"{where}[{index}]"
+        if not isinstance(value, Mapping) or not value:
+            raise SpecError(f"{place}: expected `{{method: {{fields}}}}`, got {shown(value)}")
+        name, config = next(iter(value.items()))
+        row = find_method(name, place)
+        if len(value) > 1:
+            fields = ", ".join(f"`{key}`" for key in list(value)[1:])
+            raise SpecError(
+                f"{place}: written beside `{name}`: {fields}; indent the fields of a method under its name, "
+                "and write one method an entry"
+            )
+        config = validate(row.config, {} if config is None else config, f"{place}.{name}")
+        uses.append(MethodUse(name=name, config=config))
+    return tuple(uses)

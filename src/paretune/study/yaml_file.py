@@ -62,12 +62,10 @@ def read_yaml(file: Path) -> tuple[Any, dict[Path_, int]]:
 
 
 def _plain(node: Any, path: Path_, lines: dict[Path_, int], file: Path) -> Any:
-    where = ".".join(str(key) for key in path)
-    if _has_tag(node):
-        raise SpecError(
-            f"{file}:{lines.get(path, 1)}: {where}: the tag `{node.tag.value}` has no place in a study file; "
-            "write the plain value"
-        )
+    where = f"{file}:{lines.get(path, 1)}: {'.'.join(str(key) for key in path)}"
+    is_tagged = isinstance(node, CommentedMap | CommentedSeq) and node.tag.value is not None
+    if is_tagged or isinstance(node, TaggedScalar):  # `!!python/tuple`, which asks for another type than it looks like
+        raise SpecError(f"{where}: the tag `{node.tag.value}` has no place in a study file; write the plain value")
     if len(lines) > _MAX_VALUES:
         raise SpecError(f"{file}: holds more than {_MAX_VALUES:,} values; do aliases (`*name`) repeat lists of lists?")
     if isinstance(node, CommentedMap):
@@ -80,22 +78,15 @@ def _plain(node: Any, path: Path_, lines: dict[Path_, int], file: Path) -> Any:
         return node
     # ruamel's scalars remember their spelling; the study needs the plain value.
     if isinstance(node, int) and abs(node) >= 2**63:
-        raise SpecError(
-            f"{file}:{lines.get(path, 1)}: {where}: a number of {len(str(node))} digits; 18 are enough for anything"
-        )
+        raise SpecError(f"{where}: a number of {len(str(node))} digits; 18 are enough for anything")
     if isinstance(node, str) and re.search("[\ud800-\udfff]", node):
-        raise SpecError(
-            f"{file}:{lines.get(path, 1)}: {where}: holds half of a surrogate pair (`\\ud...`), which is no character"
-        )
+        raise SpecError(f"{where}: holds half of a surrogate pair (`\\ud...`), which is no character")
     for plain in (int, float, str):
         if isinstance(node, plain):
             return plain(node)
     if isinstance(node, datetime.date | datetime.datetime):
         return node.isoformat()
-    raise SpecError(
-        f"{file}:{lines.get(path, 1)}: {where}: only texts, numbers, lists and mappings have a place in a study file, "
-        f"got {shown(node)}"
-    )
+    raise SpecError(f"{where}: only texts, numbers, lists and mappings have a place in a study file, got {shown(node)}")
 
 
 def _plain_mapping(node: CommentedMap, path: Path_, lines: dict[Path_, int], file: Path) -> dict[str, Any]:
@@ -115,13 +106,6 @@ def _plain_mapping(node: CommentedMap, path: Path_, lines: dict[Path_, int], fil
         lines[(*path, name)] = line
         result[name] = _plain(value, (*path, name), lines, file)
     return result
-
-
-def _has_tag(node: Any) -> bool:
-    """Whether a value carries a tag like `!!python/tuple`, which asks for another type than it looks like."""
-    if isinstance(node, TaggedScalar):
-        return True
-    return isinstance(node, CommentedMap | CommentedSeq) and node.tag.value is not None
 
 
 def _way_out(problem: str, text: str, number: int) -> str:
