@@ -12,7 +12,6 @@ from paretune.errors import DataError, ParetuneError, SpecError, StoreError
 
 if TYPE_CHECKING:
     from paretune.api import OpenStudy
-    from paretune.pipeline.runner import Outcome
 
 app = typer.Typer(
     add_completion=False,
@@ -104,10 +103,13 @@ def run_command(
     opened = replace(opened, plan=outcome.plan)
     for warning in [] if outcome.failed else small_splits(opened.plan, opened.store):
         typer.echo(warning, err=True)
-    reported = _write_report(opened, out)
-    if reported:
-        # Above the report, the display has told it once, and it has scrolled away.
-        _tell_failures(outcome)
+    if _write_report(opened, out):
+        # Above the report, the display has told it once, and it has scrolled away. Each message once, with its stages.
+        messages: dict[str, list[str]] = {}
+        for stage, failure in outcome.failed.items():
+            messages.setdefault(failure.message, []).append(stage.name)
+        for message, names in messages.items():
+            typer.echo(f"failed: {', '.join(names)}: {message}", err=True)
     if debug:
         for failure in outcome.failed.values():
             typer.echo(failure.traceback, err=True)
@@ -120,11 +122,18 @@ def run_command(
 def report_command(study: StudyFile, store: StorePath = None, out: OutPath = None) -> None:
     """Write the outputs again from what is in the store."""
     from paretune.api import open_study
+    from paretune.pipeline.plan import cell_name
 
     opened = open_study(study, store)
     if not _write_report(opened, out):
         raise StoreError(f"{opened.store.root}: holds no result of this study; first: `paretune run {study}`")
-    _tell_missing(opened)
+    cells = opened.plan.cells
+    missing = [cell_name(cell) for cell in cells if not all(map(opened.store.find, cell.stages))]
+    if missing:
+        names = ", ".join(missing)
+        typer.echo(
+            f"unfinished: {len(missing)} of {len(cells)} lack something: {names}; `paretune run {study}` goes on", err=True
+        )
 
 
 @app.command("rate")
@@ -243,29 +252,6 @@ def _write_report(opened: "OpenStudy", out: Path | None) -> bool:
         typer.echo(report.read_text(encoding="utf-8"))
     typer.echo(f"written to {directory}: {', '.join(str(path.relative_to(directory)) for path in written)}", err=True)
     return True
-
-
-def _tell_missing(opened: "OpenStudy") -> None:
-    """The cells that a report of an unfinished study lacks, or lacks something of."""
-    from paretune.pipeline.plan import cell_name
-
-    cells = opened.plan.cells
-    missing = [cell for cell in cells if not all(map(opened.store.find, cell.stages))]
-    if missing:
-        typer.echo(
-            f"unfinished: {len(missing)} of {len(cells)} lack something: {', '.join(map(cell_name, missing))}; "
-            f"`paretune run {opened.file}` goes on",
-            err=True,
-        )
-
-
-def _tell_failures(outcome: "Outcome") -> None:
-    """Each message once, with the stages that ended in it."""
-    stages: dict[str, list[str]] = {}
-    for stage, failure in outcome.failed.items():
-        stages.setdefault(failure.message, []).append(stage.name)
-    for message, names in stages.items():
-        typer.echo(f"failed: {', '.join(names)}: {message}", err=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 _LINE_EVERY = 15.0
 """Seconds between lines about one stage where there is no terminal."""
+_STANDARD = {"time", "run", "event", "stage", "done", "total"}
+"""Fields of an event of progress that are no numbers of the stage's own."""
 
 
 class Display:
@@ -48,28 +50,16 @@ class Display:
 
     def show(self, event: Mapping[str, Any]) -> None:
         """Show one event; unknown ones are passed over."""
-        handler = {
-            "run": self._run,
-            "started": self._stage_started,
-            "progress": self._stage_progress,
-            "finished": self._stage_finished,
-            "failed": self._stage_failed,
-            "diverged": self._stage_failed,
-            "chosen": self._chosen,
-            "waiting": self._stage_waiting,
-            "found": self._stage_found,
-            "stopping": self._stopping,
-            "stopped": self._stage_stopped,
-        }.get(event["event"])
+        handler = getattr(self, f"_show_{event['event']}", None)
         if handler:
             handler(event)
 
-    def _run(self, event: Mapping[str, Any]) -> None:
+    def _show_run(self, event: Mapping[str, Any]) -> None:
         missing = event["stages"] - event["reused"]
         self.console.print(f"{event['stages']} stages: {event['reused']} reused, {missing} to run", highlight=False)
         self.tasks["all"] = self.progress.add_task("all stages", total=missing, numbers="")
 
-    def _stage_started(self, event: Mapping[str, Any]) -> None:
+    def _show_started(self, event: Mapping[str, Any]) -> None:
         stage = event["stage"]
         self.started[stage] = self.last_line[stage] = time.monotonic()
         self.first_step[stage] = first = event["step"] or 0
@@ -80,9 +70,13 @@ class Display:
         elif not self.console.is_terminal:
             self._line(f"{stage}: started{uses}")
 
-    def _stage_progress(self, event: Mapping[str, Any]) -> None:
+    def _show_progress(self, event: Mapping[str, Any]) -> None:
         stage = event["stage"]
-        numbers = " ".join(f"{name} {_short(value)}" for name, value in event.items() if name not in _STANDARD)
+        numbers = " ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in event.items()
+            if name not in _STANDARD
+        )
         self.progressed[stage] = event["done"], event["total"]
         self.progress.update(self.tasks[stage], completed=event["done"], total=event["total"], numbers=numbers)
         if not self.console.is_terminal and time.monotonic() - self.last_line[stage] > _LINE_EVERY:
@@ -91,22 +85,22 @@ class Display:
             left = (time.monotonic() - self.started[stage]) * (event["total"] - event["done"]) / max(done, 1)
             self._line(f"{stage}: {event['done']} of {event['total']} {numbers}, about {left:.0f} s left")
 
-    def _stage_finished(self, event: Mapping[str, Any]) -> None:
+    def _show_finished(self, event: Mapping[str, Any]) -> None:
         stage = event["stage"]
         self._end(stage)
         seconds = f"in {time.monotonic() - self.started[stage]:.1f} s"
         self._line(f"{stage}: done {'by another run' if stage in self.found else seconds}")
 
-    def _stage_waiting(self, event: Mapping[str, Any]) -> None:
+    def _show_waiting(self, event: Mapping[str, Any]) -> None:
         self._line(f"{event['stage']}: waiting for another run that is at it")
 
-    def _stage_found(self, event: Mapping[str, Any]) -> None:
+    def _show_found(self, event: Mapping[str, Any]) -> None:
         self.found.add(event["stage"])
 
-    def _stopping(self, event: Mapping[str, Any]) -> None:
+    def _show_stopping(self, event: Mapping[str, Any]) -> None:
         self._line("stopping; a training ends its step and leaves a checkpoint")
 
-    def _stage_stopped(self, event: Mapping[str, Any]) -> None:
+    def _show_stopped(self, event: Mapping[str, Any]) -> None:
         stage, step = event["stage"], event["step"]
         self._end(stage)
         done, total = self.progressed.get(stage, (0, 0))
@@ -115,12 +109,14 @@ class Display:
         again = f"goes on from step {step}" if step else "begins this stage again"
         self._line(f"{stage}: stopped{reached}; `{self.command}` {again}")
 
-    def _stage_failed(self, event: Mapping[str, Any]) -> None:
+    def _show_failed(self, event: Mapping[str, Any]) -> None:
         if event["stage"] in self.tasks:  # a choice among trials that all diverged fails without having begun
             self._end(event["stage"])
         self._line(f"{event['stage']}: {event['event']}: {event['message']}")
 
-    def _chosen(self, event: Mapping[str, Any]) -> None:
+    _show_diverged = _show_failed
+
+    def _show_chosen(self, event: Mapping[str, Any]) -> None:
         self._line(f"{event['what']}: {event['trial']} is best on validation")
         done = next(task.completed for task in self.progress.tasks if task.id == self.tasks["all"])
         self.progress.update(self.tasks["all"], total=done + event["left"])
@@ -131,10 +127,3 @@ class Display:
 
     def _line(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-_STANDARD = {"time", "run", "event", "stage", "done", "total"}

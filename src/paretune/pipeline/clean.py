@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,11 +16,12 @@ def unnamed(store: Store, plans: Iterable[Plan]) -> list[Path]:
     stages = {stage.key: stage for plan in plans for stage in plan.stages}
     kept = {stage.name for stage in stages.values()}
     artifacts = [record.path for record in store.records() if record.key not in stages and record.path.name not in kept]
-    drafts = [
-        draft
-        for draft in sorted((store.root / "drafts").glob("*"))
-        if draft.name.rpartition("-")[2] not in stages and not _in_use(store, draft.name.rpartition("-")[2])
-    ]
+    drafts = []
+    for draft in sorted((store.root / "drafts").glob("*")):
+        key = draft.name.rpartition("-")[2]
+        if key not in stages:
+            with suppress(Timeout), FileLock(str(store.root / "locks" / f"{key}.lock"), timeout=0):
+                drafts.append(draft)
     return artifacts + drafts
 
 
@@ -33,11 +35,3 @@ def remove(directories: Iterable[Path]) -> None:
     for directory in directories:
         (directory / "record.json").unlink(missing_ok=True)
         shutil.rmtree(directory)
-
-
-def _in_use(store: Store, key: str) -> bool:
-    try:
-        with FileLock(str(store.root / "locks" / f"{key}.lock"), timeout=0):
-            return False
-    except Timeout:
-        return True

@@ -46,14 +46,8 @@ class EventTail:
                 if not line.endswith(b"\n"):
                     break
                 self.position += len(line)
-                event = _parse(line)
-                if event.get("run") == self.log.run:
+                event: Any = None
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                if isinstance(event, dict) and event.get("run") == self.log.run:
                     yield event
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return {}
-    return event if isinstance(event, dict) else {}

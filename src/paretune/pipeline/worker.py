@@ -71,8 +71,21 @@ class Failure:
 
 def work(stage: Stage, run: RunContext, outcome: Connection) -> None:
     """Body of the worker process; sends None or a Failure through `outcome`."""
-    _end_with_runner()
-    _quiet()
+    runner = multiprocessing.parent_process()
+    assert runner is not None, "a worker is started by a runner"
+
+    def end_with_runner() -> None:
+        runner.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_runner, daemon=True).start()
+    # Bars and advice of the libraries would mix with the run's own display.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # one library to another
+    if "transformers" in sys.modules:
+        logging = sys.modules["transformers"].utils.logging
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     outcome.send(_attempt(stage, run))
 
 
@@ -95,11 +108,11 @@ def _attempt(stage: Stage, run: RunContext) -> Failure | None:
     except ParetuneError as error:
         return Failure(str(error), error.exit_code, traceback.format_exc())
     except Exception as error:  # noqa: BLE001  the process ends here: the runner shows the message and goes on
-        return Failure(_told(error), 1, traceback.format_exc())
+        return Failure(_in_words(error), 1, traceback.format_exc())
     return None
 
 
-def _told(error: Exception) -> str:
+def _in_words(error: Exception) -> str:
     """An error that no body has put into words, in one line."""
     if is_out_of_memory(error):
         return (
@@ -130,6 +143,12 @@ def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
     )
     set_threads(run.options)
     metrics = load_function(stage.body)(context)
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
     record = Record(
         key=stage.key,
         kind=stage.kind,
@@ -141,7 +160,7 @@ def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
         device=stage.config.get("device", "cpu"),
         machine=fingerprint(),
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        versions=_versions(),
+        versions=versions,
         git_commit=run.git_commit,
         argv=run.argv,
         options=asdict(run.options),
@@ -158,17 +177,6 @@ def set_threads(options: RunOptions) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // options.workers))
 
 
-def _end_with_runner() -> None:
-    runner = multiprocessing.parent_process()
-    assert runner is not None, "a worker is started by a runner"
-
-    def watch() -> None:
-        runner.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _throttled(log: EventLog, stage: Stage) -> Any:
     last = 0.0
 
@@ -180,23 +188,3 @@ def _throttled(log: EventLog, stage: Stage) -> Any:
             log.write("progress", stage=stage.name, **fields)
 
     return emit
-
-
-def _quiet() -> None:
-    """Bars and advice of the libraries would mix with the run's own display."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # one library to another
-    if "transformers" in sys.modules:
-        logging = sys.modules["transformers"].utils.logging
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found

@@ -218,8 +218,18 @@ def _parse(value: Mapping[str, Any]) -> Study:
         "bases": {name: validate(Base, item, f"bases.{name}") for name, item in _named(value, "bases")},
         "data": {name: validate(Dataset, item, f"data.{name}") for name, item in _named(value, "data")},
         "variants": parse_variants(_named(value, "variants")),
-        "evaluate": {name: _evaluation(name, item, f"evaluate.{name}") for name, item in _named(value, "evaluate")},
+        "evaluate": {},
     }
+    for name, item in _named(value, "evaluate"):
+        where, fields = f"evaluate.{name}", {} if item is None else item
+        if not isinstance(fields, Mapping):
+            raise SpecError(f"{where}: expected a mapping of fields, got {shown(item)}")
+        kind = fields.get("kind", name)
+        if not isinstance(kind, str):
+            raise SpecError(f"{where}.kind: expected the name of an evaluation, got {shown(kind)}")
+        spec = find_evaluation(kind, where).config
+        fields = {key: field for key, field in fields.items() if key != "kind"}
+        parts["evaluate"][name] = EvaluationUse(kind=kind, config=validate(spec, fields, where))
     for name, model in (("train", Train), ("precision", Precision), ("compare", Compare), ("safety", Safety)):
         if name in value:
             parts[name] = validate(model, value[name], name)
@@ -243,16 +253,6 @@ def _named(value: Mapping[str, Any], section: str) -> list[tuple[str, Any]]:
     for name in entries:
         check_name(name, f"{section}.{name}" if name.isprintable() else section)
     return list(entries.items())
-
-
-def _evaluation(name: str, value: Any, where: str) -> EvaluationUse:
-    fields = dict(value) if isinstance(value, Mapping) else {} if value is None else value
-    if not isinstance(fields, dict):
-        raise SpecError(f"{where}: expected a mapping of fields, got {shown(value)}")
-    kind = fields.pop("kind", name)
-    if not isinstance(kind, str):
-        raise SpecError(f"{where}.kind: expected the name of an evaluation, got {shown(kind)}")
-    return EvaluationUse(kind=kind, config=validate(find_evaluation(kind, where).config, fields, where))
 
 
 def _check_references(study: Study) -> None:
