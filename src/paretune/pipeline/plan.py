@@ -20,6 +20,20 @@ from paretune.pipeline.lock import Lock
 from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Stage
+from paretune.pipeline.stage_configs import (
+    AuditConfig,
+    BaseConfig,
+    ClassifierConfig,
+    DataConfig,
+    EvaluationConfig,
+    ItemsConfig,
+    LeakageConfig,
+    MethodConfig,
+    RatingConfig,
+    SafetyConfig,
+    TokenizeConfig,
+    TrainConfig,
+)
 from paretune.pipeline.store import Store
 from paretune.study.base import Spec
 from paretune.study.data import Dataset, Source
@@ -235,29 +249,28 @@ class _Parts:
                 digest.append(self.file(role, value))
         return " ".join(digest)
 
-    def all_items(self) -> dict[str, Any]:
+    def all_items(self) -> dict[str, ItemsConfig]:
         """The items of every evaluation by its name, for the leakage check."""
-        found: dict[str, dict[str, Any]] = {}
+        configs: dict[str, ItemsConfig] = {}
         for name, use in self.study.evaluate.items():
             if items := use.row.items:
-                found[name] = {"digest": self.items(f"items.{name}", use.row, use.config), "reader": items.reader}
-                content = use.config.model_dump(mode="json")
-                if fields := {field: content[field] for field in items.fields if field in content}:
-                    found[name]["fields"] = fields
-        return found
+                digest, content = self.items(f"items.{name}", use.row, use.config), use.config.model_dump(mode="json")
+                fields = {field: content[field] for field in items.fields if field in content}
+                configs[name] = ItemsConfig(digest=digest, reader=items.reader, fields=fields)
+        return configs
 
-    def safety(self) -> dict[str, Any]:
-        """What counts as unsafe."""
-        safety, content = self.study.safety, dict[str, Any]()
-        assert safety is not None, "a study without it asks for none"
-        if safety.words is not None:
-            content["words"] = self.file("safety.words", safety.words)
-        if safety.classifier is not None:
-            locked = self.lock.models["safety.classifier"]
-            self.resources["safety.classifier"] = locked.resource
-            fields = safety.classifier.model_dump(mode="json", include={"unsafe", "threshold"})
-            content |= {"classifier": fields | {"digest": locked.digest}, "device": self.lock.device}
-        return content
+    def safety(self) -> SafetyConfig | None:
+        """What counts as unsafe; None for a study that does not say."""
+        safety = self.study.safety
+        if safety is None:
+            return None
+        words = None if safety.words is None else self.file("safety.words", safety.words)
+        if safety.classifier is None:
+            return SafetyConfig(words=words)
+        locked, asked = self.lock.models["safety.classifier"], safety.classifier
+        self.resources["safety.classifier"] = locked.resource
+        classifier = ClassifierConfig(unsafe=asked.unsafe, threshold=asked.threshold, digest=locked.digest)
+        return SafetyConfig(words=words, classifier=classifier, device=self.lock.device)
 
 
 @dataclass(frozen=True)
@@ -277,35 +290,36 @@ class _Planner:
         else:
             content["source"] = {role.removeprefix("source."): source for role, source in sources.items()}
             del content["split"]
-        config: dict[str, Any] = {"dataset": content}
-        if dataset.leakage == "remove":
-            config["items"] = parts.all_items()
-        if self.study.safety is not None and self.study.safety.data == "drop":
-            config["safety"] = parts.safety()
-        return Stage("data", config, "paretune.data.prepare:prepare_data", resources=parts.resources)
+        drops = self.study.safety is not None and self.study.safety.data == "drop"
+        config = DataConfig(
+            dataset=content,
+            items=parts.all_items() if dataset.leakage == "remove" else None,
+            safety=parts.safety() if drops else None,
+        )
+        return Stage("data", config.model_dump(mode="json"), "paretune.data.prepare:prepare_data", resources=parts.resources)
 
     def leakage(self, dataset: Dataset, data: Stage) -> Stage:
         parts = _Parts(self.study, self.lock, self.folder)
-        config = {"mode": dataset.leakage, "items": parts.all_items()}
+        config = LeakageConfig(mode=dataset.leakage, items=parts.all_items())
         body = "paretune.data.prepare:check_leakage"
-        return Stage("leakage", config, body, {"data": data}, resources=parts.resources)
+        return Stage("leakage", config.model_dump(mode="json"), body, {"data": data}, resources=parts.resources)
 
     def audit(self, dataset: Dataset, data: Stage) -> Stage:
         parts = _Parts(self.study, self.lock, self.folder)
-        config: dict[str, Any] = {"labels": sorted(name for name, task in dataset.tasks.items() if task.labels)}
-        if self.study.safety is not None and self.study.safety.data == "count":
-            config["safety"] = parts.safety()
+        counts = self.study.safety is not None and self.study.safety.data == "count"
+        labels = tuple(sorted(name for name, task in dataset.tasks.items() if task.labels))
+        config = AuditConfig(labels=labels, safety=parts.safety() if counts else None).model_dump(mode="json")
         return Stage("audit", config, "paretune.data.audit:audit_data", {"data": data}, resources=parts.resources)
 
     def tokens(self, base: str, dataset: Dataset, data: Stage) -> Stage:
         locked = self.lock.bases[base]
-        config = {
-            "base": {"digest": locked.tokenizer_digest, "trust_remote_code": self.study.bases[base].trust_remote_code},
-            "max_length": self.study.train.max_length,
-            "too_long": dataset.length_rule,
-        }
+        config = TokenizeConfig(
+            base=BaseConfig(digest=locked.tokenizer_digest, trust_remote_code=self.study.bases[base].trust_remote_code),
+            max_length=self.study.train.max_length,
+            too_long=dataset.length_rule,
+        )
         body = "paretune.data.examples:tokenize_tasks" if dataset.completes else "paretune.data.tokenizer:tokenize"
-        return Stage("tokenize", config, body, {"data": data}, resources={"base": locked.resource})
+        return Stage("tokenize", config.model_dump(mode="json"), body, {"data": data}, resources={"base": locked.resource})
 
     def tuning(self, given: _Given, name: str, variant: Variant) -> PlannedTuning:
         seed, end = self.study.seeds[0], variant.last_trained + 1
@@ -329,18 +343,30 @@ class _Planner:
             inputs: dict[str, Stage] = {"model": before} if before else {}
             if waits and index in waits:
                 inputs["choice"] = waits[index]
-            config: dict[str, Any] = {"base": self._base(given), "method": use.config.model_dump(mode="json")}
-            if use.row.trains:
-                config |= {"train": self.study.train.model_dump(mode="json"), "seed": seed, "precision": self.lock.compute}
-            elif use.row.uses_tokens(use.config):
-                config |= {"max_length": self.study.train.max_length, "precision": self.lock.evaluate}
+            base_config, device = self._base(given), self.lock.device
+            config: TrainConfig[Spec] | MethodConfig[Spec] = MethodConfig(base=base_config, method=use.config)
             after: tuple[Stage, ...] = ()
+            if use.row.trains:
+                assert seed is not None, "a variant that trains has seeds"
+                config = TrainConfig(
+                    base=base_config,
+                    method=use.config,
+                    train=self.study.train,
+                    seed=seed,
+                    precision=self.lock.compute,
+                    device=device,
+                )
+            elif use.row.uses_tokens(use.config):
+                length, precision = self.study.train.max_length, self.lock.evaluate
+                config = MethodConfig(
+                    base=base_config, method=use.config, max_length=length, precision=precision, device=device
+                )
             if use.row.trains or use.row.uses_tokens(use.config):
-                config["device"] = self.lock.device
                 inputs["tokens"] = given.tokens
                 after = (given.gate,)
             resources = {"base": self.lock.bases[given.base].resource}
-            stages.append(Stage(use.name, config, use.row.body, inputs, after, resources, use.row.revision))
+            content = config.model_dump(mode="json")
+            stages.append(Stage(use.name, content, use.row.body, inputs, after, resources, use.row.revision))
         return tuple(stages)
 
     def evaluations(self, given: _Given, model: Stage | None) -> dict[str, Stage]:
@@ -360,7 +386,6 @@ class _Planner:
         """One evaluation of a model, of the base, or of texts."""
         parts = _Parts(self.study, self.lock, self.folder, f"evaluate.{name}", self.study.data[given.dataset])
         content = row.content(spec, parts) if row.content else {"evaluation": spec.model_dump(mode="json")}
-        config: dict[str, Any] = {}
         inputs = dict(texts)
         if row.items:  # their digest in the place of the path
             fields = {field: value for field, value in content["evaluation"].items() if field not in row.items.places}
@@ -368,24 +393,25 @@ class _Planner:
         if row.rates_texts:
             # Of texts alone: neither the model nor the machine that wrote them matters beyond what they are.
             inputs["data"] = given.tokens.inputs["data"]
+            config: EvaluationConfig | RatingConfig = RatingConfig(**content)
         else:
             parts.resources["base"] = self.lock.bases[given.base].resource
-            config |= {"base": self._base(given), "precision": self.lock.evaluate, "device": self.lock.device}
             inputs |= {"model": model} if model else {}
-        if row.uses_tokens:
-            config["max_length"] = self.study.train.max_length
-            inputs["tokens"] = given.tokens
-        if row.measures_time:
-            config["machine"] = fingerprint()
-        if row.writes_text and self.study.safety is not None:
-            config["safety"] = parts.safety()
-        if row.needs_untouched and model:
-            inputs["untouched"] = self._evaluation(given, name, row, spec, None, texts)
-        after = () if row is SIZE else (given.gate,)
-        return Stage(
-            f"evaluate.{row.name}", config | content, row.body, inputs, after, parts.resources, row.revision, parts.unhashed
-        )
+            inputs |= {"tokens": given.tokens} if row.uses_tokens else {}
+            if row.needs_untouched and model:
+                inputs["untouched"] = self._evaluation(given, name, row, spec, None, texts)
+            config = EvaluationConfig(
+                base=self._base(given),
+                **content,
+                precision=self.lock.evaluate,
+                device=self.lock.device,
+                max_length=self.study.train.max_length if row.uses_tokens else None,
+                machine=fingerprint() if row.measures_time else None,
+                safety=parts.safety() if row.writes_text else None,
+            )
+        kind, key, after = f"evaluate.{row.name}", config.model_dump(mode="json"), () if row is SIZE else (given.gate,)
+        return Stage(kind, key, row.body, inputs, after, parts.resources, row.revision, parts.unhashed)
 
-    def _base(self, given: _Given) -> dict[str, Any]:
+    def _base(self, given: _Given) -> BaseConfig:
         trusted = self.study.bases[given.base].trust_remote_code
-        return {"digest": self.lock.bases[given.base].digest, "trust_remote_code": trusted}
+        return BaseConfig(digest=self.lock.bases[given.base].digest, trust_remote_code=trusted)

@@ -15,6 +15,7 @@ from typing import Any
 
 from paretune.pipeline.records import Record
 from paretune.pipeline.resources import Resource
+from paretune.study.base import SpecT
 
 ENVIRONMENT = "environment"
 """Among a stage's settings, the name of an environment variable that must be set."""
@@ -114,6 +115,11 @@ class StageContext:
     """Directory to write files into, empty at first; it becomes the artifact."""
     emit: Callable[..., None]
     """`emit(done=..., total=..., **numbers)` reports progress; cheap."""
+
+    def parse(self, model: type[SpecT]) -> SpecT:
+        """The config as a class of `paretune.pipeline.stage_configs`."""
+        # Through JSON: strict mode then takes a list for a tuple.
+        return model.model_validate_json(json.dumps(dict(self.config)))
 
     @property
     def resume(self) -> Path:

@@ -15,6 +15,7 @@ from paretune.study.base import FILE, NAME, Spec, distinct
 from paretune.study.tasks import RESPONSE, SCORING, AnyRecords, Records, Task, taught
 
 SPLITS = ("train", "validation", "test")
+LengthRule = Literal["windows", "skip", "error", "cut"]
 Format = Literal["jsonl", "json", "csv", "parquet", "text"]
 _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -221,7 +222,7 @@ class Dataset(Spec):
     """Shares of the documents."""
     stratify: str | None = Field(None, min_length=1)
     """A field whose values keep their shares in every split."""
-    too_long: Literal["windows", "skip", "error", "cut"] | None = None
+    too_long: LengthRule | None = None
     """Examples longer than `max_length`: `windows` (of a `text`, the default there), `error` (the default of `tasks` and
     `records`), `skip`: left out and counted, or `cut`: the context shortened at its end, and counted."""
     leakage: Literal["block", "remove", "allow"] = "block"
@@ -302,7 +303,7 @@ class Dataset(Spec):
         return bool(self.tasks) or self.records is not None
 
     @property
-    def length_rule(self) -> str:
+    def length_rule(self) -> LengthRule:
         """What is done with an example that is too long."""
         return self.too_long or ("error" if self.completes else "windows")
 

@@ -85,7 +85,8 @@ class Evaluation:
     body: str
     """`module:function`, called with a StageContext; returns the metrics of the record."""
     content: Callable[[Any, StageParts], dict[str, Any]] | None = None
-    """What stands in the key for the config, by name; `{"evaluation": config}` unless given."""
+    """What stands in the key for the config: fields of `paretune.pipeline.stage_configs.EvaluationConfig`, or RatingConfig for
+    one that rates; `{"evaluation": config}` unless given."""
     items: Items | None = None
     """What is asked about, where that is given by a file."""
     uses_tokens: bool = False
