@@ -44,13 +44,13 @@ def open_study(file: str | Path, store: str | Path | None = None, device: str = 
     """Read a study, resolve its lock and plan it; raises the UserErrors of each."""
     file = Path(file)
     study = load_study(file)
-    place = Store(Path(store) if store else file.parent / ".paretune")
+    artifacts = Store(Path(store) if store else file.parent / ".paretune")
     with located(file):
         lock = resolve_lock(study, file, device)
-        place.check()
+        artifacts.check()
         check_study(study, lock, file.parent)
-        plan = decide(make_plan(study, lock, file.parent), place)
-    return OpenStudy(study, file, lock, plan, place)
+        plan = decide(make_plan(study, lock, file.parent), artifacts)
+    return OpenStudy(study, file, lock, plan, artifacts)
 
 
 def plan(file: str | Path, store: str | Path | None = None) -> list[PlannedStage]:

@@ -153,10 +153,10 @@ def rate_command(
     from paretune.evaluate.rate import write_blind_sheet
 
     opened = open_study(study, store)
-    told = write_blind_sheet(
+    summary = write_blind_sheet(
         opened.study, opened.plan, opened.store, to, num_prompts=items, of=of or [], seed=seed, every_seed=every_seed
     )
-    typer.echo(told)
+    typer.echo(summary)
 
 
 @app.command("why")
@@ -223,17 +223,17 @@ def clean_command(
     from paretune.pipeline.clean import remove, size_of, unnamed
 
     opened = [open_study(study, store) for study in studies]
-    if len({one.store.root.resolve() for one in opened}) > 1:
+    if len({each.store.root.resolve() for each in opened}) > 1:
         raise SpecError("the studies have different stores; name one with --store, or clean them one by one")
-    found = unnamed(opened[0].store, [one.plan for one in opened])
-    if not found:
+    unused = unnamed(opened[0].store, [each.plan for each in opened])
+    if not unused:
         typer.echo("nothing to remove: every artifact is named by a study")
         return
-    for directory in found:
+    for directory in unused:
         typer.echo(f"{size_of(directory) / 1e6:10.1f} MB  {directory}")
-    if yes or typer.confirm(f"remove {len(found)} directories?"):
-        remove(found)
-        typer.echo(f"removed {len(found)} directories")
+    if yes or typer.confirm(f"remove {len(unused)} directories?"):
+        remove(unused)
+        typer.echo(f"removed {len(unused)} directories")
 
 
 def _write_report(opened: "OpenStudy", out: Path | None) -> bool:

@@ -24,7 +24,7 @@ class Display:
         """Where a stage stood when this run went on with it."""
         self.progressed: dict[str, tuple[int, int]] = {}
         """The last progress of a stage: done, and of how many."""
-        self.found: set[str] = set()
+        self.of_others: set[str] = set()
         """Stages that another run has finished."""
         self.tasks: dict[str, TaskID] = {}
         self.started: dict[str, float] = {}
@@ -89,13 +89,13 @@ class Display:
         stage = event["stage"]
         self._end(stage)
         seconds = f"in {time.monotonic() - self.started[stage]:.1f} s"
-        self._line(f"{stage}: done {'by another run' if stage in self.found else seconds}")
+        self._line(f"{stage}: done {'by another run' if stage in self.of_others else seconds}")
 
     def _show_waiting(self, event: Mapping[str, Any]) -> None:
         self._line(f"{event['stage']}: waiting for another run that is at it")
 
     def _show_found(self, event: Mapping[str, Any]) -> None:
-        self.found.add(event["stage"])
+        self.of_others.add(event["stage"])
 
     def _show_stopping(self, event: Mapping[str, Any]) -> None:
         self._line("stopping; a training ends its step and leaves a checkpoint")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from paretune.errors import NeedsError, SpecError
+from paretune.pipeline import parts, preflight
 from paretune.pipeline import plan as planning
-from paretune.pipeline import preflight
 from paretune.pipeline.plan import Plan, cell_name
 from paretune.pipeline.resources import Resource
 from paretune.study.registry import Method
@@ -443,7 +443,7 @@ def test_a_task_of_the_harness_has_the_key_of_its_folder(tmp_path: Path, monkeyp
             NeedsError, match=r"evaluate\.harness: `lm_eval` needs the package `lm_eval`, which is not installed: `pip"
         ):
             check(file)
-    monkeypatch.setattr(planning, "version", lambda _: "0.4.13")
+    monkeypatch.setattr(parts, "version", lambda _: "0.4.13")
     before = plan_of(file)
     (tmp_path / "tasks" / "__pycache__").mkdir()
     (tmp_path / "tasks" / "__pycache__" / "mine.pyc").write_bytes(b"1")
@@ -451,7 +451,7 @@ def test_a_task_of_the_harness_has_the_key_of_its_folder(tmp_path: Path, monkeyp
     task.write_text("task: mine\nnum_fewshot: 1\n", encoding="utf-8")
     # The leakage check reads the documents, so that it is asked again, too.
     assert changed(before, plan_of(file)) == {"leakage", "harness of the base", "harness of a model"}
-    monkeypatch.setattr(planning, "version", lambda _: "0.4.14")
+    monkeypatch.setattr(parts, "version", lambda _: "0.4.14")
     assert "harness of the base" in changed(before, plan_of(file))
     with pytest.raises(NeedsError, match=r"evaluate\.harness\.include_path: no folder `task`"):
         replan(file, "include_path: tasks", "include_path: task")

@@ -116,7 +116,7 @@ def forecast(study: Study, lock: Lock, plan: Plan, store: Store, options: RunOpt
     for stage in plan.stages:
         tokens = stage.inputs.get("tokens")
         if "train" in stage.config and tokens and tokens not in amounts:
-            dataset = next(study.data[name] for (_, name), one in plan.tokens.items() if one == tokens)
+            dataset = next(study.data[name] for (_, name), planned in plan.tokens.items() if planned == tokens)
             amounts[tokens] = _counted(tokens, store) or _sampled(tokens, dataset)
     here = [record for record in store.records() if _SPEED in record.metrics and record.machine == fingerprint()]
     costs: dict[Stage, Cost] = {}
@@ -268,7 +268,7 @@ def _sampled(tokens: Stage, dataset: Dataset) -> Amount | None:
     records = [record_of(form, row) for row in chosen]
     if dataset.completes:
         return _of_branches(records, base, length, rule, share)
-    counts = _count_tokens([one.text for one in records if one.text.strip()], base)
+    counts = _count_tokens([record.text for record in records if record.text.strip()], base)
     if rule == "skip":
         counts = [count for count in counts if count + 2 <= length]
     windows = sum(math.ceil((count + 1) / (length - 1)) for count in counts)
@@ -277,7 +277,7 @@ def _sampled(tokens: Stage, dataset: Dataset) -> Amount | None:
 
 def _of_branches(records: Sequence[Any], base: Resource, length: int, rule: str, share: float) -> Amount:
     """Of records with prompts and completions; prefix and end-of-text are a token each."""
-    branches = [(one.context + branch.prompt, branch.completion) for one in records for branch in one.branches]
+    branches = [(record.context + branch.prompt, branch.completion) for record in records for branch in record.branches]
     before, learned = (_count_tokens([branch[side] for branch in branches], base) for side in (0, 1))
     kept = list(zip(before, learned, strict=True))
     if rule != "error":

@@ -167,18 +167,18 @@ def _commits(study: Study, models: Mapping[str, Base | OtherModel], pinned: Mapp
 
 
 def _model(
-    place: str, model: Base | OtherModel, digests: "_Digests", commits: Mapping[str, str], *, writes: bool = True
+    entry: str, model: Base | OtherModel, digests: "_Digests", commits: Mapping[str, str], *, writes: bool = True
 ) -> LockedBase:
-    """The model that stands at `place`; `writes`: it must be a causal LM."""
+    """The model that stands at `entry`; `writes`: it must be a causal LM."""
     if model.hub:
         commit = commits[commit_name(hub.MODEL, model.hub, model.revision)]
         resource = Resource(hub=model.hub, commit=commit)
-        config = hub.model_config(model.hub, commit, f"{place}.hub")
+        config = hub.model_config(model.hub, commit, f"{entry}.hub")
         if writes:
-            check_writes_text(config, f"{place}.hub")
+            check_writes_text(config, f"{entry}.hub")
         return LockedBase(resource, str(resource), str(resource), config)
     builtin = model.builtin if isinstance(model, Base) else None
-    where = f"{place}.{'builtin' if builtin else 'path'}"
+    where = f"{entry}.{'builtin' if builtin else 'path'}"
     directory = builtin_base(builtin, where) if builtin else digests.folder / str(model.path)
     with _readable(where, str(directory)):
         if not directory.is_dir():
@@ -248,12 +248,12 @@ class _Digests:
         # The time of change too: tools that copy keep size and time of modification.
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         name = os.path.relpath(file, self.folder)
-        found = self.seen.get(name) or self.known.get(name)
-        if found is None or found.stamp != stamp:
+        seen = self.seen.get(name) or self.known.get(name)
+        if seen is None or seen.stamp != stamp:
             with file.open("rb") as stream:
-                found = _Seen(stamp=stamp, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
-        self.seen[name] = found
-        return found.sha256
+                seen = _Seen(stamp=stamp, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+        self.seen[name] = seen
+        return seen.sha256
 
 
 def _likely(missing: Path) -> str:
@@ -286,8 +286,8 @@ def _read(file: Path) -> _Written:
         return _Written()
     except ValidationError as error:
         detail = error.errors()[0]
-        place = ".".join(map(str, detail["loc"]))
-        raise StoreError(f"{file}: not a lock (`{place}`: {detail['msg']}); remove it, and it is made again") from None
+        field = ".".join(map(str, detail["loc"]))
+        raise StoreError(f"{file}: not a lock (`{field}`: {detail['msg']}); remove it, and it is made again") from None
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file}: not a lock ({error}); remove it, and it is made again") from None
     except OSError as error:

@@ -90,9 +90,9 @@ def faster_format(rates: Mapping[str, float]) -> str:
 def _extra_with(package: str) -> str | None:
     """The extra of this project that brings a package, as pip takes it."""
     for requirement in metadata.requires("paretune") or []:
-        found = re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", requirement)
-        if found and found[1].replace("-", "_").lower() == package.lower():
-            return f"'paretune[{found[2]}]'"
+        match = re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", requirement)
+        if match and match[1].replace("-", "_").lower() == package.lower():
+            return f"'paretune[{match[2]}]'"
     return None
 
 

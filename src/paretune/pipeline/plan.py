@@ -10,27 +10,21 @@ a stage `tune.choose`, which has no body and never runs.
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from paretune.pipeline.config_json import num_blocks
-from paretune.pipeline.hub import DATASET
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.machine import fingerprint
+from paretune.pipeline.parts import Parts
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.stage_configs import (
     AuditConfig,
     BaseConfig,
-    ClassifierConfig,
     DataConfig,
     EvaluationConfig,
-    ItemsConfig,
     LeakageConfig,
     MethodConfig,
     RatingConfig,
-    SafetyConfig,
     TokenizeConfig,
     TrainConfig,
 )
@@ -121,10 +115,12 @@ class Plan:
 
     def uses(self, stage: Stage) -> list[str]:
         """What needs a stage: cells like `gpt2/news/reduced seed 0`, or datasets like `news`, `gpt2/news` for its tokens."""
-        of_data = [name for stages in (self.data, self.leakage, self.audit) for name, one in stages.items() if one == stage]
-        of_tokens = ["/".join(pair) for pair, one in self.tokens.items() if one == stage]
+        of_data = [name for stages in (self.data, self.leakage, self.audit) for name, other in stages.items() if other == stage]
+        of_tokens = ["/".join(pair) for pair, other in self.tokens.items() if other == stage]
         cells = [cell_name(cell) for cell in self.cells if stage in cell.stages]
-        tried = [f"{one.name} trial {trial.name}" for one in self.tunings for trial in one.trials if stage in trial.methods]
+        tried = [
+            f"{other.name} trial {trial.name}" for other in self.tunings for trial in other.trials if stage in trial.methods
+        ]
         return of_data + of_tokens + cells + tried
 
 
@@ -190,89 +186,6 @@ class _Given:
     """Leakage: nothing is trained or measured where it blocks."""
 
 
-@dataclass
-class _Parts:
-    """Takes what a stage's config names of the outside, and gives what stands for it in the key (`registry.StageParts`)."""
-
-    study: Study
-    lock: Lock
-    folder: Path
-    where: str = ""
-    """The entry of the study that the stage is made for."""
-    dataset: Dataset | None = None
-    resources: dict[str, Resource] = field(default_factory=dict)
-    unhashed: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def max_length(self) -> int:
-        return self.study.train.max_length
-
-    @property
-    def tasks(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.dataset.scored if self.dataset else {}
-
-    def file(self, role: str, path: str) -> str:
-        self.resources[role] = Resource(path=(self.folder / path).resolve())
-        return f"sha256:{self.lock.files[path]}"
-
-    def model(self, role: str, field: str) -> tuple[str, int]:
-        locked = self.lock.models[f"{self.where}.{field}"]
-        self.resources[role] = locked.resource
-        return locked.digest, num_blocks(locked.config) or 0
-
-    def settings(self, **values: Any) -> None:
-        self.unhashed |= values
-
-    def source(self, role: str, source: Source) -> dict[str, Any]:
-        content = source.model_dump(mode="json")
-        if source.path:
-            content |= {"path": self.file(role, source.path), "format": source.resolved_format}
-        elif source.hub:
-            content["revision"] = commit = self.lock.commit(DATASET, source.hub, source.revision)
-            self.resources[role] = Resource(hub=source.hub, commit=commit, kind=DATASET, config=source.config)
-        else:
-            self.resources[role] = Resource(builtin=source.builtin)
-        return content
-
-    def items(self, role: str, row: Evaluation, config: Spec) -> str:
-        """The digest of an evaluation's items."""
-        assert row.items is not None, "asked of evaluations that have some"
-        package = row.items.package
-        digest = [f"{package} {version(package)}"] if package else []
-        self.resources[role] = Resource()
-        for place in row.items.places:
-            value = getattr(config, place)
-            if value and place == "builtin":
-                self.resources[role] = Resource(builtin=value)
-                digest.append(f"builtin:{value}")
-            elif value:
-                digest.append(self.file(role, value))
-        return " ".join(digest)
-
-    def all_items(self) -> dict[str, ItemsConfig]:
-        """The items of every evaluation by its name, for the leakage check."""
-        configs: dict[str, ItemsConfig] = {}
-        for name, use in self.study.evaluate.items():
-            if items := use.row.items:
-                digest, content = self.items(f"items.{name}", use.row, use.config), use.config.model_dump(mode="json")
-                fields = {field: content[field] for field in items.fields if field in content}
-                configs[name] = ItemsConfig(digest=digest, reader=items.reader, fields=fields)
-        return configs
-
-    def safety(self) -> SafetyConfig | None:
-        """What counts as unsafe; None for a study that does not say."""
-        safety = self.study.safety
-        if safety is None:
-            return None
-        words = None if safety.words is None else self.file("safety.words", safety.words)
-        if safety.classifier is None:
-            return SafetyConfig(words=words)
-        locked, asked = self.lock.models["safety.classifier"], safety.classifier
-        self.resources["safety.classifier"] = locked.resource
-        classifier = ClassifierConfig(unsafe=asked.unsafe, threshold=asked.threshold, digest=locked.digest)
-        return SafetyConfig(words=words, classifier=classifier, device=self.lock.device)
-
-
 @dataclass(frozen=True)
 class _Planner:
     """Holds what all stages are made from; every method makes one kind of stage."""
@@ -282,7 +195,7 @@ class _Planner:
     folder: Path
 
     def data(self, dataset: Dataset) -> Stage:
-        parts = _Parts(self.study, self.lock, self.folder)
+        parts = Parts(self.study, self.lock, self.folder)
         content = dataset.content
         sources = {role: parts.source(role, source) for role, source in dataset.sources.items()}
         if isinstance(dataset.source, Source):
@@ -299,13 +212,13 @@ class _Planner:
         return Stage("data", config.model_dump(mode="json"), "paretune.data.prepare:prepare_data", resources=parts.resources)
 
     def leakage(self, dataset: Dataset, data: Stage) -> Stage:
-        parts = _Parts(self.study, self.lock, self.folder)
+        parts = Parts(self.study, self.lock, self.folder)
         config = LeakageConfig(mode=dataset.leakage, items=parts.all_items())
         body = "paretune.data.prepare:check_leakage"
         return Stage("leakage", config.model_dump(mode="json"), body, {"data": data}, resources=parts.resources)
 
     def audit(self, dataset: Dataset, data: Stage) -> Stage:
-        parts = _Parts(self.study, self.lock, self.folder)
+        parts = Parts(self.study, self.lock, self.folder)
         counts = self.study.safety is not None and self.study.safety.data == "count"
         labels = tuple(sorted(name for name, task in dataset.tasks.items() if task.labels))
         config = AuditConfig(labels=labels, safety=parts.safety() if counts else None).model_dump(mode="json")
@@ -323,8 +236,8 @@ class _Planner:
 
     def tuning(self, given: _Given, name: str, variant: Variant) -> PlannedTuning:
         seed, end = self.study.seeds[0], variant.last_trained + 1
-        trials = tuple(PlannedTrial(one.name, self.methods(given, one.methods[:end], seed)) for one in variant.trials)
-        choice = Stage(CHOICE, {"by": self.study.train.chosen_by}, "", {one.name: one.methods[-1] for one in trials})
+        trials = tuple(PlannedTrial(trial.name, self.methods(given, trial.methods[:end], seed)) for trial in variant.trials)
+        choice = Stage(CHOICE, {"by": self.study.train.chosen_by}, "", {trial.name: trial.methods[-1] for trial in trials})
         return PlannedTuning(given.base, given.dataset, name, seed, trials, choice)
 
     def methods(
@@ -384,7 +297,7 @@ class _Planner:
         self, given: _Given, name: str, row: Evaluation, spec: Spec, model: Stage | None, texts: Mapping[str, Stage]
     ) -> Stage:
         """One evaluation of a model, of the base, or of texts."""
-        parts = _Parts(self.study, self.lock, self.folder, f"evaluate.{name}", self.study.data[given.dataset])
+        parts = Parts(self.study, self.lock, self.folder, f"evaluate.{name}", self.study.data[given.dataset])
         content = row.content(spec, parts) if row.content else {"evaluation": spec.model_dump(mode="json")}
         inputs = dict(texts)
         if row.items:  # their digest in the place of the path

@@ -124,7 +124,7 @@ class _Run:
         failed, blocked = self.outcome.failed, self.outcome.blocked
         for stage in list(self.waiting):  # in order, so that a parent is blocked before its children are looked at
             culprits = (need if need in failed else blocked.get(need) for need in stage.needs)
-            culprit = next((found for found in culprits if found), None)
+            culprit = next(filter(None, culprits), None)
             if not stage.runs and culprit is not None and failed[culprit].diverged:
                 culprit = None  # a trial that loses, and leaves the others to choose from
             if culprit is not None:
@@ -172,7 +172,7 @@ class _Run:
 
 def _git_commit() -> str | None:
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        finished = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return found.stdout.strip() or None
+    return finished.stdout.strip() or None

@@ -120,8 +120,8 @@ class Store:
 
     def checkpoint_step(self, stage: Stage) -> int | None:
         """The optimizer step that the next attempt at a training goes on from; None where it begins again."""
-        found = resume_of(self._draft(stage)).glob(f"{CHECKPOINT}*")
-        return max((int(path.name.removeprefix(CHECKPOINT)) for path in found), default=None)
+        checkpoints = resume_of(self._draft(stage)).glob(f"{CHECKPOINT}*")
+        return max((int(path.name.removeprefix(CHECKPOINT)) for path in checkpoints), default=None)
 
     def forget_attempts(self, stage: Stage) -> None:
         """Remove what unfinished attempts at a finished stage have left."""

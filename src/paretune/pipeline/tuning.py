@@ -55,12 +55,12 @@ def with_choice(plan: Plan, index: int, chosen: int) -> Plan:
         if number in heads:
             rest = cell.methods[1 if cell.seed == tuning.seed else len(trial) :]
         methods = (*heads.get(number, ()), *map(resolved, rest))
-        return replace(cell, methods=methods, evaluations={name: resolved(one) for name, one in cell.evaluations.items()})
+        return replace(cell, methods=methods, evaluations={name: resolved(stage) for name, stage in cell.evaluations.items()})
 
     tunings = [
         replace(
             other,
-            trials=tuple(replace(one, methods=tuple(map(resolved, one.methods))) for one in other.trials),
+            trials=tuple(replace(each, methods=tuple(map(resolved, each.methods))) for each in other.trials),
             choice=other.choice if other is tuning else resolved(other.choice),
             chosen=chosen if other is tuning else other.chosen,
         )

@@ -95,15 +95,15 @@ class Outside:
 def outside_of(spec: Spec, where: str) -> Iterator[Outside]:
     """What `spec`, which stands at `where`, names of the outside: files, folders, and models that measure."""
     for name, field in type(spec).model_fields.items():
-        value, place = getattr(spec, name), f"{where}.{name}"
+        value, at = getattr(spec, name), f"{where}.{name}"
         if isinstance(value, OtherModel):
-            yield Outside(place, "model", value)
+            yield Outside(at, "model", value)
         elif isinstance(value, Spec):
-            yield from outside_of(value, place)
+            yield from outside_of(value, at)
         elif value and isinstance(field.json_schema_extra, dict) and (kind := field.json_schema_extra.get("outside")):
-            paths = {place: value} if isinstance(value, str) else {f"{place}[{n}]": path for n, path in enumerate(value)}
-            for at, path in paths.items():
-                yield Outside(at, str(kind), path)
+            paths = {at: value} if isinstance(value, str) else {f"{at}[{n}]": path for n, path in enumerate(value)}
+            for each, path in paths.items():
+                yield Outside(each, str(kind), path)
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
@@ -130,9 +130,9 @@ def distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
 def check_name(name: str, where: str) -> None:
     """Names become directory names and table entries: letters, digits, `.`, `_` and `-` only."""
     if not NAME.fullmatch(name):
-        told = f"`{name}`" if name.isprintable() and len(name) <= 100 else shown(name)
+        quoted = f"`{name}`" if name.isprintable() and len(name) <= 100 else shown(name)
         raise SpecError(
-            f"{where}: {told} cannot be a name; use letters, digits, `.`, `_` and `-`, beginning with a letter or digit, "
+            f"{where}: {quoted} cannot be a name; use letters, digits, `.`, `_` and `-`, beginning with a letter or digit, "
             "and at most 100 characters"
         )
 
@@ -159,12 +159,12 @@ def _messages(model: type[BaseModel], error: ValidationError, where: str) -> lis
     for detail in error.errors():
         location, context = detail["loc"], detail.get("ctx", {})
         keys = [key for key in location if not (isinstance(key, str) and _BRANCH.fullmatch(key))]
-        place = where + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+        field = where + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
         if detail["type"] == "extra_forbidden":
             owner = _model_at(model, location[:-1])
-            lines.append(f"{place}: unknown key{suggestion(str(keys[-1]), owner.model_fields)}")
+            lines.append(f"{field}: unknown key{suggestion(str(keys[-1]), owner.model_fields)}")
         elif detail["type"] == "missing":
-            lines.append(f"{place}: missing; this field has no default")
+            lines.append(f"{field}: missing; this field has no default")
         elif detail["type"] == "too_short" and len(detail["input"]) >= context["min_length"]:
             continue  # counted without the entries that are wrong, and those have lines of their own
         else:
@@ -175,9 +175,9 @@ def _messages(model: type[BaseModel], error: ValidationError, where: str) -> lis
             else:
                 message = detail["msg"].removeprefix("Value error, ")
                 words = f"{message[:1].lower()}{message[1:]}"
-            expected.setdefault(place, []).append(words)
-            values[place] = shown(detail["input"])
-    wrong = [f"{place}: {' or '.join(dict.fromkeys(words))}, got {values[place]}" for place, words in expected.items()]
+            expected.setdefault(field, []).append(words)
+            values[field] = shown(detail["input"])
+    wrong = [f"{field}: {' or '.join(dict.fromkeys(words))}, got {values[field]}" for field, words in expected.items()]
     return lines + [line.replace(" or expected ", ", or ") for line in wrong]
 
 

@@ -75,7 +75,7 @@ class Source(Spec):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if sum(place is not None for place in (self.path, self.hub, self.builtin)) != 1:
+        if sum(origin is not None for origin in (self.path, self.hub, self.builtin)) != 1:
             raise ValueError("name exactly one of `path`, `hub` and `builtin`")
         if self.path is not None and self.resolved_format is None:
             raise ValueError("the suffix of `path` names no format; add `format: jsonl | json | csv | parquet | text`")

@@ -199,9 +199,9 @@ def _check_encoder_is_named(config: Tasks, study: "Study", _: str) -> None:
     for name, dataset in study.data.items():
         by_encoder = [task for task, scoring in dataset.scored.items() if BERT_SCORE in scoring["score"]]
         if by_encoder and config.encoder is None:
-            place = f"tasks.{by_encoder[0]}" if dataset.tasks else "records"
+            entry = f"tasks.{by_encoder[0]}" if dataset.tasks else "records"
             raise SpecError(
-                f"data.{name}.{place}.score: `{BERT_SCORE}` needs an encoder; write `evaluate: {{tasks: {{encoder: "
+                f"data.{name}.{entry}.score: `{BERT_SCORE}` needs an encoder; write `evaluate: {{tasks: {{encoder: "
                 "{hub: FacebookAI/roberta-large}}}` (1.4 GB), or `{path: DIR}` for one on this machine"
             )
 

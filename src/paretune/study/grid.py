@@ -37,10 +37,10 @@ def find_options(chain: object, word: str, where: str) -> list[Options]:
     for index, method in enumerate(chain if isinstance(chain, list) else ()):
         if isinstance(method, Mapping) and len(method) == 1:  # the rest is told where methods are read
             ((name, fields),) = method.items()
-            place = f"{where}[{index}].{name}"
+            entry = f"{where}[{index}].{name}"
             if _is_options(fields):
-                raise SpecError(f"{place}: `{next(iter(fields))}` stands for the values of a field, and this is a method")
-            for path, value, at in _inside(fields, place, word):
+                raise SpecError(f"{entry}: `{next(iter(fields))}` stands for the values of a field, and this is a method")
+            for path, value, at in _inside(fields, entry, word):
                 _check_values(value, word, at)
                 options.append(Options(index, name, path, tuple(value), at))
     return options

@@ -42,7 +42,7 @@ class Base(Spec):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if sum(place is not None for place in (self.path, self.hub, self.builtin)) != 1:
+        if sum(origin is not None for origin in (self.path, self.hub, self.builtin)) != 1:
             raise ValueError("name exactly one of `path`, `hub` and `builtin`")
         if self.revision is not None and self.hub is None:
             raise ValueError("`revision` goes with `hub`")
@@ -186,8 +186,8 @@ def load_study(file: str | Path) -> Study:
     try:
         return _parse(value)
     except SpecError as error:
-        told = (_with_line(line, file, lines) for line in str(error).splitlines())
-        raise SpecError("\n".join(line if line.startswith(str(file)) else f"{file}: {line}" for line in told)) from None
+        messages = (_with_line(line, file, lines) for line in str(error).splitlines())
+        raise SpecError("\n".join(line if line.startswith(str(file)) else f"{file}: {line}" for line in messages)) from None
 
 
 @contextmanager
@@ -297,14 +297,14 @@ def _check_tasks(study: Study, row: Evaluation) -> None:
 
 def _with_line(message: str, file: Path, lines: dict[Path_, int]) -> str:
     """`file:line: message`, the line being that of the deepest key of the message's path; as it is where none stands there."""
-    place = message.split(": ", 1)[0]
+    field = message.split(": ", 1)[0]
     deepest: Path_ = ()
     dotted = ""
     for path in lines:
         prefix = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
-        stands_in = place.startswith(prefix) and re.match(r"$|[.\[]", place[len(prefix) :])
+        stands_in = field.startswith(prefix) and re.match(r"$|[.\[]", field[len(prefix) :])
         if stands_in and len(path) > len(deepest):
             deepest, dotted = path, prefix
     # `data.jsonl` is no field of `data`, but a file.
-    is_known = len(deepest) > 1 or (deepest and dotted == place)
+    is_known = len(deepest) > 1 or (deepest and dotted == field)
     return f"{file}:{lines[deepest]}: {message}" if is_known else message

@@ -110,17 +110,17 @@ def _methods(chain: Any, where: str) -> tuple[MethodUse, ...]:
         raise SpecError(f"{where}: expected a list of methods like `[{{train.full: {{}}}}]`, or `[]`, got {shown(chain)}")
     uses = []
     for index, entry in enumerate(chain):
-        value, place = {entry: {}} if isinstance(entry, str) else entry, f"{where}[{index}]"
+        value, at = {entry: {}} if isinstance(entry, str) else entry, f"{where}[{index}]"
         if not isinstance(value, Mapping) or not value:
-            raise SpecError(f"{place}: expected `{{method: {{fields}}}}`, got {shown(value)}")
+            raise SpecError(f"{at}: expected `{{method: {{fields}}}}`, got {shown(value)}")
         name, config = next(iter(value.items()))
-        row = find_method(name, place)
+        row = find_method(name, at)
         if len(value) > 1:
             fields = ", ".join(f"`{key}`" for key in list(value)[1:])
             raise SpecError(
-                f"{place}: written beside `{name}`: {fields}; indent the fields of a method under its name, "
+                f"{at}: written beside `{name}`: {fields}; indent the fields of a method under its name, "
                 "and write one method an entry"
             )
-        config = validate(row.config, {} if config is None else config, f"{place}.{name}")
+        config = validate(row.config, {} if config is None else config, f"{at}.{name}")
         uses.append(MethodUse(name=name, config=config))
     return tuple(uses)

@@ -95,14 +95,14 @@ def _plain_mapping(node: CommentedMap, path: Path_, lines: dict[Path_, int], fil
     for key, value in node.items():
         # A key that a merge (`<<: *name`) brings has no line of its own.
         line = (node.lc.key(key)[0] if key in (node.lc.data or ()) else node.lc.line) + 1
-        place = f"{file}:{line}: {where}: " if where else f"{file}:{line}: "
+        here = f"{file}:{line}: {where}: " if where else f"{file}:{line}: "
         if isinstance(key, CommentedMap | CommentedSeq | CommentedKeyMap | CommentedKeySeq):
-            raise SpecError(f"{place}braces that are not in quotes; a template is written {_QUOTED}")
+            raise SpecError(f"{here}braces that are not in quotes; a template is written {_QUOTED}")
         if key is None or isinstance(key, bool):
-            raise SpecError(f"{place}`{'null' if key is None else str(key).lower()}` is no name; put it in quotes if it is one")
+            raise SpecError(f"{here}`{'null' if key is None else str(key).lower()}` is no name; put it in quotes if it is one")
         name = str(key)
         if name in result:
-            raise SpecError(f'{place}found duplicate key "{name}"; each key stands once')
+            raise SpecError(f'{here}found duplicate key "{name}"; each key stands once')
         lines[(*path, name)] = line
         result[name] = _plain(value, (*path, name), lines, file)
     return result
