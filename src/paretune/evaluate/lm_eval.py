@@ -22,7 +22,7 @@ from peft import PeftModel
 from paretune.data.tokenizer import load_tokenizer
 from paretune.data.trees import Example
 from paretune.errors import DataError
-from paretune.evaluate.branches import Ask, answer
+from paretune.evaluate.answers import Prompt, write_answers
 from paretune.model.forward import packed_model, score
 from paretune.model.load import LoadedModel, load_pretrained, max_positions
 
@@ -126,13 +126,13 @@ class ParetuneLM(TemplateLM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy answers up to the first of the texts that end them; DataError for a task that samples."""
-        found = answer(self.loaded, [self._ask(*request.args) for request in requests])
-        texts = [self._written(one.text) for one in found]
+        answers = write_answers(self.loaded, [self._prompt(*request.args) for request in requests])
+        texts = [self._written(answer.text) for answer in answers]
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
 
-    def _ask(self, context: str, settings: Mapping[str, Any]) -> Ask:
+    def _prompt(self, context: str, settings: Mapping[str, Any]) -> Prompt:
         given = normalize_gen_kwargs(dict(settings), MAX_NEW_TOKENS)
         if given["do_sample"]:
             raise DataError("a task samples its answers (`do_sample: true`), and answers are greedy here; set it to `false`")
@@ -143,7 +143,7 @@ class ParetuneLM(TemplateLM):
             )
         ids = self.tok_encode(context)[-(self.max_length - limit) :] or [self.prefix_token_id]
         stop = tuple(text for text in handle_stop_sequences(given.get("until"), eos=None) if text)
-        return Ask(np.array(ids, np.int32), np.array([], np.int32), limit, stop)
+        return Prompt(np.array(ids, np.int32), np.array([], np.int32), limit, stop)
 
     def _written(self, text: str) -> str:
         """Without the space that SentencePiece puts before a first word: the harness decodes the new tokens by themselves."""

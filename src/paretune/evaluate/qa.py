@@ -18,7 +18,7 @@ from paretune.data.requests import Request, request_of, slices_of
 from paretune.data.templates import parse_template
 from paretune.data.trees import Example
 from paretune.errors import DataError
-from paretune.evaluate.generate import GenerationSettings, generate
+from paretune.evaluate.generate import generate
 from paretune.evaluate.outputs import Generation, Score, filtered_score, judged, write_generations, write_scores
 from paretune.evaluate.scorers import contains, exact_match
 from paretune.model.forward import score
@@ -75,8 +75,7 @@ def answer_likelihoods(loaded: LoadedModel, requests: Sequence[Request], forward
 def generated_answers(loaded: LoadedModel, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
     """Greedy answers to the factual questions among `requests`, in their order, up to the first line break."""
     factual = [request for request in requests if request.factual]
-    settings = GenerationSettings(max_new_tokens, end_at_line_break=True)
-    generations = generate(loaded, [request.prompt for request in factual], settings)
+    generations = generate(loaded, [request.prompt for request in factual], max_new_tokens, end_at_line_break=True)
     return [replace(each, reference=request.question.answer) for each, request in zip(generations, factual, strict=True)]
 
 

@@ -19,8 +19,8 @@ from paretune.data.examples import examples_of
 from paretune.data.tokenizer import TextTokenizer, read_tokens
 from paretune.data.trees import Example
 from paretune.errors import DataError
+from paretune.evaluate.answers import Answer, Prompt, write_answers
 from paretune.evaluate.bert_score import bert_score, load_encoder
-from paretune.evaluate.branches import Answer, Ask, answer
 from paretune.evaluate.outputs import Generation, Score, filtered_score, judged, write_generations, write_scores
 from paretune.evaluate.scorers import best_of, score_answer, shape_of
 from paretune.model.forward import score
@@ -67,7 +67,7 @@ def evaluate_tasks(context: StageContext) -> dict[str, Any]:
         rows = _first_documents(read_tokens(directory, split), settings.max_documents)
         questions = questions_of([row for row in rows if row["task"] in tasks])
         asked += questions
-        answers += answer(loaded, asks_of(questions, tasks, loaded), emit=context.emit)
+        answers += write_answers(loaded, prompts_of(questions, tasks, loaded), emit=context.emit)
         likeliest += likeliest_labels(loaded, questions, labels, context.options.forward_tokens)
     similar = _bert_scores(asked, answers, tasks, encoder, context) if encoder is not None else [{} for _ in asked]
     texts = judged(context, [_generation(loaded.tokenizer, *pair) for pair in zip(asked, answers, strict=True)])
@@ -89,20 +89,17 @@ def questions_of(rows: Sequence[Row]) -> list[Question]:
     return [Question(alike[0], tuple(dict.fromkeys(row["reference"] for row in alike))) for alike in found.values()]
 
 
-def asks_of(questions: Sequence[Question], tasks: Mapping[str, Mapping[str, Any]], loaded: LoadedModel) -> list[Ask]:
-    """What the model is asked; an answer stays within the positions of the model."""
-    asks = []
-    for question, (trunk, prompt) in zip(questions, _prompts(questions, loaded.tokenizer), strict=True):
+def prompts_of(questions: Sequence[Question], tasks: Mapping[str, Mapping[str, Any]], loaded: LoadedModel) -> list[Prompt]:
+    """What the model is asked; DataError for a question that leaves no room for an answer in the positions of the model."""
+    prompts = []
+    for question, (context, ids) in zip(questions, _asked(questions, loaded.tokenizer), strict=True):
         row, task = question.row, tasks[question.task]
-        wanted, positions = task["max_new_tokens"], loaded.max_positions
-        room = wanted if positions is None else positions - len(trunk) - len(prompt)
-        if room < 1:
+        prompts.append(Prompt(context, ids, task["max_new_tokens"], tuple(task["stop"])))
+        if loaded.max_positions is not None and prompts[-1].num_tokens >= loaded.max_positions:
             raise DataError(
                 f"document `{row['document']}` (record {row['example']}) leaves no room for an answer; lower `max_length`"
             )
-        limit: int = min(room, wanted)
-        asks.append(Ask(trunk, prompt, limit, tuple(task["stop"]), "context" if limit < wanted else "max_new_tokens"))
-    return asks
+    return prompts
 
 
 def likeliest_labels(
@@ -112,7 +109,7 @@ def likeliest_labels(
     tokenizer = loaded.tokenizer
     examples: list[Example] = []
     asked = [question for question in questions if question.task in labels]
-    for question, (trunk, prompt) in zip(asked, _prompts(asked, tokenizer), strict=True):
+    for question, (trunk, prompt) in zip(asked, _asked(asked, tokenizer), strict=True):
         for label in _written(labels[question.task], question.references[0]):
             ids = np.array([*tokenizer.encode_continuation(label), *question.row["end"]], np.int32)
             examples.append(Example(np.concatenate([prompt, ids]).astype(np.int32), len(prompt), trunk))
@@ -199,7 +196,7 @@ def _first_documents(rows: Sequence[Row], count: int | None) -> list[Row]:
     return [row for row in rows if row["document"] in kept]
 
 
-def _prompts(questions: Sequence[Question], tokenizer: TextTokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
+def _asked(questions: Sequence[Question], tokenizer: TextTokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
     """Trunk and prompt of each question; without a context the trunk is the prefix token."""
     found = []
     for example in examples_of([question.row for question in questions], tokenizer, 0):

@@ -126,7 +126,7 @@ def head_of(model: PreTrainedModel) -> Head:
             f"the weights of `{model.name_or_path}` give logits that are no numbers; are they NaN or infinite? Copy the base "
             "again, or train with a lower learning rate"
         )
-    if not _close(expected, found):
+    if not are_close(expected, found):
         raise StageError(f"{type(model).__name__} makes its logits in a way that is not known here, so it cannot be scored")
     return head
 
@@ -141,12 +141,12 @@ def keeps_apart(model: PreTrainedModel) -> bool:
     trunk = ids(3, 5)
     examples = [Example(ids(11, 6)), Example(ids(2, 3), 0, trunk), Example(ids(7, 4), 0, trunk), Example(ids(13, 6))]
     with torch.no_grad(), _evaluating(model):
-        alone = _states(model, [unshared(example) for example in examples], pack=False)
         try:
+            alone = _states(model, [unshared(example) for example in examples], pack=False)
             together = _states(model, examples, pack=True)
-        except (TypeError, ValueError, RuntimeError):  # an architecture that attends in a way of its own
+        except (TypeError, ValueError, RuntimeError, IndexError):  # attends in a way of its own, or has too few positions
             return False
-    return all(_close(one, other) for one, other in zip(alone, together, strict=True))
+    return all(are_close(one, other) for one, other in zip(alone, together, strict=True))
 
 
 def _states(model: PreTrainedModel, examples: Sequence[Example], *, pack: bool) -> list[torch.Tensor]:
@@ -180,7 +180,7 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def _close(expected: torch.Tensor, found: torch.Tensor) -> bool:
+def are_close(expected: torch.Tensor, found: torch.Tensor) -> bool:
     scale = expected.float().abs().max().clamp_min(1e-6)
     difference = (expected.float() - found.float()).abs().max() / scale
     return bool(difference <= _PROOF_TOLERANCE.get(expected.dtype, 1e-4))
