@@ -9,7 +9,7 @@ import numpy as np
 
 from paretune.errors import DataError
 from paretune.evaluate.answers import GREEDY, LINE_BREAKS, Decoding, Prompt, write_answers
-from paretune.evaluate.outputs import Generation, Score, filtered_score, judged, write_generations, write_scores
+from paretune.evaluate.outputs import Generation, Score, safety_scores, with_safety, write_outputs
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.study.evaluations import Generate
@@ -20,9 +20,8 @@ def evaluate_generate(context: StageContext) -> dict[str, Any]:
     config = Generate.model_validate(context.config["evaluation"], strict=False)
     decoding = Decoding(config.temperature, config.top_p, config.top_k, config.repetition_penalty)
     loaded = load_model(context)
-    generations = judged(
-        context, generate(loaded, config.prompts, config.max_new_tokens, decoding, seed=config.seed, emit=context.emit)
-    )
+    generations = generate(loaded, config.prompts, config.max_new_tokens, decoding, seed=config.seed, emit=context.emit)
+    generations = with_safety(context, generations)
     scores: list[Score] = []
     for index, generation in enumerate(generations):
         values = {
@@ -31,9 +30,8 @@ def evaluate_generate(context: StageContext) -> dict[str, Any]:
             "stopped_by_eos": generation.stopped_by == "eos",
         }
         of_text = [Score(metric, float(value), example=str(index), document=str(index)) for metric, value in values.items()]
-        scores += of_text + filtered_score(generation, of_text[0])
-    write_generations(generations, context.draft)
-    write_scores(scores, context.draft)
+        scores += of_text + safety_scores(generation, of_text[0])
+    write_outputs(context.draft, scores, generations)
     stops = Counter(each.stopped_by for each in generations)
     return {"prompts": len(generations), **{f"stopped_by_{reason}": count for reason, count in sorted(stops.items())}}
 
