@@ -258,8 +258,8 @@ def _in(room: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return room[: math.prod(shape)].view(shape)
 
 
-def _scaled_product(one: torch.Tensor, other: torch.Tensor, scale: float, out: torch.Tensor | None = None) -> torch.Tensor:
-    return torch.baddbmm(one.new_empty(1, 1, 1), one, other, beta=0, alpha=scale, out=out)
+def _scaled_product(left: torch.Tensor, right: torch.Tensor, scale: float, out: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale, out=out)
 
 
 def _cut(block: Block, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -28,8 +28,8 @@ def flex_mask(forest: Forest, mask_function: Callable[..., torch.Tensor], device
 
     def seen(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         ancestor = (branches[key] == 0) | (branches[query] == branches[key])
-        place = (trees[query] == trees[key]) & (key <= query)
-        return place & ancestor & mask_function(batch, head, depths[query], depths[key])
+        before = (trees[query] == trees[key]) & (key <= query)
+        return before & ancestor & mask_function(batch, head, depths[query], depths[key])
 
     return create_block_mask(seen, None, None, len(forest), len(forest), device=device)
 

@@ -112,13 +112,13 @@ def head_of(model: PreTrainedModel) -> Head:
             scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1),
             cap=getattr(config, "final_logit_softcapping", None),
         )
-        found = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        logits = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
     if not expected.isfinite().all():
         raise StageError(
             f"the weights of `{model.name_or_path}` give logits that are no numbers; are they NaN or infinite? Copy the base "
             "again, or train with a lower learning rate"
         )
-    if not are_close(expected, found):
+    if not are_close(expected, logits):
         raise StageError(f"{type(model).__name__} makes its logits in a way that is not known here, so it cannot be scored")
     return head
 

@@ -55,7 +55,7 @@ def load_pretrained(name: str, dtype: torch.dtype, **arguments: Any) -> PreTrain
             name,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, in words
+            ignore_mismatched_sizes=True,  # refused below, in words
             **arguments,
         )
     except (OSError, ValueError) as error:

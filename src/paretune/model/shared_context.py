@@ -27,6 +27,7 @@ from paretune.model.forward import PackedModel, are_close, hidden_states
 
 NAME = "paretune_shared_contexts"
 _EMPTY = -1
+_PASS: ContextVar["_Pass | None"] = ContextVar("pass", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +136,6 @@ class _Pass:
     """Whether the tokens go on after what is in the cache; else they see each other only, as trees."""
     filled: slice
     """From the first to the last entry that holds something."""
-
-
-_PASS: ContextVar[_Pass | None] = ContextVar("pass", default=None)
 
 
 @dataclass(frozen=True, eq=False)
