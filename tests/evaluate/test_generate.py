@@ -39,6 +39,14 @@ def loaded(base: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_model(make_context(base, {}, tmp_path_factory.mktemp("draft")))
 
 
+@pytest.fixture(params=["shared", "padded"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an architecture that reads contexts once is asked, and as one that cannot."""
+    if request.param == "padded":
+        monkeypatch.setattr(answers, "bytes_per_entry", lambda packed: None)
+
+
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_texts_of_a_batch_equal_the_reference(architecture: str, tmp_path: Path) -> None:
     base = make_model(architecture, tmp_path / "base")
@@ -89,6 +97,7 @@ def test_narrow_sampling_is_greedy(loaded: LoadedModel) -> None:
         assert [each.text for each in generate(loaded, PROMPTS, 12, narrow)] == greedy
 
 
+@pytest.mark.usefixtures("path")
 def test_the_repetition_penalty_is_on_text_and_not_on_prefix_or_padding(base: Path, loaded: LoadedModel) -> None:
     def with_prefix(token: int) -> LoadedModel:
         # One token for both, as EOS is in GPT-2: penalised there, it would become less likely with every batch.
@@ -103,6 +112,7 @@ def test_the_repetition_penalty_is_on_text_and_not_on_prefix_or_padding(base: Pa
     assert found != [each.text for each in generate(with_prefix(token), PROMPTS, 8)]
 
 
+@pytest.mark.usefixtures("path")
 def test_each_row_ends_at_its_own_stop_token(loaded: LoadedModel) -> None:
     free = generate(loaded, PROMPTS, 16)
     ids = _greedy_ids(loaded, PROMPTS[0], 16)
@@ -118,6 +128,7 @@ def test_each_row_ends_at_its_own_stop_token(loaded: LoadedModel) -> None:
             assert (each.text, each.stopped_by, each.new_tokens) == (whole.text, "max_new_tokens", 16)
 
 
+@pytest.mark.usefixtures("path")
 def test_prompt_and_text_stay_within_the_positions(tmp_path: Path) -> None:
     base = make_model("gpt2", tmp_path / "base", n_positions=40)
     loaded = load_model(make_context(base, {}, tmp_path))
@@ -131,6 +142,7 @@ def test_prompt_and_text_stay_within_the_positions(tmp_path: Path) -> None:
         generate(loaded, ["A", "A metal, a gas. " * 9], 16)
 
 
+@pytest.mark.usefixtures("path")
 def test_nothing_of_the_checkpoints_generation_config_leaks_in(loaded: LoadedModel) -> None:
     expected = [each.text for each in generate(loaded, PROMPTS, 12)]
     of_checkpoint = GenerationConfig(
@@ -144,6 +156,7 @@ def test_nothing_of_the_checkpoints_generation_config_leaks_in(loaded: LoadedMod
         loaded.model.generation_config = before
 
 
+@pytest.mark.usefixtures("path")
 def test_an_answer_ends_at_the_first_line_break(loaded: LoadedModel) -> None:
     decoding = Decoding(temperature=3.0)
     whole = generate(loaded, PROMPTS * 4, 64, decoding)
@@ -160,6 +173,7 @@ def test_an_answer_ends_at_the_first_line_break(loaded: LoadedModel) -> None:
     assert broken >= 2
 
 
+@pytest.mark.usefixtures("path")
 def test_the_library_says_nothing_on_standard_error(loaded: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
