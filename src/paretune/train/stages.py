@@ -19,9 +19,10 @@ from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_b
 from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
-from paretune.model.memory import available_bytes, keep_freed_memory
+from paretune.model.memory import available_bytes
 from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
+from paretune.train.allocator import keep_freed_memory
 from paretune.train.checkpoint import (
     Progress,
     checkpoint_options,
