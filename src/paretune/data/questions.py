@@ -67,8 +67,7 @@ def read_questions(place: str | Path, format: str | None = None) -> list[Questio
     if str(place) == NEWSROOM:
         from paretune.data.newsroom import questions
 
-        records = questions()["questions"]
-        return [parse_question(record, f"{NEWSROOM}: record {n}", str(n)) for n, record in enumerate(records, start=1)]
+        return [parse_question(record, f"{NEWSROOM}: record {n}", str(n)) for n, record in enumerate(questions(), start=1)]
     if str(place).startswith("builtin:"):
         raise DataError(f"no built-in questions `{str(place).removeprefix('builtin:')}`; known: `newsroom`")
     file = Path(place)
