@@ -1,6 +1,6 @@
 import pytest
 
-from paretune.data.personal import find_personal, mask_personal
+from paretune.data.cleaning import find_personal, mask_personal
 from paretune.study.data import MASKS
 
 FOUND = [

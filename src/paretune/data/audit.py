@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,15 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from paretune.data.columns import HTML, STRATUM
-from paretune.data.encoding import has_control_characters, is_damaged, repaired
+from paretune.data.cleaning import find_personal, has_control_characters, is_damaged, repaired
 from paretune.data.leakage import words_of
-from paretune.data.personal import find_personal
 from paretune.data.prepare import iterate_records, record_text
 from paretune.data.safety import Filter, load_filter
 from paretune.pipeline.stage import StageContext
 from paretune.study.data import MASKS, SPLITS
 
+HTML = re.compile(r"</?(?:p|br|div|span|a|b|i|em|strong|ul|ol|li|h[1-6]|table|t[dr]|img)\b[^<>]*>|&(?:#\d+|[a-z]+);")
+LABELS = range(2, 21)
+"""How many values a field of labels has, such as one that splits keep the shares of."""
 SHOWN = 20
 """Numbers of records that are kept of each finding."""
 FAR = 3.0
@@ -261,7 +263,7 @@ def _balance(
     tasks = sorted({task for task, _ in labels})
     for task in tasks:
         train = labels.get((task, "train"), Counter())
-        if task not in labelled and not (len(train) in STRATUM and train.total() >= _REPEATS * len(train)):
+        if task not in labelled and not (len(train) in LABELS and train.total() >= _REPEATS * len(train)):
             continue
         for split in SPLITS:
             counts = labels.get((task, split), Counter())

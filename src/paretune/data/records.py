@@ -26,7 +26,7 @@ ALPACA = (
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class PromptCompletion:
     """A prompt and what is to follow it."""
 
     task: str
@@ -44,7 +44,7 @@ class Rendered:
 
     context: str
     """What all branches read first; where there are none, the whole text."""
-    branches: tuple[Branch, ...] = ()
+    branches: tuple[PromptCompletion, ...] = ()
     empty: tuple[str, ...] = ()
     """The tasks whose completion is nothing but white space, and which are left out for it."""
 
@@ -173,14 +173,14 @@ def _lacks_part(task: TaskForm, row: Row) -> bool:
     return _lacks(task.prompt, row) or _lacks(task.completion, row)
 
 
-def _branches(task: TaskForm, row: Row) -> Iterator[Branch]:
+def _branches(task: TaskForm, row: Row) -> Iterator[PromptCompletion]:
     prompt = render(task.prompt, row.values, row.where)
     completions = row.values.get(task.several) if task.several else None
     if not (isinstance(completions, list) and completions and all(isinstance(each, str) for each in completions)):
-        yield Branch(task.name, prompt, render(task.completion, row.values, row.where))
+        yield PromptCompletion(task.name, prompt, render(task.completion, row.values, row.where))
         return
     for number, completion in enumerate(completions, 1):
-        yield Branch(task.name, prompt, completion, f".{number}" if len(completions) > 1 else "")
+        yield PromptCompletion(task.name, prompt, completion, f".{number}" if len(completions) > 1 else "")
 
 
 def _conversational(form: Form, row: Row) -> Rendered | None:
@@ -198,7 +198,7 @@ def _chat(messages: list[Message]) -> Rendered:
     for number, turn in enumerate(turns(messages), 1):
         prompt, completion = plain_turn(turn)
         written = json.dumps(turn, ensure_ascii=False)
-        branches.append(Branch(RESPONSE, prompt, completion, f".{number}", written))
+        branches.append(PromptCompletion(RESPONSE, prompt, completion, f".{number}", written))
     filled = [branch for branch in branches if branch.completion.strip()]
     if len(filled) == 1:
         filled = [replace(filled[0], part="")]
