@@ -133,8 +133,12 @@ def audit_data(context: StageContext) -> dict[str, Any]:
                     notes.add(rows[0]["split"], "unsafe", int(rows[0]["example"]) + 1)
     known = Counter(n for column in columns.values() for n in column.languages if n >= 0)
     main = [n for n, times in known.most_common() if times >= MAIN_SHARE * known.total()]
-    findings = [
-        *_of_single_texts(notes, columns),
+    findings = []
+    for (split, name), count in notes.counts.items():
+        kind, _, task = name.partition(":")
+        of = columns[split].examples if task else len(columns[split].numbers)
+        findings.append(Finding(split, kind, count, of, tuple(notes.first[split, name]), task))
+    findings += [
         *_of_all_texts(columns, languages, main),
         *_of_labels(labels, context.config["labels"]),
     ]
@@ -191,13 +195,6 @@ def _identifier() -> Any:
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def _of_single_texts(notes: _Notes, columns: Mapping[str, _Column]) -> Iterator[Finding]:
-    for (split, name), count in notes.counts.items():
-        kind, _, task = name.partition(":")
-        of = columns[split].examples if task else len(columns[split].numbers)
-        yield Finding(split, kind, count, of, tuple(notes.first[split, name]), task)
 
 
 def _of_all_texts(columns: Mapping[str, _Column], languages: Sequence[str], main: Sequence[int]) -> Iterator[Finding]:

@@ -380,21 +380,18 @@ def _write(file: Path, parts: Parts, fields: Collection[str], *, completes: bool
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for split in SPLITS:
             for begin in range(0, len(parts[split]), _WRITE_ROWS):
-                records = parts[split][begin : begin + _WRITE_ROWS]
-                rows = [row for record in records for row in _rows(split, record, fields)]
+                rows: list[dict[str, Any]] = []
+                for record in parts[split][begin : begin + _WRITE_ROWS]:
+                    whole = {"split": split, "document": record.document, "example": str(record.number)}
+                    whole |= {"text": record.text, "contents": _digests(record, fields)}
+                    context = record.rendered.context
+                    for branch in record.rendered.branches:
+                        row = whole | {"context": context, "text": context + branch.prompt + branch.completion}
+                        row |= {"task": branch.task, "part": branch.part, "prompt": branch.prompt}
+                        rows.append(row | {"completion": branch.completion, "messages": branch.messages})
+                    if not record.rendered.branches:
+                        rows.append(whole)
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-
-
-def _rows(split: str, record: SourceRecord, fields: Collection[str]) -> list[dict[str, Any]]:
-    row = {"split": split, "document": record.document, "example": str(record.number), "text": record.text}
-    row["contents"] = _digests(record, fields)
-    context = record.rendered.context
-    return [
-        row
-        | {"text": context + branch.prompt + branch.completion, "context": context, "part": branch.part}
-        | {"task": branch.task, "prompt": branch.prompt, "completion": branch.completion, "messages": branch.messages}
-        for branch in record.rendered.branches
-    ] or [row]
 
 
 def _write_pairs(file: Path, pairs: Iterable[Pair]) -> None:

@@ -61,7 +61,10 @@ def iterate_rows(source: Source, place: str) -> Iterator[Row]:
     if source.hub is not None:
         rows, name = _hub_rows(source), f"hub dataset `{source.hub}`"
     elif source.builtin is not None:
-        rows, name = _builtin_rows(source.builtin), f"built-in dataset `{source.builtin}`"
+        name = f"built-in dataset `{source.builtin}`"
+        if source.builtin not in BUILTIN:
+            raise DataError(f"{name}: there is none of that name{suggestion(source.builtin, BUILTIN)}")
+        rows = (Row(f"{name}: record {number}", values) for number, values in enumerate(articles(), 1))
     else:
         rows, name = readers[source.resolved_format or "jsonl"](source, Path(place)), place
     row = None
@@ -136,40 +139,14 @@ def _parsed(text: str, where: str, *, lines: bool = False, whole_line: bool = Tr
 
 
 def _csv_rows(source: Source, path: Path) -> Iterator[Row]:
+    """Rows under the names of the header or of `columns`; empty lines between rows are no rows."""
     delimiter = source.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    rows = _csv_lists(path, delimiter)
-    columns = list(source.columns or ())
-    if source.header:
-        first = next(rows, None)
-        if first is None:
-            return
-        header = [name.strip() for name in first[1]]
-        if columns and len(columns) != len(header):
-            raise DataError(
-                f"{path}: line 1: `columns` names {len(columns)} columns, the header has {len(header)}: {_listed(header)}"
-            )
-        columns = columns or header
-        twice = [name for name, times in Counter(columns).items() if times > 1]
-        if twice:
-            raise DataError(f"{path}: line 1: two columns are called `{twice[0]}`; give `columns: [...]` with different names")
-    for number, fields in rows:
-        if len(fields) != len(columns):
-            named_by = "the header names" if source.header and not source.columns else "`columns` names"
-            hint = "is `delimiter:` right?" if len(fields) == 1 else "a field that holds the delimiter must stand in quotes"
-            raise DataError(
-                f"{path}: line {number}: {len(fields)} field{'' if len(fields) == 1 else 's'}, {named_by} {len(columns)} "
-                f"({_listed(columns)}), got {shown(fields[:3])}; {hint}"
-            )
-        yield Row(f"{path}: line {number}", dict(zip(columns, fields, strict=True)))
-
-
-def _csv_lists(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The fields of each row and the line on which it begins; empty lines between rows are no rows."""
+    columns, header = list(source.columns or ()), None
     # The module's own limit of 131,072 characters a field is short for an article; a field is at most a line of ours or many.
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader((line.replace("\r\n", "\n") for _, line in _lines(path)), delimiter=delimiter, strict=True)
     while True:
-        begin = reader.line_num + 1
+        where = f"{path}: line {reader.line_num + 1}"
         try:
             fields = next(reader)
         except StopIteration:
@@ -177,11 +154,31 @@ def _csv_lists(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             what = "a quoted field never ends" if "end of data" in str(error) else f"not a csv row ({error})"
             raise DataError(
-                f"{path}: line {begin}: {what}; a quote inside a quoted field is written twice, "
-                f"and `delimiter:` is {delimiter!r}"
+                f"{where}: {what}; a quote inside a quoted field is written twice, and `delimiter:` is {delimiter!r}"
             ) from None
-        if fields:
-            yield begin, fields
+        if not fields:
+            continue
+        if source.header and header is None:
+            header = [name.strip() for name in fields]
+            if columns and len(columns) != len(header):
+                raise DataError(
+                    f"{path}: line 1: `columns` names {len(columns)} columns, the header has {len(header)}: {_listed(header)}"
+                )
+            columns = columns or header
+            twice = [name for name, times in Counter(columns).items() if times > 1]
+            if twice:
+                raise DataError(
+                    f"{path}: line 1: two columns are called `{twice[0]}`; give `columns: [...]` with different names"
+                )
+            continue
+        if len(fields) != len(columns):
+            named_by = "the header names" if source.header and not source.columns else "`columns` names"
+            hint = "is `delimiter:` right?" if len(fields) == 1 else "a field that holds the delimiter must stand in quotes"
+            raise DataError(
+                f"{where}: {len(fields)} field{'' if len(fields) == 1 else 's'}, {named_by} {len(columns)} "
+                f"({_listed(columns)}), got {shown(fields[:3])}; {hint}"
+            )
+        yield Row(where, dict(zip(columns, fields, strict=True)))
 
 
 def _parquet_rows(_: Source, path: Path) -> Iterator[Row]:
@@ -216,13 +213,6 @@ def _hub_rows(source: Source) -> Iterator[Row]:
         raise DataError(f"{where}: {_first_line(error)}; choose another with `split:`") from None
     for number, values in enumerate(data, 1):
         yield Row(f"hub dataset `{name}`: row {number}", _without_nan(values))
-
-
-def _builtin_rows(name: str) -> Iterator[Row]:
-    if name not in BUILTIN:
-        raise DataError(f"built-in dataset `{name}`: there is none of that name{suggestion(name, BUILTIN)}")
-    for number, values in enumerate(articles(), 1):
-        yield Row(f"built-in dataset `{name}`: record {number}", values)
 
 
 def _text_rows(source: Source, path: Path) -> Iterator[Row]:
