@@ -129,7 +129,8 @@ def agrees(walk: Walk, count: int) -> bool:
 def live_removals(
     model: PreTrainedModel, ids_RT: torch.Tensor, sets: Sequence[Removed]
 ) -> Iterator[tuple[Removed, torch.Tensor]]:
-    """The same one evaluation each, with the blocks of each set skipped: correct wherever hooks are."""
+    """(removed, last hidden states [R, T, D]) without each of `sets`, skipped in one evaluation each: correct wherever hooks
+    are."""
     for removed in sets:
         with skipped_blocks(model, removed):
             final_RTD = model.base_model(input_ids=ids_RT, use_cache=False).last_hidden_state
@@ -187,7 +188,16 @@ def _removals(
     so that memory holds N + count states however many sets there are.
     """
     if count <= 1:
-        yield from _single_removals(run, states_RTD, blocks, among)
+        sets: list[Removed] = [()]
+        batch_KRTD = states_RTD.new_empty(1 + sum(block in among for block in blocks), *states_RTD.shape)
+        batch_KRTD[0] = states_RTD
+        for block in blocks:
+            running = len(sets)
+            if block in among:
+                batch_KRTD[running] = batch_KRTD[0]
+                sets.append((block,))
+            run(block, batch_KRTD[:running].flatten(0, 1))
+        yield from zip(sets, batch_KRTD, strict=True)
         return
     current_RTD = states_RTD.clone()
     for position, block in enumerate(blocks):
@@ -196,21 +206,6 @@ def _removals(
                 yield (block, *removed), final_RTD
         run(block, current_RTD)
     yield (), current_RTD
-
-
-def _single_removals(
-    run: Run, states_RTD: torch.Tensor, blocks: Sequence[int], among: Sequence[int]
-) -> Iterator[tuple[Removed, torch.Tensor]]:
-    sets: list[Removed] = [()]
-    batch_KRTD = states_RTD.new_empty(1 + sum(block in among for block in blocks), *states_RTD.shape)
-    batch_KRTD[0] = states_RTD
-    for block in blocks:
-        running = len(sets)
-        if block in among:
-            batch_KRTD[running] = batch_KRTD[0]
-            sets.append((block,))
-        run(block, batch_KRTD[:running].flatten(0, 1))
-    yield from zip(sets, batch_KRTD, strict=True)
 
 
 @contextmanager
