@@ -143,9 +143,15 @@ def audit_data(context: StageContext) -> dict[str, Any]:
         *_of_labels(labels, context.config["labels"]),
     ]
     with (context.draft / "audit.jsonl").open("w", encoding="utf-8") as out:
-        for one in sorted(findings, key=lambda one: (one.name, SPLITS.index(one.split))):
-            row = {"split": one.split, "finding": one.name, "count": one.count, "of": one.of, "records": list(one.records)}
-            out.write(json.dumps(row | {"detail": one.detail}, ensure_ascii=False) + "\n")
+        for finding in sorted(findings, key=lambda finding: (finding.name, SPLITS.index(finding.split))):
+            row = {
+                "split": finding.split,
+                "finding": finding.name,
+                "count": finding.count,
+                "of": finding.of,
+                "records": list(finding.records),
+            }
+            out.write(json.dumps(row | {"detail": finding.detail}, ensure_ascii=False) + "\n")
     main_languages = ",".join(languages[n] for n in main)
     return {"findings": len(findings), "languages": main_languages, **{f"records_{s}": len(columns[s].numbers) for s in SPLITS}}
 

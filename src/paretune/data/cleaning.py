@@ -80,8 +80,8 @@ def clean_row(row: Row, clean: Clean, counts: Counter[str]) -> Row:
 
 def masked(text: str, clean: Clean, counts: Counter[str]) -> str:
     """`text` without the personal data that `clean` masks; `counts` gains what was."""
-    text, found = mask_personal(text, clean.mask, clean.region)
-    counts.update({f"masked_{kind}": number for kind, number in found.items()})
+    text, masks = mask_personal(text, clean.mask, clean.region)
+    counts.update({f"masked_{kind}": number for kind, number in masks.items()})
     return text
 
 
@@ -118,23 +118,23 @@ def repaired(text: str) -> str:
 
 def find_personal(text: str, kinds: Collection[str] = MASKS, region: str = "US") -> list[Personal]:
     """What stands in `text`, in its order and without overlaps: a mail address inside a web address is part of that."""
-    found: list[Personal] = []
+    accepted: list[Personal] = []
     for kind in MASKS:
         if kind in kinds or kind in ("url", "email"):
             for start, end in _spans(kind, text, region):
-                if not any(start < other.end and other.start < end for other in found):
-                    found.append(Personal(kind, start, end))
-    return sorted((personal for personal in found if personal.kind in kinds), key=lambda personal: personal.start)
+                if not any(start < other.end and other.start < end for other in accepted):
+                    accepted.append(Personal(kind, start, end))
+    return sorted((personal for personal in accepted if personal.kind in kinds), key=lambda personal: personal.start)
 
 
 def mask_personal(text: str, kinds: Collection[str], region: str = "US") -> tuple[str, Counter[str]]:
     """`text` with `[EMAIL]`, `[PHONE]`, `[URL]` and `[IP]` in place of what is found, and how often each is written."""
-    found = find_personal(text, kinds, region)
+    personal_data = find_personal(text, kinds, region)
     parts, end = [], 0
-    for personal in found:
+    for personal in personal_data:
         parts += [text[end : personal.start], f"[{personal.kind.upper()}]"]
         end = personal.end
-    return "".join([*parts, text[end:]]), Counter(personal.kind for personal in found)
+    return "".join([*parts, text[end:]]), Counter(personal.kind for personal in personal_data)
 
 
 def _spans(kind: str, text: str, region: str) -> Iterator[tuple[int, int]]:

@@ -201,11 +201,11 @@ def whole_counts(quotas: Sequence[Fraction], total: int) -> list[int]:
 
 def _read(dataset: Dataset, source: Source, split: str, counts: Counter[str], context: StageContext) -> Iterator[SourceRecord]:
     """The records of `source`; one of nothing but white space has no text. `counts` gains what was cleaned."""
-    place, form = context.resources[_role(split)], parse_form(dataset, "the dataset")
+    file, form = context.resources[_role(split)], parse_form(dataset, "the dataset")
     named = [name for name in (dataset.document, dataset.stratify) if name is not None]
     # The characters rendered so far, out of the bytes of the file: near enough for the time left.
-    size, done = Path(place).stat().st_size if source.path and Path(place).exists() else 0, 0
-    for number, row in enumerate(iterate_rows(source, place)):
+    size, done = Path(file).stat().st_size if source.path and Path(file).exists() else 0, 0
+    for number, row in enumerate(iterate_rows(source, file)):
         cleaned = clean_row(row, dataset.clean, counts)
         # Without its document or stratum a record is left out, where `clean` says so.
         nameless = any(name in row.values and is_blank(row.values[name]) for name in named)
@@ -243,29 +243,29 @@ def _wanted(
     records: Sequence[SourceRecord], split: str, dataset: Dataset, counts: Counter[str], context: StageContext
 ) -> list[SourceRecord]:
     """The records with text, without repetitions and unsafe ones where the study says so; DataError where none is left."""
-    found = [record for record in records if record.text]
-    if not found and dataset.completes:
+    wanted = [record for record in records if record.text]
+    if not wanted and dataset.completes:
         raise DataError(
             f"`{_role(split)}`: none of {len(records)} records has a completion that is not empty; look at its fields"
         )
-    if not found:
+    if not wanted:
         raise DataError(
             f"`{_role(split)}`: all {len(records)} records render to nothing but white space"
             f"{', or lack a field that is needed' if 'empty' in dataset.clean.drop else ''}; look at `text` and its fields"
         )
     if "duplicate" in dataset.clean.drop:
         first: dict[str, SourceRecord] = {}
-        for record in found:
+        for record in wanted:
             first.setdefault(record.text, record)
-        counts["records_duplicate"] += len(found) - len(first)
-        found = list(first.values())
+        counts["records_duplicate"] += len(wanted) - len(first)
+        wanted = list(first.values())
     if "safety" in context.config:
-        unsafe = load_filter(context.config["safety"], context.resources).flags([record.text for record in found])
+        unsafe = load_filter(context.config["safety"], context.resources).flags([record.text for record in wanted])
         counts["records_unsafe"] += sum(unsafe)
-        found = [record for record, flag in zip(found, unsafe, strict=True) if not flag]
-        if not found:
+        wanted = [record for record, flag in zip(wanted, unsafe, strict=True) if not flag]
+        if not wanted:
             raise DataError(f"`safety: {{data: drop}}` leaves no record of `{_role(split)}`; look at its words and threshold")
-    return found
+    return wanted
 
 
 def _split(wanted: Parts, dataset: Dataset) -> tuple[Parts, int]:
@@ -312,7 +312,7 @@ def _remove_leaks(parts: Parts, fields: Collection[str], context: StageContext) 
 
     Repeated until nothing is found: an n-gram that was boilerplate may no longer be, with fewer documents.
     """
-    items, removed, found = _items(context), set[tuple[str, str]](), list[Pair]()
+    items, removed, all_pairs = _items(context), set[tuple[str, str]](), list[Pair]()
     while True:
         texts, contents = _by_document(
             (split, record.document, record.text, _digests(record, fields))
@@ -322,14 +322,14 @@ def _remove_leaks(parts: Parts, fields: Collection[str], context: StageContext) 
         pairs = find_pairs(texts, contents) + find_item_pairs(texts["train"], items)
         if not pairs:
             break
-        found += pairs
+        all_pairs += pairs
         removed |= {(pair.split, pair.document) for pair in pairs}
         for split in SPLITS:
             parts[split] = [record for record in parts[split] if (split, record.document) not in removed]
         empty = [split for split in SPLITS if not parts[split]]
         if empty:
-            raise DataError(f"`leakage: remove` leaves no document in `{empty[0]}`; {block_message(found)}")
-    _write_pairs(context.draft / "removed.jsonl", found)
+            raise DataError(f"`leakage: remove` leaves no document in `{empty[0]}`; {block_message(all_pairs)}")
+    _write_pairs(context.draft / "removed.jsonl", all_pairs)
     return removed
 
 

@@ -82,16 +82,16 @@ _Parsed = tuple[str, tuple[str, ...], int | None, str]
 """Context, options, index of the answer, answer."""
 
 
-def read_questions(place: str | Path, format: str | None = None) -> list[Question]:
+def read_questions(location: str | Path, format: str | None = None) -> list[Question]:
     """The questions of a file, or of `builtin:newsroom`; DataError for anything that is not a question with an answer.
 
     `format` is one of those above; each record's fields say it unless given.
     """
-    if str(place) == NEWSROOM:
+    if str(location) == NEWSROOM:
         return [parse_question(record, f"{NEWSROOM}: record {n}", str(n)) for n, record in enumerate(questions(), start=1)]
-    if str(place).startswith("builtin:"):
-        raise DataError(f"no built-in questions `{str(place).removeprefix('builtin:')}`; known: `newsroom`")
-    file = Path(place)
+    if str(location).startswith("builtin:"):
+        raise DataError(f"no built-in questions `{str(location).removeprefix('builtin:')}`; known: `newsroom`")
+    file = Path(location)
     records = enumerate(_records(file), start=1)
     read = [parse_question(record, f"{file}: {where}", str(n), format) for n, (where, record) in records]
     if not read:
@@ -112,9 +112,9 @@ def read_questions(place: str | Path, format: str | None = None) -> list[Questio
     return read
 
 
-def question_texts(place: str | Path, format: str | None = None) -> list[str]:
+def question_texts(location: str | Path, format: str | None = None) -> list[str]:
     """Each question with its answer, as the text that must not stand in training data."""
-    return [f"{question.question} {question.answer}" for question in read_questions(place, format)]
+    return [f"{question.question} {question.answer}" for question in read_questions(location, format)]
 
 
 def parse_question(record: Any, where: str, number: str, format: str | None = None) -> Question:

@@ -48,12 +48,12 @@ class Filter:
 
     def flags(self, texts: Sequence[str]) -> list[bool]:
         """Whether each text is unsafe."""
-        found = [holds_words(text, self.words) for text in texts]
+        unsafe = [holds_words(text, self.words) for text in texts]
         if self.classifier is not None:
-            rest = [n for n, unsafe in enumerate(found) if not unsafe]
+            rest = [n for n, flag in enumerate(unsafe) if not flag]
             for n, p in zip(rest, unsafe_probabilities(self.classifier, [texts[n] for n in rest]), strict=True):
-                found[n] = p >= self.classifier.threshold
-        return found
+                unsafe[n] = p >= self.classifier.threshold
+        return unsafe
 
 
 def load_filter(config: Mapping[str, Any], resources: Mapping[str, str]) -> Filter:
@@ -73,10 +73,10 @@ def read_words(file: Path) -> Words:
     entries = {_tokens(line) for line in lines if not line.lstrip().startswith("#")} - {()}
     if not entries:
         raise DataError(f"`{file}` holds no words; write one word or phrase a line, or leave `words` out")
-    found: dict[str, list[tuple[str, ...]]] = {}
+    words: dict[str, list[tuple[str, ...]]] = {}
     for entry in sorted(entries):
-        found.setdefault(entry[0], []).append(entry)
-    return found
+        words.setdefault(entry[0], []).append(entry)
+    return words
 
 
 def holds_words(text: str, words: Words) -> bool:

@@ -113,17 +113,17 @@ def read_sheet(file: Path, criteria: Sequence[str]) -> Sheet:
     Commas, semicolons or tabs, as spreadsheets write them; columns besides `item` and the criteria are for the rater.
     """
     rows = _rows(file, criteria)
-    found: dict[str, dict[str, int | None]] = {}
+    sheet: dict[str, dict[str, int | None]] = {}
     for line, row in rows:
         item = row["item"].strip()
         if not _NAME.fullmatch(item):
             raise DataError(f"{file}: line {line}: `{item[:40]}` is no item; the column `item` must stay as it was written")
-        if item in found:
+        if item in sheet:
             raise DataError(f"{file}: line {line}: item `{item}` stands there twice; remove the copied row")
-        found[item] = {name: _rating(row[name], f"{file}: line {line}: {name}") for name in criteria}
-    if not any(value is not None for ratings in found.values() for value in ratings.values()):
+        sheet[item] = {name: _rating(row[name], f"{file}: line {line}: {name}") for name in criteria}
+    if not any(value is not None for ratings in sheet.values() for value in ratings.values()):
         raise DataError(f"{file}: holds no rating; fill in {' and '.join(f'`{name}`' for name in criteria)}")
-    return found
+    return sheet
 
 
 def _row(text: Text, occasion: int) -> dict[str, str]:

@@ -45,8 +45,8 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
-def iterate_rows(source: Source, place: str) -> Iterator[Row]:
-    """Records of `source` in order; `place` is the file, and is ignored for hub and built-in sources.
+def iterate_rows(source: Source, file: str) -> Iterator[Row]:
+    """Records of `source` in order; `file` is its path, and is ignored for hub and built-in sources.
 
     Values are JSON types, dates and decimals; csv values are all text; a missing value (null, NaN) is None.
     Raises DataError for anything wrong with the file, NeedsError where it is missing or the hub cannot be reached.
@@ -66,7 +66,7 @@ def iterate_rows(source: Source, place: str) -> Iterator[Row]:
             raise DataError(f"{name}: there is none of that name{suggestion(source.builtin, BUILTIN)}")
         rows = (Row(f"{name}: record {number}", values) for number, values in enumerate(articles(), 1))
     else:
-        rows, name = readers[source.resolved_format or "jsonl"](source, Path(place)), place
+        rows, name = readers[source.resolved_format or "jsonl"](source, Path(file)), file
     row = None
     for row in rows:
         yield row
@@ -89,9 +89,9 @@ def _json_rows(_: Source, path: Path) -> Iterator[Row]:
     if isinstance(value, dict):
         names = [name for name, item in value.items() if isinstance(item, list)]
         if len(names) != 1:
-            found = f"several ({_listed(names)})" if names else "none"
+            lists = f"several ({_listed(names)})" if names else "none"
             raise DataError(
-                f"{path}: an object as a dataset holds exactly one list, the records; this one holds {found}. "
+                f"{path}: an object as a dataset holds exactly one list, the records; this one holds {lists}. "
                 "Write the records as a list, or one record a line with `format: jsonl`"
             )
         value, where = value[names[0]], f"{path}: `{names[0]}`"
@@ -121,19 +121,19 @@ def _parsed(text: str, where: str, *, lines: bool = False, whole_line: bool = Tr
     try:
         return json.loads(text, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
-        place = f"{where}: line {error.lineno}, column {error.colno}" if lines else f"{where}, column {error.colno}"
+        at = f"{where}: line {error.lineno}, column {error.colno}" if lines else f"{where}, column {error.colno}"
         if not whole_line or (lines and (not text[error.pos :].strip() or error.msg.startswith("Unterminated string"))):
-            raise DataError(f"{place}: the file ends in the middle of a record; was it copied whole?") from None
+            raise DataError(f"{at}: the file ends in the middle of a record; was it copied whole?") from None
         hint = "" if lines or text.strip() not in "[{" else "; a record over several lines needs `format: json`"
         raise DataError(
-            f"{place}: not JSON ({error.msg}), got {shown(text[error.pos :][:40].strip() or text.strip()[-40:])}{hint}"
+            f"{at}: not JSON ({error.msg}), got {shown(text[error.pos :][:40].strip() or text.strip()[-40:])}{hint}"
         ) from None
     except _Constant as error:
         tokens = re.finditer(r'"(?:[^"\\]|\\.)*"|(NaN|-?Infinity)', text)
         position = next((token.start() for token in tokens if token[1]), 0)
         line = text.count("\n", 0, position) + 1
-        place = f"{where}: line {line}" if lines else where
-        raise DataError(f"{place}: `{error}` is no JSON value; write `null`, or leave the record out") from None
+        at = f"{where}: line {line}" if lines else where
+        raise DataError(f"{at}: `{error}` is no JSON value; write `null`, or leave the record out") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: JSON that cannot be read ({error}); repair or leave out the record") from None
 

@@ -59,9 +59,9 @@ def _train(
 ) -> dict[str, Any]:
     config, settings, asked = context.config, context.config["train"], context.options
     # A checkpoint may be there from options that rounded otherwise; the run goes on with those it began with.
-    found = find_checkpoint(context.resume)
+    checkpoint = find_checkpoint(context.resume)
     bit_options = {name: getattr(asked, name) for name in _BIT_OPTIONS} | {"threads": torch.get_num_threads()}
-    options = checkpoint_options(found) if found else bit_options
+    options = checkpoint_options(checkpoint) if checkpoint else bit_options
     torch.set_num_threads(options["threads"])
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     # It would take a tenth of the time; the tests compare runs to the bit.
@@ -92,7 +92,7 @@ def _train(
             resume=context.resume,
             emit=context.emit,
             told_to_stop=stop,
-            memory=None if found else budget,
+            memory=None if checkpoint else budget,
         )
         progress = fit(packed, train, validation, run)
     model.eval()
@@ -121,7 +121,7 @@ def _train(
         "best_validation_loss": best_loss,
         "stopped_early": progress.stopped_early,
         "repeated_steps": repeated_steps,
-        "resumed_from": checkpoint_step(found) if found else 0,
+        "resumed_from": checkpoint_step(checkpoint) if checkpoint else 0,
         "precision": config["precision"],
         "base_dropout": dropout,
         "packed": options["pack"] and packed.isolates,

@@ -167,15 +167,15 @@ def _agrees_on(walk: Walk, ids_RT: torch.Tensor, count: int) -> bool:
     chosen = tuple(range(first, first + count))
     (_, expected_RTD), *_ = live_removals(walk.model, ids_RT, [chosen])
     try:
-        found = walk.removals(ids_RT, remaining, count, among=chosen)
-        found_RTD = next(final_RTD for removed, final_RTD in found if removed == chosen)
+        removals = walk.removals(ids_RT, remaining, count, among=chosen)
+        walked_RTD = next(final_RTD for removed, final_RTD in removals if removed == chosen)
     except torch.OutOfMemoryError:
         raise
     except REFUSALS:
         return False
-    if found_RTD.shape != expected_RTD.shape:
+    if walked_RTD.shape != expected_RTD.shape:
         return False
-    difference = (found_RTD.double() - expected_RTD.double()).abs().max() / expected_RTD.double().abs().max()
+    difference = (walked_RTD.double() - expected_RTD.double()).abs().max() / expected_RTD.double().abs().max()
     return bool(difference <= TOLERANCE[expected_RTD.dtype])  # not true of a NaN
 
 
