@@ -79,10 +79,13 @@ def clean_row(row: Row, clean: Clean, counts: Counter[str]) -> Row:
 
 
 def masked(text: str, clean: Clean, counts: Counter[str]) -> str:
-    """`text` without the personal data that `clean` masks; `counts` gains what was."""
-    text, masks = mask_personal(text, clean.mask, clean.region)
-    counts.update({f"masked_{kind}": number for kind, number in masks.items()})
-    return text
+    """`text` with `[EMAIL]`, `[PHONE]`, `[URL]` and `[IP]` for what `clean` masks; `counts` gains `masked_email` ..."""
+    parts, end = [], 0
+    for personal in find_personal(text, clean.mask, clean.region):
+        parts += [text[end : personal.start], f"[{personal.kind.upper()}]"]
+        end = personal.end
+        counts[f"masked_{personal.kind}"] += 1
+    return "".join([*parts, text[end:]])
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:
@@ -125,16 +128,6 @@ def find_personal(text: str, kinds: Collection[str] = MASKS, region: str = "US")
                 if not any(start < other.end and other.start < end for other in accepted):
                     accepted.append(Personal(kind, start, end))
     return sorted((personal for personal in accepted if personal.kind in kinds), key=lambda personal: personal.start)
-
-
-def mask_personal(text: str, kinds: Collection[str], region: str = "US") -> tuple[str, Counter[str]]:
-    """`text` with `[EMAIL]`, `[PHONE]`, `[URL]` and `[IP]` in place of what is found, and how often each is written."""
-    personal_data = find_personal(text, kinds, region)
-    parts, end = [], 0
-    for personal in personal_data:
-        parts += [text[end : personal.start], f"[{personal.kind.upper()}]"]
-        end = personal.end
-    return "".join([*parts, text[end:]]), Counter(personal.kind for personal in personal_data)
 
 
 def _spans(kind: str, text: str, region: str) -> Iterator[tuple[int, int]]:
