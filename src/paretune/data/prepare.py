@@ -81,7 +81,12 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     fields = {name for name, digests in values.items() if len(set(digests)) >= CONTENT_SHARE * len(digests)}
     removed = _remove_leaks(parts, fields, context) if "items" in context.config else set()
     if dataset.completes:
-        parts = {split: _side_by_side(records) for split, records in parts.items()}
+        # Records of one document stand together, and those of one context in it, in the order in which each first occurs.
+        for split, records in parts.items():
+            documents: dict[str, dict[str, list[SourceRecord]]] = {}
+            for record in records:
+                documents.setdefault(record.document, {}).setdefault(record.rendered.context, []).append(record)
+            parts[split] = [record for contexts in documents.values() for group in contexts.values() for record in group]
     _write(context.draft / "documents.parquet", parts, fields, completes=dataset.completes)
     every = [record for records in read.values() for record in records]
     metrics = {"records": len(every), "records_empty": sum(not record.text for record in every)}
@@ -358,14 +363,6 @@ def _items(context: StageContext) -> dict[str, list[str]]:
         name: load_function(item["reader"])(context.resources[f"items.{name}"], **item.get("fields", {}))
         for name, item in items.items()
     }
-
-
-def _side_by_side(records: Sequence[SourceRecord]) -> list[SourceRecord]:
-    """Records of one document together, and those of one context in it, in the order in which each first occurs."""
-    documents: dict[str, dict[str, list[SourceRecord]]] = {}
-    for record in records:
-        documents.setdefault(record.document, {}).setdefault(record.rendered.context, []).append(record)
-    return [record for contexts in documents.values() for group in contexts.values() for record in group]
 
 
 def _write(file: Path, parts: Parts, fields: Collection[str], *, completes: bool) -> None:

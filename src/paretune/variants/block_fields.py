@@ -38,7 +38,18 @@ def prune_fields(config: PreTrainedConfig, keep: Sequence[int], num_blocks: int)
         setattr(config, name, value)
     if overrides:
         config.per_layer_config = {new: overrides[old] for new, old in enumerate(keep) if old in overrides}
-    _settle_intervals(config, pruned)
+    if _derives(config, pruned, {}):
+        return
+    # An interval is set to the value from which the config's class derives the lists by itself, if it has one.
+    intervals = {name: value for name, value in vars(config).items() if INTERVAL.search(name) and type(value) is int}
+    for name in dict.fromkeys(name.removeprefix("_") for name in intervals):
+        values = range(config.num_hidden_layers + 2)
+        fitting = next((value for value in values if _derives(config, pruned, {name: value})), None)
+        for spelling in {name, f"_{name}"} & intervals.keys():
+            if fitting is not None:
+                setattr(config, spelling, fitting)
+            elif spelling not in type(config).__dataclass_fields__:
+                delattr(config, spelling)
 
 
 def _is_one_entry_a_block(name: str, value: Any, num_blocks: int) -> bool:
@@ -71,21 +82,6 @@ def _pruned_value(name: str, value: Any, keep: Sequence[int], num_blocks: int, l
 
 def _are_indices(values: Sequence[Any], num_blocks: int) -> bool:
     return all(type(value) is int and 0 <= value < num_blocks for value in values) and len(set(values)) == len(values)
-
-
-def _settle_intervals(config: PreTrainedConfig, pruned: dict[str, Any]) -> None:
-    """Set an interval to the value from which the config's class derives the `pruned` lists by itself, if it has one."""
-    if _derives(config, pruned, {}):
-        return
-    intervals = {name: value for name, value in vars(config).items() if INTERVAL.search(name) and type(value) is int}
-    for name in dict.fromkeys(name.removeprefix("_") for name in intervals):
-        values = range(config.num_hidden_layers + 2)
-        fitting = next((value for value in values if _derives(config, pruned, {name: value})), None)
-        for spelling in {name, f"_{name}"} & intervals.keys():
-            if fitting is not None:
-                setattr(config, spelling, fitting)
-            elif spelling not in type(config).__dataclass_fields__:
-                delattr(config, spelling)
 
 
 def _derives(config: PreTrainedConfig, pruned: dict[str, Any], changes: dict[str, int]) -> bool:

@@ -54,7 +54,17 @@ class Walk:
         gone = [block for block in range(len(self.blocks)) if block not in remaining]
         calls = self._enter(ids_RT[:1])
         states_RTD = _hidden(*self._enter(ids_RT)[0]).clone()
-        run = partial(self._run, calls)
+
+        def run(index: int, states_STD: torch.Tensor) -> None:
+            # The arguments are those of one row, which all rows share: they broadcast.
+            args, kwargs = calls[index]
+            for part_STD in states_STD.split(max(1, self.forward_tokens // states_STD.shape[1])):
+                if args:
+                    output = self.blocks[index](part_STD, *args[1:], **kwargs)
+                else:
+                    output = self.blocks[index](**kwargs | {"hidden_states": part_STD})
+                part_STD.copy_(_state(output))
+
         for removed, final_RTD in _removals(run, states_RTD, remaining, count, remaining if among is None else among):
             yield tuple(sorted((*gone, *removed))), self._leave(ids_RT[:1], final_RTD)
 
@@ -79,16 +89,6 @@ class Walk:
 
         with _replaced(self.blocks, block):
             return self.model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state
-
-    def _run(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], index: int, states_STD: torch.Tensor) -> None:
-        # The arguments are those of one row, which all rows share: they broadcast.
-        args, kwargs = calls[index]
-        for part_STD in states_STD.split(max(1, self.forward_tokens // states_STD.shape[1])):
-            if args:
-                output = self.blocks[index](part_STD, *args[1:], **kwargs)
-            else:
-                output = self.blocks[index](**kwargs | {"hidden_states": part_STD})
-            part_STD.copy_(_state(output))
 
     def _returned(self, index: int, states_RTD: torch.Tensor) -> Any:
         rest = self.rests[index]
