@@ -20,8 +20,7 @@ from turns import Turns, now
 
 from paretune.api import OpenStudy, open_study
 from paretune.data.examples import examples_of
-from paretune.data.questions import read_questions
-from paretune.data.requests import request_of
+from paretune.data.questions import read_questions, request_of
 from paretune.data.templates import parse_template
 from paretune.data.tokenizer import load_tokenizer, read_tokens
 from paretune.data.trees import unshared

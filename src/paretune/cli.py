@@ -38,7 +38,7 @@ def init_command(
     ] = None,
 ) -> None:
     """Look at a data file and write a study file that runs as it is."""
-    from paretune.data.first_study import first_study
+    from paretune.app.init import first_study
 
     if to.exists():
         raise SpecError(f"--to: `{to}` exists; name another file")

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from paretune.data.questions import Question, read_questions
-from paretune.data.requests import Request, request_of, slices_of
+from paretune.data.questions import Question, Request, read_questions, request_of, slices_of
 from paretune.data.templates import parse_template
 from paretune.data.trees import Example
 from paretune.errors import DataError
