@@ -1,9 +1,8 @@
 """What can be told of a study's data, questions, sheets and word list before the first stage, by their first records."""
 
 from paretune.data.outside import outside_documents
-from paretune.data.questions import read_questions
+from paretune.data.questions import read_questions, request_of, slices_of
 from paretune.data.records import parse_form, read_record
-from paretune.data.requests import request_of, slices_of
 from paretune.data.safety import labels_of, read_words
 from paretune.data.sheets import read_sheet
 from paretune.data.sources import BUILTIN, iterate_rows

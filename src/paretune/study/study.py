@@ -21,9 +21,9 @@ from paretune.study.safety import Safety
 from paretune.study.variants import Variant, parse_variants
 from paretune.study.yaml_file import Path_, read_yaml
 
+DEFAULT_EPOCHS = 3
+"""Passes over the training split where a study says neither `epochs` nor `max_steps`."""
 _SUFFIXES_OF_DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
-_EPOCHS = 3
-"""Of training, where a study says neither `epochs` nor `max_steps`."""
 
 
 class Base(Spec):
@@ -108,7 +108,7 @@ class Train(Spec):
     @property
     def num_epochs(self) -> int | None:
         """None where `max_steps` decides."""
-        return None if self.max_steps else self.epochs or _EPOCHS
+        return None if self.max_steps else self.epochs or DEFAULT_EPOCHS
 
 
 class Precision(Spec):
