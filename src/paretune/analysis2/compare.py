@@ -1,0 +1,415 @@
+"""Estimates of every quantity, and paired differences between two variants with the verdict on each.
+
+Scores are first averaged over seeds for each example, then summed by document. A difference takes the examples and the seeds
+that both sides have. Where there are several seeds, their spread enters the interval and the p value of a difference: without
+it, two runs of one method are told apart in 6 of 10 simulated studies whose seeds scatter four times as much as documents do.
+
+Every variant is compared with the baseline, corrected by Holm inside its family: the one that a study declares, and what it
+does not declare inside its task and split (slices among themselves). A pair without the baseline was picked after looking, so
+it counts as one of all pairs. Loss and perplexity say in other units what bits per byte say: one hypothesis, one p value.
+"""
+
+import itertools
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from paretune.analysis2.inference import (
+    FEW_DOCUMENTS,
+    Errors,
+    Floats,
+    holm,
+    mcnemar_interval,
+    ratio_interval,
+    sign_flip_interval,
+    sign_flip_p,
+    smallest_detectable,
+    smallest_detectable_share,
+    standard_error,
+    widened,
+    wilson_interval,
+    with_seeds,
+)
+from paretune.analysis2.scores import Entrant, Quantity, Sample, Samples, Seed, SeedScores, average, common_items
+from paretune.study.compare import Compare
+from paretune.study.registry import metric_of, metrics
+
+_LARGEST = 700
+"""Of the arguments of `exp`."""
+WITHHELD = "withheld: raters do not agree"
+NO_DIFFERENCE = "no difference detected"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and examples, with its interval over documents (NaN where there is one document)."""
+
+    mean: float
+    low: float
+    high: float
+    n_examples: int
+    n_documents: int
+    by_seed: Mapping[Seed, float]
+
+    @property
+    def n_seeds(self) -> int:
+        return len(self.by_seed)
+
+    @property
+    def spread(self) -> float | None:
+        """Half the distance between the lowest and the highest seed; None for one seed."""
+        values = list(self.by_seed.values())
+        return (max(values) - min(values)) / 2 if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A variant minus a reference, on the same examples and seeds."""
+
+    variant: Entrant
+    reference: Entrant
+    quantity: Quantity
+    variant_mean: float
+    reference_mean: float
+    mean: float
+    low: float
+    high: float
+    p: float
+    """That a difference so large comes from nothing: sign-flip test over documents, raised by the spread of the seeds."""
+    p_documents: float
+    """The same for these very weights, without the seeds."""
+    errors: Errors
+    n_examples: int
+    n_seeds: int
+    level: float
+    answers_apart: int | None = None
+    """Questions that one side alone answered rightly; only for one seed and right-or-wrong answers."""
+    p_adjusted: float = math.nan
+    """`p` corrected for the other comparisons that are decided together."""
+    mde: float = math.inf
+    """The smallest difference that would have been detected with probability 0.8."""
+    margin: float | None = None
+    """A difference that does not matter."""
+    withheld: bool = False
+    """Ratings on which raters do not agree: they bear no verdict."""
+
+    @property
+    def n_documents(self) -> int:
+        return self.errors.num_documents
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, `equivalent`, `no difference detected` or that it is withheld."""
+        if self.withheld:
+            return WITHHELD
+        if self.margin is not None and -self.margin <= self.low and self.high <= self.margin:
+            return "equivalent"
+        if self.p_adjusted <= 1 - self.level + 1e-12 and (self.low > 0 or self.high < 0):
+            return "better" if self.better else "worse"
+        return NO_DIFFERENCE
+
+    @property
+    def detected(self) -> bool:
+        return self.verdict in ("better", "worse")
+
+    @property
+    def detected_for_weights(self) -> bool:
+        """Detected if the seeds' spread is left out: these weights differ, new ones may not."""
+        return self.detected or (self.errors.seeds > 0 and self.p_documents <= 1 - self.level)
+
+    @property
+    def better(self) -> bool:
+        """Whether the variant's mean is on the good side of the reference's."""
+        return metric_of(self.quantity.metric).sign * self.mean > 0
+
+
+Pair = tuple[Entrant, Entrant, Quantity]
+"""A variant, what it is compared with, and in what."""
+
+
+def estimates_of(samples: Mapping[Quantity, Sample], level: float) -> dict[Quantity, Estimate]:
+    """Mean and interval of every quantity, inside the range of its metric; the exp of one follows it.
+
+    Right-or-wrong answers get Wilson's interval, which does not shrink to nothing at 0 of 10.
+    """
+    found: dict[Quantity, Estimate] = {}
+    for quantity, sample in samples.items():
+        if sample.answers:
+            low, high = wilson_interval(sample.mean, len(sample.items), level)
+        else:
+            low, high = ratio_interval(sample.sums, sample.weights, level)
+        row = metric_of(quantity.metric)
+        low, high = max(low, row.low), min(high, row.high)  # which the quantiles of Student's t do not know
+        num_documents = sample.items.num_documents
+        estimate = found[quantity] = Estimate(sample.mean, low, high, len(sample.items), num_documents, sample.by_seed)
+        for view in views_of(quantity.metric):
+            by_seed = {seed: exp(value) for seed, value in estimate.by_seed.items()}  # their mean is a geometric one
+            found[quantity._replace(metric=view)] = replace(
+                estimate, mean=exp(estimate.mean), low=exp(estimate.low), high=exp(estimate.high), by_seed=by_seed
+            )
+    return found
+
+
+def views_of(metric: str) -> list[str]:
+    """The metrics that are the exp of one."""
+    return [row.name for row in metrics().values() if row.exp_of == metric]
+
+
+def exp(value: float) -> float:
+    """e to the power of `value`, infinite where float64 has no such number."""
+    return math.inf if value >= _LARGEST else math.exp(value)
+
+
+def difference(
+    variant: tuple[Entrant, SeedScores],
+    reference: tuple[Entrant, SeedScores],
+    quantity: Quantity,
+    level: float,
+) -> Difference | None:
+    """Variant minus reference, not yet adjusted for others; None where they share no example or no seed.
+
+    A side without a seed (an untrained variant) stands against every seed of the other.
+    """
+    pair = _paired(variant[1], reference[1])
+    if pair is None:
+        return None
+    left, right = pair
+    sums, weights = _contrast(left, right)
+    mean, documents = left.mean - right.mean, left.items.num_documents
+    seed_error, seed_freedom = _seed_error(left, right)
+    errors = Errors(standard_error(sums, weights), documents, seed_error, seed_freedom)
+    p = sign_flip_p(sums)
+    apart = None
+    if left.answers and right.answers and errors.seeds == 0 and np.isin(sums, (-1.0, 0.0, 1.0)).all():
+        wins, losses = int((sums > 0).sum()), int((sums < 0).sum())
+        interval, apart = mcnemar_interval(wins, losses, documents, level), wins + losses
+    elif 1 < documents < FEW_DOCUMENTS:
+        interval = sign_flip_interval(sums, weights, level)
+    else:
+        interval = ratio_interval(sums, weights, level)
+    low, high = widened(interval, mean, errors, level)
+    found = Difference(
+        variant=variant[0],
+        reference=reference[0],
+        quantity=quantity,
+        variant_mean=left.mean,
+        reference_mean=right.mean,
+        mean=mean,
+        low=low,
+        high=high,
+        p=with_seeds(p, mean, errors),
+        p_documents=p,
+        errors=errors,
+        n_examples=len(left.items),
+        n_seeds=max(len(left.seeds), len(right.seeds)),
+        level=level,
+        answers_apart=apart,
+    )
+    return decided(found, found.p, 1)
+
+
+def decided(found: Difference, p_adjusted: float, num_tests: int, margin: float | None = None) -> Difference:
+    """`found` as one of `num_tests` comparisons that are decided together."""
+    alpha = (1 - found.level) / num_tests
+    if found.answers_apart is not None:
+        mde = smallest_detectable_share(found.n_documents, found.answers_apart, alpha)
+    else:
+        mde = smallest_detectable(found.errors, alpha)
+    return replace(found, p_adjusted=p_adjusted, mde=mde, margin=margin)
+
+
+def _contrast(left: Sample, right: Sample) -> tuple[Floats, Floats]:
+    """Document sums and weights of which the ratio is the difference of two ratios; linearised where the weights differ."""
+    if np.allclose(left.weights, right.weights, rtol=1e-9):
+        return left.sums - right.sums, left.weights
+    parts = [(one.sums - one.mean * one.weights) / one.weights.sum() for one in (left, right)]
+    share = np.full(len(left.sums), 1 / len(left.sums))
+    return parts[0] - parts[1] + (left.mean - right.mean) * share, share
+
+
+def _paired(left: SeedScores, right: SeedScores) -> tuple[Sample, Sample] | None:
+    if None not in left and None not in right:
+        seeds = [seed for seed in left if seed in right]
+        left, right = {seed: left[seed] for seed in seeds}, {seed: right[seed] for seed in seeds}
+    items = common_items([*left.values(), *right.values()]) if left and right else None
+    if items is None:
+        return None
+    one, other = average(left, items), average(right, items)
+    assert one is not None
+    assert other is not None
+    return one, other
+
+
+def _seed_error(left: Sample, right: Sample) -> tuple[float, float]:
+    """Standard error of the difference of two means over seeds, and its degrees of freedom (Welch 1947).
+
+    Each side brings its own variance: methods differ in how much a seed moves them, so a quiet one vouches for none.
+    """
+    sides = [list(sample.by_seed.values()) for sample in (left, right) if len(sample.seeds) > 1]
+    parts = [(float(np.var(values, ddof=1)) / len(values), len(values) - 1) for values in sides]
+    total = sum(variance for variance, _ in parts)
+    if total == 0:
+        return 0.0, 1.0
+    return math.sqrt(total), total**2 / sum(variance**2 / freedom for variance, freedom in parts)
+
+
+@dataclass(frozen=True)
+class Comparer:
+    """What differences are computed from, and the rules that a study decides by."""
+
+    scores: Mapping[Entrant, Mapping[Quantity, SeedScores]]
+    samples: Samples
+    compare: Compare
+    tokenizers: Mapping[tuple[str, str], str]
+    """Digest by (base, dataset), as far as it is known."""
+    withheld: Collection[tuple[str, str]]
+    """(evaluation, criterion) of ratings on which raters do not agree."""
+
+    def against_baselines(
+        self, baselines: Mapping[Entrant, Entrant], headlines: Mapping[Entrant, Quantity]
+    ) -> dict[Pair, Difference]:
+        """Every comparison with a baseline, adjusted; `headlines` are the quantities that variants are ranked by."""
+        found = {
+            (variant, reference, quantity): one
+            for variant, reference in baselines.items()
+            for quantity in self.samples.get(variant, {})
+            if metric_of(quantity.metric).is_quality and (one := self._difference(variant, reference, quantity)) is not None
+        }
+        families: dict[object, list[Pair]] = {}
+        for pair in found:
+            if _hypothesis(pair, found) == pair:
+                families.setdefault(self._family(pair, headlines), []).append(pair)
+        adjusted: dict[Pair, Difference] = {}
+        for pairs in families.values():
+            for pair, p in zip(pairs, holm([found[pair].p for pair in pairs]), strict=True):
+                adjusted[pair] = decided(found[pair], p, len(pairs), self.compare.margin.get(pair[2].metric))
+        return {
+            pair: adjusted[pair] if pair in adjusted else self._in_units(one, adjusted[_hypothesis(pair, found)])
+            for pair, one in found.items()
+        }
+
+    def between(
+        self, entrants: Sequence[Entrant], quantity: Quantity, known: Mapping[Pair, Difference]
+    ) -> Iterator[tuple[Pair, Difference]]:
+        """Both directions of every pair of `entrants` in a quantity that is not `known`: not declared by the study.
+
+        The mirror image of a comparison that is known has its p value; others count as one of all pairs (Bonferroni).
+        """
+        row = metric_of(quantity.metric)
+        for first, second in itertools.combinations(entrants, 2):
+            if first == second:
+                continue
+            bases = {first.base, second.base}
+            digests = {self.tokenizers.get((base, first.dataset)) for base in bases}
+            if len(bases) > 1 and row.per_token and (len(digests) > 1 or None in digests):
+                continue
+            pair, mirrored = (first, second, quantity), (second, first, quantity)
+            if mirrored in known:
+                pair, mirrored = mirrored, pair
+            if pair in known:
+                if mirrored not in known:
+                    yield mirrored, _mirrored(known[pair])
+                continue
+            found = self._difference(first, second, quantity)
+            if found is None:
+                continue
+            bits = known.get((first, second, quantity._replace(metric=row.hypothesis)))
+            if bits is not None:
+                found = self._in_units(found, bits)
+            else:
+                num = sum(
+                    one.dataset == first.dataset and one.base in bases and quantity in known
+                    for one, known in self.samples.items()
+                )
+                num_pairs = max(1, num * (num - 1) // 2)
+                margin = self.compare.margin.get(quantity.metric)
+                found = decided(found, min(1.0, found.p * num_pairs), num_pairs, margin)
+            yield pair, found
+            yield mirrored, _mirrored(found)
+
+    def _difference(self, variant: Entrant, reference: Entrant, quantity: Quantity) -> Difference | None:
+        sides = [self.scores.get(entrant, {}).get(quantity) for entrant in (variant, reference)]
+        if sides[0] is None or sides[1] is None:
+            return None
+        found = difference((variant, sides[0]), (reference, sides[1]), quantity, self.compare.interval)
+        withheld = (quantity.task, quantity.metric) in self.withheld
+        return None if found is None else replace(found, withheld=withheld)
+
+    def _family(self, pair: Pair, headlines: Mapping[Entrant, Quantity]) -> object:
+        variant, _, quantity = pair
+        splits = {other.split for other in self.samples[variant] if other._replace(split=quantity.split) == quantity}
+        # Validation has chosen weights already, and stands in where there is no test split.
+        judged = quantity.split in ("test", "") or "test" not in splits
+        declared = {metric_of(name).hypothesis or name for name in self.compare.family}
+        chosen = quantity.metric in declared if declared else quantity == headlines.get(variant)
+        if chosen and judged and not quantity.slice:
+            return "declared"
+        return (variant.base, variant.dataset, quantity.task, quantity.split, bool(quantity.slice))
+
+    def _in_units(self, loss: Difference, bits: Difference) -> Difference:
+        """A difference of losses with the p values and, in its own units, the margin of that of the bits per byte."""
+        margin = self.compare.margin.get(loss.quantity.metric)
+        if margin is None and bits.margin is not None:
+            margin = bits.margin * loss.reference_mean / bits.reference_mean
+        mde = bits.mde * loss.reference_mean / bits.reference_mean
+        same = {"p": bits.p, "p_documents": bits.p_documents, "p_adjusted": bits.p_adjusted}
+        return replace(loss, margin=margin, mde=mde, **same)
+
+
+def with_views(differences: Mapping[Pair, Difference], compare: Compare) -> dict[Pair, Difference]:
+    """`differences` and, behind each in a metric that another is the exp of, the same in that one's units.
+
+    They are those of a ratio, like the `+3 %` of a report, at the reference's figure.
+    """
+    found: dict[Pair, Difference] = {}
+    for pair, logs in differences.items():
+        found[pair] = logs
+        for view in views_of(pair[2].metric):
+            quantity, margin = pair[2]._replace(metric=view), compare.margin.get(view)
+            found[pair[0], pair[1], quantity] = _exp_difference(logs, quantity, margin)
+    return found
+
+
+def _exp_difference(logs: Difference, quantity: Quantity, margin: float | None) -> Difference:
+    at = exp(logs.reference_mean)
+
+    def moved(nats: float) -> float:
+        return nats if math.isinf(nats) else at * math.expm1(min(nats, _LARGEST))
+
+    if margin is None and logs.margin is not None:
+        margin = -moved(-logs.margin)
+    return replace(
+        logs,
+        quantity=quantity,
+        mean=moved(logs.mean),
+        low=moved(logs.low),
+        high=moved(logs.high),
+        mde=moved(logs.mde),
+        variant_mean=at + moved(logs.mean),
+        reference_mean=at,
+        margin=margin,
+    )
+
+
+def _mirrored(one: Difference) -> Difference:
+    """The same comparison seen from the other side."""
+    return replace(
+        one,
+        variant=one.reference,
+        reference=one.variant,
+        variant_mean=one.reference_mean,
+        reference_mean=one.variant_mean,
+        mean=-one.mean,
+        low=-one.high,
+        high=-one.low,
+    )
+
+
+def _hypothesis(pair: Pair, known: Collection[Pair]) -> Pair:
+    """The pair whose p value decides on `pair`: that of the bits per byte where it is a loss."""
+    variant, reference, quantity = pair
+    named = metric_of(quantity.metric).hypothesis
+    same = (variant, reference, quantity._replace(metric=named))
+    return same if named and same in known else pair

@@ -1,0 +1,202 @@
+"""What variants cost: sizes, training time, memory, latency, by seed, and ratios of them between variants.
+
+Times and memory belong to a machine: a ratio across different fingerprints is refused. A variant that trains more than once is
+charged for all of it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paretune.analysis2.scores import Entrant, Seed, entrant_of
+from paretune.pipeline.records import Cell, Record, Results, Tuning
+from paretune.study.registry import metric_of
+from paretune.study.study import Study
+
+_SIZES = ("parameters", "model_bytes", "adapter_bytes")
+_SUMMED = ("train_seconds", "wall_seconds", "train_tokens")
+DISTURBED = 1.15
+"""Ratio of times that should be equal from which the machine counts as busy with something else."""
+_BEYOND = 1.5
+"""How many times as far from equal as runs that should be equal two times have to be to count as different: the noise is the
+range of a few measurements, and the range of others is easily somewhat wider."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One figure of cost of one variant."""
+
+    by_seed: Mapping[Seed, float]
+    machines: frozenset[str] = frozenset()
+    """Fingerprints it was measured on; empty for what does not depend on the machine."""
+    disturbance: float | None = None
+    """Of a training's time: the largest ratio between the speeds of parts of one training; None where that is unknown."""
+
+    @property
+    def mean(self) -> float:
+        return sum(self.by_seed.values()) / len(self.by_seed)
+
+    @property
+    def low(self) -> float:
+        return min(self.by_seed.values())
+
+    @property
+    def high(self) -> float:
+        return max(self.by_seed.values())
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A variant's cost over a reference's."""
+
+    value: float
+    clear: bool
+    """Beyond the noise, and the seeds of the two do not overlap; for sizes: not equal."""
+
+
+Costs = Mapping[Entrant, Mapping[str, Cost]]
+
+
+def read_costs(
+    results: Results, disturbances: Mapping[tuple[Entrant, Seed], float | None] | None = None
+) -> dict[Entrant, dict[str, Cost]]:
+    """All costs by seed; `disturbances` are ratios between the speeds of parts of each training (`curves.disturbance`)."""
+    latencies = timed_evaluations(results.study)
+    found: dict[Entrant, dict[str, Cost]] = {}
+    for cell in results.cells:
+        costs = found.setdefault(entrant_of(cell), {})
+        for name, (value, machine) in _cell_costs(cell, latencies).items():
+            before = costs.get(name, Cost({}))
+            machines = before.machines if machine is None else before.machines | {machine}
+            found_here = (disturbances or {}).get((entrant_of(cell), cell.seed)) if _is_training_time(name) else None
+            disturbed = max((one for one in (before.disturbance, found_here) if one is not None), default=None)
+            costs[name] = Cost({**before.by_seed, cell.seed: value}, machines, disturbed)
+    for tuning in results.tunings:
+        if tuning.chosen is not None:
+            seconds, steps, machines = tuning_cost(tuning)
+            costs = found.setdefault(Entrant(tuning.base, tuning.dataset, tuning.variant), {})
+            costs |= {
+                "tuning_seconds": Cost({tuning.seed: seconds}, machines),
+                "tuning_steps": Cost({tuning.seed: float(steps)}),
+            }
+    return found
+
+
+def timed_evaluations(study: Study) -> list[str]:
+    """Names of the evaluations that measure costs."""
+    return [name for name, use in study.evaluate.items() if use.row.measures_time]
+
+
+def cost_name(metric: str, evaluation: str, timed: Sequence[str]) -> str:
+    """What a cost of an evaluation is called: by its metric alone where only one of `timed` measures costs."""
+    return metric if len(timed) == 1 else f"{evaluation}.{metric}"
+
+
+def tuning_cost(tuning: Tuning) -> tuple[float, int, frozenset[str]]:
+    """Seconds and optimizer steps of the trials that were not chosen, each training once, and the machines that they ran on."""
+    chosen = {record.key for record in tuning.trials[tuning.chosen].methods} if tuning.chosen is not None else set()
+    trained = {
+        record.key: record
+        for trial in tuning.trials
+        for record in trial.methods
+        if record.key not in chosen and "train_seconds" in record.metrics
+    }
+    diverged = [trial.divergence for trial in tuning.trials if trial.divergence]
+    seconds = sum(one.metrics["train_seconds"] for one in trained.values()) + sum(one.seconds for one in diverged)
+    steps = sum(one.metrics["steps"] for one in trained.values()) + sum(one.steps for one in diverged)
+    return seconds, steps, frozenset(fingerprint(one) for one in trained.values())
+
+
+def ratio(costs: Costs, name: str, variant: Entrant, reference: Entrant) -> Ratio | None:
+    """None where either is missing or they were measured on different machines."""
+    one, other = costs[variant].get(name), costs[reference].get(name)
+    if one is None or other is None or other.mean == 0 or one.machines != other.machines or len(one.machines) > 1:
+        return None
+    value = one.mean / other.mean
+    if not one.machines:
+        return Ratio(value, clear=one.mean != other.mean)
+    apart = one.low > other.high or one.high < other.low
+    if metric_of(name).unit == "ms" and same_network(costs, variant, reference):
+        return Ratio(value, clear=False)
+    noise = noise_of(costs, name, reference)
+    if noise is None and _is_training_time(name):
+        return Ratio(value, clear=False)
+    least = max(metric_of(name).noise, _BEYOND * ((noise or 1.0) - 1))
+    return Ratio(value, clear=apart and max(value, 1 / value) - 1 > least)
+
+
+def same_network(costs: Costs, variant: Entrant, reference: Entrant) -> bool:
+    """Whether two variants of one base export weights of the same size: after the merge LoRA, full and base are one network."""
+    sizes = [costs[entrant].get("model_bytes") for entrant in (variant, reference)]
+    return variant[:2] == reference[:2] and sizes[0] is not None and sizes[1] is not None and sizes[0].mean == sizes[1].mean
+
+
+def noise_of(costs: Costs, name: str, entrant: Entrant) -> float | None:
+    """The largest ratio between two measurements beside `entrant` (same base and dataset) that should have been equal.
+
+    These are the seeds of one variant; for latency, variants whose exported models have the same size; for training of one
+    seed, parts of one run, which scatter more than whole ones. A busy machine shows here, and a ratio of variants that is not
+    clearly larger than this says nothing. None where nothing was measured twice.
+    """
+    runs: dict[object, list[Cost]] = {}
+    ratios, parts = [], []
+    for other, found in costs.items():
+        if other[:2] == entrant[:2] and name in found:
+            size = found["model_bytes"].mean if metric_of(name).unit == "ms" and "model_bytes" in found else other
+            runs.setdefault((size, found[name].machines), []).append(found[name])
+            if (disturbance := found[name].disturbance) is not None:
+                parts.append(disturbance)
+    for same in runs.values():
+        if sum(len(one.by_seed) for one in same) > 1:
+            ratios.append(max(one.high for one in same) / min(one.low for one in same))
+    return max(ratios or parts, default=None)
+
+
+def trained_records(cell: Cell) -> list[Record]:
+    return [record for record in cell.methods if "train_seconds" in record.metrics]
+
+
+def fingerprint(record: Record) -> str:
+    return json.dumps(record.machine, sort_keys=True, ensure_ascii=False)
+
+
+def _cell_costs(cell: Cell, latencies: Sequence[str]) -> dict[str, tuple[float, str | None]]:
+    found: dict[str, tuple[float, str | None]] = {}
+    if "size" in cell.evaluations:
+        metrics = cell.evaluations["size"].metrics
+        found |= {name: (float(metrics[name]), None) for name in _SIZES if name in metrics}
+    trained = trained_records(cell)
+    if trained:
+        machines = {fingerprint(record) for record in trained}
+        machine = machines.pop() if len(machines) == 1 else " and ".join(sorted(machines))
+        for name, value in _train_costs(trained).items():
+            found[name] = (value, machine if metric_of(name).of_machine else None)
+    for name in latencies:
+        record = cell.evaluations.get(name)
+        for metric, value in _numbers(record.metrics).items() if record is not None else ():
+            if metric_of(metric).cost:
+                found[cost_name(metric, name, latencies)] = (value, fingerprint(record))
+    return found
+
+
+def _train_costs(trained: Sequence[Record]) -> dict[str, float]:
+    metrics = [_numbers(record.metrics) for record in trained]
+    found = {name: sum(one.get(name, 0.0) for one in metrics) for name in _SUMMED}
+    found["trainable_parameters"] = metrics[-1]["trainable_parameters"]
+    found["peak_memory_bytes"] = max(one.get("peak_memory_bytes", 0.0) for one in metrics)
+    if found["train_seconds"] > 0:
+        # Each example with its context, once: what is learned is only part of that where a dataset has tasks.
+        read = sum(one.get("train_tokens_read", one.get("train_tokens", 0.0)) for one in metrics)
+        found["train_tokens_per_second"] = read / found["train_seconds"]
+    return found
+
+
+def _is_training_time(name: str) -> bool:
+    return metric_of(name).of_machine and metric_of(name).unit in ("seconds", "tokens/s")
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value) for name, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
