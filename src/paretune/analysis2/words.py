@@ -1,7 +1,7 @@
 """Numbers, names and differences as a report says them, and the sentence of a fact.
 
-Three digits for measures, whole counts, human bytes and seconds. The sentences themselves are macros in `templates/`, one a class
-of facts, called like it.
+Three digits for measures, whole counts, human bytes and seconds. The sentences themselves are macros in `templates/`, one a
+class of facts, called like it.
 """
 
 import functools
@@ -18,6 +18,8 @@ from paretune.analysis2.scores import Entrant, Quantity
 from paretune.study.registry import metric_of
 
 UNKNOWN = "-"
+_TIMES = "x"
+"""Before a number: so many times as much."""
 TEMPLATES = ("conclusions.j2", "answers.j2", "caveats.j2")
 """Files with a macro for each class of facts."""
 
@@ -68,13 +70,18 @@ def part_of_mean(share: float, whole: int) -> str:
 
 def change(ratio: float, *, signed: bool = True) -> str:
     """A ratio as a change in percent, 1.031 as `+3.1 %`: two decimals below 1 %, none from 100 %; from 3 on `x 3.2`."""
+    return _with_unit(*ratio_change(ratio, signed=signed))
+
+
+def ratio_change(ratio: float, *, signed: bool = True) -> tuple[str, str]:
+    """The same as a number and a unit: `+3.1` and `%`, `3.2` and `x`."""
     if not math.isfinite(ratio) or ratio >= 3:
-        return f"x {number(ratio, 2)}" if math.isfinite(ratio) and ratio < 1e7 else "x over 10 million"
+        return number(ratio, 2) if math.isfinite(ratio) and ratio < 1e7 else "over 10 million", _TIMES
     percent = 100 * (ratio - 1)
     places = 0 if abs(percent) >= 99.5 else 1 if round(abs(percent), 1) >= 1 else 2
     if round(abs(percent), places) == 0:
-        return "0 %"
-    return f"{percent:+.{places}f} %" if signed else f"{abs(percent):.{places}f} %"
+        return "0", "%"
+    return f"{percent:+.{places}f}" if signed else f"{abs(percent):.{places}f}", "%"
 
 
 def times(ratio: float) -> str:
@@ -162,29 +169,24 @@ def unit(quantity: Quantity) -> str:
     return {"share": "points", "nats": "nats per token"}.get(metric_of(quantity.metric).unit, "")
 
 
-def amount(quantity: Quantity, difference: float, *, signed: bool = False, finest: int = 9, bare: bool = False) -> str:
-    """A difference of a quantity: `3.1 %` for perplexity, `10.0 points` for shares, `0.024` otherwise; `bare`: without unit.
+def amount(quantity: Quantity, difference: float, *, signed: bool = False, finest: int = 9) -> str:
+    """A difference of a quantity: `3.1 %` for perplexity, `10.0 points` for shares, `0.024` otherwise.
 
     `finest` is the number of decimals at most.
     """
-    if quantity.metric == "loss":
-        text = change(math.exp(min(difference, 700)), signed=signed)
-        return text.removesuffix(" %") if bare else text
-    shown, sign = (difference, "+") if signed else (abs(difference), "")
-    if metric_of(quantity.metric).unit == "share":
-        text = f"{100 * shown:{sign}.1f}"
-    else:
-        places = min(decimals(difference, 2), finest)
-        text = f"{shown:{sign}.{places}f}"
-        if round(shown, places) == 0:
-            return "0"
-    return text if bare or not unit(quantity) else f"{text} {unit(quantity)}"
+    return _with_unit(*_amount(quantity, difference, signed, finest))
 
 
-def ends(difference: Difference, *, signed: bool = True) -> str | None:
-    """`+2.2 to +4.0`, or of perplexities that lie far apart `14 to 16 times`; None where there is no interval.
+def bare_amount(quantity: Quantity, difference: float, *, signed: bool = False) -> str:
+    """The same number for the cell of a table whose row names the unit: `+3.1`."""
+    text, unit = _amount(quantity, difference, signed, 9)
+    return _with_unit(text, unit if unit == _TIMES else "")
 
-    Unsigned (both ends on one side of 0) `2.2 to 4.0`.
+
+def ends(difference: Difference, *, signed: bool = True, bare: bool = False) -> str | None:
+    """`+2.2 to +4.0 %`, or of perplexities that lie far apart `14 to 16 times`; None where there is no interval.
+
+    Unsigned (both ends on one side of 0) `2.2 to 4.0 %`; `bare`: without the unit that both ends have.
     """
     if not math.isfinite(difference.low) or not math.isfinite(difference.high):
         return None
@@ -193,10 +195,13 @@ def ends(difference: Difference, *, signed: bool = True) -> str | None:
     if not signed and difference.mean < 0:
         found.reverse()
     finest = decimals(max(map(abs, found)), 2) + 1  # an end near 0 has no digits of its own
-    first, last = (amount(difference.quantity, end, signed=signed, finest=finest, bare=True) for end in found)
-    if first.startswith("x ") and last.startswith("x "):
-        return f"{first[2:]} to {last[2:]} times"
-    return f"{first} to {last}"
+    (first, first_unit), (last, last_unit) = (_amount(difference.quantity, end, signed, finest) for end in found)
+    if first_unit == last_unit == _TIMES:
+        return f"{first} to {last} times"
+    low, high = (_with_unit(first, first_unit), _with_unit(last, last_unit))
+    if first_unit == last_unit:
+        low, high = first, last if bare else high
+    return f"{low} to {high}"
 
 
 def interval(difference: Difference, *, signed: bool = True) -> str:
@@ -212,7 +217,7 @@ def detectable(difference: Difference, *, bare: bool = False) -> str:
     width = metric_of(difference.quantity.metric).width
     if not math.isfinite(difference.mde) or difference.mde == 0 or difference.mde > width:
         return ""
-    return amount(difference.quantity, difference.mde, bare=bare)
+    return (bare_amount if bare else amount)(difference.quantity, difference.mde)
 
 
 def sources(difference: Difference) -> str:
@@ -239,6 +244,23 @@ def say(fact: Fact) -> str:
         if macro is not None:
             return " ".join(str(macro(fact)).split())
     raise LookupError(f"no template says `{name}`")
+
+
+def _amount(quantity: Quantity, difference: float, signed: bool, finest: int) -> tuple[str, str]:
+    """The number and its unit, which is empty for what has none."""
+    if quantity.metric == "loss":
+        return ratio_change(math.exp(min(difference, 700)), signed=signed)
+    shown, sign = (difference, "+") if signed else (abs(difference), "")
+    if metric_of(quantity.metric).unit == "share":
+        return f"{100 * shown:{sign}.1f}", "points"
+    places = min(decimals(difference, 2), finest)
+    if round(shown, places) == 0:
+        return "0", ""
+    return f"{shown:{sign}.{places}f}", unit(quantity)
+
+
+def _with_unit(number: str, unit: str) -> str:
+    return f"{unit} {number}" if unit == _TIMES else f"{number} {unit}".rstrip()
 
 
 @functools.cache
