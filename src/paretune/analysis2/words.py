@@ -7,7 +7,7 @@ class of facts, called like it.
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -137,17 +137,17 @@ def code(text: str) -> str:
     return f"`{flat if len(flat) <= 80 else flat[:77] + '...'}`"
 
 
-def noun(quantity: Quantity) -> str:
-    """`test perplexity`, `accuracy on qa`, `test ROUGE-L on summary`."""
+def noun(quantity: Quantity, mark: Callable[[str], str] = code) -> str:
+    """`test perplexity`, `accuracy on qa`, `test ROUGE-L on summary`; the name of a task is literal text, marked by `mark`."""
     row = metric_of(quantity.metric)
     text = f"{quantity.split} {row.words}" if quantity.split else row.words
-    return text if quantity.split and row.of_text else f"{text} on {code(quantity.task)}"
+    return text if quantity.split and row.of_text else f"{text} on {mark(quantity.task)}"
 
 
-def cost_noun(name: str) -> str:
-    """`model size`, or of one of several evaluations `time per token on `fast``."""
+def cost_noun(name: str, mark: Callable[[str], str] = code) -> str:
+    """`model size`, or of one of several evaluations `time per token on fast`, its name marked by `mark`."""
     evaluation = name.rpartition(".")[0]
-    return f"{metric_of(name).words} on {code(evaluation)}" if evaluation else metric_of(name).words
+    return f"{metric_of(name).words} on {mark(evaluation)}" if evaluation else metric_of(name).words
 
 
 def better_word(quantity: Quantity) -> str:
