@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -181,6 +181,8 @@ class Findings:
     """By base and dataset: removed blocks whose choice was measured."""
     ratings: Mapping[str, Rating]
     """By evaluation whose texts were rated."""
+    audit: Mapping[str, Sequence[Mapping[str, Any]]]
+    """By audited dataset: what was found, as in `audit.jsonl`."""
     marks: Marks
     facts: Facts = field(default_factory=Facts)
 

@@ -10,7 +10,7 @@ from paretune.analysis2.decision import HELD_OUT, choose, keep_to_limits, rank
 from paretune.analysis2.findings import Findings, Group, Marks
 from paretune.analysis2.scores import Entrant, Quantity, Samples, Seed, SeedScores, entrant_of, make_samples, read_scores
 from paretune.analysis2.training import disturbance, epochs_of, loss_falls, read_block_choices, read_curve
-from paretune.pipeline.records import Cell, Results
+from paretune.pipeline.records import Cell, Results, read_lines
 from paretune.study.data import SPLITS
 from paretune.study.registry import metric_of, metrics
 
@@ -41,6 +41,7 @@ def measure(results: Results, also_against: str | None = None) -> Findings:
         epochs={run: epochs_of(curve) for run, curve in curves.items()},
         block_choices={},
         ratings=ratings,
+        audit={name: read_lines(record.path / "audit.jsonl") for name, record in results.audit.items()},
         marks=_marks(results),
     )
     withheld = {

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from paretune.analysis2.inference import Floats, Ints
-from paretune.pipeline.records import SLICE_PREFIX, Cell, Results
+from paretune.pipeline.records import SLICE_PREFIX, Cell, Results, read_lines
 
 Seed = int | None
 
@@ -119,6 +119,12 @@ def read_scores(results: Results) -> dict[Entrant, dict[Quantity, dict[Seed, Sco
                 named = quantity if quantity.task else quantity._replace(task=task)
                 quantities.setdefault(named, {})[cell.seed] = scores
     return found
+
+
+def read_generations(cell: Cell, evaluation: str) -> list[dict[str, Any]]:
+    """The texts that one evaluation of one cell made; none if it makes none."""
+    file = cell.evaluations[evaluation].path / "generations.jsonl"
+    return read_lines(file) if file.exists() else []
 
 
 def entrant_of(cell: Cell) -> Entrant:
