@@ -16,7 +16,7 @@ from paretune.study.registry import metric_of, metrics
 
 HELD_OUT = ("test", "validation")
 """The split that a study is judged on, the first that was measured."""
-_SIZE_STEP = 0.002
+SIZE_STEP = 0.002
 """Relative difference of sizes that counts."""
 
 
@@ -133,7 +133,7 @@ def _cost_sign(findings: Findings, name: str, variant: Entrant, reference: Entra
     ratio = findings.ratios.get((name, variant, reference))
     if ratio is None:
         return None
-    if not ratio.clear or abs(ratio.value - 1) <= _SIZE_STEP:
+    if not ratio.clear or abs(ratio.value - 1) <= SIZE_STEP:
         return 0
     return -1 if ratio.value < 1 else 1
 

@@ -183,6 +183,14 @@ def bare_amount(quantity: Quantity, difference: float, *, signed: bool = False) 
     return _with_unit(text, unit if unit == _TIMES else "")
 
 
+def apart(difference: Difference) -> str:
+    """By how much a variant lies above or below its reference: `3.1 % higher`, or from 3 times on `14 times as high`."""
+    text, unit = _amount(difference.quantity, difference.mean, signed=False, finest=9)
+    if unit == _TIMES:
+        return f"{text} times as high"
+    return f"{_with_unit(text, unit)} {'higher' if difference.mean > 0 else 'lower'}"
+
+
 def ends(difference: Difference, *, signed: bool = True, bare: bool = False) -> str | None:
     """`+2.2 to +4.0 %`, or of perplexities that lie far apart `14 to 16 times`; None where there is no interval.
 
@@ -283,6 +291,7 @@ def _environment() -> Environment:
                 value,
                 unit,
                 amount,
+                apart,
                 ends,
                 interval,
                 detectable,

@@ -1,0 +1,418 @@
+"""What a study shows, as facts: the recommendation, the trades and what was learned, each only where it holds.
+
+`find` is the way from a study's records to all that is told of it. A variant is recommended if it cannot be told apart from the
+best and none of those that cannot is cheaper; under a limit of the study, the same among those that are shown to keep to it.
+"""
+
+import shlex
+from dataclasses import dataclass, replace
+
+from paretune.analysis2 import answers, caveats
+from paretune.analysis2.compare import Difference, Estimate
+from paretune.analysis2.costs import cost_name, timed_evaluations
+from paretune.analysis2.decision import HELD_OUT, SIZE_STEP, as_compared, is_cheaper, where_judged
+from paretune.analysis2.findings import Choice, Fact, Facts, Findings, Group, GroupFacts, Limit
+from paretune.analysis2.measure import measure
+from paretune.analysis2.scores import Entrant, Quantity
+from paretune.pipeline.records import Results
+from paretune.study.compare import Bound
+from paretune.study.grid import file_name
+from paretune.study.registry import metric_of
+
+_MEMORISED = 1.5
+"""Perplexity of held-out text below which memorised text is likelier than a good model."""
+_THIN = 30
+"""Documents or questions below which `cannot be told apart` says little."""
+_TOLD = 6
+"""Variants that are told apart in words; a study of many reads better in its tables."""
+_TOLD_COSTS = ("model_bytes", "train_tokens_per_second", "peak_memory_bytes", "ms_per_token")
+"""Costs that a sentence compares. Adapters are merged before they are shipped: the exported weights are the size."""
+
+
+@dataclass(frozen=True)
+class CostDifference:
+    """A cost in which a variant clearly differs from a reference."""
+
+    metric: str
+    evaluation: str
+    """That measured it, where several evaluations measure such costs; else empty."""
+    ratio: float
+    """The variant's over the reference's."""
+    cheaper: bool
+
+
+@dataclass(frozen=True)
+class NothingRanked(Fact):
+    """No variant has a figure that variants are ranked by."""
+
+
+@dataclass(frozen=True)
+class OnlyOne(Fact):
+    entrant: Entrant
+
+
+@dataclass(frozen=True)
+class NoRecommendation(Fact):
+    """No interval of a difference from the best is finite."""
+
+    difference: Difference | None
+    """The first of those differences, for what it is over."""
+
+
+@dataclass(frozen=True)
+class BestChosen(Fact):
+    entrant: Entrant
+    is_untouched: bool
+    quantity: Quantity
+    """Of `estimate`."""
+    estimate: Estimate
+    near: tuple[Entrant, ...]
+    """Others that cannot be told apart from it; none of them is clearly cheaper."""
+    all_measured: bool
+    """Every variant of the study was ranked."""
+
+
+@dataclass(frozen=True)
+class CheaperChosen(Fact):
+    """A variant is recommended that cannot be told apart from the best and is cheaper."""
+
+    difference: Difference
+    """From the best."""
+    is_untouched: bool
+    is_thin: bool
+    """On few documents or questions."""
+    cheaper: tuple[CostDifference, ...]
+
+
+@dataclass(frozen=True)
+class Trade(Fact):
+    """A variant against a reference, in cost and quality."""
+
+    difference: Difference
+    cheaper: tuple[CostDifference, ...]
+    dearer: tuple[CostDifference, ...]
+
+    @property
+    def is_contrast(self) -> bool:
+        """A gain on one side and a loss on the other."""
+        verdict = self.difference.verdict
+        return (verdict == "worse" and not self.dearer) if self.cheaper else bool(self.dearer) and verdict == "better"
+
+
+@dataclass(frozen=True)
+class CheaperForPrice(Fact):
+    """A variant that is cheaper than the recommended one and worse."""
+
+    trade: Trade
+
+
+@dataclass(frozen=True)
+class UnderLimit(Fact):
+    """What to take under a limit of the study."""
+
+    limit: Limit
+    bounds: tuple[tuple[str, Quantity | None, Bound], ...]
+    """By metric; with where a quality is judged."""
+    baseline: Entrant | None
+    """What `within` of a bound is counted from."""
+    quantity: Quantity
+    """That the chosen one is the best in, where it is."""
+
+
+@dataclass(frozen=True)
+class Frontier(Fact):
+    """The variants that none beats in quality and cost together."""
+
+    quantity: Quantity
+    costs: tuple[str, ...]
+    entrants: tuple[Entrant, ...]
+    beaten: tuple[tuple[Entrant, tuple[Entrant, ...]], ...]
+    """By a rival: what it beats."""
+    most_named: int = _TOLD
+    """Of what one rival beats."""
+
+
+@dataclass(frozen=True)
+class BetterThanBase(Fact):
+    differences: tuple[Difference, ...]
+    """From the untouched base, best first."""
+    is_every_variant: bool
+
+
+@dataclass(frozen=True)
+class WorseThanBase(Fact):
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class EquivalentToBase(Fact):
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class NotToldFromBase(Fact):
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class MoreVariants(Fact):
+    """Variants that are not compared with the baseline in words."""
+
+    count: int
+    quantity: Quantity
+
+
+@dataclass(frozen=True)
+class LikelyMemorised(Fact):
+    """A perplexity of held-out text that only text which was seen before can give."""
+
+    entrant: Entrant
+    quantity: Quantity
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class BasesCompared(Fact):
+    """The best variant of a base against that of the base that is ahead."""
+
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class NoBasesCompared(Fact):
+    """No two bases have figures that can be compared."""
+
+
+@dataclass(frozen=True)
+class TokenizersDiffer(Fact):
+    """Bases of a dataset have different tokenizers, which some metrics depend on."""
+
+
+@dataclass(frozen=True)
+class Incomplete(Fact):
+    variants: tuple[str, ...]
+    num_stages: int
+    """That failed or did not run."""
+
+
+@dataclass(frozen=True)
+class NothingMeasured(Fact):
+    """There is no cell."""
+
+
+@dataclass(frozen=True)
+class ToUse(Fact):
+    """How to export what is recommended, in the folder of the study."""
+
+    commands: tuple[str, ...]
+
+
+def find(results: Results, also_against: str | None = None) -> Findings:
+    """All that a study's records show; `also_against` is a variant that all others are compared with, as with the baseline."""
+    findings = measure(results, also_against)
+    missing = [(cell.variant, stage) for cell in results.cells for stage in cell.missing]
+    incomplete: list[Fact] = []
+    if missing:
+        variants, stages = zip(*missing, strict=True)
+        incomplete.append(Incomplete(tuple(dict.fromkeys(variants)), len(set(stages))))
+    if not results.cells:
+        incomplete.append(NothingMeasured())
+    choices = [group.choice for group in findings.groups if group.choice is not None]
+    recommended = [choice.chosen for choice in choices if choice.verdict == "recommended"]
+    facts = Facts(
+        groups={(group.base, group.dataset): _group_facts(findings, group) for group in findings.groups},
+        across={dataset: tuple(told) for dataset in findings.study.data if (told := _across(findings, dataset))},
+        remarks=tuple(caveats.remarks(findings)),
+        incomplete=tuple(incomplete),
+        use=(ToUse(tuple(export_command(findings, entrant) for entrant in recommended)),) if recommended else (),
+        setup=tuple(caveats.setup(findings)),
+        data=tuple(caveats.data_notes(findings)),
+        deviations=tuple(caveats.deviations(findings)),
+        audit=tuple(caveats.audit(findings)),
+        notes=tuple(caveats.notes(findings)),
+    )
+    return replace(findings, facts=facts)
+
+
+def export_command(findings: Findings, entrant: Entrant) -> str:
+    """How to write a variant as a directory, with the options that the study makes necessary."""
+    study = findings.study
+    seeds = [cell.seed for cell in sorted(findings.cells(entrant), key=lambda cell: bool(cell.missing))]
+    among = (entrant.base, len(study.bases)), (entrant.dataset, len(study.data)), (entrant.variant, 2)
+    words = ["paretune", "export", findings.results.study_file.name, entrant.variant]
+    words += ["--to", f"{'-'.join(file_name(name) for name, num in among if num > 1)}-exported"]
+    words += ["--base", entrant.base] if len(study.bases) > 1 else []
+    words += ["--data", entrant.dataset] if len(study.data) > 1 else []
+    words += ["--seed", str(seeds[0])] if len(seeds) > 1 else []
+    return shlex.join(words)
+
+
+def trade(findings: Findings, variant: Entrant, reference: Entrant, quantity: Quantity) -> Trade | None:
+    """`variant` against `reference`; None where no quality can be compared."""
+    difference = findings.told(variant, reference, quantity)
+    if difference is None:
+        return None
+    costs = _cost_differences(findings, variant, reference)
+    cheaper = tuple(cost for cost in costs if cost.cheaper)
+    return Trade(difference, cheaper, tuple(cost for cost in costs if not cost.cheaper))
+
+
+def _group_facts(findings: Findings, group: Group) -> GroupFacts:
+    choice, quantity, said = group.choice, group.headline, list[Fact]()
+    if choice is None or quantity is None:
+        recommendation: list[Fact] = [NothingRanked()]
+        said += answers.rating_facts(findings, group)
+    else:
+        recommendation = _recommendation(findings, group, choice, quantity)
+        trades = [fact.trade if isinstance(fact, CheaperForPrice) else fact for fact in recommendation]
+        differences = [fact.difference for fact in trades if isinstance(fact, Trade | CheaperChosen)]
+        compared = {frozenset((difference.variant, difference.reference)) for difference in differences}
+        said += [
+            *(_against_costs(findings, group, choice, quantity) if choice.verdict != "cannot tell" else []),
+            *_learned(findings, group, choice, quantity, compared),
+            *_trades(findings, group, choice, quantity, compared),
+            *answers.answer_facts(findings, group),
+            *answers.rating_facts(findings, group),
+            *answers.forgetting_facts(findings, group),
+            *_memorised(findings, choice),
+            *caveats.short_training(findings, group),
+            *caveats.chosen_on_validation(findings, group),
+        ]
+    return GroupFacts(
+        recommendation=tuple(recommendation),
+        findings=tuple(said),
+        trained=tuple(caveats.trained_shares(findings, group)),
+        training=tuple(caveats.training_notes(findings, group)),
+        tuning=tuple(caveats.tuning_facts(findings, group)),
+        confounded=answers.confounded_facts(findings, group),
+    )
+
+
+def _recommendation(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> list[Fact]:
+    """What to take, and what is cheaper at a price."""
+    best, *others = choice.ranked
+    if choice.verdict == "only one":
+        return [OnlyOne(best)]
+    if choice.verdict == "cannot tell":
+        known = (findings.told(entrant, best, quantity) for entrant in others)
+        return [NoRecommendation(next((difference for difference in known if difference is not None), None))]
+    chosen, facts = choice.chosen, list[Fact]()
+    is_untouched = findings.is_untouched(chosen)
+    if chosen == best:
+        shown = findings.shown(best, quantity)
+        all_measured = len(choice.ranked) == len(findings.study.variants)
+        estimate = findings.estimates[best][shown]
+        facts.append(BestChosen(best, is_untouched, shown, estimate, choice.near[1:], all_measured))
+    elif (taken := trade(findings, chosen, best, quantity)) is not None:
+        is_thin = taken.difference.n_documents < _THIN
+        facts.append(CheaperChosen(taken.difference, is_untouched, is_thin, taken.cheaper))
+    for entrant in choice.ranked:
+        if entrant in choice.near or findings.is_untouched(entrant) or not is_cheaper(findings, entrant, chosen):
+            continue
+        price = trade(findings, entrant, chosen, quantity)
+        against_base = findings.told(entrant, group.untouched, quantity)
+        is_bargain = against_base is None or against_base.verdict != "worse"
+        if price is not None and price.cheaper and is_bargain:
+            facts.append(CheaperForPrice(price))
+    return facts
+
+
+def _against_costs(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> list[Fact]:
+    """What to take under each limit of the study, and the Pareto frontier."""
+    facts: list[Fact] = []
+    for limit in group.limits:
+        bounds = [
+            (metric, where_judged(group, metric) if metric_of(metric).is_quality else None, bound)
+            for metric, bound in limit.bounds.items()
+        ]
+        shown = findings.shown(limit.chosen or choice.ranked[0], quantity)
+        facts.append(UnderLimit(limit, tuple(bounds), group.baseline, shown))
+    unbeaten = tuple(entrant for entrant, rival in choice.beaten.items() if rival is None)
+    if len(choice.ranked) > 2 and choice.costs and unbeaten:
+        by_rival: dict[Entrant, tuple[Entrant, ...]] = {}
+        for entrant, rival in choice.beaten.items():
+            if rival is not None:
+                by_rival[rival] = (*by_rival.get(rival, ()), entrant)
+        shown = findings.shown(choice.ranked[0], quantity)
+        facts.append(Frontier(shown, choice.costs, unbeaten, tuple(by_rival.items())))
+    return facts
+
+
+def _learned(
+    findings: Findings, group: Group, choice: Choice, quantity: Quantity, compared: set[frozenset[Entrant]]
+) -> list[Fact]:
+    """What the methods brought against the base as it came, in pairs that are not `compared` already."""
+    base = group.untouched
+    others = [entrant for entrant in choice.ranked if entrant != base]
+    if base is None or base not in choice.ranked:
+        return []
+    known = [difference for entrant in others if (difference := findings.told(entrant, base, quantity)) is not None]
+    better = tuple(difference for difference in known if difference.verdict == "better")
+    facts: list[Fact] = [BetterThanBase(better, is_every_variant=len(better) == len(others))] if better else []
+    rest = [one for one in known if one.verdict != "better" and frozenset((one.variant, base)) not in compared]
+    facts += [WorseThanBase(difference) for difference in rest if difference.verdict == "worse"]
+    if equivalent := tuple(difference for difference in rest if difference.verdict == "equivalent"):
+        facts.append(EquivalentToBase(equivalent))
+    if alike := tuple(difference for difference in rest if difference.verdict == "no difference detected"):
+        facts.append(NotToldFromBase(alike))
+    return facts
+
+
+def _trades(
+    findings: Findings, group: Group, choice: Choice, quantity: Quantity, compared: set[frozenset[Entrant]]
+) -> list[Fact]:
+    """Every other variant against the baseline, the best ones in words; the untouched base has been compared with all."""
+    reference = group.baseline
+    if reference is None or reference not in choice.ranked or findings.is_untouched(reference):
+        return []
+    left = [
+        entrant
+        for entrant in choice.ranked
+        if entrant != reference and not findings.is_untouched(entrant) and frozenset((entrant, reference)) not in compared
+    ]
+    trades = [trade(findings, entrant, reference, quantity) for entrant in left[:_TOLD]]
+    facts: list[Fact] = [fact for fact in trades if fact is not None]
+    return [*facts, MoreVariants(len(left) - _TOLD, quantity)] if len(left) > _TOLD else facts
+
+
+def _memorised(findings: Findings, choice: Choice) -> list[Fact]:
+    return [
+        LikelyMemorised(entrant, quantity, estimate.mean)
+        for entrant in choice.ranked
+        for quantity, estimate in findings.estimates[entrant].items()
+        if quantity.metric == "perplexity" and quantity.split in HELD_OUT and not quantity.slice and estimate.mean < _MEMORISED
+    ]
+
+
+def _across(findings: Findings, dataset: str) -> list[Fact]:
+    """Which base is ahead on a dataset, in bits per byte, which tokenizers do not bend; nothing for a single base."""
+    groups = [group for group in findings.groups if group.dataset == dataset]
+    best: list[tuple[float, Entrant, Quantity]] = []
+    for group in groups:
+        if group.choice is not None and group.headline is not None and group.headline.metric == "bits_per_byte":
+            entrant = group.choice.ranked[0]
+            best.append((findings.estimates[entrant][group.headline].mean, entrant, group.headline))
+    if len(groups) < 2 or not best:
+        return []
+    (_, first, quantity), *others = sorted(best, key=lambda entry: entry[0])
+    differences = [findings.difference(other, first, quantity) for _, other, _ in others]
+    facts: list[Fact] = [BasesCompared(difference) for difference in differences if difference is not None]
+    records = [findings.results.tokens.get((group.base, dataset)) for group in groups]
+    digests = {None if record is None else record.config["base"]["digest"] for record in records}
+    is_same = len(digests) == 1 and None not in digests
+    return [*(facts or [NoBasesCompared()]), *([] if is_same else [TokenizersDiffer()])]
+
+
+def _cost_differences(findings: Findings, variant: Entrant, reference: Entrant) -> list[CostDifference]:
+    """The costs that clearly differ; a time of each evaluation that measures times."""
+    timed, found = timed_evaluations(findings.study), []
+    for metric in _TOLD_COSTS:
+        row = metric_of(metric)
+        for evaluation in timed if row.unit == "ms" else [""]:
+            name = cost_name(metric, evaluation, timed) if evaluation else metric
+            ratio = findings.ratios.get((as_compared(findings, name, [variant, reference]), variant, reference))
+            if ratio is None or not ratio.clear or abs(ratio.value - 1) <= SIZE_STEP:
+                continue
+            cheaper = ratio.value > 1 if row.better == "higher" else ratio.value < 1
+            found.append(CostDifference(metric, evaluation if len(timed) > 1 else "", ratio.value, cheaper))
+    return found
