@@ -6,6 +6,7 @@ best and none of those that cannot is cheaper; under a limit of the study, the s
 
 import shlex
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from paretune.analysis2 import answers, caveats
 from paretune.analysis2.compare import Difference, Estimate
@@ -186,6 +187,8 @@ class NoBasesCompared(Fact):
 @dataclass(frozen=True)
 class TokenizersDiffer(Fact):
     """Bases of a dataset have different tokenizers, which some metrics depend on."""
+
+    alone: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

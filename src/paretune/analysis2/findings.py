@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
@@ -28,6 +28,9 @@ LEAKED, LOSSY = "†", "‡"
 @dataclass(frozen=True)
 class Fact:
     """One thing that the numbers show. Its sentence is the template called like its class."""
+
+    alone: ClassVar[bool] = False
+    """Said in a paragraph of its own, behind the list of the others."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,169 @@
+"""A report for a terminal, in 120 columns, for a repository, in Markdown, and for a browser, as one page that works offline.
+
+Texts come from users and models: control characters are made visible (a terminal would obey them), Markdown's own characters
+and those of HTML are escaped, and generated text stands in fences longer than any run of backticks in it. The page holds its
+figures, asks for nothing from anywhere, and says so to the browser as well by a content security policy.
+"""
+
+import base64
+import functools
+import re
+import unicodedata
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich import box
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text as RichText
+
+from paretune.analysis2.document import Block, Bullets, Document, Paragraph, Picture, SideBySide, Table, Words
+from paretune.analysis2.findings import Fact
+from paretune.analysis2.words import say
+
+WIDTH = 120
+_CODE = re.compile(r"`([^`]*)`")
+_MARKS = re.compile(r"([\\*_\[\]<>#|~&$])")
+_LIST = re.compile(r"^(\d*)([-+.)])(?=\s)")
+_BAR = re.compile(r"(?<!\\)\|")
+_JOINERS = "\u200c\u200d"
+"""They belong to the spelling of several scripts and of emoji."""
+_NAME_WIDTH = 34
+_LABEL_WIDTH = 26
+_TEXT_LENGTH = 1500
+"""Characters of a generated text that a report shows; generations.jsonl has all of it."""
+_PROMPT_LENGTH = 400
+
+
+def as_text(document: Document) -> str:
+    """The report for a terminal or a plain text file, no line longer than 120 columns."""
+    stream = StringIO()
+    console = Console(
+        file=stream, width=WIDTH, force_terminal=False, color_system=None, highlight=False, emoji=False, markup=False
+    )
+    console.print(RichText(document.title))
+    console.print(RichText("=" * min(WIDTH, len(document.title))))
+    for section in document.sections:
+        console.print()
+        console.print(RichText(section.title))
+        console.print(RichText(("-" if section.level == 2 else "·") * min(WIDTH, len(section.title))))
+        above: Block | None = None
+        for block in section.blocks:
+            is_list = isinstance(block, Bullets)
+            introduced = is_list and (isinstance(above, Bullets) or (isinstance(above, Paragraph) and above.introduces))
+            if above is not None and not introduced:
+                console.print()
+            _print_block(console, block)
+            above = block
+    lines = "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines).strip("\n") + "\n"
+
+
+def as_markdown(document: Document) -> str:
+    """The report as GitHub-flavoured Markdown; pictures are links relative to it."""
+    filters = {"words": escaped, "cell": lambda text: _BAR.sub(r"\|", escaped(text)), "fenced": fenced}
+    return _render("report.md.j2", filters, document)
+
+
+def as_html(document: Document, folder: Path) -> str:
+    """`folder` is where the paths of the report's pictures begin."""
+    filters: dict[str, Callable[..., object]] = {
+        "pieces": lambda words: _CODE.split(" ".join(visible(_sentence(words)).split())),
+        "plain": lambda text: re.sub(r"\s+", " ", visible(text)),
+        "base64": lambda path: base64.b64encode((folder / path).read_bytes()).decode("ascii"),
+    }
+    return _render("report.html.j2", filters, document)
+
+
+def visible(text: str) -> str:
+    """Control and bidirectional characters as their code points; line breaks stay, tabs are spaces."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", "    ")
+    return "".join(
+        char if char in f"\n{_JOINERS}" or unicodedata.category(char) not in ("Cc", "Cf", "Cs") else f"<U+{ord(char):04X}>"
+        for char in text
+    )
+
+
+def escaped(words: Words) -> str:
+    """Words with literals as Markdown code and everything else taken literally."""
+    pieces = []
+    for index, piece in enumerate(_CODE.split(" ".join(visible(_sentence(words)).split()))):
+        # Literals stand at odd indices.
+        pieces.append(f"`{piece}`" if index % 2 else _MARKS.sub(r"\\\1", piece))
+    return _LIST.sub(r"\1\\\2", "".join(pieces))
+
+
+def fenced(text: str) -> str:
+    """`text` as a Markdown code block."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _print_block(console: Console, block: Block) -> None:
+    match block:
+        case Paragraph(text):
+            console.print(RichText(visible(_sentence(text))))
+        case Bullets(items):
+            for item in items:
+                console.print(_hanging("- ", visible(_sentence(item))))
+        case Picture(path, text):
+            console.print(RichText(f"Figure: {path} ({text})"))
+        case Table():
+            if block.caption:
+                console.print(RichText(visible(block.caption)))
+            grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+            for index, name in enumerate(block.header):
+                justify, width = "left" if index < block.words else "right", _NAME_WIDTH if index == 0 else None
+                grid.add_column(RichText(visible(name)), justify=justify, overflow="fold", max_width=width)
+            for row in block.folded:
+                grid.add_row(*(RichText(visible(cell)) for cell in row))
+            console.print(grid)
+        case SideBySide(prompt, texts):
+            console.print(_hanging("Prompt: ", _cut(prompt, _PROMPT_LENGTH)))
+            grid = Grid(box=box.HORIZONTALS, show_header=False, show_lines=True, pad_edge=False, expand=True)
+            grid.add_column(width=_LABEL_WIDTH, overflow="fold")
+            grid.add_column(ratio=1, overflow="fold")
+            for entry in texts:
+                # Empty lines cost a screen and say nothing; the whole text is in generations.jsonl.
+                shown = re.sub(r"\n{2,}", "\n", _cut(entry.text)) or "(nothing)"
+                grid.add_row(RichText(f"{entry.label}\n({entry.note})"), RichText(shown))
+            console.print(grid)
+
+
+def _hanging(mark: str, text: str) -> Grid:
+    grid = Grid.grid(padding=0)
+    grid.add_column(width=len(mark))
+    grid.add_column(overflow="fold")
+    grid.add_row(RichText(mark), RichText(text))
+    return grid
+
+
+def _render(template: str, filters: dict[str, Callable[..., object]], document: Document) -> str:
+    environment = Environment(
+        loader=PackageLoader("paretune.analysis2", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=template.endswith(".html.j2"),
+    )
+    environment.filters |= {"cut": _cut, **filters}
+    kinds = (Paragraph, Bullets, Table, Picture, SideBySide)
+    environment.tests |= {kind.__name__.lower(): functools.partial(_is_a, kind) for kind in kinds}
+    return environment.get_template(template).render(document=document, prompt_length=_PROMPT_LENGTH)
+
+
+def _is_a(kind: type, block: object) -> bool:
+    return isinstance(block, kind)
+
+
+def _cut(text: str, length: int = _TEXT_LENGTH) -> str:
+    text = visible(text).strip("\n")
+    return text if len(text) <= length else text[:length] + " [...] (all of it in generations.jsonl)"
+
+
+def _sentence(words: Words) -> str:
+    return say(words) if isinstance(words, Fact) else words
