@@ -287,6 +287,7 @@ def _group_facts(findings: Findings, group: Group) -> GroupFacts:
         trained=tuple(caveats.trained_shares(findings, group)),
         training=tuple(caveats.training_notes(findings, group)),
         tuning=tuple(caveats.tuning_facts(findings, group)),
+        blocks=tuple(caveats.block_facts(findings, group)),
         confounded=answers.confounded_facts(findings, group),
     )
 

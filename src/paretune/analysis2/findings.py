@@ -116,6 +116,8 @@ class GroupFacts:
     """How many parameters each variant trains."""
     training: tuple[Fact, ...] = ()
     tuning: tuple[Fact, ...] = ()
+    blocks: tuple[Fact, ...] = ()
+    """One for each of the `block_choices`: what was removed and how it was chosen."""
     confounded: Mapping[str, tuple[Fact, ...]] = field(default_factory=dict)
     """By evaluation of questions: slices that cannot be told apart."""
 
