@@ -152,7 +152,7 @@ def cost_noun(name: str, mark: Callable[[str], str] = code) -> str:
 
 def better_word(quantity: Quantity) -> str:
     """`lowest` or `highest`, whichever is best."""
-    return f"{metric_of(quantity.metric).better}est"
+    return {"lower": "lowest", "higher": "highest", "": "best"}[metric_of(quantity.metric).better]
 
 
 def value(quantity: Quantity, mean: float) -> str:
