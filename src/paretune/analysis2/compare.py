@@ -401,9 +401,9 @@ def _mirrored(one: Difference) -> Difference:
         reference=one.variant,
         variant_mean=one.reference_mean,
         reference_mean=one.variant_mean,
-        mean=-one.mean,
-        low=-one.high,
-        high=-one.low,
+        mean=0.0 - one.mean,  # no minus before a zero
+        low=0.0 - one.high,
+        high=0.0 - one.low,
     )
 
 
