@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paretune.analysis2.scores import Entrant, Seed, entrant_of
-from paretune.pipeline.records import Cell, Record, Results, Tuning
+from paretune.pipeline.records import Cell, Record, Results, Trial, Tuning
 from paretune.study.registry import metric_of
 from paretune.study.study import Study
 
@@ -106,6 +106,14 @@ def tuning_cost(tuning: Tuning) -> tuple[float, int, frozenset[str]]:
     seconds = sum(one.metrics["train_seconds"] for one in trained.values()) + sum(one.seconds for one in diverged)
     steps = sum(one.metrics["steps"] for one in trained.values()) + sum(one.steps for one in diverged)
     return seconds, steps, frozenset(fingerprint(one) for one in trained.values())
+
+
+def trial_cost(trial: Trial) -> tuple[float, int]:
+    """Seconds and optimizer steps of one trial, diverged or not."""
+    if trial.divergence:
+        return trial.divergence.seconds, trial.divergence.steps
+    trained = [record.metrics for record in trial.methods if "train_seconds" in record.metrics]
+    return sum(metrics["train_seconds"] for metrics in trained), sum(metrics["steps"] for metrics in trained)
 
 
 def ratio(costs: Costs, name: str, variant: Entrant, reference: Entrant) -> Ratio | None:
