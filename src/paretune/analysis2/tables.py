@@ -1,0 +1,204 @@
+"""The tables of a report: one builder, and the columns that they are declared with.
+
+A table is its rows (what each row is about) and its columns (a heading, and a function of the row that makes the cell). What a
+figure looks like follows from the row of its metric; the builder puts a dash where there is none.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from paretune.analysis2 import words
+from paretune.analysis2.compare import Difference, Estimate
+from paretune.analysis2.costs import Cost
+from paretune.analysis2.document import Table
+from paretune.analysis2.findings import Findings, Group
+from paretune.analysis2.scores import Entrant, Quantity
+from paretune.study.registry import metric_of
+
+Row = TypeVar("Row")
+UNKNOWN = words.UNKNOWN
+_HARNESS = "lm_eval"
+_TEXTS: Mapping[str, Callable[[float], str]] = {"bytes": words.size, "seconds": words.seconds, "count": words.count}
+"""How costs are written by their unit; others are measures that scatter, shown with their spread over seeds."""
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    heading: str
+    cell: Callable[[Row], str | None]
+    """None where there is nothing: a dash."""
+    optional: bool = False
+    """Left out where no row has a cell."""
+
+
+class Subject(NamedTuple):
+    """What most rows are about: a variant, in all of its examples or a slice of them."""
+
+    entrant: Entrant
+    slice: str = ""
+
+
+VARIANT: Column[Subject] = Column("variant", lambda row: row.entrant.variant)
+SLICE: Column[Subject] = Column("slice", lambda row: row.slice)
+
+
+def make_table(
+    rows: Iterable[Row], columns: Sequence[Column[Row]], caption: str = "", *, words: int = 1, grouped: bool = False
+) -> Table:
+    """The cells of every row; `words` and `grouped` are those of the table."""
+    rows = list(rows)
+    cells = {column: [column.cell(row) for row in rows] for column in columns}
+    shown = [column for column in columns if not column.optional or any(cell is not None for cell in cells[column])]
+    texts = [[cells[column][index] for column in shown] for index in range(len(rows))]
+    dashed = [[UNKNOWN if text is None else text for text in row] for row in texts]
+    return Table(tuple(column.heading for column in shown), dashed, caption, words, grouped)
+
+
+def subjects(group: Group, slices: Sequence[str] = ("",)) -> list[Subject]:
+    """Every variant of a group, slice by slice."""
+    return [Subject(entrant, part) for part in slices for entrant in group.entrants]
+
+
+def interval_name(findings: Findings) -> str:
+    """`95 % interval`."""
+    return f"{100 * findings.level:g} % interval"
+
+
+def estimate_text(metric: str, estimate: Estimate, *, interval: bool = True) -> str:
+    """`38.6 % (36.1 to 41.2 %)`, `0.412 (0.398 to 0.427)` or `1.53 (1.51 to 1.56)`, by what the metric is.
+
+    Without the interval for what is compared with nothing, and where there are too few documents for one.
+    """
+    row = metric_of(metric)
+    if not row.better:
+        return words.share(estimate.mean) if row.unit == "share" else words.number(estimate.mean, 2)
+    interval = interval and not math.isnan(estimate.low)
+    if row.unit == "share":
+        ends = f" ({100 * estimate.low:.1f} to {100 * estimate.high:.1f} %)" if interval else ""
+        return words.share(estimate.mean) + ends
+    if row.width == 1:
+        ends = f" ({estimate.low:.3f} to {estimate.high:.3f})" if interval else ""
+        return f"{estimate.mean:.3f}{ends}"
+    return words.with_interval(estimate.mean, estimate.low, estimate.high) if interval else words.number(estimate.mean)
+
+
+def mark_of(findings: Findings, entrant: Entrant, quantity: Quantity) -> str:
+    """What stands behind a figure of which some texts stand in the training data, or whose bytes and tokens do not match.
+
+    Tasks of lm-evaluation-harness are looked up under the evaluation that names them, or the first that could hold one as the
+    member of a group.
+    """
+    study, task = findings.study, quantity.task
+    if task not in study.evaluate and task not in study.data[entrant.dataset].scored:
+        uses = {name: use.config.model_dump()["tasks"] for name, use in study.evaluate.items() if use.kind == _HARNESS}
+        task = next((name for name, tasks in uses.items() if task in tasks), next(iter(uses), task))
+    lossy = findings.marks.lossy(entrant) if quantity.metric == "bits_per_byte" else ""
+    return findings.marks.of(entrant, task, quantity.split) + lossy
+
+
+def estimate_cell(findings: Findings, entrant: Entrant, quantity: Quantity, *, interval: bool = True) -> str | None:
+    estimate = findings.estimate(entrant, quantity)
+    if estimate is None:
+        return None
+    return estimate_text(quantity.metric, estimate, interval=interval) + mark_of(findings, entrant, quantity)
+
+
+def estimate_column(
+    findings: Findings, quantity: Quantity, heading: str | None = None, *, interval: bool = True
+) -> Column[Subject]:
+    """A quantity of every variant, or of the slice that a row is about."""
+
+    def cell(row: Subject) -> str | None:
+        return estimate_cell(findings, row.entrant, quantity._replace(slice=row.slice or quantity.slice), interval=interval)
+
+    return Column(metric_of(quantity.metric).column if heading is None else heading, cell)
+
+
+def answers_column(findings: Findings, quantity: Quantity, *, interval: bool = True) -> Column[Subject]:
+    """Right answers: `4 of 10 (17 to 69 %)`, or of several seeds `mean 3.5 of 10 (14 to 65 %)`."""
+
+    def cell(row: Subject) -> str | None:
+        estimate = findings.estimate(row.entrant, quantity._replace(slice=row.slice))
+        if estimate is None:
+            return None
+        right = words.part_of_mean(estimate.mean, estimate.n_examples) + mark_of(findings, row.entrant, quantity)
+        if not interval or math.isnan(estimate.low):
+            return right
+        places = 0 if estimate.n_examples < 200 else 1
+        return f"{right} ({100 * estimate.low:.{places}f} to {100 * estimate.high:.{places}f} %)"
+
+    return Column(metric_of(quantity.metric).column, cell)
+
+
+def seeds_column(findings: Findings, quantity: Quantity) -> Column[Subject]:
+    """Half the distance between the lowest and the highest seed: `± 0.14`."""
+
+    def cell(row: Subject) -> str | None:
+        estimate = findings.estimate(row.entrant, quantity)
+        return None if estimate is None or estimate.spread is None else f"± {words.number(estimate.spread, 2)}"
+
+    return Column(f"seeds, {metric_of(quantity.metric).column}", cell)
+
+
+def cost_column(findings: Findings, name: str, *, mark: str = "", optional: bool = False) -> Column[Subject]:
+    """A cost by its unit, the mean over seeds: `28.4 MB`, `812 ± 14`; `mark` goes behind the heading."""
+    row, evaluation = metric_of(name), name.rpartition(".")[0]
+    heading = f"{row.column}, {evaluation}" if evaluation else row.column
+
+    def cell(subject: Subject) -> str | None:
+        cost = findings.costs.get(subject.entrant, {}).get(name)
+        return None if cost is None else cost_text(name, cost)
+
+    return Column(f"{heading} {mark}".rstrip(), cell, optional)
+
+
+def cost_text(name: str, cost: Cost) -> str:
+    unit = metric_of(name).unit
+    if unit in _TEXTS:
+        return _TEXTS[unit](cost.mean)
+    half = "" if len(cost.by_seed) == 1 else f" ± {words.number((cost.high - cost.low) / 2, 2)}"
+    return f"{words.number(cost.mean)}{half}"
+
+
+def signed(mean: float, low: float, high: float, places: int) -> str:
+    """`+0.045 (+0.031 to +0.059)`; without an interval where there is none."""
+    ends = f" ({low:+.{places}f} to {high:+.{places}f})" if math.isfinite(high - low) else ""
+    return f"{mean:+.{places}f}{ends}"
+
+
+def p_text(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def comparisons_table(differences: Sequence[Difference], level: str, caption: str) -> Table:
+    """Differences with what they could have shown; the measure names the unit."""
+
+    def measure(row: Difference) -> str:
+        unit = words.unit(row.quantity)
+        return f"{words.noun(row.quantity, str)}{f', {unit}' if unit else ''}"
+
+    columns: list[Column[Difference]] = [
+        Column("measure", measure),
+        Column("variant", lambda row: row.variant.variant),
+        Column("change", lambda row: words.bare_amount(row.quantity, row.mean, signed=True)),
+        Column(level, lambda row: words.ends(row, bare=True)),
+        Column("p", lambda row: p_text(row.p_adjusted)),
+        Column("detectable", lambda row: words.detectable(row, bare=True) or None),
+        Column("verdict", lambda row: row.verdict),
+    ]
+    return make_table(differences, columns, caption, words=2, grouped=True)
+
+
+def noise_table(differences: Sequence[Difference], caption: str) -> Table:
+    """Standard errors of differences, by what they come from."""
+    columns: list[Column[Difference]] = [
+        Column("variant", lambda row: row.variant.variant),
+        Column("difference", lambda row: f"{row.mean:+.{words.decimals(row.mean, 2)}f}"),
+        Column("error over documents", lambda row: words.number(row.errors.documents, 2)),
+        Column("error over seeds", lambda row: words.number(row.errors.seeds, 2)),
+        Column("seeds' share", lambda row: f"{100 * (row.errors.seeds / row.errors.total) ** 2:.0f} %"),
+        Column("seeds", lambda row: str(row.n_seeds)),
+    ]
+    return make_table(differences, columns, caption)
