@@ -22,8 +22,7 @@ from paretune.analysis2.compare import Difference
 from paretune.analysis2.decision import rank, where_judged
 from paretune.analysis2.findings import Fact, Findings, Group
 from paretune.analysis2.inference import chance_p
-from paretune.analysis2.scores import Entrant, Quantity
-from paretune.pipeline.records import read_lines
+from paretune.analysis2.scores import Entrant, Quantity, read_generations
 from paretune.study.registry import metrics
 from paretune.study.study import TASKS
 from paretune.study.tasks import METRICS
@@ -353,6 +352,6 @@ def _of_labels(findings: Findings, group: Group, task: str) -> list[Fact]:
 def _references(findings: Findings, entrant: Entrant, task: str) -> list[str]:
     """The right answers to a task, from what the first seed of a variant was asked."""
     names = [name for name, use in findings.study.evaluations_of(entrant.dataset).items() if use.kind == TASKS]
-    cells = [cell for cell in findings.cells(entrant) if any(name in cell.evaluations for name in names)]
-    files = [cells[0].evaluations[name].path / "generations.jsonl" for name in names if cells and name in cells[0].evaluations]
-    return [row["reference"] for file in files if file.exists() for row in read_lines(file) if row["task"] == task]
+    asked = [(cell, name) for cell in findings.cells(entrant) for name in names if name in cell.evaluations]
+    rows = (row for cell, name in asked if cell is asked[0][0] for row in read_generations(cell, name))
+    return [row["reference"] for row in rows if row["task"] == task]

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from paretune.analysis2 import answers, caveats
+from paretune.analysis2 import answers, caveats, setup
 from paretune.analysis2.compare import Difference, Estimate
 from paretune.analysis2.costs import cost_name, timed_evaluations
 from paretune.analysis2.decision import HELD_OUT, SIZE_STEP, as_compared, is_cheaper, where_judged
@@ -228,11 +228,11 @@ def find(results: Results, also_against: str | None = None) -> Findings:
         remarks=tuple(caveats.remarks(findings)),
         incomplete=tuple(incomplete),
         use=(ToUse(tuple(export_command(findings, entrant) for entrant in recommended)),) if recommended else (),
-        setup=tuple(caveats.setup(findings)),
-        data=tuple(caveats.data_notes(findings)),
+        setup=tuple(setup.setup(findings)),
+        data=tuple(setup.data_notes(findings)),
         deviations=tuple(caveats.deviations(findings)),
-        audit=tuple(caveats.audit(findings)),
-        notes=tuple(caveats.notes(findings)),
+        audit=tuple(setup.audit(findings)),
+        notes=tuple(setup.notes(findings)),
     )
     return replace(findings, facts=facts)
 
