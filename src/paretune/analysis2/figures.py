@@ -19,7 +19,7 @@ from paretune.analysis2 import words
 from paretune.analysis2.compare import Difference, Estimate
 from paretune.analysis2.costs import DISTURBED, Cost
 from paretune.analysis2.decision import as_compared, where_judged
-from paretune.analysis2.findings import Findings, Group
+from paretune.analysis2.findings import Beaten, Findings, Group
 from paretune.analysis2.scores import Entrant, Quantity
 from paretune.analysis2.training import smoothed
 from paretune.study.registry import metric_of
@@ -33,24 +33,7 @@ if TYPE_CHECKING:
 PARETO_NAME = "pareto.png"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#555555"
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.labelcolor": GREY,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.7,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "savefig.dpi": 160,
-    "savefig.bbox": "tight",
-    "savefig.pad_inches": 0.15,
-}
+_STYLE = Path(__file__).parent / "templates" / "figures.mplstyle"
 _UNTOUCHED = "#7F7F7F"
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D")
@@ -67,9 +50,12 @@ _WIDE_RANGE = 8
 
 @dataclass(frozen=True)
 class Look:
-    colour: str
-    line: str
-    marker: str
+    """How a variant is drawn in all figures of a study, and its name beside them."""
+
+    label: str
+    colour: str = _UNTOUCHED
+    line: str = "-"
+    marker: str = "o"
 
 
 @dataclass(frozen=True)
@@ -98,7 +84,7 @@ def write_figures(findings: Findings, out: Path) -> list[Path]:
         drawings[tasks_name(dataset)] = partial(draw_tasks, findings, dataset)
     drawings[PARETO_NAME] = partial(draw_pareto, findings)
     written = []
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(fname=_STYLE):
         for name, draw in drawings.items():
             if (figure := draw()) is not None:
                 figure.savefig(folder / name)
@@ -123,54 +109,46 @@ def draw_curves(findings: Findings, group: Group) -> "Figure | None":
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    trained = {
-        entrant: {seed: curve for (owner, seed), curve in findings.curves.items() if owner == entrant and len(curve)}
-        for entrant in group.entrants
-    }
-    trained = {entrant: curves for entrant, curves in trained.items() if curves}
+    runs = {run: curve for run, curve in findings.curves.items() if run[0] in group.entrants and len(curve)}
+    trained = [entrant for entrant in group.entrants if any(owner == entrant for owner, _ in runs)]
     if not trained:
         return None
-    # A single evaluation is a dot, and stands in the table.
-    evaluated = any(curve["validation_loss"].count() > 1 for curves in trained.values() for curve in curves.values())
-    columns = {"train_loss": "Train loss (running mean)", "validation_loss": "Validation loss"}
     figure = Figure(figsize=(9.5, max(3.6, 0.19 * len(trained) + 1.2)))
-    panels = figure.subplots(1, 2 if evaluated else 1, sharey=True, squeeze=False, gridspec_kw={"wspace": 0.06})[0]
-    num_seeds = len({seed for curves in trained.values() for seed in curves})
+    # A single evaluation is a dot, and stands in the table.
+    num_panels = 2 if any(curve["validation_loss"].count() > 1 for curve in runs.values()) else 1
+    panels = figure.subplots(1, num_panels, sharey=True, squeeze=False, gridspec_kw={"wspace": 0.06})[0]
+    columns = {"train_loss": "Train loss (running mean)", "validation_loss": "Validation loss"}
+    num_seeds = len({seed for _, seed in runs})
     thin = num_seeds > 1 and len(trained) <= len(COLOURS)
     style = looks(findings.study)
     ends: dict[str, float] = {}
-    losses: list[float] = []
-    for entrant, curves in trained.items():
+    for entrant in trained:
         look = style[entrant.variant]
         for axes, column in zip(panels, columns, strict=False):
             lines = []
-            for curve in curves.values():
+            for curve in (curve for (owner, _), curve in runs.items() if owner == entrant):
                 points = curve.dropna(subset=[column])
-                values = points[column].to_numpy()
-                drawn = smoothed(values, max(1, len(values) // 15)) if column == "train_loss" else values
-                lines.append((points["epoch"].to_numpy(), drawn))
-            lines = [(x, y) for x, y in lines if len(x)]
+                losses = points[column].to_numpy()
+                drawn = smoothed(losses, max(1, len(losses) // 15)) if column == "train_loss" else losses
+                lines += [(points["epoch"].to_numpy(), drawn)] if len(losses) else []
             if not lines:
                 continue
-            if len(lines) > 1 and thin:
-                for x, y in lines:
-                    axes.plot(x, y, color=look.colour, linewidth=0.7, alpha=0.5, linestyle=look.line)
+            for x, y in lines if len(lines) > 1 and thin else []:
+                axes.plot(x, y, color=look.colour, linewidth=0.7, alpha=0.5, linestyle=look.line)
             marker = look.marker if column == "validation_loss" and max(len(x) for x, _ in lines) <= 40 else ""
             shared = min((x for x, _ in lines), key=len)
             mean = np.mean([y[: len(shared)] for _, y in lines], axis=0)
             axes.plot(shared, mean, color=look.colour, linewidth=1.9, linestyle=look.line, marker=marker, markersize=4.5)
             ends[entrant.variant] = float(mean[-1])
-            losses += [*(value for _, y in lines for value in y), float(mean[-1])]
-    margin = 0.06 * (max(losses) - min(losses) or 1)
-    panels[0].set_ylim(min(losses) - margin, max(losses) + margin)
-    _name_ends(panels[-1], ends, style, short_names(findings.study.variants))
-    panels[0].set_ylabel("nats per token")
     for axes, title in zip(panels, columns.values(), strict=False):
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.set_xlim(left=0)
+        axes.margins(y=0.06)
         axes.grid(axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=axes.get_xlim()[1] > 2))
+    panels[0].set_ylabel("nats per token")
+    _name_ends(panels[-1], ends, style)
     note = " (thin lines: seeds)" if thin else f" (mean of {num_seeds} seeds)" if num_seeds > 1 else ""
     _write_title(figure, f"{group.base} on {group.dataset}{note}")
     return figure
@@ -195,8 +173,7 @@ def draw_comparison(findings: Findings, dataset: str) -> "Figure | None":
             missing = "not trained" if row.of_training else "not measured"
             of_bytes = row.unit == "bytes"
             panels.append(_Panel(title, "cost", costs, words.size if of_bytes else words.number, missing, with_unit=of_bytes))
-    lines = f"{100 * findings.level:g}% intervals over documents" if quality is not None else "range over seeds"
-    return _draw_panels(findings, groups, panels, lines) if panels else None
+    return _draw_panels(findings, groups, panels) if panels else None
 
 
 def draw_tasks(findings: Findings, dataset: str) -> "Figure | None":
@@ -209,7 +186,7 @@ def draw_tasks(findings: Findings, dataset: str) -> "Figure | None":
         quantity = next((quantity for quantity in judged if quantity is not None), None)
         if quantity is not None:
             panels.append(_quality_panels(findings, groups, quantity)[0])
-    return _draw_panels(findings, groups, panels, f"{100 * findings.level:g}% intervals over documents") if panels else None
+    return _draw_panels(findings, groups, panels) if panels else None
 
 
 def draw_pareto(findings: Findings) -> "Figure | None":
@@ -219,42 +196,39 @@ def draw_pareto(findings: Findings) -> "Figure | None":
     """
     from matplotlib.figure import Figure
 
-    groups = [group for group in findings.groups if group.choice and len(group.choice.ranked) > 1 and group.choice.costs]
-    if not groups:
+    rows = [
+        (group, group.choice, group.headline)
+        for group in findings.groups
+        if group.choice and group.headline and group.choice.costs and len(group.choice.ranked) > 1
+    ]
+    if not rows:
         return None
-    columns = max(len(group.choice.costs) for group in groups if group.choice)
-    figure = Figure(figsize=(3.9 * columns + 0.4, 3.3 * len(groups) + 0.3), layout="constrained")
-    grid = figure.subplots(len(groups), columns, squeeze=False)
-    style, short = looks(findings.study), short_names(findings.study.variants)
-    for row, group in zip(grid, groups, strict=True):
-        assert group.choice is not None
-        assert group.headline is not None
-        for axes, name in zip(row, group.choice.costs, strict=False):
-            _draw_frontier(axes, findings, group, name, style, short)
-        for axes in row[len(group.choice.costs) :]:
+    columns = max(len(choice.costs) for _, choice, _ in rows)
+    figure = Figure(figsize=(3.9 * columns + 0.4, 3.3 * len(rows) + 0.3), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    style = looks(findings.study)
+    for panels, (group, choice, quality) in zip(grid, rows, strict=True):
+        for axes, name in zip(panels, choice.costs, strict=False):
+            _draw_frontier(axes, findings, name, choice.beaten_by_cost[name], quality, style)
+            noise = group.noise.get(name, 1.0)
+            told = f"\nequal runs differ by {words.times(noise)}" if noise > DISTURBED else ""
+            axes.set_xlabel(words.cost_noun(name, str) + told)
+        for axes in panels[len(choice.costs) :]:
             axes.set_visible(False)
-        row[0].set_ylabel(f"{words.noun(group.headline, str)}\n{metric_of(group.headline.metric).better} is better")
-        row[0].set_title(f"{group.base} on {group.dataset}" if len(groups) > 1 else "")
-    figure.suptitle(
-        f"Filled: nothing is shown to beat it in both (lines: {100 * findings.level:g}% intervals over documents)",
-        x=0.01,
-        ha="left",
-        fontsize=9.5,
-    )
+        panels[0].set_ylabel(f"{words.noun(quality, str)}\n{metric_of(quality.metric).better} is better")
+        panels[0].set_title(f"{group.base} on {group.dataset}" if len(rows) > 1 else "")
+    title = f"Filled: nothing is shown to beat it in both (lines: {100 * findings.level:g}% intervals over documents)"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9.5)
     return figure
 
 
 def looks(study: Study) -> dict[str, Look]:
     """Colour, line and marker of each variant; untouched bases are grey."""
-    style: dict[str, Look] = {}
-    num_used = 0
-    for name, variant in study.variants.items():
-        if not variant.methods:
-            style[name] = Look(_UNTOUCHED, "-", "o")
-            continue
-        turn, colour = divmod(num_used, len(COLOURS))
-        style[name] = Look(COLOURS[colour], _LINES[turn % len(_LINES)], _MARKERS[turn % len(_MARKERS)])
-        num_used += 1
+    labels = short_names(study.variants)
+    style = {name: Look(labels[name]) for name in study.variants}
+    for index, name in enumerate(name for name, variant in study.variants.items() if variant.methods):
+        turn, colour = divmod(index, len(COLOURS))
+        style[name] = Look(labels[name], COLOURS[colour], _LINES[turn % len(_LINES)], _MARKERS[turn % len(_MARKERS)])
     return style
 
 
@@ -268,26 +242,20 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     tail = _shared_length([name[head:][::-1] for name in long])
     short: dict[str, str] = {}
     for name in names:
-        text = name
-        if name in long:
-            core = name[head : len(name) - tail] or name
-            text = f"…{core}" if head else core
-            text += "…" if tail else ""
-            if len(text) > _NAME_LENGTH:
-                text = f"{text[:12]}…{text[-(_NAME_LENGTH - 13) :]}"
+        core = name[head : len(name) - tail] or name
+        text = f"{'…' if head else ''}{core}{'…' if tail else ''}" if name in long else name
+        if len(text) > _NAME_LENGTH:
+            text = f"{text[:12]}…{text[-(_NAME_LENGTH - 13) :]}"
         short[name] = text if text not in short.values() else f"{text} ({len(short) + 1})"
     return short
 
 
 def _quality_panels(findings: Findings, groups: Sequence[Group], quantity: Quantity) -> list[_Panel]:
     """The quantity itself, and its paired difference from the baseline, which is known far better."""
-    row, baselines = metric_of(quantity.metric), {entrant: group.baseline for group in groups for entrant in group.entrants}
-    estimates = {entrant: found for entrant in baselines if (found := findings.estimate(entrant, quantity)) is not None}
-    differences = {
-        entrant: found
-        for entrant, baseline in baselines.items()
-        if (found := findings.difference(entrant, baseline, quantity)) is not None
-    }
+    row, entrants = metric_of(quantity.metric), [entrant for group in groups for entrant in group.entrants]
+    estimates = {entrant: estimate for entrant in entrants if (estimate := findings.estimate(entrant, quantity))}
+    pairs = {entrant: findings.difference(entrant, group.baseline, quantity) for group in groups for entrant in group.entrants}
+    differences = {entrant: difference for entrant, difference in pairs.items() if difference is not None}
 
     def text(value: float) -> str:
         return f"{100 * value:.0f} %" if row.unit == "share" else words.number(value)
@@ -296,7 +264,7 @@ def _quality_panels(findings: Findings, groups: Sequence[Group], quantity: Quant
         return f"{100 * value:+.0f} points" if row.unit == "share" else f"{value:+.{min(4, words.decimals(value, 2))}f}"
 
     of_task = not quantity.split or quantity.task in findings.study.data[groups[0].dataset].scored
-    leaked = findings.marks.of(groups[0].entrants[0], quantity.task, quantity.split)
+    leaked = findings.marks.of(entrants[0], quantity.task, quantity.split)
     better = "leakage allowed" if leaked else f"{row.better} is better"
     title = f"{row.panel} on {quantity.task if of_task else quantity.split}\n{better}"
     panels = [_Panel(title, "quality", estimates, text)]
@@ -305,42 +273,36 @@ def _quality_panels(findings: Findings, groups: Sequence[Group], quantity: Quant
     return panels
 
 
-def _draw_panels(findings: Findings, groups: Sequence[Group], panels: Sequence[_Panel], lines: str) -> "Figure":
-    """Panels side by side, one row a variant, below the name of its base where there are several; `lines` are intervals or so."""
+def _draw_panels(findings: Findings, groups: Sequence[Group], panels: Sequence[_Panel]) -> "Figure":
+    """Panels side by side, one row a variant, below the name of its base where there are several."""
     from matplotlib.figure import Figure
 
-    short, style = short_names(findings.study.variants), looks(findings.study)
+    style = looks(findings.study)
     labels: list[str] = []
     rows: dict[Entrant, int] = {}
     for group in groups:
         labels += [group.base] if len(groups) > 1 else []
-        for entrant in group.entrants:
-            rows[entrant] = len(labels)
-            labels.append(short[entrant.variant])
+        rows |= {entrant: len(labels) + index for index, entrant in enumerate(group.entrants)}
+        labels += [style[entrant.variant].label for entrant in group.entrants]
     figure = Figure(figsize=(2.7 * len(panels) + 0.6, 0.32 * len(labels) + 1.1))
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False, gridspec_kw={"wspace": 0.14})[0]
     all_axes[0].set_yticks(range(len(labels)), labels)
     all_axes[0].set_ylim(len(labels) - 0.4, -0.6)
     for row, label in enumerate(all_axes[0].get_yticklabels()):
-        label.set_color("black")
-        label.set_fontweight("normal" if row in rows.values() else "bold")
-    baselines = {group.baseline: [rows[entrant] for entrant in group.entrants] for group in groups if group.baseline}
+        label.set(color="black", fontweight="normal" if row in rows.values() else "bold")
     for axes, panel in zip(all_axes, panels, strict=True):
-        _draw_panel(axes, panel, rows, baselines, style)
-    dotted = f"dotted: the baseline, {short[findings.study.baseline]}; " if baselines and len(labels) > 1 else ""
+        _draw_panel(axes, panel, groups, rows, style)
+    has_baseline = any(group.baseline for group in groups) and len(labels) > 1
+    dotted = f"dotted: the baseline, {style[findings.study.baseline].label}; " if has_baseline else ""
     bases = words.listed([group.base for group in groups])
+    has_quality = any(panel.kind == "quality" for panel in panels)
+    lines = f"{100 * findings.level:g}% intervals over documents" if has_quality else "range over seeds"
     _write_title(figure, f"{bases} on {groups[0].dataset} ({dotted}lines: {lines})")
     return figure
 
 
-def _draw_panel(
-    axes: "Axes",
-    panel: _Panel,
-    rows: Mapping[Entrant, int],
-    baselines: Mapping[Entrant, Sequence[int]],
-    style: Mapping[str, Look],
-) -> None:
-    """One column of a comparison; `baselines` stand with the rows that are compared with them."""
+def _draw_panel(axes: "Axes", panel: _Panel, groups: Sequence[Group], rows: dict[Entrant, int], style: dict[str, Look]) -> None:
+    """One column of a comparison, with a dotted line through the baseline of each group."""
     from matplotlib.ticker import MaxNLocator
 
     is_cost, is_difference = panel.kind == "cost", panel.kind == "difference"
@@ -350,7 +312,8 @@ def _draw_panel(
     for entrant, row in rows.items():
         figure, look = panel.figures.get(entrant), style[entrant.variant]
         if figure is None:
-            missing = "baseline" if is_difference and entrant in baselines else panel.missing
+            is_baseline = any(entrant == group.baseline for group in groups)
+            missing = "baseline" if is_difference and is_baseline else panel.missing
             axes.annotate(missing, (min(reach) if panel.kind == "quality" else 0, row), color=GREY, zorder=3, **beside)
             continue
         if is_cost:
@@ -363,14 +326,18 @@ def _draw_panel(
             axes.plot([figure.low, figure.high], [row, row], color=colour, linewidth=width, zorder=3)
         right = figure.high if np.isfinite(figure.high) else figure.mean
         axes.annotate(panel.text(figure.mean), (right, row), color="black", zorder=3, **beside)
-        if entrant in baselines:
-            compared = baselines[entrant]
-            ends = [compared[0] - 0.5, compared[-1] + 0.5]
-            axes.plot([figure.mean] * 2, ends, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
+    for group in groups:
+        if group.baseline is not None and group.baseline in panel.figures:
+            ends = [rows[group.entrants[0]] - 0.5, rows[group.entrants[-1]] + 0.5]
+            axes.plot([panel.figures[group.baseline].mean] * 2, ends, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=2 if panel.with_unit else 4))  # a number with its unit is wide
     if is_cost:
         axes.set_xlim(0, max(reach) * 1.42 or 1)
-        axes.xaxis.set_major_formatter(lambda value, _: panel.text(value) if panel.with_unit else _tick(value))
+
+        def tick(value: float, _: float) -> str:
+            return panel.text(value) if panel.with_unit else f"{value / 1000:g} k" if value >= 1e4 else f"{value:g}"
+
+        axes.xaxis.set_major_formatter(tick)
     else:
         if is_difference:
             axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
@@ -383,30 +350,21 @@ def _draw_panel(
     axes.grid(axis="x")
 
 
-def _tick(value: float) -> str:
-    """`250`, `12 k`, `3.5 M`."""
-    unit, scale = ("B", 1e9) if value >= 1e9 else ("M", 1e6) if value >= 1e6 else ("k", 1e3) if value >= 1e4 else ("", 1)
-    return f"{value / scale:g} {unit}".strip()
-
-
 def _draw_frontier(
-    axes: "Axes", findings: Findings, group: Group, name: str, style: Mapping[str, Look], short: Mapping[str, str]
+    axes: "Axes", findings: Findings, name: str, beaten: Beaten, quantity: Quantity, style: dict[str, Look]
 ) -> None:
-    """Quality against the cost `name`, with a staircase between what nothing beats: no cost buys more than the cheaper one."""
+    """Quality against the cost `name`, with a staircase between what nothing beats: dearer steps buy nothing in between."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    assert group.choice is not None
-    assert group.headline is not None
-    beaten = group.choice.beaten_by_cost[name]
     points: dict[Entrant, tuple[float, float]] = {}
     for entrant in beaten:
-        cost, estimate = findings.cost(entrant, name), findings.estimates[entrant][group.headline]
+        cost, quality, look = findings.cost(entrant, name), findings.estimates[entrant][quantity], style[entrant.variant]
         assert cost is not None
-        points[entrant], look = (cost, estimate.mean), style[entrant.variant]
-        if np.isfinite([estimate.low, estimate.high]).all():
-            axes.plot([cost, cost], [estimate.low, estimate.high], color=look.colour, linewidth=1.2, zorder=2)
+        points[entrant] = (cost, quality.mean)
+        if np.isfinite([quality.low, quality.high]).all():
+            axes.plot([cost, cost], [quality.low, quality.high], color=look.colour, linewidth=1.2, zorder=2)
         face = look.colour if beaten[entrant] is None else "white"
-        axes.plot(*points[entrant], marker=look.marker, color=look.colour, markerfacecolor=face, markersize=7, zorder=3)
+        axes.plot(cost, quality.mean, marker=look.marker, color=look.colour, markerfacecolor=face, markersize=7, zorder=3)
     frontier = sorted((points[entrant] for entrant in beaten if beaten[entrant] is None), key=lambda point: point[0])
     if len(frontier) > 1:
         axes.step(*zip(*frontier, strict=True), where="post", color=GREY, linewidth=0.9, linestyle=":", zorder=1)
@@ -425,21 +383,17 @@ def _draw_frontier(
     for entrant in sorted(points, key=lambda entrant: points[entrant][1]):
         if len(points) > _LABELLED and beaten[entrant] is not None and findings.is_trained(entrant):
             continue
-        text, up = short[entrant.variant], 4.0
+        look, up = style[entrant.variant], 4.0
         x, y = (72 / axes.figure.dpi * at for at in axes.transData.transform(points[entrant]))
-        width = 5.0 * len(text)
+        width = 5.0 * len(look.label)
         while any(left - width < x < left + wide and abs(y + up - line) < _LINE for left, wide, line in taken):
             up += 1
         taken.append((x, width, y + up))
-        colour = style[entrant.variant].colour
-        axes.annotate(text, points[entrant], (7, up), textcoords="offset points", fontsize=8, color=colour, zorder=4)
-    noise = group.noise.get(name, 1.0)
-    told = f"\nequal runs differ by {words.times(noise)}" if noise > DISTURBED else ""
-    axes.set_xlabel(words.cost_noun(name, str) + told)
+        axes.annotate(look.label, points[entrant], (7, up), textcoords="offset points", fontsize=8, color=look.colour, zorder=4)
     axes.grid()
 
 
-def _name_ends(axes: "Axes", ends: Mapping[str, float], style: Mapping[str, Look], short: Mapping[str, str]) -> None:
+def _name_ends(axes: "Axes", ends: Mapping[str, float], style: dict[str, Look]) -> None:
     """Names right of the lines' ends, moved apart as little as possible where they would overlap."""
     low, high = axes.get_ylim()
     gap = 11.5 / (axes.get_window_extent().height / axes.figure.dpi * 72)
@@ -447,20 +401,12 @@ def _name_ends(axes: "Axes", ends: Mapping[str, float], style: Mapping[str, Look
     wanted = np.array([(ends[name] - low) / (high - low) for name in names])
     # Least squares under `moved[i + 1] - moved[i] >= gap` is isotonic regression of wanted[i] - i * gap.
     shift = gap * np.arange(len(wanted))
+    within = ("axes fraction", "axes fraction")
     moved = isotonic_regression(wanted - shift).x + shift
     for name, value, at in zip(names, wanted, moved, strict=True):
-        colour = style[name].colour
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)}
-        axes.annotate(
-            short[name],
-            xy=(1.0, value),
-            xytext=(1.045, at),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            color=colour,
-            va="center",
-            arrowprops=arrow,
-        )
+        look = style[name]
+        arrow = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)}
+        axes.annotate(look.label, (1.0, value), (1.045, at), *within, color=look.colour, va="center", arrowprops=arrow)
 
 
 def _write_title(figure: "Figure", text: str) -> None:
