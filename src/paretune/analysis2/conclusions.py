@@ -5,13 +5,15 @@ best and none of those that cannot is cheaper; under a limit of the study, the s
 """
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from paretune.analysis2 import answers, caveats, setup
-from paretune.analysis2.compare import Difference, Estimate
+from paretune.analysis2.compare import NO_DIFFERENCE, Difference, Estimate
 from paretune.analysis2.costs import cost_name, timed_evaluations
 from paretune.analysis2.decision import HELD_OUT, SIZE_STEP, as_compared, is_cheaper, where_judged
+from paretune.analysis2.deviations import deviations
 from paretune.analysis2.findings import Choice, Fact, Facts, Findings, Group, GroupFacts, Limit
 from paretune.analysis2.measure import measure
 from paretune.analysis2.scores import Entrant, Quantity
@@ -129,8 +131,6 @@ class Frontier(Fact):
     entrants: tuple[Entrant, ...]
     beaten: tuple[tuple[Entrant, tuple[Entrant, ...]], ...]
     """By a rival: what it beats."""
-    most_named: int = _TOLD
-    """Of what one rival beats."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def find(results: Results, also_against: str | None = None) -> Findings:
         use=(ToUse(tuple(export_command(findings, entrant) for entrant in recommended)),) if recommended else (),
         setup=tuple(setup.setup(findings)),
         data=tuple(setup.data_notes(findings)),
-        deviations=tuple(caveats.deviations(findings)),
+        deviations=tuple(deviations(findings)),
         audit=tuple(setup.audit(findings)),
         notes=tuple(setup.notes(findings)),
     )
@@ -251,13 +251,21 @@ def export_command(findings: Findings, entrant: Entrant) -> str:
 
 
 def trade(findings: Findings, variant: Entrant, reference: Entrant, quantity: Quantity) -> Trade | None:
-    """`variant` against `reference`; None where no quality can be compared."""
+    """`variant` against `reference` in cost, times in each evaluation of them, and quality; None where that is not compared."""
     difference = findings.told(variant, reference, quantity)
     if difference is None:
         return None
-    costs = _cost_differences(findings, variant, reference)
-    cheaper = tuple(cost for cost in costs if cost.cheaper)
-    return Trade(difference, cheaper, tuple(cost for cost in costs if not cost.cheaper))
+    timed, costs = timed_evaluations(findings.study), []
+    for metric in _TOLD_COSTS:
+        row = metric_of(metric)
+        for evaluation in timed if row.unit == "ms" else [""]:
+            name = cost_name(metric, evaluation, timed) if evaluation else metric
+            ratio = findings.ratios.get((as_compared(findings, name, [variant, reference]), variant, reference))
+            if ratio is not None and ratio.clear and abs(ratio.value - 1) > SIZE_STEP:
+                cheaper = ratio.value > 1 if row.better == "higher" else ratio.value < 1
+                costs.append(CostDifference(metric, evaluation if len(timed) > 1 else "", ratio.value, cheaper))
+    dearer = tuple(cost for cost in costs if not cost.cheaper)
+    return Trade(difference, tuple(cost for cost in costs if cost.cheaper), dearer)
 
 
 def _group_facts(findings: Findings, group: Group) -> GroupFacts:
@@ -267,17 +275,18 @@ def _group_facts(findings: Findings, group: Group) -> GroupFacts:
         said += answers.rating_facts(findings, group)
     else:
         recommendation = _recommendation(findings, group, choice, quantity)
-        trades = [fact.trade if isinstance(fact, CheaperForPrice) else fact for fact in recommendation]
-        differences = [fact.difference for fact in trades if isinstance(fact, Trade | CheaperChosen)]
-        compared = {frozenset((difference.variant, difference.reference)) for difference in differences}
         said += [
             *(_against_costs(findings, group, choice, quantity) if choice.verdict != "cannot tell" else []),
-            *_learned(findings, group, choice, quantity, compared),
-            *_trades(findings, group, choice, quantity, compared),
+            *_comparisons(findings, group, choice, quantity, recommendation),
             *answers.answer_facts(findings, group),
             *answers.rating_facts(findings, group),
             *answers.forgetting_facts(findings, group),
-            *_memorised(findings, choice),
+            *(
+                LikelyMemorised(entrant, of, estimate.mean)
+                for entrant in choice.ranked
+                for of, estimate in findings.estimates[entrant].items()
+                if of.metric == "perplexity" and of.split in HELD_OUT and not of.slice and estimate.mean < _MEMORISED
+            ),
             *caveats.short_training(findings, group),
             *caveats.chosen_on_validation(findings, group),
         ]
@@ -342,50 +351,37 @@ def _against_costs(findings: Findings, group: Group, choice: Choice, quantity: Q
     return facts
 
 
-def _learned(
-    findings: Findings, group: Group, choice: Choice, quantity: Quantity, compared: set[frozenset[Entrant]]
+def _comparisons(
+    findings: Findings, group: Group, choice: Choice, quantity: Quantity, recommendation: Sequence[Fact]
 ) -> list[Fact]:
-    """What the methods brought against the base as it came, in pairs that are not `compared` already."""
-    base = group.untouched
-    others = [entrant for entrant in choice.ranked if entrant != base]
-    if base is None or base not in choice.ranked:
-        return []
-    known = [difference for entrant in others if (difference := findings.told(entrant, base, quantity)) is not None]
-    better = tuple(difference for difference in known if difference.verdict == "better")
-    facts: list[Fact] = [BetterThanBase(better, is_every_variant=len(better) == len(others))] if better else []
-    rest = [one for one in known if one.verdict != "better" and frozenset((one.variant, base)) not in compared]
-    facts += [WorseThanBase(difference) for difference in rest if difference.verdict == "worse"]
-    if equivalent := tuple(difference for difference in rest if difference.verdict == "equivalent"):
-        facts.append(EquivalentToBase(equivalent))
-    if alike := tuple(difference for difference in rest if difference.verdict == "no difference detected"):
-        facts.append(NotToldFromBase(alike))
+    """What the methods brought against the base as it came, and the others against the baseline; no pair that the
+    recommendation has compared."""
+    trades = [fact.trade if isinstance(fact, CheaperForPrice) else fact for fact in recommendation]
+    differences = [fact.difference for fact in trades if isinstance(fact, Trade | CheaperChosen)]
+    compared = {frozenset((difference.variant, difference.reference)) for difference in differences}
+    facts: list[Fact] = []
+    base, baseline = group.untouched, group.baseline
+    if base in choice.ranked:
+        others = [entrant for entrant in choice.ranked if entrant != base]
+        known = [difference for entrant in others if (difference := findings.told(entrant, base, quantity)) is not None]
+        better = tuple(difference for difference in known if difference.verdict == "better")
+        facts += [BetterThanBase(better, is_every_variant=len(better) == len(others))] if better else []
+        rest = [one for one in known if one not in better and frozenset((one.variant, base)) not in compared]
+        facts += [WorseThanBase(difference) for difference in rest if difference.verdict == "worse"]
+        equivalent = tuple(difference for difference in rest if difference.verdict == "equivalent")
+        facts += [EquivalentToBase(equivalent)] if equivalent else []
+        alike = tuple(difference for difference in rest if difference.verdict == NO_DIFFERENCE)
+        facts += [NotToldFromBase(alike)] if alike else []
+    if baseline in choice.ranked and not findings.is_untouched(baseline):  # else all have been compared with it
+        others = [
+            entrant
+            for entrant in choice.ranked
+            if entrant != baseline and not findings.is_untouched(entrant) and frozenset((entrant, baseline)) not in compared
+        ]
+        told = [trade(findings, entrant, baseline, quantity) for entrant in others[:_TOLD]]
+        facts += [fact for fact in told if fact is not None]
+        facts += [MoreVariants(len(others) - _TOLD, quantity)] if len(others) > _TOLD else []
     return facts
-
-
-def _trades(
-    findings: Findings, group: Group, choice: Choice, quantity: Quantity, compared: set[frozenset[Entrant]]
-) -> list[Fact]:
-    """Every other variant against the baseline, the best ones in words; the untouched base has been compared with all."""
-    reference = group.baseline
-    if reference is None or reference not in choice.ranked or findings.is_untouched(reference):
-        return []
-    left = [
-        entrant
-        for entrant in choice.ranked
-        if entrant != reference and not findings.is_untouched(entrant) and frozenset((entrant, reference)) not in compared
-    ]
-    trades = [trade(findings, entrant, reference, quantity) for entrant in left[:_TOLD]]
-    facts: list[Fact] = [fact for fact in trades if fact is not None]
-    return [*facts, MoreVariants(len(left) - _TOLD, quantity)] if len(left) > _TOLD else facts
-
-
-def _memorised(findings: Findings, choice: Choice) -> list[Fact]:
-    return [
-        LikelyMemorised(entrant, quantity, estimate.mean)
-        for entrant in choice.ranked
-        for quantity, estimate in findings.estimates[entrant].items()
-        if quantity.metric == "perplexity" and quantity.split in HELD_OUT and not quantity.slice and estimate.mean < _MEMORISED
-    ]
 
 
 def _across(findings: Findings, dataset: str) -> list[Fact]:
@@ -405,18 +401,3 @@ def _across(findings: Findings, dataset: str) -> list[Fact]:
     digests = {None if record is None else record.config["base"]["digest"] for record in records}
     is_same = len(digests) == 1 and None not in digests
     return [*(facts or [NoBasesCompared()]), *([] if is_same else [TokenizersDiffer()])]
-
-
-def _cost_differences(findings: Findings, variant: Entrant, reference: Entrant) -> list[CostDifference]:
-    """The costs that clearly differ; a time of each evaluation that measures times."""
-    timed, found = timed_evaluations(findings.study), []
-    for metric in _TOLD_COSTS:
-        row = metric_of(metric)
-        for evaluation in timed if row.unit == "ms" else [""]:
-            name = cost_name(metric, evaluation, timed) if evaluation else metric
-            ratio = findings.ratios.get((as_compared(findings, name, [variant, reference]), variant, reference))
-            if ratio is None or not ratio.clear or abs(ratio.value - 1) <= SIZE_STEP:
-                continue
-            cheaper = ratio.value > 1 if row.better == "higher" else ratio.value < 1
-            found.append(CostDifference(metric, evaluation if len(timed) > 1 else "", ratio.value, cheaper))
-    return found
