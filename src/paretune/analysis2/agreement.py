@@ -56,6 +56,10 @@ class Trust:
     def withheld(self) -> bool:
         return self.agreement is not None and self.agreement.alpha < TENTATIVE
 
+    @property
+    def reliable(self) -> bool:
+        return self.agreement is not None and self.agreement.alpha >= RELIABLE
+
 
 @dataclass(frozen=True)
 class Rating:

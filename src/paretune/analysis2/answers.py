@@ -8,7 +8,7 @@ was. Ratings on which raters do not agree conclude nothing.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from scipy.sparse import bmat
 from scipy.sparse.csgraph import connected_components
 from scipy.stats.contingency import association
 
-from paretune.analysis2.agreement import RELIABLE, TENTATIVE, Trust
+from paretune.analysis2.agreement import TENTATIVE, Trust
 from paretune.analysis2.compare import Difference
 from paretune.analysis2.decision import rank, where_judged
 from paretune.analysis2.findings import Fact, Findings, Group
@@ -36,17 +36,8 @@ _NEAR = 0.8
 
 
 @dataclass(frozen=True)
-class AllAnswerAlike(Fact):
-    """Every variant answers as many questions."""
-
-    quantity: Quantity
-    share: float
-    num_questions: int
-
-
-@dataclass(frozen=True)
 class AnswersUndecided(Fact):
-    """From how many right answers to how many variants go, where none is told apart from the baseline."""
+    """From how many right answers to how many variants go, perhaps the same, where none is told apart from the baseline."""
 
     quantity: Quantity
     num_questions: int
@@ -76,7 +67,6 @@ class ScoresDiffer(Fact):
     """Where the scores are right answers."""
     trust: Trust | None = None
     """Of ratings."""
-    reliable: float = RELIABLE
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,6 @@ class ScoresUndecided(Fact):
     widest: Difference
     trust: Trust | None = None
     """Of ratings."""
-    reliable: float = RELIABLE
 
 
 @dataclass(frozen=True)
@@ -176,31 +165,20 @@ def answer_facts(findings: Findings, group: Group) -> list[Fact]:
     """Questions metric by metric, then the tasks of lm-evaluation-harness and those of the dataset."""
     facts: list[Fact] = []
     for task in (name for name, use in findings.study.evaluate.items() if use.kind == "qa"):
-        seen: list[list[float]] = []
-        for metric in ANSWER_METRICS:
-            quantity = Quantity(task, "", metric)
-            estimates = {entrant: findings.estimates[entrant][quantity] for entrant in rank(findings, group, quantity)}
-            means = [estimate.mean for estimate in estimates.values()]
-            if len(means) > 1 and means not in seen and quantity != group.headline:
-                seen.append(means)
-                facts.append(_answers(findings, group, quantity, list(estimates)))
-            if metric == "accuracy" and task in group.chance:
-                chance, guessed = group.chance[task], []
-                for entrant, estimate in estimates.items():
-                    p = chance_p(round(estimate.mean * estimate.n_examples), estimate.n_examples, chance)
-                    if p > 1 - findings.level:
-                        guessed.append((entrant, estimate.mean, p))
-                if guessed:
-                    num_questions = findings.estimates[guessed[-1][0]][quantity].n_examples
-                    facts.append(LikeGuessing(quantity, num_questions, chance, tuple(guessed)))
-        facts += _scores(findings, group, Quantity(task, "", "log_likelihood"))
-    for quantity in _harness_quantities(group)[:_TOLD_TASKS]:
+        facts += _questions(findings, group, task)
+    # The metric that each task of lm-evaluation-harness is judged by; the loss of a word where it has no other.
+    ranking = [row.name for row in metrics().values() if row.is_quality and row.ranks]
+    judged: list[Quantity] = []
+    for task in group.harness_tasks:
+        quantities = (Quantity(task, "", metric) for metric in (*ranking, "word_loss"))
+        judged += itertools.islice((quantity for quantity in quantities if quantity in group.quantities), 1)
+    for quantity in judged[:_TOLD_TASKS]:
         facts += _scores(findings, group, quantity) if quantity != group.headline else []
     for task, scoring in findings.study.data[group.dataset].scored.items():
-        judged = [metric for metric in task_metrics(scoring) if metric != "accuracy_generated"]
-        first = where_judged(group, judged[0], task) if judged else None
+        asked = [metric for metric in task_metrics(scoring) if metric != "accuracy_generated"]
+        first = where_judged(group, asked[0], task) if asked else None
         facts += _scores(findings, group, first) if first is not None and first != group.headline else []
-        facts += _of_labels(findings, group, task)
+        facts += _labels(findings, group, task)
     return facts
 
 
@@ -286,16 +264,32 @@ def confounded_facts(findings: Findings, group: Group) -> dict[str, tuple[Fact, 
     return found
 
 
-def _answers(findings: Findings, group: Group, quantity: Quantity, ranked: Sequence[Entrant]) -> Fact:
-    """What right answers of `ranked`, best first, can tell."""
-    best, worst = (findings.estimates[entrant][quantity] for entrant in (ranked[0], ranked[-1]))
-    if best.mean == worst.mean:
-        return AllAnswerAlike(quantity, best.mean, best.n_examples)
-    differences = _against_baseline(findings, group, quantity)
-    if detected := tuple(difference for difference in differences if difference.detected):
-        return ScoresDiffer(detected, best.n_examples)
-    widest = max(differences, key=lambda difference: abs(difference.mean), default=None)
-    return AnswersUndecided(quantity, best.n_examples, (ranked[-1], worst.mean), (ranked[0], best.mean), widest)
+def _questions(findings: Findings, group: Group, task: str) -> Iterator[Fact]:
+    """What right answers can tell, each set of them once, and the likelihood of the right ones."""
+    seen: list[list[float]] = []
+    for metric in ANSWER_METRICS:
+        quantity = Quantity(task, "", metric)
+        estimates = {entrant: findings.estimates[entrant][quantity] for entrant in rank(findings, group, quantity)}
+        means = [estimate.mean for estimate in estimates.values()]
+        if len(means) > 1 and means not in seen and quantity != group.headline:
+            seen.append(means)
+            (best, *_, worst), num_questions = estimates, next(iter(estimates.values())).n_examples
+            differences = _against_baseline(findings, group, quantity) if means[0] != means[-1] else []
+            if detected := tuple(difference for difference in differences if difference.detected):
+                yield ScoresDiffer(detected, num_questions)
+            else:
+                widest = max(differences, key=lambda difference: abs(difference.mean), default=None)
+                yield AnswersUndecided(quantity, num_questions, (worst, means[-1]), (best, means[0]), widest)
+        if metric == "accuracy" and task in group.chance:
+            chance, guessed, num_questions = group.chance[task], [], 0
+            for entrant, estimate in estimates.items():
+                num_questions = estimate.n_examples
+                p = chance_p(round(estimate.mean * num_questions), num_questions, chance)
+                if p > 1 - findings.level:
+                    guessed.append((entrant, estimate.mean, p))
+            if guessed:
+                yield LikeGuessing(quantity, num_questions, chance, tuple(guessed))
+    yield from _scores(findings, group, Quantity(task, "", "log_likelihood"))
 
 
 def _scores(findings: Findings, group: Group, quantity: Quantity, trust: Trust | None = None) -> list[Fact]:
@@ -312,46 +306,25 @@ def _against_baseline(findings: Findings, group: Group, quantity: Quantity) -> l
     return [difference for difference in differences if difference is not None]
 
 
-def _harness_quantities(group: Group) -> list[Quantity]:
-    """The metric that each task of lm-evaluation-harness is judged by; the loss of a word where it has no other."""
-    names = [row.name for row in metrics().values() if row.is_quality and row.ranks]
-    judged = []
-    for task in group.harness_tasks:
-        quantities = (Quantity(task, "", name) for name in (*names, "word_loss"))
-        judged += itertools.islice((quantity for quantity in quantities if quantity in group.quantities), 1)
-    return judged
-
-
-def _of_labels(findings: Findings, group: Group, task: str) -> list[Fact]:
+def _labels(findings: Findings, group: Group, task: str) -> Iterator[Fact]:
     """Where labels are known and not written, and where the commonest label would be right as often."""
-    likeliest, written = (
-        {
-            entrant: estimate
-            for entrant in group.entrants
-            if (estimate := findings.estimate(entrant, Quantity(task, "test", metric)))
-        }
-        for metric in ("accuracy", "accuracy_generated")
+    quantities = [Quantity(task, "test", metric) for metric in ("accuracy", "accuracy_generated")]
+    known, written = (
+        {entrant: estimate for entrant in group.entrants if (estimate := findings.estimate(entrant, quantity)) is not None}
+        for quantity in quantities
     )
-    facts: list[Fact] = []
-    worse = tuple(
-        (entrant, likeliest[entrant].mean, written[entrant].mean)
-        for entrant in likeliest
-        if entrant in written and likeliest[entrant].low > written[entrant].high
-    )
-    facts += [WrittenWorse(task, worse)] if worse else []
-    labels = Counter(_references(findings, next(iter(likeliest)), task) if likeliest else [])
+    both = [(entrant, known[entrant], written[entrant]) for entrant in known if entrant in written]
+    if worse := tuple((entrant, first.mean, second.mean) for entrant, first, second in both if first.low > second.high):
+        yield WrittenWorse(task, worse)
+    if not known:
+        return
+    # The right answers stand with what the first seed of a variant was asked.
+    names = [name for name, use in findings.study.evaluations_of(group.dataset).items() if use.kind == TASKS]
+    asked = [(cell, name) for cell in findings.cells(next(iter(known))) for name in names if name in cell.evaluations]
+    rows = (row for cell, name in asked if cell is asked[0][0] for row in read_generations(cell, name))
+    labels = Counter(row["reference"] for row in rows if row["task"] == task)
     for label, count in labels.most_common(1):
         share = count / labels.total()
-        alike = tuple(
-            (entrant, estimate.mean) for entrant, estimate in likeliest.items() if estimate.low <= share <= estimate.high
-        )
-        facts += [LikeCommonest(task, label.strip(), share, alike)] if alike else []
-    return facts
-
-
-def _references(findings: Findings, entrant: Entrant, task: str) -> list[str]:
-    """The right answers to a task, from what the first seed of a variant was asked."""
-    names = [name for name, use in findings.study.evaluations_of(entrant.dataset).items() if use.kind == TASKS]
-    asked = [(cell, name) for cell in findings.cells(entrant) for name in names if name in cell.evaluations]
-    rows = (row for cell, name in asked if cell is asked[0][0] for row in read_generations(cell, name))
-    return [row["reference"] for row in rows if row["task"] == task]
+        accuracies = ((entrant, estimate.mean) for entrant, estimate in known.items() if estimate.low <= share <= estimate.high)
+        if alike := tuple(accuracies):
+            yield LikeCommonest(task, label.strip(), share, alike)

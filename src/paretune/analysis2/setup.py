@@ -1,5 +1,6 @@
 """What was compared, on which data, and what the figures of a report are: facts that depart from nothing."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ from paretune.study.study import Base, Train
 
 _VERSIONS = ("paretune", "python", "torch", "transformers", "peft")
 """That a report names."""
-_RULES = (("short", "long"), ("language",), ("answer_in_prompt",))
-"""Findings of an audit that a note explains, those that one explains together."""
+_RULES = {"length": {"short", "long"}, "language": {"language"}, "answers in prompts": {"answer_in_prompt"}}
+"""Findings of an audit by the term that explains them."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,6 @@ class LabelsCounted(Fact):
 
 
 @dataclass(frozen=True)
-class AuditRule(Fact):
-    """How an audit finds, or means, one of these."""
-
-    findings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class AuditClean(Fact):
     """Nothing was found."""
 
@@ -120,40 +114,20 @@ class StagesMissing(Fact):
 
 
 @dataclass(frozen=True)
-class MarkExplained(Fact):
-    mark: str
+class Definition(Fact):
+    """What a mark, a finding of the audit, or figures of a report mean."""
 
-
-@dataclass(frozen=True)
-class IntervalsExplained(Fact):
-    level: float
-
-
-@dataclass(frozen=True)
-class DifferencesExplained(Fact):
-    several_seeds: bool
-
-
-@dataclass(frozen=True)
-class TestsExplained(Fact):
-    family: tuple[str, ...]
+    term: str
+    level: float = math.nan
+    """Of intervals."""
+    family: tuple[str, ...] = ()
     """Declared metrics; empty for that of the headline."""
-    level: float
+    several_seeds: bool = False
 
 
 @dataclass(frozen=True)
-class LossesExplained(Fact):
-    """What perplexity and bits per byte are."""
-
-
-@dataclass(frozen=True)
-class AnswersExplained(Fact):
+class AnswersDefined(Fact):
     metrics: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class FilesExplained(Fact):
-    """Where all figures stand."""
 
 
 def setup(findings: Findings) -> list[Fact]:
@@ -212,7 +186,7 @@ def audit(findings: Findings) -> list[Fact]:
                 task, _, counts = row["detail"].partition(": ")
                 facts.append(LabelsCounted(dataset, task, counts, row["of"]))
     names = {dataset: {row["finding"] for row in rows} for dataset, rows in findings.audit.items()}
-    facts += [AuditRule(rule) for rule in _RULES if any(of_dataset & set(rule) for of_dataset in names.values())]
+    facts += [Definition(term) for term, rule in _RULES.items() if any(rule & of_dataset for of_dataset in names.values())]
     facts += [AuditClean(dataset) for dataset, of_dataset in names.items() if not of_dataset]
     for dataset, of_dataset in names.items():
         clean = proposed_clean(of_dataset)
@@ -230,16 +204,17 @@ def notes(findings: Findings) -> list[Fact]:
     for entrant, names in stages.items():
         models = [name for name in names if not name.startswith("evaluate.")]
         facts += [StagesMissing(entrant, tuple(names), bool(models))] if names else []
-    marks = findings.marks
-    facts += [MarkExplained(LEAKED)] if marks.splits or marks.tasks else []
-    facts += [MarkExplained(LOSSY)] if marks.tokenizers else []
+    marks, level = findings.marks, findings.level
+    facts += [Definition(LEAKED)] if marks.splits or marks.tasks else []
+    facts += [Definition(LOSSY)] if marks.tokenizers else []
     quantities = {quantity for estimates in findings.estimates.values() for quantity in estimates}
-    facts += [IntervalsExplained(findings.level)] if quantities else []
+    facts += [Definition("interval", level)] if quantities else []
     if findings.differences:
-        facts += [DifferencesExplained(len(study.seeds) > 1), TestsExplained(tuple(study.compare.family), findings.level)]
-    facts += [LossesExplained()] if any(quantity.metric == "loss" for quantity in quantities) else []
+        facts.append(Definition("difference", several_seeds=len(study.seeds) > 1))
+        facts.append(Definition("p", level, tuple(study.compare.family)))
+    facts += [Definition("loss")] if any(quantity.metric == "loss" for quantity in quantities) else []
     asked = {name for name, use in study.evaluate.items() if use.kind == "qa"}
     answered = {quantity.metric for quantity in quantities if quantity.task in asked}
     told = tuple(metric for metric in ("accuracy", "log_likelihood", "exact_match") if metric in answered)
-    facts += [AnswersExplained(told)] if told else []
-    return [*facts, FilesExplained()]
+    facts += [AnswersDefined(told)] if told else []
+    return [*facts, Definition("files")]

@@ -1,0 +1,250 @@
+"""Where a study departs from "the same for every variant": what was left out, and trainings that went otherwise than others."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paretune.analysis2.costs import fingerprint, trained_records
+from paretune.analysis2.findings import Fact, Findings, Group
+from paretune.analysis2.scores import Entrant, Seed, entrant_of
+from paretune.pipeline.records import Cell
+from paretune.study.data import SPLITS
+
+_BUDGET = ("train_tokens", "train_tokens_read", "epochs_done", "steps", "precision")
+"""What is the same for all variants of a base on a dataset, over all trainings of a variant."""
+_OF_RUNS = ("stopped_early", "out_of_memory", "flex_failure", "repeated_steps")
+"""Metrics of a training that went otherwise than those of other variants."""
+
+
+@dataclass(frozen=True)
+class RecordsLeftOut(Fact):
+    dataset: str
+    counts: tuple[tuple[str, str, int], ...]
+    """A metric of the data's record, the task where it is of one, and how many."""
+    completes: bool
+    """Whether records are completions, and not text."""
+    drops_empty: bool
+    """Whether a record without a field that it needs counts as empty."""
+
+
+@dataclass(frozen=True)
+class LeakageAllowed(Fact):
+    dataset: str
+    num_pairs: int
+    documents: tuple[tuple[str, int], ...]
+    """By split, how many also stand in training text."""
+    items: tuple[tuple[str, int], ...]
+    """By evaluation."""
+
+
+@dataclass(frozen=True)
+class ExamplesChanged(Fact):
+    """That do not come out of the tokenizer of a base as they went in."""
+
+    base: str
+    dataset: str
+    metric: str
+    """Of the record of the tokens: `cut_examples` to fit, or `lossy_examples` that are not given back exactly."""
+    num_examples: int
+    max_length: int
+    """In tokens."""
+
+
+@dataclass(frozen=True)
+class ExamplesLeftOut(Fact):
+    """Too long to be trained or scored on."""
+
+    base: str
+    dataset: str
+    num_examples: int
+    max_length: int
+    """In tokens."""
+    total: int
+    """0 where it is unknown."""
+    by_split: tuple[tuple[str, int], ...]
+    rule: str
+    """The dataset's `too_long`."""
+
+    @property
+    def share(self) -> float:
+        return self.num_examples / self.total if self.total else 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """The training of a variant with one seed."""
+
+    entrant: Entrant
+    seed: Seed
+    """None where there is only one."""
+    alone: bool
+    """Whether the study has one base and one dataset, so that the variant's name says which it is."""
+
+
+@dataclass(frozen=True)
+class RunDeviates(Fact):
+    """It stopped early, ran out of memory, went on without FlexAttention, or was interrupted."""
+
+    run: Run
+    metric: str
+    """That says so."""
+    metrics: Mapping[str, Any]
+    """Of the record of the training."""
+
+
+@dataclass(frozen=True)
+class BestWeightsKept(Fact):
+    runs: tuple[tuple[Run, int, int], ...]
+    """The step that was kept, of how many."""
+
+
+@dataclass(frozen=True)
+class BudgetUnequal(Fact):
+    """Trainings of one base on one dataset that should have spent the same."""
+
+    where: tuple[str, str] | None
+    """Base and dataset; None where the study has one of each."""
+    metric: str
+    values: tuple[tuple[float | tuple[str, ...], tuple[str, ...]], ...]
+    """A number or words, and the variants that have it."""
+
+
+@dataclass(frozen=True)
+class SeveralMachines(Fact):
+    where: tuple[str, str] | None
+    """Base and dataset; None where the study has one of each."""
+    num_machines: int
+
+
+@dataclass(frozen=True)
+class BasesUnequal(Fact):
+    """Trained for different numbers of steps; their tokens differ with the tokenizer."""
+
+    dataset: str
+    steps: tuple[tuple[str, tuple[float, ...]], ...]
+    """By base, of its variants."""
+
+
+@dataclass(frozen=True)
+class TunedUnequally(Fact):
+    trials: tuple[tuple[int, tuple[str, ...]], ...]
+    """A number of trials and the variants that had it, the most first."""
+
+
+@dataclass(frozen=True)
+class NoDeviations(Fact):
+    """Nothing was left out, nothing is missing, and every variant was treated alike."""
+
+
+def deviations(findings: Findings) -> list[Fact]:
+    """Where variants were not treated alike or something was left out; or that there is nothing of the kind."""
+    results, study = findings.results, findings.study
+    facts = [*_data_deviations(findings)]
+    too_long = left_out(findings)
+    for (base, dataset), record in results.tokens.items():
+        facts += [too_long[base, dataset]] if (base, dataset) in too_long else []
+        for metric in ("cut_examples", "lossy_examples"):
+            if num_examples := record.metrics.get(metric, 0):
+                facts.append(ExamplesChanged(base, dataset, metric, num_examples, study.train.max_length))
+    alone = len(study.bases) == len(study.data) == 1
+    kept = []
+    for cell in results.cells:
+        run = Run(entrant_of(cell), cell.seed if len(study.seeds) > 1 else None, alone)
+        for record in trained_records(cell):
+            facts += [RunDeviates(run, metric, record.metrics) for metric in _OF_RUNS if record.metrics.get(metric)]
+            best, steps = record.metrics.get("best_step", 0), record.metrics.get("steps", 0)
+            if study.train.keep == "best" and 0 < best < steps:
+                kept.append((run, best, steps))
+    facts += [BestWeightsKept(tuple(kept))] if kept else []
+    for group in findings.groups:
+        facts += _unequal_runs(findings, group)
+    for dataset in study.data:
+        steps_of: dict[str, set[float]] = {}
+        for cell in results.cells:
+            spent = _spent(cell, "steps") if cell.dataset == dataset else None
+            if isinstance(spent, int | float):
+                steps_of.setdefault(cell.base, set()).add(spent)
+        if len({frozenset(steps) for steps in steps_of.values()}) > 1:
+            facts.append(BasesUnequal(dataset, tuple((base, tuple(sorted(steps))) for base, steps in steps_of.items())))
+    facts += unequal_tuning(findings)
+    if not facts and not any(cell.missing for cell in results.cells):
+        return [NoDeviations()]
+    return facts
+
+
+def left_out(findings: Findings) -> dict[tuple[str, str], ExamplesLeftOut]:
+    """By base and dataset with examples that are too long."""
+    facts = {}
+    for (base, dataset), record in findings.results.tokens.items():
+        if skipped := record.metrics.get("skipped_examples", 0):
+            data = findings.results.data[dataset].metrics if dataset in findings.results.data else {}
+            lost = (
+                (split, data[f"examples_{split}"] - record.metrics[f"kept_examples_{split}"])
+                for split in SPLITS
+                if f"examples_{split}" in data and f"kept_examples_{split}" in record.metrics
+            )
+            total = sum(data.get(f"examples_{split}", 0) for split in SPLITS)
+            longest, rule = findings.study.train.max_length, findings.study.data[dataset].length_rule
+            facts[base, dataset] = ExamplesLeftOut(base, dataset, skipped, longest, total, tuple(lost), rule)
+    return facts
+
+
+def unequal_tuning(findings: Findings) -> list[Fact]:
+    """That of the variants that train some were tuned more than others."""
+    tried: dict[int, list[str]] = {}
+    for name, variant in findings.study.variants.items():
+        if any(use.row.trains for use in variant.methods):
+            tried.setdefault(len(variant.trials), []).append(name)
+    trials = tuple((number, tuple(names)) for number, names in sorted(tried.items(), reverse=True))
+    return [TunedUnequally(trials)] if len(trials) > 1 else []
+
+
+def _data_deviations(findings: Findings) -> Iterator[Fact]:
+    study = findings.study
+    for name, record in findings.results.data.items():
+        dataset = study.data[name]
+        # Of a single task, records without a completion are counted as such.
+        tasks = sorted(dataset.tasks) if len(dataset.tasks) > 1 else []
+        asked = [("records_empty", ""), ("records_duplicate", ""), ("records_unsafe", "")]
+        asked += [*(("completions_empty", task) for task in tasks), ("documents_removed", "")]
+        sizes = ((metric, task, record.metrics.get(f"{metric}_{task}" if task else metric, 0)) for metric, task in asked)
+        if counts := tuple(size for size in sizes if size[2]):
+            yield RecordsLeftOut(name, counts, dataset.completes, "empty" in dataset.clean.drop)
+    for name, record in findings.results.leakage.items():
+        if study.data[name].leakage == "allow" and record.metrics.get("pairs"):
+            documents = ((split, record.metrics.get(f"documents_touched_{split}", 0)) for split in SPLITS)
+            items = ((task, record.metrics.get(f"items_touched_{task}", 0)) for task in study.evaluate)
+            touched = (tuple(size for size in sizes if size[1]) for sizes in (documents, items))
+            yield LeakageAllowed(name, record.metrics["pairs"], *touched)
+
+
+def _unequal_runs(findings: Findings, group: Group) -> Iterator[Fact]:
+    """Differences between the runs of one base on one dataset that should have been the same."""
+    cells = [cell for cell in findings.results.cells if (cell.base, cell.dataset) == (group.base, group.dataset)]
+    for metric in _BUDGET:
+        # Seeds shuffle, and 40 steps of one order are not the tokens of 40 steps of another.
+        for seed in dict.fromkeys(cell.seed for cell in cells):
+            variants: dict[float | tuple[str, ...], set[str]] = {}
+            for cell in cells:
+                if cell.seed == seed and (spent := _spent(cell, metric)) is not None:
+                    variants.setdefault(spent, set()).add(cell.variant)
+            if len(variants) > 1:
+                values = tuple((spent, tuple(sorted(names))) for spent, names in variants.items())
+                yield BudgetUnequal(where_of(findings, group), metric, values)
+                break
+    machines = {fingerprint(record) for cell in cells for record in trained_records(cell)}
+    if len(machines) > 1:
+        yield SeveralMachines(where_of(findings, group), len(machines))
+
+
+def _spent(cell: Cell, name: str) -> float | tuple[str, ...] | None:
+    """A metric of all trainings of a cell: their sum (four digits where it is not whole) or words; None without one."""
+    values = [record.metrics[name] for record in trained_records(cell) if record.metrics.get(name) is not None]
+    if all(isinstance(value, int | float) for value in values):
+        total = float(sum(values))
+        return (total if total.is_integer() else float(f"{total:.4g}")) if values else None
+    return tuple(dict.fromkeys(map(str, values)))
+
+
+def where_of(findings: Findings, group: Group) -> tuple[str, str] | None:
+    return (group.base, group.dataset) if len(findings.groups) > 1 else None
