@@ -79,7 +79,7 @@ class Difference:
     p: float
     """That a difference so large comes from nothing: sign-flip test over documents, raised by the spread of the seeds."""
     p_documents: float
-    """The same for these very weights, without the seeds."""
+    """That so large a difference of these very weights comes from nothing: without the spread of the seeds."""
     errors: Errors
     n_examples: int
     n_seeds: int
@@ -125,6 +125,7 @@ class Difference:
         return metric_of(self.quantity.metric).sign * self.mean > 0
 
 
+Side = tuple[Entrant, SeedScores]
 Pair = tuple[Entrant, Entrant, Quantity]
 """A variant, what it is compared with, and in what."""
 
@@ -134,7 +135,7 @@ def estimates_of(samples: Mapping[Quantity, Sample], level: float) -> dict[Quant
 
     Right-or-wrong answers get Wilson's interval, which does not shrink to nothing at 0 of 10.
     """
-    found: dict[Quantity, Estimate] = {}
+    estimates: dict[Quantity, Estimate] = {}
     for quantity, sample in samples.items():
         if sample.answers:
             low, high = wilson_interval(sample.mean, len(sample.items), level)
@@ -143,13 +144,13 @@ def estimates_of(samples: Mapping[Quantity, Sample], level: float) -> dict[Quant
         row = metric_of(quantity.metric)
         low, high = max(low, row.low), min(high, row.high)  # which the quantiles of Student's t do not know
         num_documents = sample.items.num_documents
-        estimate = found[quantity] = Estimate(sample.mean, low, high, len(sample.items), num_documents, sample.by_seed)
+        estimate = estimates[quantity] = Estimate(sample.mean, low, high, len(sample.items), num_documents, sample.by_seed)
         for view in views_of(quantity.metric):
             by_seed = {seed: exp(value) for seed, value in estimate.by_seed.items()}  # their mean is a geometric one
-            found[quantity._replace(metric=view)] = replace(
+            estimates[quantity._replace(metric=view)] = replace(
                 estimate, mean=exp(estimate.mean), low=exp(estimate.low), high=exp(estimate.high), by_seed=by_seed
             )
-    return found
+    return estimates
 
 
 def views_of(metric: str) -> list[str]:
@@ -162,20 +163,21 @@ def exp(value: float) -> float:
     return math.inf if value >= _LARGEST else math.exp(value)
 
 
-def difference(
-    variant: tuple[Entrant, SeedScores],
-    reference: tuple[Entrant, SeedScores],
-    quantity: Quantity,
-    level: float,
-) -> Difference | None:
+def difference(variant: Side, reference: Side, quantity: Quantity, level: float) -> Difference | None:
     """Variant minus reference, not yet adjusted for others; None where they share no example or no seed.
 
     A side without a seed (an untrained variant) stands against every seed of the other.
     """
-    pair = _paired(variant[1], reference[1])
-    if pair is None:
+    left_seeds, right_seeds = variant[1], reference[1]
+    if None not in left_seeds and None not in right_seeds:
+        shared = [seed for seed in left_seeds if seed in right_seeds]
+        left_seeds, right_seeds = ({seed: scores[seed] for seed in shared} for scores in (left_seeds, right_seeds))
+    items = common_items([*left_seeds.values(), *right_seeds.values()]) if left_seeds and right_seeds else None
+    if items is None:
         return None
-    left, right = pair
+    left, right = average(left_seeds, items), average(right_seeds, items)
+    assert left is not None
+    assert right is not None
     sums, weights = _contrast(left, right)
     mean, documents = left.mean - right.mean, left.items.num_documents
     seed_error, seed_freedom = _seed_error(left, right)
@@ -190,7 +192,7 @@ def difference(
     else:
         interval = ratio_interval(sums, weights, level)
     low, high = widened(interval, mean, errors, level)
-    found = Difference(
+    unadjusted = Difference(
         variant=variant[0],
         reference=reference[0],
         quantity=quantity,
@@ -207,39 +209,26 @@ def difference(
         level=level,
         answers_apart=apart,
     )
-    return decided(found, found.p, 1)
+    return decided(unadjusted, unadjusted.p, 1)
 
 
-def decided(found: Difference, p_adjusted: float, num_tests: int, margin: float | None = None) -> Difference:
-    """`found` as one of `num_tests` comparisons that are decided together."""
-    alpha = (1 - found.level) / num_tests
-    if found.answers_apart is not None:
-        mde = smallest_detectable_share(found.n_documents, found.answers_apart, alpha)
+def decided(unadjusted: Difference, p_adjusted: float, num_tests: int, margin: float | None = None) -> Difference:
+    """A difference as one of `num_tests` comparisons that are decided together."""
+    alpha = (1 - unadjusted.level) / num_tests
+    if unadjusted.answers_apart is not None:
+        mde = smallest_detectable_share(unadjusted.n_documents, unadjusted.answers_apart, alpha)
     else:
-        mde = smallest_detectable(found.errors, alpha)
-    return replace(found, p_adjusted=p_adjusted, mde=mde, margin=margin)
+        mde = smallest_detectable(unadjusted.errors, alpha)
+    return replace(unadjusted, p_adjusted=p_adjusted, mde=mde, margin=margin)
 
 
 def _contrast(left: Sample, right: Sample) -> tuple[Floats, Floats]:
     """Document sums and weights of which the ratio is the difference of two ratios; linearised where the weights differ."""
     if np.allclose(left.weights, right.weights, rtol=1e-9):
         return left.sums - right.sums, left.weights
-    parts = [(one.sums - one.mean * one.weights) / one.weights.sum() for one in (left, right)]
+    parts = [(side.sums - side.mean * side.weights) / side.weights.sum() for side in (left, right)]
     share = np.full(len(left.sums), 1 / len(left.sums))
     return parts[0] - parts[1] + (left.mean - right.mean) * share, share
-
-
-def _paired(left: SeedScores, right: SeedScores) -> tuple[Sample, Sample] | None:
-    if None not in left and None not in right:
-        seeds = [seed for seed in left if seed in right]
-        left, right = {seed: left[seed] for seed in seeds}, {seed: right[seed] for seed in seeds}
-    items = common_items([*left.values(), *right.values()]) if left and right else None
-    if items is None:
-        return None
-    one, other = average(left, items), average(right, items)
-    assert one is not None
-    assert other is not None
-    return one, other
 
 
 def _seed_error(left: Sample, right: Sample) -> tuple[float, float]:
@@ -271,23 +260,24 @@ class Comparer:
         self, baselines: Mapping[Entrant, Entrant], headlines: Mapping[Entrant, Quantity]
     ) -> dict[Pair, Difference]:
         """Every comparison with a baseline, adjusted; `headlines` are the quantities that variants are ranked by."""
-        found = {
-            (variant, reference, quantity): one
+        unadjusted = {
+            (variant, reference, quantity): compared
             for variant, reference in baselines.items()
             for quantity in self.samples.get(variant, {})
-            if metric_of(quantity.metric).is_quality and (one := self._difference(variant, reference, quantity)) is not None
+            if metric_of(quantity.metric).is_quality
+            and (compared := self._difference(variant, reference, quantity)) is not None
         }
         families: dict[object, list[Pair]] = {}
-        for pair in found:
-            if _hypothesis(pair, found) == pair:
+        for pair in unadjusted:
+            if _hypothesis(pair, unadjusted) == pair:
                 families.setdefault(self._family(pair, headlines), []).append(pair)
         adjusted: dict[Pair, Difference] = {}
         for pairs in families.values():
-            for pair, p in zip(pairs, holm([found[pair].p for pair in pairs]), strict=True):
-                adjusted[pair] = decided(found[pair], p, len(pairs), self.compare.margin.get(pair[2].metric))
+            for pair, p in zip(pairs, holm([unadjusted[pair].p for pair in pairs]), strict=True):
+                adjusted[pair] = decided(unadjusted[pair], p, len(pairs), self.compare.margin.get(pair[2].metric))
         return {
-            pair: adjusted[pair] if pair in adjusted else self._in_units(one, adjusted[_hypothesis(pair, found)])
-            for pair, one in found.items()
+            pair: adjusted.get(pair) or self._in_units(compared, adjusted[_hypothesis(pair, unadjusted)])
+            for pair, compared in unadjusted.items()
         }
 
     def between(
@@ -299,8 +289,6 @@ class Comparer:
         """
         row = metric_of(quantity.metric)
         for first, second in itertools.combinations(entrants, 2):
-            if first == second:
-                continue
             bases = {first.base, second.base}
             digests = {self.tokenizers.get((base, first.dataset)) for base in bases}
             if len(bases) > 1 and row.per_token and (len(digests) > 1 or None in digests):
@@ -312,32 +300,33 @@ class Comparer:
                 if mirrored not in known:
                     yield mirrored, _mirrored(known[pair])
                 continue
-            found = self._difference(first, second, quantity)
-            if found is None:
+            compared = self._difference(first, second, quantity)
+            if compared is None:
                 continue
             bits = known.get((first, second, quantity._replace(metric=row.hypothesis)))
             if bits is not None:
-                found = self._in_units(found, bits)
+                compared = self._in_units(compared, bits)
             else:
                 num = sum(
-                    one.dataset == first.dataset and one.base in bases and quantity in known
-                    for one, known in self.samples.items()
+                    entrant.dataset == first.dataset and entrant.base in bases and quantity in samples
+                    for entrant, samples in self.samples.items()
                 )
                 num_pairs = max(1, num * (num - 1) // 2)
                 margin = self.compare.margin.get(quantity.metric)
-                found = decided(found, min(1.0, found.p * num_pairs), num_pairs, margin)
-            yield pair, found
-            yield mirrored, _mirrored(found)
+                compared = decided(compared, min(1.0, compared.p * num_pairs), num_pairs, margin)
+            yield pair, compared
+            yield mirrored, _mirrored(compared)
 
     def _difference(self, variant: Entrant, reference: Entrant, quantity: Quantity) -> Difference | None:
-        sides = [self.scores.get(entrant, {}).get(quantity) for entrant in (variant, reference)]
-        if sides[0] is None or sides[1] is None:
+        scores, others = (self.scores.get(entrant, {}).get(quantity) for entrant in (variant, reference))
+        if scores is None or others is None:
             return None
-        found = difference((variant, sides[0]), (reference, sides[1]), quantity, self.compare.interval)
+        compared = difference((variant, scores), (reference, others), quantity, self.compare.interval)
         withheld = (quantity.task, quantity.metric) in self.withheld
-        return None if found is None else replace(found, withheld=withheld)
+        return None if compared is None else replace(compared, withheld=withheld)
 
     def _family(self, pair: Pair, headlines: Mapping[Entrant, Quantity]) -> object:
+        """What is equal for comparisons that are adjusted together."""
         variant, _, quantity = pair
         splits = {other.split for other in self.samples[variant] if other._replace(split=quantity.split) == quantity}
         # Validation has chosen weights already, and stands in where there is no test split.
@@ -354,8 +343,8 @@ class Comparer:
         if margin is None and bits.margin is not None:
             margin = bits.margin * loss.reference_mean / bits.reference_mean
         mde = bits.mde * loss.reference_mean / bits.reference_mean
-        same = {"p": bits.p, "p_documents": bits.p_documents, "p_adjusted": bits.p_adjusted}
-        return replace(loss, margin=margin, mde=mde, **same)
+        same_test = replace(loss, p=bits.p, p_documents=bits.p_documents, p_adjusted=bits.p_adjusted)
+        return replace(same_test, margin=margin, mde=mde)
 
 
 def with_views(differences: Mapping[Pair, Difference], compare: Compare) -> dict[Pair, Difference]:
@@ -363,16 +352,17 @@ def with_views(differences: Mapping[Pair, Difference], compare: Compare) -> dict
 
     They are those of a ratio, like the `+3 %` of a report, at the reference's figure.
     """
-    found: dict[Pair, Difference] = {}
+    viewed: dict[Pair, Difference] = {}
     for pair, logs in differences.items():
-        found[pair] = logs
+        viewed[pair] = logs
         for view in views_of(pair[2].metric):
-            quantity, margin = pair[2]._replace(metric=view), compare.margin.get(view)
-            found[pair[0], pair[1], quantity] = _exp_difference(logs, quantity, margin)
-    return found
+            quantity = pair[2]._replace(metric=view)
+            viewed[pair[0], pair[1], quantity] = _exp_difference(logs, quantity, compare.margin.get(view))
+    return viewed
 
 
 def _exp_difference(logs: Difference, quantity: Quantity, margin: float | None) -> Difference:
+    """A difference of logarithms at the reference's figure; `margin` in units of `quantity`, that of the logarithms if None."""
     at = exp(logs.reference_mean)
 
     def moved(nats: float) -> float:
@@ -380,30 +370,22 @@ def _exp_difference(logs: Difference, quantity: Quantity, margin: float | None) 
 
     if margin is None and logs.margin is not None:
         margin = -moved(-logs.margin)
-    return replace(
-        logs,
-        quantity=quantity,
-        mean=moved(logs.mean),
-        low=moved(logs.low),
-        high=moved(logs.high),
-        mde=moved(logs.mde),
-        variant_mean=at + moved(logs.mean),
-        reference_mean=at,
-        margin=margin,
-    )
+    mean, low, high, mde = (moved(nats) for nats in (logs.mean, logs.low, logs.high, logs.mde))
+    shown = replace(logs, quantity=quantity, variant_mean=at + mean, reference_mean=at)
+    return replace(shown, mean=mean, low=low, high=high, mde=mde, margin=margin)
 
 
-def _mirrored(one: Difference) -> Difference:
-    """The same comparison seen from the other side."""
+def _mirrored(seen: Difference) -> Difference:
+    """The same comparison from the other side."""
     return replace(
-        one,
-        variant=one.reference,
-        reference=one.variant,
-        variant_mean=one.reference_mean,
-        reference_mean=one.variant_mean,
-        mean=0.0 - one.mean,  # no minus before a zero
-        low=0.0 - one.high,
-        high=0.0 - one.low,
+        seen,
+        variant=seen.reference,
+        reference=seen.variant,
+        variant_mean=seen.reference_mean,
+        reference_mean=seen.variant_mean,
+        mean=0.0 - seen.mean,  # no minus before a zero
+        low=0.0 - seen.high,
+        high=0.0 - seen.low,
     )
 
 

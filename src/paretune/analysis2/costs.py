@@ -61,26 +61,27 @@ Costs = Mapping[Entrant, Mapping[str, Cost]]
 def read_costs(
     results: Results, disturbances: Mapping[tuple[Entrant, Seed], float | None] | None = None
 ) -> dict[Entrant, dict[str, Cost]]:
-    """All costs by seed; `disturbances` are ratios between the speeds of parts of each training (`curves.disturbance`)."""
+    """All costs by seed; `disturbances` are ratios between the speeds of parts of each training (`training.disturbance`)."""
     latencies = timed_evaluations(results.study)
-    found: dict[Entrant, dict[str, Cost]] = {}
+    by_entrant: dict[Entrant, dict[str, Cost]] = {}
     for cell in results.cells:
-        costs = found.setdefault(entrant_of(cell), {})
+        entrant = entrant_of(cell)
+        costs = by_entrant.setdefault(entrant, {})
         for name, (value, machine) in _cell_costs(cell, latencies).items():
             before = costs.get(name, Cost({}))
             machines = before.machines if machine is None else before.machines | {machine}
-            found_here = (disturbances or {}).get((entrant_of(cell), cell.seed)) if _is_training_time(name) else None
-            disturbed = max((one for one in (before.disturbance, found_here) if one is not None), default=None)
+            own = (disturbances or {}).get((entrant, cell.seed)) if _is_training_time(name) else None
+            disturbed = max((ratio for ratio in (before.disturbance, own) if ratio is not None), default=None)
             costs[name] = Cost({**before.by_seed, cell.seed: value}, machines, disturbed)
     for tuning in results.tunings:
         if tuning.chosen is not None:
             seconds, steps, machines = tuning_cost(tuning)
-            costs = found.setdefault(Entrant(tuning.base, tuning.dataset, tuning.variant), {})
+            costs = by_entrant.setdefault(Entrant(tuning.base, tuning.dataset, tuning.variant), {})
             costs |= {
                 "tuning_seconds": Cost({tuning.seed: seconds}, machines),
                 "tuning_steps": Cost({tuning.seed: float(steps)}),
             }
-    return found
+    return by_entrant
 
 
 def timed_evaluations(study: Study) -> list[str]:
@@ -103,9 +104,9 @@ def tuning_cost(tuning: Tuning) -> tuple[float, int, frozenset[str]]:
         if record.key not in chosen and "train_seconds" in record.metrics
     }
     diverged = [trial.divergence for trial in tuning.trials if trial.divergence]
-    seconds = sum(one.metrics["train_seconds"] for one in trained.values()) + sum(one.seconds for one in diverged)
-    steps = sum(one.metrics["steps"] for one in trained.values()) + sum(one.steps for one in diverged)
-    return seconds, steps, frozenset(fingerprint(one) for one in trained.values())
+    seconds = sum(record.metrics["train_seconds"] for record in trained.values()) + sum(run.seconds for run in diverged)
+    steps = sum(record.metrics["steps"] for record in trained.values()) + sum(run.steps for run in diverged)
+    return seconds, steps, frozenset(fingerprint(record) for record in trained.values())
 
 
 def trial_cost(trial: Trial) -> tuple[float, int]:
@@ -118,13 +119,13 @@ def trial_cost(trial: Trial) -> tuple[float, int]:
 
 def ratio(costs: Costs, name: str, variant: Entrant, reference: Entrant) -> Ratio | None:
     """None where either is missing or they were measured on different machines."""
-    one, other = costs[variant].get(name), costs[reference].get(name)
-    if one is None or other is None or other.mean == 0 or one.machines != other.machines or len(one.machines) > 1:
+    cost, base = costs[variant].get(name), costs[reference].get(name)
+    if cost is None or base is None or base.mean == 0 or cost.machines != base.machines or len(cost.machines) > 1:
         return None
-    value = one.mean / other.mean
-    if not one.machines:
-        return Ratio(value, clear=one.mean != other.mean)
-    apart = one.low > other.high or one.high < other.low
+    value = cost.mean / base.mean
+    if not cost.machines:
+        return Ratio(value, clear=cost.mean != base.mean)
+    apart = cost.low > base.high or cost.high < base.low
     if metric_of(name).unit == "ms" and same_network(costs, variant, reference):
         return Ratio(value, clear=False)
     noise = noise_of(costs, name, reference)
@@ -149,15 +150,15 @@ def noise_of(costs: Costs, name: str, entrant: Entrant) -> float | None:
     """
     runs: dict[object, list[Cost]] = {}
     ratios, parts = [], []
-    for other, found in costs.items():
-        if other[:2] == entrant[:2] and name in found:
-            size = found["model_bytes"].mean if metric_of(name).unit == "ms" and "model_bytes" in found else other
-            runs.setdefault((size, found[name].machines), []).append(found[name])
-            if (disturbance := found[name].disturbance) is not None:
+    for other, known in costs.items():
+        if other[:2] == entrant[:2] and name in known:
+            size = known["model_bytes"].mean if metric_of(name).unit == "ms" and "model_bytes" in known else other
+            runs.setdefault((size, known[name].machines), []).append(known[name])
+            if (disturbance := known[name].disturbance) is not None:
                 parts.append(disturbance)
-    for same in runs.values():
-        if sum(len(one.by_seed) for one in same) > 1:
-            ratios.append(max(one.high for one in same) / min(one.low for one in same))
+    for equal in runs.values():
+        if sum(len(cost.by_seed) for cost in equal) > 1:
+            ratios.append(max(cost.high for cost in equal) / min(cost.low for cost in equal))
     return max(ratios or parts, default=None)
 
 
@@ -170,34 +171,27 @@ def fingerprint(record: Record) -> str:
 
 
 def _cell_costs(cell: Cell, latencies: Sequence[str]) -> dict[str, tuple[float, str | None]]:
-    found: dict[str, tuple[float, str | None]] = {}
+    """By name a cost of one cell, and the machine that it depends on."""
+    costs: dict[str, tuple[float, str | None]] = {}
     if "size" in cell.evaluations:
         metrics = cell.evaluations["size"].metrics
-        found |= {name: (float(metrics[name]), None) for name in _SIZES if name in metrics}
-    trained = trained_records(cell)
-    if trained:
-        machines = {fingerprint(record) for record in trained}
-        machine = machines.pop() if len(machines) == 1 else " and ".join(sorted(machines))
-        for name, value in _train_costs(trained).items():
-            found[name] = (value, machine if metric_of(name).of_machine else None)
+        costs |= {name: (float(metrics[name]), None) for name in _SIZES if name in metrics}
+    if trained := trained_records(cell):
+        each = [_numbers(record.metrics) for record in trained]
+        summed = {name: sum(metrics.get(name, 0.0) for metrics in each) for name in _SUMMED}
+        summed["trainable_parameters"] = each[-1]["trainable_parameters"]
+        summed["peak_memory_bytes"] = max(metrics.get("peak_memory_bytes", 0.0) for metrics in each)
+        if summed["train_seconds"] > 0:
+            # Each example with its context, once: what is learned is only part of that where a dataset has tasks.
+            read = sum(metrics.get("train_tokens_read", metrics.get("train_tokens", 0.0)) for metrics in each)
+            summed["train_tokens_per_second"] = read / summed["train_seconds"]
+        machine = " and ".join(sorted({fingerprint(record) for record in trained}))
+        costs |= {name: (value, machine if metric_of(name).of_machine else None) for name, value in summed.items()}
     for name in latencies:
-        record = cell.evaluations.get(name)
-        for metric, value in _numbers(record.metrics).items() if record is not None else ():
-            if metric_of(metric).cost:
-                found[cost_name(metric, name, latencies)] = (value, fingerprint(record))
-    return found
-
-
-def _train_costs(trained: Sequence[Record]) -> dict[str, float]:
-    metrics = [_numbers(record.metrics) for record in trained]
-    found = {name: sum(one.get(name, 0.0) for one in metrics) for name in _SUMMED}
-    found["trainable_parameters"] = metrics[-1]["trainable_parameters"]
-    found["peak_memory_bytes"] = max(one.get("peak_memory_bytes", 0.0) for one in metrics)
-    if found["train_seconds"] > 0:
-        # Each example with its context, once: what is learned is only part of that where a dataset has tasks.
-        read = sum(one.get("train_tokens_read", one.get("train_tokens", 0.0)) for one in metrics)
-        found["train_tokens_per_second"] = read / found["train_seconds"]
-    return found
+        if (record := cell.evaluations.get(name)) is not None:
+            figures = {metric: value for metric, value in _numbers(record.metrics).items() if metric_of(metric).cost}
+            costs |= {cost_name(metric, name, latencies): (value, fingerprint(record)) for metric, value in figures.items()}
+    return costs
 
 
 def _is_training_time(name: str) -> bool:

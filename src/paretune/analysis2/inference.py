@@ -218,7 +218,10 @@ def smallest_detectable(errors: Errors, alpha: float) -> float:
 
 
 def smallest_detectable_share(num: int, differing: int, alpha: float) -> float:
-    """The same for shares of right answers to `num` questions, of which `differing` were answered differently."""
+    """The difference between shares of right answers that McNemar's test at `alpha` finds with probability 0.8.
+
+    Of `num` questions `differing` were answered differently; infinite where so few questions can reject nothing.
+    """
     rate = (differing + 1) / (num + 2)
 
     def lacking(gap: float) -> float:

@@ -64,7 +64,7 @@ def measure(results: Results, also_against: str | None = None) -> Findings:
         names = dict.fromkeys(
             name for entrant in group.entrants for name in costs.get(entrant, {}) if metric_of(name).of_machine
         )
-        noise = {name: found for name in names if (found := noise_of(costs, name, group.entrants[0])) is not None}
+        noise = {name: most for name in names if (most := noise_of(costs, name, group.entrants[0])) is not None}
         falls = {}
         for entrant in group.entrants:
             trained = [curve for (owner, _), curve in curves.items() if owner == entrant and len(curve)]

@@ -105,9 +105,9 @@ def read_scores(results: Results) -> dict[Entrant, dict[Quantity, dict[Seed, Sco
     """All scores of a study, overall and by slice."""
     pool: _Pool = {}
     files: dict[Path, dict[Quantity, Scores]] = {}
-    found: dict[Entrant, dict[Quantity, dict[Seed, Scores]]] = {}
+    by_entrant: dict[Entrant, dict[Quantity, dict[Seed, Scores]]] = {}
     for cell in results.cells:
-        quantities = found.setdefault(entrant_of(cell), {})
+        quantities = by_entrant.setdefault(entrant_of(cell), {})
         for task, record in cell.evaluations.items():
             file = record.path / "scores.parquet"
             if not file.exists():
@@ -118,7 +118,7 @@ def read_scores(results: Results) -> dict[Entrant, dict[Quantity, dict[Seed, Sco
                 # One record can stand under two names, where two evaluations of a study are the same.
                 named = quantity if quantity.task else quantity._replace(task=task)
                 quantities.setdefault(named, {})[cell.seed] = scores
-    return found
+    return by_entrant
 
 
 def read_generations(cell: Cell, evaluation: str) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def entrant_of(cell: Cell) -> Entrant:
 
 def common_items(scores: Iterable[Scores]) -> Items | None:
     """The examples that all of `scores` have, in the order of the first; None if there are none."""
-    distinct = list({id(one.items): one.items for one in scores}.values())
+    distinct = list({id(scored.items): scored.items for scored in scores}.values())
     if len(distinct) == 1:
         return distinct[0]
     first, *others = distinct
@@ -146,8 +146,8 @@ def common_items(scores: Iterable[Scores]) -> Items | None:
 def make_samples(scores: Mapping[Entrant, Mapping[Quantity, SeedScores]]) -> dict[Entrant, dict[Quantity, Sample]]:
     """A sample for every quantity that has an example which all its seeds share."""
     return {
-        place: {quantity: sample for quantity, by_seed in quantities.items() if (sample := average(by_seed)) is not None}
-        for place, quantities in scores.items()
+        entrant: {quantity: sample for quantity, by_seed in quantities.items() if (sample := average(by_seed)) is not None}
+        for entrant, quantities in scores.items()
     }
 
 
@@ -166,7 +166,9 @@ def average(by_seed: SeedScores, items: Items | None = None) -> Sample | None:
         seeds=tuple(by_seed),
         sums=np.bincount(items.codes, products).astype(np.float64),
         weights=np.bincount(items.codes, weights).astype(np.float64),
-        by_seed={seed: float(np.average(one.values, weights=one.weights)) for seed, one in zip(by_seed, shared, strict=True)},
+        by_seed={
+            seed: float(np.average(each.values, weights=each.weights)) for seed, each in zip(by_seed, shared, strict=True)
+        },
         answers=alone and bool(np.isin(values, (0.0, 1.0)).all()) and bool((weights == 1).all()),
     )
 
@@ -178,15 +180,15 @@ def _read_file(file: Path, pool: _Pool) -> dict[Quantity, Scores]:
     if "task" not in table:
         table = table.assign(task="")
     fields = [name for name in table.columns if name.startswith(SLICE_PREFIX)]
-    found: dict[Quantity, Scores] = {}
+    scores: dict[Quantity, Scores] = {}
     for (task, split, metric), rows in table.groupby(["task", "split", "metric"], sort=False):
         quantity = Quantity(str(task), str(split), str(metric))
-        found[quantity] = _scores(rows, pool)
+        scores[quantity] = _scores(rows, pool)
         for field in fields:
             for value, part in rows.groupby(field, sort=True):
                 name = f"{field.removeprefix(SLICE_PREFIX)}: {value}"
-                found[quantity._replace(slice=name)] = _scores(part, pool)
-    return found
+                scores[quantity._replace(slice=name)] = _scores(part, pool)
+    return scores
 
 
 def _scores(rows: pd.DataFrame, pool: _Pool) -> Scores:
