@@ -39,9 +39,7 @@ class Table:
     def folded(self) -> list[Sequence[str]]:
         """The rows as they are read downwards: a name that stands above is not said again."""
         above = [None, *(row[0] for row in self.rows)]
-        return [
-            ("", *row[1:]) if self.grouped and row[0] == name else row for name, row in zip(above, self.rows, strict=False)
-        ]
+        return [("", *row[1:]) if self.grouped and row[0] == name else row for name, row in zip(above, self.rows, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -82,3 +80,10 @@ class Section:
 class Document:
     title: str
     sections: Sequence[Section]
+
+
+def as_blocks(facts: Sequence[Words]) -> list[Block]:
+    """A list, and behind it what is said in paragraphs of their own."""
+    listed = [fact for fact in facts if not (isinstance(fact, Fact) and fact.alone)]
+    alone = [fact for fact in facts if isinstance(fact, Fact) and fact.alone]
+    return [*([Bullets(listed)] if listed else []), *map(Paragraph, alone)]

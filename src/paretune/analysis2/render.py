@@ -6,7 +6,6 @@ figures, asks for nothing from anywhere, and says so to the browser as well by a
 """
 
 import base64
-import functools
 import re
 import unicodedata
 from collections.abc import Callable
@@ -63,7 +62,11 @@ def as_text(document: Document) -> str:
 
 def as_markdown(document: Document) -> str:
     """The report as GitHub-flavoured Markdown; pictures are links relative to it."""
-    filters = {"words": escaped, "cell": lambda text: _BAR.sub(r"\|", escaped(text)), "fenced": fenced}
+    filters: dict[str, Callable[..., object]] = {
+        "words": escaped,
+        "cell": lambda text: _BAR.sub(r"\|", escaped(text)),
+        "fenced": fenced,
+    }
     return _render("report.md.j2", filters, document)
 
 
@@ -116,8 +119,12 @@ def _print_block(console: Console, block: Block) -> None:
                 console.print(RichText(visible(block.caption)))
             grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
             for index, name in enumerate(block.header):
-                justify, width = "left" if index < block.words else "right", _NAME_WIDTH if index == 0 else None
-                grid.add_column(RichText(visible(name)), justify=justify, overflow="fold", max_width=width)
+                grid.add_column(
+                    RichText(visible(name)),
+                    justify="left" if index < block.words else "right",
+                    overflow="fold",
+                    max_width=_NAME_WIDTH if index == 0 else None,
+                )
             for row in block.folded:
                 grid.add_row(*(RichText(visible(cell)) for cell in row))
             console.print(grid)
@@ -150,14 +157,8 @@ def _render(template: str, filters: dict[str, Callable[..., object]], document: 
         keep_trailing_newline=True,
         autoescape=template.endswith(".html.j2"),
     )
-    environment.filters |= {"cut": _cut, **filters}
-    kinds = (Paragraph, Bullets, Table, Picture, SideBySide)
-    environment.tests |= {kind.__name__.lower(): functools.partial(_is_a, kind) for kind in kinds}
+    environment.filters |= {"cut": _cut, "kind": lambda block: type(block).__name__, **filters}
     return environment.get_template(template).render(document=document, prompt_length=_PROMPT_LENGTH)
-
-
-def _is_a(kind: type, block: object) -> bool:
-    return isinstance(block, kind)
 
 
 def _cut(text: str, length: int = _TEXT_LENGTH) -> str:
