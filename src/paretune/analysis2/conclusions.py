@@ -26,9 +26,9 @@ _MEMORISED = 1.5
 """Perplexity of held-out text below which memorised text is likelier than a good model."""
 _THIN = 30
 """Documents or questions below which `cannot be told apart` says little."""
-_TOLD = 6
-"""Variants that are told apart in words; a study of many reads better in its tables."""
-_TOLD_COSTS = ("model_bytes", "train_tokens_per_second", "peak_memory_bytes", "ms_per_token")
+_MOST_COMPARED = 6
+"""Variants that are compared with the baseline in words; a study of many reads better in its tables."""
+_COMPARED_COSTS = ("model_bytes", "train_tokens_per_second", "peak_memory_bytes", "ms_per_token")
 """Costs that a sentence compares. Adapters are merged before they are shipped: the exported weights are the size."""
 
 
@@ -222,9 +222,9 @@ def find(results: Results, also_against: str | None = None) -> Findings:
         incomplete.append(NothingMeasured())
     choices = [group.choice for group in findings.groups if group.choice is not None]
     recommended = [choice.chosen for choice in choices if choice.verdict == "recommended"]
-    facts = Facts(
+    all_facts = Facts(
         groups={(group.base, group.dataset): _group_facts(findings, group) for group in findings.groups},
-        across={dataset: tuple(told) for dataset in findings.study.data if (told := _across(findings, dataset))},
+        across={dataset: tuple(facts) for dataset in findings.study.data if (facts := _across(findings, dataset))},
         remarks=tuple(caveats.remarks(findings)),
         incomplete=tuple(incomplete),
         use=(ToUse(tuple(export_command(findings, entrant) for entrant in recommended)),) if recommended else (),
@@ -234,7 +234,7 @@ def find(results: Results, also_against: str | None = None) -> Findings:
         audit=tuple(setup.audit(findings)),
         notes=tuple(setup.notes(findings)),
     )
-    return replace(findings, facts=facts)
+    return replace(findings, facts=all_facts)
 
 
 def export_command(findings: Findings, entrant: Entrant) -> str:
@@ -256,7 +256,7 @@ def trade(findings: Findings, variant: Entrant, reference: Entrant, quantity: Qu
     if difference is None:
         return None
     timed, costs = timed_evaluations(findings.study), []
-    for metric in _TOLD_COSTS:
+    for metric in _COMPARED_COSTS:
         row = metric_of(metric)
         for evaluation in timed if row.unit == "ms" else [""]:
             name = cost_name(metric, evaluation, timed) if evaluation else metric
@@ -269,13 +269,14 @@ def trade(findings: Findings, variant: Entrant, reference: Entrant, quantity: Qu
 
 
 def _group_facts(findings: Findings, group: Group) -> GroupFacts:
-    choice, quantity, said = group.choice, group.headline, list[Fact]()
+    """All lists of a group; what was found stands in the order of its weight for a decision, caveats last."""
+    choice, quantity, facts = group.choice, group.headline, list[Fact]()
     if choice is None or quantity is None:
         recommendation: list[Fact] = [NothingRanked()]
-        said += answers.rating_facts(findings, group)
+        facts += answers.rating_facts(findings, group)
     else:
         recommendation = _recommendation(findings, group, choice, quantity)
-        said += [
+        facts += [
             *(_against_costs(findings, group, choice, quantity) if choice.verdict != "cannot tell" else []),
             *_comparisons(findings, group, choice, quantity, recommendation),
             *answers.answer_facts(findings, group),
@@ -292,7 +293,7 @@ def _group_facts(findings: Findings, group: Group) -> GroupFacts:
         ]
     return GroupFacts(
         recommendation=tuple(recommendation),
-        findings=tuple(said),
+        findings=tuple(facts),
         trained=tuple(caveats.trained_shares(findings, group)),
         training=tuple(caveats.training_notes(findings, group)),
         tuning=tuple(caveats.tuning_facts(findings, group)),
@@ -316,9 +317,9 @@ def _recommendation(findings: Findings, group: Group, choice: Choice, quantity: 
         all_measured = len(choice.ranked) == len(findings.study.variants)
         estimate = findings.estimates[best][shown]
         facts.append(BestChosen(best, is_untouched, shown, estimate, choice.near[1:], all_measured))
-    elif (taken := trade(findings, chosen, best, quantity)) is not None:
-        is_thin = taken.difference.n_documents < _THIN
-        facts.append(CheaperChosen(taken.difference, is_untouched, is_thin, taken.cheaper))
+    elif (against_best := trade(findings, chosen, best, quantity)) is not None:
+        is_thin = against_best.difference.n_documents < _THIN
+        facts.append(CheaperChosen(against_best.difference, is_untouched, is_thin, against_best.cheaper))
     for entrant in choice.ranked:
         if entrant in choice.near or findings.is_untouched(entrant) or not is_cheaper(findings, entrant, chosen):
             continue
@@ -356,8 +357,8 @@ def _comparisons(
 ) -> list[Fact]:
     """What the methods brought against the base as it came, and the others against the baseline; no pair that the
     recommendation has compared."""
-    trades = [fact.trade if isinstance(fact, CheaperForPrice) else fact for fact in recommendation]
-    differences = [fact.difference for fact in trades if isinstance(fact, Trade | CheaperChosen)]
+    parts = [fact.trade if isinstance(fact, CheaperForPrice) else fact for fact in recommendation]
+    differences = [fact.difference for fact in parts if isinstance(fact, Trade | CheaperChosen)]
     compared = {frozenset((difference.variant, difference.reference)) for difference in differences}
     facts: list[Fact] = []
     base, baseline = group.untouched, group.baseline
@@ -366,7 +367,11 @@ def _comparisons(
         known = [difference for entrant in others if (difference := findings.told(entrant, base, quantity)) is not None]
         better = tuple(difference for difference in known if difference.verdict == "better")
         facts += [BetterThanBase(better, is_every_variant=len(better) == len(others))] if better else []
-        rest = [one for one in known if one not in better and frozenset((one.variant, base)) not in compared]
+        rest = [
+            difference
+            for difference in known
+            if difference.verdict != "better" and frozenset((difference.variant, base)) not in compared
+        ]
         facts += [WorseThanBase(difference) for difference in rest if difference.verdict == "worse"]
         equivalent = tuple(difference for difference in rest if difference.verdict == "equivalent")
         facts += [EquivalentToBase(equivalent)] if equivalent else []
@@ -378,9 +383,9 @@ def _comparisons(
             for entrant in choice.ranked
             if entrant != baseline and not findings.is_untouched(entrant) and frozenset((entrant, baseline)) not in compared
         ]
-        told = [trade(findings, entrant, baseline, quantity) for entrant in others[:_TOLD]]
-        facts += [fact for fact in told if fact is not None]
-        facts += [MoreVariants(len(others) - _TOLD, quantity)] if len(others) > _TOLD else []
+        trades = [trade(findings, entrant, baseline, quantity) for entrant in others[:_MOST_COMPARED]]
+        facts += [fact for fact in trades if fact is not None]
+        facts += [MoreVariants(len(others) - _MOST_COMPARED, quantity)] if len(others) > _MOST_COMPARED else []
     return facts
 
 
