@@ -7,14 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from paretune.analysis2.costs import (
-    DISTURBED,
-    cost_name,
-    timed_evaluations,
-    trained_records,
-    trial_cost,
-    tuning_cost,
-)
+from paretune.analysis2.costs import DISTURBED, cost_name, timed_evaluations, trained_records, trial_cost, tuning_cost
 from paretune.analysis2.decision import as_compared
 from paretune.analysis2.deviations import left_out, unequal_tuning, where_of
 from paretune.analysis2.findings import Fact, Findings, Group
