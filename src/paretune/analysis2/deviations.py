@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from paretune.analysis2.costs import fingerprint, trained_records
 from paretune.analysis2.findings import Fact, Findings, Group
@@ -134,6 +134,8 @@ class TunedUnequally(Fact):
 @dataclass(frozen=True)
 class NoDeviations(Fact):
     """Nothing was left out, nothing is missing, and every variant was treated alike."""
+
+    alone: ClassVar[bool] = True
 
 
 def deviations(findings: Findings) -> list[Fact]:

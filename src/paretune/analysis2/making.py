@@ -1,6 +1,5 @@
 """What variants cost and how they were made: sizes and times, trainings, what tuning tried, and which blocks were removed."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from statistics import fmean
@@ -208,7 +207,7 @@ def blocks_section(findings: Findings, group: Group) -> Section | None:
     blocks, interval = list[Block](), interval_name(findings)
     choices = findings.block_choices[group.base, group.dataset]
     facts = findings.facts.groups[group.base, group.dataset].blocks
-    for choice, fact in itertools.zip_longest(choices, facts):
+    for choice, fact in zip(choices, facts, strict=True):
         reference = next(score for score in choice.scores if score.is_reference)
         whole = [score for score in choice.scores if not score.removed]
         tried = [score for score in choice.scores if score.removed]
@@ -223,8 +222,7 @@ def blocks_section(findings: Findings, group: Group) -> Section | None:
         ]
         told = f"the best {_SETS_SHOWN} of {len(tried)}" if len(tried) > _SETS_SHOWN else f"all {len(tried)}"
         caption = f"Sets of blocks by {choice.criterion}, {told}; an interval around 0: this text does not tell the two apart"
-        blocks += [] if fact is None else [Paragraph(fact)]
-        blocks.append(make_table([*whole, *tried[:_SETS_SHOWN]], columns, caption))
+        blocks += [Paragraph(fact), make_table([*whole, *tried[:_SETS_SHOWN]], columns, caption)]
     return Section("Removed blocks", blocks, level=3) if blocks else None
 
 
