@@ -113,7 +113,7 @@ def training_section(findings: Findings, group: Group) -> Section | None:
         return None
     columns: list[Column[_EpochRow]] = [
         Column("variant", lambda row: row.variant),
-        Column("epoch", lambda row: _epoch_name(row.epochs[0])),
+        Column("epoch", _epoch_name),
         Column("train loss", lambda row: _mean_spread([epoch.train_loss for epoch in row.epochs])),
         Column("validation loss", lambda row: _mean_spread([epoch.validation_loss for epoch in row.epochs])),
         Column("token accuracy", _token_accuracy),
@@ -133,7 +133,8 @@ def training_section(findings: Findings, group: Group) -> Section | None:
     return Section("Training", blocks, level=3)
 
 
-def _epoch_name(epoch: Epoch) -> str:
+def _epoch_name(row: _EpochRow) -> str:
+    epoch = row.epochs[0]
     whole = math.isclose(epoch.end, epoch.number, abs_tol=1e-6)
     return str(epoch.number) if whole else f"{epoch.number} (ended at {epoch.end:.2f} epochs)"
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from paretune.analysis2.conclusions import find
 from paretune.analysis2.csv import findings_json, generations, tables
+from paretune.analysis2.figures import write_figures
 from paretune.analysis2.render import as_html, as_markdown, as_text
 from paretune.analysis2.sections import build_report
 from paretune.errors import StoreError
@@ -16,6 +17,8 @@ _DRAFT = ".draft"
 
 def write_outputs(results: Results, out: Path, *, figures: bool = True) -> list[Path]:
     """Write everything into `out` (made if missing) and return the files. Equal records give equal files.
+
+    Matplotlib is imported only where there are `figures`.
 
     StoreError, with what was there before still there, if `out` cannot be written.
     """
@@ -39,11 +42,7 @@ def _write(results: Results, out: Path, figures: bool) -> list[Path]:
     findings = find(results)
     texts = {f"{name}.csv": text for name, text in tables(findings).items()}
     texts |= {"generations.jsonl": "".join(generations(findings)), "findings.json": findings_json(findings)}
-    drawn: list[Path] = []
-    if figures:
-        from paretune.analysis2.figures import write_figures  # which needs seconds to import
-
-        drawn = write_figures(findings, out)
+    drawn = write_figures(findings, out) if figures else []
     report = build_report(findings, frozenset(file.name for file in drawn))
     texts |= {"report.txt": as_text(report), "report.md": as_markdown(report), "report.html": as_html(report, out)}
     for name, text in texts.items():
