@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.data.audit import audit_data
-from paretune.data.personal import find_personal
+from paretune.data.cleaning import find_personal
 from paretune.data.prepare import iterate_records, prepare_data, record_text
 from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Artifact, RunOptions, StageContext

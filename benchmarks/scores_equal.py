@@ -32,8 +32,7 @@ from rouge_score import rouge_scorer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from paretune.data.questions import read_questions
-from paretune.data.requests import request_of
+from paretune.data.questions import read_questions, request_of
 from paretune.data.sources import blocks
 from paretune.data.templates import parse_template
 from paretune.evaluate.bert_score import bert_score, load_encoder

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from paretune.data.grammar import Grammar, Writer, pick, polish, read_grammar, shuffled
+from grammar import Grammar, Writer, pick, polish, read_grammar, shuffled
 
 GRAMMAR_FILE = Path(__file__).with_name("worlds.txt")
 POOL = 150

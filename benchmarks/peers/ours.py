@@ -20,14 +20,13 @@ from turns import Turns, now
 
 from paretune.api import OpenStudy, open_study
 from paretune.data.examples import examples_of
-from paretune.data.questions import read_questions
-from paretune.data.requests import request_of
+from paretune.data.questions import read_questions, request_of
 from paretune.data.templates import parse_template
 from paretune.data.tokenizer import load_tokenizer, read_tokens
 from paretune.data.trees import unshared
-from paretune.evaluate.branches import answer
+from paretune.evaluate.answers import write_answers
 from paretune.evaluate.qa import answer_likelihoods, choices_of
-from paretune.evaluate.tasks import asks_of, questions_of
+from paretune.evaluate.tasks import prompts_of, questions_of
 from paretune.model.load import load_model
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.worker import RunContext, run_stage
@@ -126,13 +125,13 @@ def serve_generation(opened: OpenStudy, turns: Turns, shared: Path, _: str, per_
     (tokens,) = opened.plan.tokens.values()
     rows = read_tokens(opened.store.artifact(tokens).path, "train")
     tasks = next(iter(opened.study.data.values())).scored
-    asks = asks_of(questions_of(rows), tasks, loaded)
-    given = [[*ask.trunk.tolist(), *ask.prompt.tolist()] for ask in asks]
-    shared.write_text(json.dumps({"per_turn": per_turn * len(tasks), "prompts": given, "limit": asks[0].limit}))
+    asked = prompts_of(questions_of(rows), tasks, loaded)
+    given = [[*prompt.context.tolist(), *prompt.ids.tolist()] for prompt in asked]
+    shared.write_text(json.dumps({"per_turn": per_turn * len(tasks), "prompts": given, "limit": asked[0].max_new_tokens}))
     turns.tell(ready=True, precision=stage.config["precision"], threads=torch.get_num_threads())
-    for first in _places(turns, len(asks), per_turn * len(tasks)):
+    for first in _places(turns, len(asked), per_turn * len(tasks)):
         start = now()
-        answers = answer(loaded, asks[first : first + per_turn * len(tasks)])
+        answers = write_answers(loaded, asked[first : first + per_turn * len(tasks)])
         seconds = now() - start
         turns.tell(seconds=seconds, tokens=sum(len(a.ids) for a in answers), answers=[a.ids for a in answers])
 

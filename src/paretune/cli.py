@@ -38,7 +38,7 @@ def init_command(
     ] = None,
 ) -> None:
     """Look at a data file and write a study file that runs as it is."""
-    from paretune.data.first_study import first_study
+    from paretune.app.init import first_study
 
     if to.exists():
         raise SpecError(f"--to: `{to}` exists; name another file")
@@ -137,7 +137,7 @@ def rate_command(
 ) -> None:
     """Write a blind sheet of what the variants wrote, for people to rate from 1 to 5."""
     from paretune.api import open_study
-    from paretune.evaluate.rate import write_blind_sheet
+    from paretune.evaluate.ratings import write_blind_sheet
 
     opened = open_study(study, store)
     told = write_blind_sheet(

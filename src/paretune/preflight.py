@@ -13,9 +13,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from paretune.data.outside import outside_documents
-from paretune.data.questions import read_questions
+from paretune.data.questions import Request, read_questions, request_of, slices_of
 from paretune.data.records import Form, parse_form, read_record
-from paretune.data.requests import Request, request_of, slices_of
 from paretune.data.safety import labels_of, read_words
 from paretune.data.sheets import read_sheet
 from paretune.data.sources import BUILTIN, iterate_rows

@@ -1,6 +1,6 @@
 import pytest
 
-from paretune.data.encoding import has_control_characters, is_damaged, repaired
+from paretune.data.cleaning import has_control_characters, is_damaged, repaired
 
 DAMAGED = [
     ("disrupt a person\u00e2\u20ac\u2122s thoughts", "disrupt a person\u2019s thoughts"),

@@ -1,7 +1,9 @@
+from collections import Counter
+
 import pytest
 
-from paretune.data.personal import find_personal, mask_personal
-from paretune.study.data import MASKS
+from paretune.data.cleaning import find_personal, masked
+from paretune.study.data import MASKS, Clean
 
 FOUND = [
     ("write to jane.doe+news@mail.example.co.uk.", "email", "jane.doe+news@mail.example.co.uk"),
@@ -54,20 +56,20 @@ def test_other_digits_and_dots_are_left_alone(text: str) -> None:
 
 def test_masks_are_stable_and_counted() -> None:
     text = "Ann (ann@example.org, +49 89 382-18634) wrote https://a.example/b, https://c.example/d and 93.184.216.34"
-    masked, counts = mask_personal(text, MASKS)
-    assert masked == "Ann ([EMAIL], [PHONE]) wrote [URL], [URL] and [IP]"
-    assert counts == {"email": 1, "phone": 1, "url": 2, "ip": 1}
-    assert mask_personal(masked, MASKS) == (masked, {})
+    counts: Counter[str] = Counter()
+    once = masked(text, Clean(mask=MASKS), counts)
+    assert once == "Ann ([EMAIL], [PHONE]) wrote [URL], [URL] and [IP]"
+    assert counts == {"masked_email": 1, "masked_phone": 1, "masked_url": 2, "masked_ip": 1}
+    assert masked(once, Clean(mask=MASKS), counts) == once
+    assert counts.total() == 5
 
 
 def test_only_what_is_asked_for_is_masked() -> None:
-    assert (
-        mask_personal("a@example.org at https://b.example/c@d.example", ["email"])[0]
-        == "[EMAIL] at https://b.example/c@d.example"
-    )
+    text = "a@example.org at https://b.example/c@d.example"
+    assert masked(text, Clean(mask=("email",)), Counter()) == "[EMAIL] at https://b.example/c@d.example"
 
 
 def test_a_region_knows_its_own_numbers() -> None:
     text = "089 38218634"
-    assert mask_personal(text, ["phone"], "DE")[0] == "[PHONE]"
-    assert mask_personal(text, ["phone"], "US")[0] == text
+    assert masked(text, Clean(mask=("phone",), region="DE"), Counter()) == "[PHONE]"
+    assert masked(text, Clean(mask=("phone",), region="US"), Counter()) == text

@@ -5,8 +5,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from paretune.data.classifier import load_classifier, unsafe_probabilities
-from paretune.data.safety import Filter, holds_words, labels_of, load_filter, read_words
+from paretune.data.safety import Filter, holds_words, labels_of, load_classifier, load_filter, read_words, unsafe_probabilities
 from paretune.errors import DataError, NeedsError
 from tests.tiny import make_model
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from paretune.data.splits import split_documents, whole_counts
+from paretune.data.prepare import split_documents, whole_counts
 from paretune.errors import DataError
 from paretune.study.data import Split
 

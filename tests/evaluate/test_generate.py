@@ -14,7 +14,9 @@ import torch
 from transformers import GenerationConfig
 
 from paretune.errors import DataError
-from paretune.evaluate.generate import GenerationSettings, continuation_text, cut_at_stop, evaluate_generate, generate
+from paretune.evaluate import answers
+from paretune.evaluate.answers import GREEDY, Decoding
+from paretune.evaluate.generate import evaluate_generate, generate
 from paretune.model.load import LoadedModel, load_model
 from tests.evaluate.stages import make_context, read_scores, reference_logits
 from tests.tiny import ARCHITECTURES, make_model
@@ -37,32 +39,43 @@ def loaded(base: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_model(make_context(base, {}, tmp_path_factory.mktemp("draft")))
 
 
+@pytest.fixture(params=["shared", "padded"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an architecture that reads contexts once is asked, and as one that cannot."""
+    if request.param == "padded":
+        monkeypatch.setattr(answers, "bytes_per_entry", lambda packed: None)
+
+
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_texts_of_a_batch_equal_the_reference(architecture: str, tmp_path: Path) -> None:
     base = make_model(architecture, tmp_path / "base")
     loaded = load_model(make_context(base, {}, tmp_path))
-    found = [each.text for each in generate(loaded, PROMPTS, GenerationSettings(12))]
+    found = [each.text for each in generate(loaded, PROMPTS, 12)]
     assert found == [_reference_text(base, loaded, prompt, 12) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_a_text_does_not_depend_on_its_neighbours_or_its_place(loaded: LoadedModel, sampled: bool) -> None:
-    settings = GenerationSettings(16, temperature=1.0, top_p=0.95, seed=3) if sampled else GenerationSettings(16)
-    together = generate(loaded, PROMPTS, settings)
-    alone = [generate(loaded, [prompt], settings)[0] for prompt in PROMPTS]
-    backwards = generate(loaded, PROMPTS[::-1], settings, batch_size=3)[::-1]
+def test_a_text_does_not_depend_on_its_neighbours_or_its_place(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, sampled: bool
+) -> None:
+    decoding = Decoding(temperature=1.0, top_p=0.95) if sampled else GREEDY
+    together = generate(loaded, PROMPTS, 16, decoding, seed=3)
+    alone = [generate(loaded, [prompt], 16, decoding, seed=3)[0] for prompt in PROMPTS]
+    monkeypatch.setattr(answers, "MAX_ANSWERS", 3)
+    backwards = generate(loaded, PROMPTS[::-1], 16, decoding, seed=3)[::-1]
     assert [each.text for each in together] == [each.text for each in alone] == [each.text for each in backwards]
     assert [each.prompt for each in together] == list(PROMPTS)
 
 
 def test_sampling_follows_its_seed_and_tells_equal_prompts_apart(loaded: LoadedModel) -> None:
-    settings = GenerationSettings(16, temperature=1.0, seed=0)
-    first, second, other = generate(loaded, ["A", "A", "The"], settings)
+    decoding = Decoding(temperature=1.0)
+    first, second, other = generate(loaded, ["A", "A", "The"], 16, decoding)
     assert first.text != second.text
-    assert [each.text for each in generate(loaded, ["A", "A"], settings)] == [first.text, second.text]
-    assert generate(loaded, ["A"], replace(settings, seed=1))[0].text != first.text
+    assert [each.text for each in generate(loaded, ["A", "A"], 16, decoding)] == [first.text, second.text]
+    assert generate(loaded, ["A"], 16, decoding, seed=1)[0].text != first.text
     state = torch.get_rng_state()
-    generate(loaded, ["A"], settings)
+    generate(loaded, ["A"], 16, decoding)
     assert torch.equal(torch.get_rng_state(), state)
     assert other.text
 
@@ -70,20 +83,21 @@ def test_sampling_follows_its_seed_and_tells_equal_prompts_apart(loaded: LoadedM
 def test_draws_follow_the_softmax(base: Path, loaded: LoadedModel) -> None:
     """Of two tokens whose logits are 1 apart, the first is drawn in 73.1 % of the cases, within four standard errors."""
     top = reference_logits(base)([loaded.tokenizer.prefix_id, *loaded.tokenizer.encode("The")])[-1].topk(2)
-    settings = GenerationSettings(1, temperature=(top.values[0] - top.values[1]).item(), top_k=2)
+    decoding = Decoding(temperature=(top.values[0] - top.values[1]).item(), top_k=2)
     count, expected = 1500, 1 / (1 + math.exp(-1))
-    drawn = Counter(each.text for each in generate(loaded, ["The"] * count, settings, batch_size=250))
+    drawn = Counter(each.text for each in generate(loaded, ["The"] * count, 1, decoding))
     first, second = (loaded.tokenizer.decode([int(index)]) for index in top.indices)
     assert set(drawn) == {first, second}
     assert abs(drawn[first] / count - expected) < 4 * math.sqrt(expected * (1 - expected) / count)
 
 
 def test_narrow_sampling_is_greedy(loaded: LoadedModel) -> None:
-    greedy = [each.text for each in generate(loaded, PROMPTS, GenerationSettings(12))]
-    for narrow in (GenerationSettings(12, temperature=1.0, top_k=1), GenerationSettings(12, temperature=1.0, top_p=1e-6)):
-        assert [each.text for each in generate(loaded, PROMPTS, narrow)] == greedy
+    greedy = [each.text for each in generate(loaded, PROMPTS, 12)]
+    for narrow in (Decoding(temperature=1.0, top_k=1), Decoding(temperature=1.0, top_p=1e-6)):
+        assert [each.text for each in generate(loaded, PROMPTS, 12, narrow)] == greedy
 
 
+@pytest.mark.usefixtures("path")
 def test_the_repetition_penalty_is_on_text_and_not_on_prefix_or_padding(base: Path, loaded: LoadedModel) -> None:
     def with_prefix(token: int) -> LoadedModel:
         # One token for both, as EOS is in GPT-2: penalised there, it would become less likely with every batch.
@@ -93,18 +107,19 @@ def test_the_repetition_penalty_is_on_text_and_not_on_prefix_or_padding(base: Pa
         return [_reference_text(base, with_prefix(token), prompt, 8, 1.5, on_prefix=on_prefix) for prompt in PROMPTS]
 
     token = next(token for token in range(2, 300) if told(token, on_prefix=True) != told(token, on_prefix=False))
-    found = [each.text for each in generate(with_prefix(token), PROMPTS, GenerationSettings(8, repetition_penalty=1.5))]
+    found = [each.text for each in generate(with_prefix(token), PROMPTS, 8, Decoding(repetition_penalty=1.5))]
     assert found == told(token, on_prefix=False)
-    assert found != [each.text for each in generate(with_prefix(token), PROMPTS, GenerationSettings(8))]
+    assert found != [each.text for each in generate(with_prefix(token), PROMPTS, 8)]
 
 
+@pytest.mark.usefixtures("path")
 def test_each_row_ends_at_its_own_stop_token(loaded: LoadedModel) -> None:
-    free = generate(loaded, PROMPTS, GenerationSettings(16))
+    free = generate(loaded, PROMPTS, 16)
     ids = _greedy_ids(loaded, PROMPTS[0], 16)
     stop = next(token for token in ids[1:] if token != ids[0])
     position = ids.index(stop)
     stopping = replace(loaded, tokenizer=replace(loaded.tokenizer, stop_ids=frozenset({stop})))
-    found = generate(stopping, PROMPTS, GenerationSettings(16))
+    found = generate(stopping, PROMPTS, 16)
     assert (found[0].stopped_by, found[0].new_tokens) == ("eos", position)
     assert found[0].text == loaded.tokenizer.decode(ids[:position])
     for each, whole, prompt in zip(found, free, PROMPTS, strict=True):
@@ -113,46 +128,41 @@ def test_each_row_ends_at_its_own_stop_token(loaded: LoadedModel) -> None:
             assert (each.text, each.stopped_by, each.new_tokens) == (whole.text, "max_new_tokens", 16)
 
 
-def test_why_a_text_ended() -> None:
-    stops = frozenset({1, 2})
-    assert cut_at_stop([5, 6, 2, 0, 0], stops, 5, 5) == ([5, 6], "eos")
-    assert cut_at_stop([1, 0], stops, 2, 2) == ([], "eos")
-    assert cut_at_stop([5, 6, 7], stops, 3, 3) == ([5, 6, 7], "max_new_tokens")
-    assert cut_at_stop([5, 6, 7], stops, 3, 100) == ([5, 6, 7], "context")
-
-
+@pytest.mark.usefixtures("path")
 def test_prompt_and_text_stay_within_the_positions(tmp_path: Path) -> None:
     base = make_model("gpt2", tmp_path / "base", n_positions=40)
     loaded = load_model(make_context(base, {}, tmp_path))
     length = 1 + len(loaded.tokenizer.encode(PROMPTS[1]))
     assert 24 < length < 40
-    short, long = generate(loaded, ["A", PROMPTS[1]], GenerationSettings(16))
+    short, long = generate(loaded, ["A", PROMPTS[1]], 16)
     assert (short.stopped_by, short.new_tokens) == ("max_new_tokens", 16)
     assert (long.stopped_by, long.new_tokens) == ("context", 40 - length)
     assert long.text == _reference_text(base, loaded, PROMPTS[1], 40 - length)
     with pytest.raises(DataError, match="40 positions; shorten it"):
-        generate(loaded, ["A", "A metal, a gas. " * 9], GenerationSettings(16))
+        generate(loaded, ["A", "A metal, a gas. " * 9], 16)
 
 
+@pytest.mark.usefixtures("path")
 def test_nothing_of_the_checkpoints_generation_config_leaks_in(loaded: LoadedModel) -> None:
-    expected = [each.text for each in generate(loaded, PROMPTS, GenerationSettings(12))]
+    expected = [each.text for each in generate(loaded, PROMPTS, 12)]
     of_checkpoint = GenerationConfig(
         do_sample=True, temperature=9.0, top_k=3, max_length=5, no_repeat_ngram_size=1, min_new_tokens=3, num_beams=2
     )
     before, loaded.model.generation_config = loaded.model.generation_config, of_checkpoint
     try:
-        assert [each.text for each in generate(loaded, PROMPTS, GenerationSettings(12))] == expected
+        assert [each.text for each in generate(loaded, PROMPTS, 12)] == expected
         assert loaded.model.generation_config is of_checkpoint
     finally:
         loaded.model.generation_config = before
 
 
+@pytest.mark.usefixtures("path")
 def test_an_answer_ends_at_the_first_line_break(loaded: LoadedModel) -> None:
-    settings = GenerationSettings(64, temperature=3.0)
-    whole = generate(loaded, PROMPTS * 4, settings)
-    answers = generate(loaded, PROMPTS * 4, replace(settings, end_at_line_break=True))
+    decoding = Decoding(temperature=3.0)
+    whole = generate(loaded, PROMPTS * 4, 64, decoding)
+    first_lines = generate(loaded, PROMPTS * 4, 64, decoding, end_at_line_break=True)
     broken = 0
-    for free, answer in zip(whole, answers, strict=True):
+    for free, answer in zip(whole, first_lines, strict=True):
         first = min((free.text.find(mark) for mark in "\r\n" if mark in free.text), default=-1)
         if first < 0:
             assert (answer.text, answer.stopped_by) == (free.text, free.stopped_by)
@@ -163,36 +173,25 @@ def test_an_answer_ends_at_the_first_line_break(loaded: LoadedModel) -> None:
     assert broken >= 2
 
 
+@pytest.mark.usefixtures("path")
 def test_the_library_says_nothing_on_standard_error(loaded: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            generate(loaded, PROMPTS, GenerationSettings(4))
-            generate(loaded, PROMPTS, GenerationSettings(4, temperature=0.7, top_k=5, top_p=0.9, repetition_penalty=1.1))
+            generate(loaded, PROMPTS, 4)
+            generate(loaded, PROMPTS, 4, Decoding(temperature=0.7, top_k=5, top_p=0.9, repetition_penalty=1.1))
     finally:
         logger.removeHandler(caplog.handler)
     assert caplog.records == []
-
-
-def test_text_keeps_the_space_that_a_decoder_drops_at_a_beginning(loaded: LoadedModel) -> None:
-    class Decoder:
-        """As SentencePiece decodes: a word mark is a space, but for the first."""
-
-        def decode(self, ids: list[int]) -> str:
-            return "".join({1: "▁one", 2: "▁two", 3: "s"}[token] for token in ids).replace("▁", " ").removeprefix(" ")
-
-    assert continuation_text(Decoder(), [1], [2, 3]) == " twos"
-    assert continuation_text(Decoder(), [1], [3]) == "s"
-    assert continuation_text(Decoder(), [], [2]) == "two"
 
 
 def test_the_stage_writes_texts_in_the_order_of_the_prompts(base: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     metrics = evaluate_generate(make_context(base, {"prompts": list(PROMPTS), "max_new_tokens": 9}, tmp_path))
     lines = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["prompt"] for line in lines] == list(PROMPTS)
-    assert [line["text"] for line in lines] == [each.text for each in generate(loaded, PROMPTS, GenerationSettings(9))]
+    assert [line["text"] for line in lines] == [each.text for each in generate(loaded, PROMPTS, 9)]
     assert set(lines[0]) == {"prompt", "text", "reference", "new_tokens", "seconds", "stopped_by"}
     assert all(line["seconds"] > 0 for line in lines)
     values = read_scores(tmp_path).pivot(index="example", columns="metric", values="value")

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from paretune.data.questions import Question
-from paretune.data.requests import request_of, slices_of
+from paretune.data.questions import Question, request_of, slices_of
 from paretune.data.templates import parse_template
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import DataError

@@ -6,8 +6,10 @@ one after the other, and of each only five numbers are kept: 40 bytes a record, 
 
 import functools
 import hashlib
+import itertools
 import json
 import math
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,15 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from paretune.data.columns import HTML, STRATUM
-from paretune.data.encoding import has_control_characters, is_damaged, repaired
+from paretune.data.cleaning import find_personal, has_control_characters, is_damaged, repaired
 from paretune.data.leakage import words_of
-from paretune.data.personal import find_personal
 from paretune.data.prepare import iterate_records, record_text
-from paretune.data.safety import Filter, load_filter
+from paretune.data.safety import load_filter
 from paretune.pipeline.stage import StageContext
 from paretune.study.data import MASKS, SPLITS
 
+HTML = re.compile(r"</?(?:p|br|div|span|a|b|i|em|strong|ul|ol|li|h[1-6]|table|t[dr]|img)\b[^<>]*>|&(?:#\d+|[a-z]+);")
+LABELS = range(2, 21)
+"""How many values a field of labels has, such as one that splits keep the shares of."""
 SHOWN = 20
 """Numbers of records that are kept of each finding."""
 FAR = 3.0
@@ -84,6 +87,10 @@ class _Notes:
             first.append(number)
 
 
+_Labels = dict[tuple[str, str], Counter[str]]
+"""The answers of each task and split."""
+
+
 def audit_data(context: StageContext) -> dict[str, Any]:
     """Stage `audit`: writes `audit.jsonl`, a Finding a line; nothing in it stops a study.
 
@@ -91,31 +98,62 @@ def audit_data(context: StageContext) -> dict[str, Any]:
     """
     data = context.inputs["data"]
     columns = {split: _Column() for split in SPLITS}
-    notes, languages, labels = _Notes(), list[str](), dict[tuple[str, str], Counter[str]]()
+    notes, languages, labels = _Notes(), list[str](), _Labels()
     total = data.record.metrics.get("records", 0)
     for done, rows in enumerate(iterate_records(data.path / "documents.parquet")):
         split, number, text = rows[0]["split"], int(rows[0]["example"]) + 1, record_text(rows)
         for name in found_in(text):
             notes.add(split, name, number)
-        _measure(columns[split], number, text, languages)
+        column = columns[split]
+        column.numbers.append(number)
+        column.lengths.append(len(text))
+        column.exact.append(_digest(text))
+        column.words.append(_digest(" ".join(words_of(text))))
+        language = language_of(text)
+        if language is not None and language not in languages:
+            languages.append(language)
+        column.languages.append(-1 if language is None else languages.index(language))
         if "task" in rows[0]:
-            columns[split].examples += len(rows)
-            for name in _answers(rows, split, labels):
-                notes.add(split, name, number)
+            column.examples += len(rows)
+            words = " ".join(words_of(rows[0]["context"]))
+            for row in rows:
+                counts = labels.setdefault((row["task"], split), Counter())
+                if len(counts) <= _MANY_LABELS:
+                    counts[row["completion"].strip()] += 1
+                if answer_stands_in(row["completion"], f" {words} {' '.join(words_of(row['prompt']))} "):
+                    notes.add(split, f"answer_in_prompt:{row['task']}", number)
         if done % _EMIT_RECORDS == 0:
             context.emit(done=done, total=total)
     if "safety" in context.config:
-        _note_unsafe(context, load_filter(context.config["safety"], context.resources), notes)
-    found = [
-        *_noted(notes, columns),
-        *_repeated(columns),
-        *_outliers(columns),
-        *_foreign(columns, languages),
-        *_balance(labels, columns, context.config["labels"]),
+        safety = load_filter(context.config["safety"], context.resources)
+        records = iterate_records(data.path / "documents.parquet")
+        while batch := list(itertools.islice(records, _BATCH)):
+            for rows, unsafe in zip(batch, safety.flags([record_text(rows) for rows in batch]), strict=True):
+                if unsafe:
+                    notes.add(rows[0]["split"], "unsafe", int(rows[0]["example"]) + 1)
+    known = Counter(n for column in columns.values() for n in column.languages if n >= 0)
+    main = [n for n, times in known.most_common() if times >= MAIN_SHARE * known.total()]
+    findings = []
+    for (split, name), count in notes.counts.items():
+        kind, _, task = name.partition(":")
+        of = columns[split].examples if task else len(columns[split].numbers)
+        findings.append(Finding(split, kind, count, of, tuple(notes.first[split, name]), task))
+    findings += [
+        *_of_all_texts(columns, languages, main),
+        *_of_labels(labels, context.config["labels"]),
     ]
-    _write(context, sorted(found, key=lambda one: (one.name, SPLITS.index(one.split))))
-    main = ",".join(languages[n] for n in _main_languages(columns))
-    return {"findings": len(found), "languages": main, **{f"records_{s}": len(columns[s].numbers) for s in SPLITS}}
+    with (context.draft / "audit.jsonl").open("w", encoding="utf-8") as out:
+        for finding in sorted(findings, key=lambda finding: (finding.name, SPLITS.index(finding.split))):
+            row = {
+                "split": finding.split,
+                "finding": finding.name,
+                "count": finding.count,
+                "of": finding.of,
+                "records": list(finding.records),
+            }
+            out.write(json.dumps(row | {"detail": finding.detail}, ensure_ascii=False) + "\n")
+    main_languages = ",".join(languages[n] for n in main)
+    return {"findings": len(findings), "languages": main_languages, **{f"records_{s}": len(columns[s].numbers) for s in SPLITS}}
 
 
 def found_in(text: str) -> Iterator[str]:
@@ -128,7 +166,7 @@ def found_in(text: str) -> Iterator[str]:
         yield "control"
     if HTML.search(text):
         yield "html"
-    yield from sorted({found.kind for found in find_personal(text, MASKS)})
+    yield from sorted({personal.kind for personal in find_personal(text, MASKS)})
 
 
 def answer_stands_in(completion: str, prompt_words: str) -> bool:
@@ -161,118 +199,45 @@ def _identifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def _measure(column: _Column, number: int, text: str, languages: list[str]) -> None:
-    column.numbers.append(number)
-    column.lengths.append(len(text))
-    column.exact.append(_digest(text))
-    column.words.append(_digest(" ".join(words_of(text))))
-    language = language_of(text)
-    if language is not None and language not in languages:
-        languages.append(language)
-    column.languages.append(-1 if language is None else languages.index(language))
-
-
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _answers(rows: Sequence[Mapping[str, Any]], split: str, labels: dict[tuple[str, str], Counter[str]]) -> list[str]:
-    """A name for each answer of a record that its prompt gives away; `labels` gains the answers of each task."""
-    context = " ".join(words_of(rows[0]["context"]))
-    found = []
-    for row in rows:
-        counts = labels.setdefault((row["task"], split), Counter())
-        if len(counts) <= _MANY_LABELS:
-            counts[row["completion"].strip()] += 1
-        if answer_stands_in(row["completion"], f" {context} {' '.join(words_of(row['prompt']))} "):
-            found.append(f"answer_in_prompt:{row['task']}")
-    return found
-
-
-def _note_unsafe(context: StageContext, safety: Filter, notes: _Notes) -> None:
-    waiting: list[tuple[str, int, str]] = []
-
-    def judge() -> None:
-        for (split, number, _), unsafe in zip(waiting, safety.flags([text for *_, text in waiting]), strict=True):
-            if unsafe:
-                notes.add(split, "unsafe", number)
-        waiting.clear()
-
-    for rows in iterate_records(context.inputs["data"].path / "documents.parquet"):
-        waiting.append((rows[0]["split"], int(rows[0]["example"]) + 1, record_text(rows)))
-        if len(waiting) == _BATCH:
-            judge()
-    judge()
-
-
-def _noted(notes: _Notes, columns: Mapping[str, _Column]) -> Iterator[Finding]:
-    for (split, name), count in notes.counts.items():
-        kind, _, task = name.partition(":")
-        of = columns[split].examples if task else len(columns[split].numbers)
-        yield Finding(split, kind, count, of, tuple(notes.first[split, name]), task)
-
-
-def _repeated(columns: Mapping[str, _Column]) -> Iterator[Finding]:
-    """Records that read as an earlier one of their split, to the letter or in the same words."""
-    for split, column in columns.items():
-        exact, words = (_later(np.asarray(digests)) for digests in (column.exact, column.words))
-        for name, flags in (("duplicate", exact), ("same_words", words & ~exact)):
-            yield from _flagged(split, name, column, flags)
-
-
-def _later(digests: np.ndarray) -> np.ndarray:
-    flags = np.ones(len(digests), bool)
-    flags[np.unique(digests, return_index=True)[1]] = False
-    return flags
-
-
-def _outliers(columns: Mapping[str, _Column]) -> Iterator[Finding]:
+def _of_all_texts(columns: Mapping[str, _Column], languages: Sequence[str], main: Sequence[int]) -> Iterator[Finding]:
+    """Records that read as an earlier one of their split, are far from most in length, or in another language."""
     low, high = length_fences(np.concatenate([np.asarray(column.lengths) for column in columns.values()]))
     for split, column in columns.items():
+        exact, words = np.ones((2, len(column.numbers)), bool)
+        for repeated, digests in ((exact, column.exact), (words, column.words)):
+            repeated[np.unique(np.asarray(digests), return_index=True)[1]] = False
+        yield from _flagged(split, column, "duplicate", exact)
+        yield from _flagged(split, column, "same_words", words & ~exact)
         lengths = np.asarray(column.lengths)
-        yield from _flagged(split, "short", column, lengths < low, f"under {low:,.0f} characters")
-        yield from _flagged(split, "long", column, lengths > high, f"over {high:,.0f} characters")
+        yield from _flagged(split, column, "short", lengths < low, f"under {low:,.0f} characters")
+        yield from _flagged(split, column, "long", lengths > high, f"over {high:,.0f} characters")
+        spoken = np.asarray(column.languages)
+        foreign = (spoken >= 0) & ~np.isin(spoken, main)
+        counts = Counter(languages[n] for n in spoken[foreign].tolist())
+        yield from _flagged(
+            split, column, "language", foreign, ", ".join(f"{name} {times}" for name, times in counts.most_common(5))
+        )
 
 
-def _main_languages(columns: Mapping[str, _Column]) -> list[int]:
-    counts = Counter(n for column in columns.values() for n in column.languages if n >= 0)
-    return [n for n, times in counts.most_common() if times >= MAIN_SHARE * counts.total()]
-
-
-def _foreign(columns: Mapping[str, _Column], languages: Sequence[str]) -> Iterator[Finding]:
-    main = _main_languages(columns)
-    for split, column in columns.items():
-        found = np.asarray(column.languages)
-        flags = (found >= 0) & ~np.isin(found, main)
-        told = Counter(languages[n] for n in found[flags].tolist())
-        yield from _flagged(split, "language", column, flags, ", ".join(f"{name} {n}" for name, n in told.most_common(5)))
-
-
-def _flagged(split: str, name: str, column: _Column, flags: np.ndarray, detail: str = "") -> Iterator[Finding]:
+def _flagged(split: str, column: _Column, name: str, flags: np.ndarray, detail: str = "") -> Iterator[Finding]:
     if flags.any():
         numbers = np.asarray(column.numbers)[flags][:SHOWN].tolist()
         yield Finding(split, name, int(flags.sum()), len(flags), tuple(numbers), detail)
 
 
-def _balance(
-    labels: Mapping[tuple[str, str], Counter[str]], columns: Mapping[str, _Column], labelled: Sequence[str]
-) -> Iterator[Finding]:
+def _of_labels(labels: _Labels, labelled: Sequence[str]) -> Iterator[Finding]:
     """The most and the least frequent answer of every task of few, frequent ones."""
-    tasks = sorted({task for task, _ in labels})
-    for task in tasks:
+    for task in sorted({task for task, _ in labels}):
         train = labels.get((task, "train"), Counter())
-        if task not in labelled and not (len(train) in STRATUM and train.total() >= _REPEATS * len(train)):
+        if task not in labelled and not (len(train) in LABELS and train.total() >= _REPEATS * len(train)):
             continue
         for split in SPLITS:
             counts = labels.get((task, split), Counter())
             if counts:
                 (most, times), (least, few) = counts.most_common(1)[0], min(counts.items(), key=lambda pair: pair[1])
-                told = f"{task}: {len(counts)} labels, `{most}` {times}, `{least}` {few}"
-                yield Finding(split, "labels", times, counts.total(), (), told)
-
-
-def _write(context: StageContext, found: Sequence[Finding]) -> None:
-    with (context.draft / "audit.jsonl").open("w", encoding="utf-8") as out:
-        for one in found:
-            row = {"split": one.split, "finding": one.name, "count": one.count, "of": one.of, "records": list(one.records)}
-            out.write(json.dumps(row | {"detail": one.detail}, ensure_ascii=False) + "\n")
+                detail = f"{task}: {len(counts)} labels, `{most}` {times}, `{least}` {few}"
+                yield Finding(split, "labels", times, counts.total(), (), detail)

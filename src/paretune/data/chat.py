@@ -62,7 +62,7 @@ def messages_in(form: str, values: Mapping[str, Any]) -> list[Any] | None:
     if field not in values:
         return None
     messages = values[field] if isinstance(values[field], list) else []
-    return [one.get(content) if isinstance(one, Mapping) else one for one in messages]
+    return [message.get(content) if isinstance(message, Mapping) else message for message in messages]
 
 
 def parse_messages(value: Any, role: str, content: str, where: str) -> list[Message]:
@@ -76,10 +76,17 @@ def parse_messages(value: Any, role: str, content: str, where: str) -> list[Mess
         if message[role] not in _ROLES:
             known = ", ".join(f"`{name}`" for name in _ROLES)
             raise DataError(f"{where}: message {number}: `{role}` is {shown(message[role])}; known: {known}")
-        text = _text(message.get(content), f"{where}: message {number}: `{content}`")
-        messages.append({"role": _ROLES[message[role]], "content": text})
-        if message.get("weight") == 0:
-            messages[-1]["weight"] = "0"
+        said = message.get(content)
+        parts = said if isinstance(said, list) else [said]
+        if said and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+            said = "".join(part["text"] for part in parts)
+        if not isinstance(said, str):
+            raise DataError(
+                f"{where}: message {number}: `{content}` is {shown(said)}; expected a text "
+                "(calls of tools and images are not read)"
+            )
+        weight = {"weight": "0"} if message.get("weight") == 0 else {}
+        messages.append({"role": _ROLES[message[role]], "content": said, **weight})
     return messages
 
 
@@ -121,22 +128,9 @@ def render_turn(tokenizer: Any, messages: str, where: str) -> RenderedTurn:
             "take another base, or write `tasks:` with prompts of your own"
         )
     lead, _, end = rest.partition(content)
-    return RenderedTurn(_without_bos(tokenizer, prompt + lead), content, end)
+    # Without BOS: the prefix token stands before every example anyhow.
+    return RenderedTurn((prompt + lead).removeprefix(tokenizer.bos_token or ""), content, end)
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Message], **arguments: Any) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
-
-
-def _without_bos(tokenizer: Any, text: str) -> str:
-    # The prefix token stands before every example anyhow.
-    return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else text
-
-
-def _text(value: Any, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    parts = value if isinstance(value, list) else [value]
-    if value and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
-        return "".join(part["text"] for part in parts)
-    raise DataError(f"{where} is {shown(value)}; expected a text (calls of tools and images are not read)")

@@ -5,8 +5,7 @@ tokens for each task; the examples of one context share its array, by which a ba
 """
 
 import itertools
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +41,9 @@ _OVERLAP = 8
 
 
 @dataclass(frozen=True)
-class _Branch:
+class _Tokenized:
+    """A row of `documents.parquet` as ids."""
+
     row: Mapping[str, Any]
     prompt: list[int]
     completion: list[int]
@@ -91,90 +92,65 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
     documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
     max_length, rule = context.config["max_length"], context.config["too_long"]
     rows: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter(skipped=0, cut=0)
-    lengths: list[tuple[int, _Branch]] = []
-    for group in _groups(documents):
-        shared = tokenizer.encode(group[0]["context"])
-        branches = [_branch(tokenizer, row) for row in group]
-        kept, fitted = _fitted(branches, len(shared), max_length, rule)
-        lengths += [(1 + len(shared) + branch.length, branch) for branch in branches]
-        counts["skipped"] += len(branches) - len(kept)
-        counts["cut"] += len(kept) if fitted < len(shared) else 0
-        rows += [_row(tokenizer, branch, shared[:fitted]) for branch in kept]
-        context.emit(done=len(rows) + counts["skipped"], total=len(documents))
-    if rule == "error" and counts["skipped"]:
-        raise DataError(_refusal(lengths, max_length))
+    skipped = cut = 0
+    lengths: list[tuple[int, Mapping[str, Any]]] = []
+    by_context = itertools.groupby(documents, lambda row: (row["split"], row["document"], row["context"]))
+    for (_, _, text), group in by_context:
+        shared, branches = tokenizer.encode(text), [_tokenized(tokenizer, row) for row in group]
+        lengths += [(1 + len(shared) + branch.length, branch.row) for branch in branches]
+        room = max_length - 1  # of the prefix token
+        kept = [branch for branch in branches if len(shared) + branch.length <= room]
+        if rule == "cut" and len(kept) < len(branches):
+            # All keep the same of the context; where nothing of it would be left, there is nothing to ask about.
+            kept = [branch for branch in branches if branch.length < room]
+            left = room - max((branch.length for branch in kept), default=0)
+            cut += len(kept) if left < len(shared) else 0
+            shared = shared[:left]
+        skipped += len(branches) - len(kept)
+        for branch in kept:
+            before = [*shared, *branch.prompt][-_OVERLAP:]
+            rows.append(
+                {
+                    **{name: branch.row[name] for name in ("split", "document", "task")},
+                    "example": branch.row["example"] + branch.row["part"],
+                    "context": shared,
+                    "prompt": branch.prompt,
+                    "completion": branch.completion,
+                    "end": branch.end,
+                    "reference": branch.text,
+                    "bytes": len(branch.text.encode()),
+                    "lossless": tokenizer.decode([*before, *branch.completion]).endswith(branch.text),
+                }
+            )
+        context.emit(done=len(rows) + skipped, total=len(documents))
+    if rule == "error" and skipped:
+        _, longest = max(lengths, key=lambda each: each[0])
+        named = f"document `{longest['document']}` (record {longest['example']}, task `{longest['task']}`)"
+        way_out = "`too_long: skip` to leave such examples out"
+        way_out += ", or `too_long: cut` to shorten the context at its end" if longest["context"] else ""
+        raise DataError(too_long(named, [length for length, _ in lengths], max_length, way_out))
     refuse_empty_split(rows, max_length, "raise `train.max_length`, or shorten prompts and contexts")
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
-    return {
-        **{name: number for split in SPLITS for name, number in _measured(rows, split).items()},
-        **kept_counts(rows),
-        "skipped_examples": counts["skipped"],
-        "cut_examples": counts["cut"],
-        "lossy_examples": sum(not row["lossless"] for row in rows),
-    }
+    metrics: dict[str, int] = {}
+    for split in SPLITS:
+        of_split = [row for row in rows if row["split"] == split]
+        # Learned are completions without their ends; read is all that an example holds.
+        metrics[f"tokens_{split}"] = sum(len(row["completion"]) for row in of_split)
+        metrics[f"windows_{split}"] = len(of_split)
+        parts = [row[name] for row in of_split for name in ("context", "prompt", "completion", "end")]
+        metrics[f"read_tokens_{split}"] = len(of_split) + sum(map(len, parts))
+    lossy = sum(not row["lossless"] for row in rows)
+    return {**metrics, **kept_counts(rows), "skipped_examples": skipped, "cut_examples": cut, "lossy_examples": lossy}
 
 
-def _groups(documents: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Neighbouring rows of one document and context."""
-    for _, group in itertools.groupby(documents, lambda row: (row["split"], row["document"], row["context"])):
-        yield list(group)
-
-
-def _branch(tokenizer: TextTokenizer, row: Mapping[str, Any]) -> _Branch:
+def _tokenized(tokenizer: TextTokenizer, row: Mapping[str, Any]) -> _Tokenized:
     prompt, completion, end = row["prompt"], row["completion"], [tokenizer.eos_id]
     if row["messages"] is not None and tokenizer.hf.chat_template is not None:
         turn = render_turn(tokenizer.hf, row["messages"], f"record {int(row['example']) + 1}")
-        prompt, completion, end = turn.prompt, turn.completion, _end(tokenizer, turn.end)
+        prompt, completion, end = turn.prompt, turn.completion, tokenizer.encode_continuation(turn.end)
+        # A turn ends with the first token that ends a generation, or with all of them and EOS.
+        stops = [position for position, token in enumerate(end) if token in tokenizer.stop_ids]
+        end = end[: stops[0] + 1] if stops else [*end, tokenizer.eos_id]
     encode = tokenizer.encode_continuation if row["context"] else tokenizer.encode
     after = tokenizer.encode_continuation if row["context"] or prompt else tokenizer.encode
-    return _Branch(row, encode(prompt), after(completion), end, completion)
-
-
-def _end(tokenizer: TextTokenizer, text: str) -> list[int]:
-    """The tokens that end a turn: up to the first that ends a generation, or all of them and EOS."""
-    ids = tokenizer.encode_continuation(text)
-    stops = [position for position, token in enumerate(ids) if token in tokenizer.stop_ids]
-    return ids[: stops[0] + 1] if stops else [*ids, tokenizer.eos_id]
-
-
-def _fitted(branches: Sequence[_Branch], context: int, max_length: int, rule: str) -> tuple[list[_Branch], int]:
-    """The branches that fit after a context of so many tokens, and how many of those are kept: one number for all of them."""
-    room = max_length - 1  # of the prefix token
-    fitting = [branch for branch in branches if context + branch.length <= room]
-    if rule != "cut" or len(fitting) == len(branches):
-        return fitting, context
-    # Where nothing of the context would be left, there is nothing to ask about.
-    kept = [branch for branch in branches if branch.length < room]
-    return kept, min(context, room - max((branch.length for branch in kept), default=0))
-
-
-def _refusal(lengths: Sequence[tuple[int, _Branch]], max_length: int) -> str:
-    row = max(lengths, key=lambda each: each[0])[1].row
-    cut = ", or `too_long: cut` to shorten the context at its end" if row["context"] else ""
-    named = f"document `{row['document']}` (record {row['example']}, task `{row['task']}`)"
-    way_out = f"`too_long: skip` to leave such examples out{cut}"
-    return too_long(named, [length for length, _ in lengths], max_length, way_out)
-
-
-def _row(tokenizer: TextTokenizer, branch: _Branch, context: list[int]) -> dict[str, Any]:
-    row, before = branch.row, [*context, *branch.prompt][-_OVERLAP:]
-    return {
-        **{name: row[name] for name in ("split", "document", "task")},
-        "example": row["example"] + row["part"],
-        "context": context,
-        "prompt": branch.prompt,
-        "completion": branch.completion,
-        "end": branch.end,
-        "reference": branch.text,
-        "bytes": len(branch.text.encode()),
-        "lossless": tokenizer.decode([*before, *branch.completion]).endswith(branch.text),
-    }
-
-
-def _measured(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, int]:
-    """Tokens that are learned (without those that end), examples, and all tokens that these hold."""
-    found = [row for row in rows if row["split"] == split]
-    learned = sum(len(row["completion"]) for row in found)
-    read = sum(1 + sum(len(row[name]) for name in ("context", "prompt", "completion", "end")) for row in found)
-    return {f"tokens_{split}": learned, f"windows_{split}": len(found), f"read_tokens_{split}": read}
+    return _Tokenized(row, encode(prompt), after(completion), end, completion)

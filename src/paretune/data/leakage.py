@@ -39,6 +39,12 @@ Texts = Mapping[str, str]
 """Document to its text."""
 Contents = Mapping[str, Sequence[int]]
 """Document to the `content_digest` of its records' fields."""
+Side = tuple[str, str]
+"""Split and document."""
+_Group = list[Side]
+"""Documents with the same words."""
+_Covered = list[tuple[int, int, float]]
+"""(source, target, coverage) of pairs, by their indices."""
 
 _KINDS = ("exact", "normalised", "near", "field")
 # Soft hyphens and zero-width characters, which would cut a word in two, and apostrophes: `don't` is `dont`.
@@ -88,24 +94,20 @@ def find_pairs(
 
     Every document that is touched stands in at least one pair; of a thousand copies not every combination is listed.
     """
-    found = {(pair.split, pair.document, pair.other, pair.other_document): pair for pair in _text_pairs(texts, threshold)}
-    for pair in _field_pairs(texts, contents or {}):
-        found.setdefault((pair.split, pair.document, pair.other, pair.other_document), pair)
-    return sorted(
-        found.values(), key=lambda pair: (_KINDS.index(pair.kind), -pair.coverage, pair.document, pair.other_document)
-    )
-
-
-def _field_pairs(texts: Mapping[str, Texts], contents: Mapping[str, Contents]) -> Iterator[Pair]:
+    pairs = {(pair.split, pair.document, pair.other, pair.other_document): pair for pair in _text_pairs(texts, threshold)}
     groups: dict[int, _Group] = {}
-    for split, documents in contents.items():
+    for split, documents in (contents or {}).items():
         for document, digests in documents.items():
             for digest in dict.fromkeys(digests):
                 groups.setdefault(digest, []).append((split, document))
     for group in groups.values():
         for (split, document), (other, other_document) in _sides(group, group):
             share, excerpt = _shared(texts[split][document], texts[other][other_document])
-            yield Pair("field", split, document, other, other_document, share, excerpt)
+            pair = Pair("field", split, document, other, other_document, share, excerpt)
+            pairs.setdefault((split, document, other, other_document), pair)
+    return sorted(
+        pairs.values(), key=lambda pair: (_KINDS.index(pair.kind), -pair.coverage, pair.document, pair.other_document)
+    )
 
 
 def _text_pairs(texts: Mapping[str, Texts], threshold: float) -> Iterator[Pair]:
@@ -150,14 +152,34 @@ def find_item_pairs(training: Texts, items: Mapping[str, Sequence[str]], thresho
         for hashes in map(_hashes, map(words_of, _probes(text)))
         if len(hashes) >= MIN_ITEM_WORDS
     ]
+    # A probe shorter than ITEM_NGRAM is one n-gram of its own length: it is covered where it stands as one run.
+    by_size: dict[int, list[tuple[str, int, np.ndarray]]] = {}
+    for probe in probes:
+        by_size.setdefault(min(ITEM_NGRAM, len(probe[2])), []).append(probe)
+    indices = {n: _index([_distinct_grams(hashes, n) for _, _, hashes in sized]) for n, sized in by_size.items()}
+    rows: dict[int, list[np.ndarray]] = {n: [] for n in by_size}
+    for text in training.values() if probes else ():
+        hashes = _hashes(words_of(text))
+        for n, (index, _) in indices.items():
+            rows[n].append(_positions(index, _distinct_grams(hashes, n)))
     names = list(training)
     best: dict[tuple[str, int, str], float] = {}
-    for chosen, found in _covered_probes(probes, training, threshold):
-        for source, target, share in found:
-            evaluation, number, _ = chosen[target]
+    for n, (index, membership) in indices.items():
+        for source, target, share in _covered(_matrix(rows[n], len(index)), membership, [], threshold):
+            evaluation, number, _ = by_size[n][target]
             key = (evaluation, number, names[source])
             best[key] = max(best.get(key, 0.0), share)
-    return [_item_pair(key, share, items[key[0]][key[1] - 1], training[key[2]]) for key, share in sorted(best.items())]
+    pairs = []
+    for (evaluation, number, document), share in sorted(best.items()):
+        item, text = items[evaluation][number - 1], training[document]
+        words = f" {' '.join(words_of(text))} "
+        kind: Kind = "near"
+        if any(probe.strip() in text for probe in _probes(item)):
+            kind = "exact"
+        elif any(f" {' '.join(words_of(probe))} " in words for probe in _probes(item)):
+            kind = "normalised"
+        pairs.append(Pair(kind, "train", document, evaluation, str(number), share, _short(item)))
+    return pairs
 
 
 def block_message(pairs: Sequence[Pair], shown: int = 5) -> str:
@@ -165,7 +187,11 @@ def block_message(pairs: Sequence[Pair], shown: int = 5) -> str:
     first = {(pair.split, pair.document) for pair in pairs}
     sides = Counter((pair.split, pair.other) for pair in pairs)
     counts = ", ".join(f"{times} between `{split}` and `{other}`" for (split, other), times in sorted(sides.items()))
-    lines = [f"  {_told(pair)}" for pair in pairs[:shown]]
+    lines = []
+    for pair in pairs[:shown]:
+        share = f" ({pair.coverage:.0%} of it)" if pair.coverage < 1 else ""
+        stands_in = f"{pair.other} `{pair.other_document}` in {pair.split} `{pair.document}`{share}"
+        lines.append(f"  {pair.kind}: {stands_in}: {pair.excerpt}")
     if len(pairs) > shown:
         lines.append(f"  ... and {len(pairs) - shown} more")
     return "\n".join(
@@ -176,17 +202,6 @@ def block_message(pairs: Sequence[Pair], shown: int = 5) -> str:
             "or `leakage: allow` to keep them and mark the numbers that they touch",
         ]
     )
-
-
-def _told(pair: Pair) -> str:
-    share = f" ({pair.coverage:.0%} of it)" if pair.coverage < 1 else ""
-    return f"{pair.kind}: {pair.other} `{pair.other_document}` in {pair.split} `{pair.document}`{share}: {pair.excerpt}"
-
-
-Side = tuple[str, str]
-"""Split and document."""
-_Group = list[Side]
-"""Documents with the same words."""
 
 
 def _joins(groups: dict[bytes, _Group], words: Sequence[str], text: str, split: str, document: str) -> bool:
@@ -213,38 +228,6 @@ def _sides(source: _Group, target: _Group) -> Iterator[tuple[Side, Side]]:
 def _probes(item: str) -> list[str]:
     question = item[: max(item.rfind("?"), item.rfind("\uff1f")) + 1]
     return [item, question] if question.strip() and question.strip() != item.strip() else [item]
-
-
-Probe = tuple[str, int, np.ndarray]
-
-
-def _covered_probes(
-    probes: Sequence[Probe], training: Texts, threshold: float
-) -> Iterator[tuple[list[Probe], list[tuple[int, int, float]]]]:
-    """A probe shorter than ITEM_NGRAM is one n-gram of its own length: it is covered where it stands as one run."""
-    sizes = sorted({min(ITEM_NGRAM, len(hashes)) for _, _, hashes in probes})
-    chosen = {size: [probe for probe in probes if min(ITEM_NGRAM, len(probe[2])) == size] for size in sizes}
-    indices = {size: _index([_distinct_grams(hashes, size) for _, _, hashes in chosen[size]]) for size in sizes}
-    rows: dict[int, list[np.ndarray]] = {size: [] for size in sizes}
-    for text in training.values() if probes else ():
-        hashes = _hashes(words_of(text))
-        for size in sizes:
-            rows[size].append(_positions(indices[size][0], _distinct_grams(hashes, size)))
-    for size in sizes:
-        index, membership = indices[size]
-        yield chosen[size], _covered(_matrix(rows[size], len(index)), membership, [], threshold)
-
-
-def _item_pair(key: tuple[str, int, str], share: float, item: str, text: str) -> Pair:
-    evaluation, number, document = key
-    probes = _probes(item)
-    words = f" {' '.join(words_of(text))} "
-    kind: Kind = "near"
-    if any(probe.strip() in text for probe in probes):
-        kind = "exact"
-    elif any(f" {' '.join(words_of(probe))} " in words for probe in probes):
-        kind = "normalised"
-    return Pair(kind, "train", document, evaluation, str(number), share, _short(item))
 
 
 def _hashes(words: Sequence[str]) -> np.ndarray:
@@ -283,10 +266,10 @@ def _index(targets: Sequence[np.ndarray]) -> tuple[np.ndarray, csr_array]:
 
 def _positions(index: np.ndarray, grams: np.ndarray) -> np.ndarray:
     """Where in `index` those of `grams` stand that are in it."""
-    places = np.searchsorted(index, grams)
-    inside = places < len(index)
-    places, grams = places[inside], grams[inside]
-    return places[index[places] == grams].astype(np.int32)
+    positions = np.searchsorted(index, grams)
+    inside = positions < len(index)
+    positions, grams = positions[inside], grams[inside]
+    return positions[index[positions] == grams].astype(np.int32)
 
 
 def _matrix(rows: Sequence[np.ndarray], width: int) -> csr_array:
@@ -295,7 +278,7 @@ def _matrix(rows: Sequence[np.ndarray], width: int) -> csr_array:
     return csr_array((np.ones(len(columns), dtype=np.int32), columns, ends), shape=(len(rows), width))
 
 
-def _covered(training: csr_array, targets: csr_array, inner: Sequence[int], threshold: float) -> list[tuple[int, int, float]]:
+def _covered(training: csr_array, targets: csr_array, inner: Sequence[int], threshold: float) -> _Covered:
     """(source, target, coverage) of all pairs with at least `threshold`; the sources are the rows of `training`, then `inner`.
 
     `training` [source, n-gram] and `targets` [target, n-gram] are 0 or 1; `inner` are targets that are sources as well.
@@ -313,19 +296,17 @@ def _covered(training: csr_array, targets: csr_array, inner: Sequence[int], thre
     sources = vstack([training, targets[inner_rows]], format="csr")
     itself = np.concatenate([np.full(training.shape[0], -1), inner_rows])
     by_gram = counted.T.tocsr()
-    found: list[tuple[int, int, float]] = []
+    covered: _Covered = []
     for begin in range(0, sources.shape[0], _ROWS):
         shared = (sources[begin : begin + _ROWS] @ by_gram).tocoo()
         rows, columns = shared.row + begin, shared.col
         share = shared.data / totals[columns]
         keep = (share >= threshold) & (columns != itself[rows])
-        found += zip(rows[keep].tolist(), columns[keep].tolist(), share[keep].tolist(), strict=True)
-    return found
+        covered += zip(rows[keep].tolist(), columns[keep].tolist(), share[keep].tolist(), strict=True)
+    return covered
 
 
-def _strongest(
-    found: Sequence[tuple[int, int, float]], sources: Sequence[_Group], targets: Sequence[_Group]
-) -> list[tuple[int, int, float]]:
+def _strongest(covered: _Covered, sources: Sequence[_Group], targets: Sequence[_Group]) -> _Covered:
     """For each source and for each target, split by split, the pair with the highest coverage among those across splits.
 
     Their number grows with the documents, not with their square.
@@ -333,7 +314,7 @@ def _strongest(
     earlier = [{split for split, _ in group} & {"train", "validation"} for group in sources]
     later = [{split for split, _ in group} & {"validation", "test"} for group in targets]
     best: dict[tuple[int, int, str, str], tuple[int, int, float]] = {}
-    for source, target, share in found:
+    for source, target, share in covered:
         for first, second in itertools.product(earlier[source], later[target]):
             if first != second:
                 for key in ((0, source, first, second), (1, target, first, second)):

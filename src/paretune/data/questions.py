@@ -13,24 +13,29 @@ A file is a JSON list, an object with `questions`, JSON lines, or CSV. The forma
     pubmedqa    {"question": ..., "context": {"contexts": [...]}, "final_decision": "maybe"}
 
 Whatever does not fit is refused with file, record, field and the way out: a question misread scores models silently wrong.
+What a model is asked about a question is written by templates. No torch here: a study is refused before its first stage
+where its templates or `slice_by` do not fit its questions.
 """
 
 import csv
 import io
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NoReturn
 
+from paretune.data.newsroom import questions
+from paretune.data.templates import Template, render
 from paretune.errors import DataError
 from paretune.study.base import shown
 
 NEWSROOM = "builtin:newsroom"
 _READ_FIELDS = frozenset({"id", "question", "question_stem", "options", "choices", "answer", "answer_index", "answerKey"})
 _LETTERS = tuple(ascii_uppercase)
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _READ_BY_OTHERS = _READ_FIELDS | {
     *("correct_answer", "distractor1", "distractor2", "distractor3", "support", "passage", "final_decision"),
     *("context", "QUESTION", "CONTEXTS", *_LETTERS),
@@ -59,44 +64,100 @@ class Question:
     """What stands before the question, where the format has such a text."""
 
 
-def read_questions(place: str | Path, format: str | None = None) -> list[Question]:
+@dataclass(frozen=True)
+class Request:
+    """What a model is asked about one question."""
+
+    question: Question
+    prompt: str
+    answers: tuple[str, ...]
+    """The options as they follow the prompt, or the one answer of a factual question."""
+
+    @property
+    def factual(self) -> bool:
+        return not self.question.options
+
+
+_Parsed = tuple[str, tuple[str, ...], int | None, str]
+"""Context, options, index of the answer, answer."""
+
+
+def read_questions(location: str | Path, format: str | None = None) -> list[Question]:
     """The questions of a file, or of `builtin:newsroom`; DataError for anything that is not a question with an answer.
 
     `format` is one of those above; each record's fields say it unless given.
     """
-    if str(place) == NEWSROOM:
-        from paretune.data.newsroom import questions
-
-        records = questions()["questions"]
-        return [parse_question(record, f"{NEWSROOM}: record {n}", str(n)) for n, record in enumerate(records, start=1)]
-    if str(place).startswith("builtin:"):
-        raise DataError(f"no built-in questions `{str(place).removeprefix('builtin:')}`; known: `newsroom`")
-    file = Path(place)
+    if str(location) == NEWSROOM:
+        return [parse_question(record, f"{NEWSROOM}: record {n}", str(n)) for n, record in enumerate(questions(), start=1)]
+    if str(location).startswith("builtin:"):
+        raise DataError(f"no built-in questions `{str(location).removeprefix('builtin:')}`; known: `newsroom`")
+    file = Path(location)
     records = enumerate(_records(file), start=1)
-    found = [parse_question(record, f"{file}: {where}", str(n), format) for n, (where, record) in records]
-    if not found:
+    read = [parse_question(record, f"{file}: {where}", str(n), format) for n, (where, record) in records]
+    if not read:
         raise DataError(f"{file}: holds no question; {_FORMATS}")
-    _check_distinct(found, file)
-    return found
+    ids: dict[str, int] = {}
+    asked: dict[tuple[str, ...], int] = {}
+    for n, question in enumerate(read, start=1):
+        if question.id in ids:
+            raise DataError(f"{file}: record {n}: `id` {shown(question.id)} is that of record {ids[question.id]}; rename one")
+        # A question that counts twice makes the intervals narrower than they are.
+        content = (question.context, question.question, *question.options, question.answer)
+        if content in asked:
+            raise DataError(
+                f"{file}: record {n}: {shown(question.question)} is the question of record {asked[content]}, with the same "
+                "answer; remove one"
+            )
+        ids[question.id] = asked[content] = n
+    return read
 
 
-def question_texts(place: str | Path, format: str | None = None) -> list[str]:
+def question_texts(location: str | Path, format: str | None = None) -> list[str]:
     """Each question with its answer, as the text that must not stand in training data."""
-    return [f"{question.question} {question.answer}" for question in read_questions(place, format)]
+    return [f"{question.question} {question.answer}" for question in read_questions(location, format)]
 
 
 def parse_question(record: Any, where: str, number: str, format: str | None = None) -> Question:
     """One record of any of the formats; `number` is its id where it has none. DataError beginning with `where`."""
     if not isinstance(record, Mapping):
         _refuse(where, f"is {shown(record)}; {_FORMATS}")
-    question = _text(_stem(record), "question", where)
+    stem = record.get("question", record.get("question_stem", record.get("QUESTION")))
+    question = _text(stem.get("stem") if isinstance(stem, Mapping) else stem, "question", where)
     format = format or _format_of(record)
     context, options, index, answer = _READERS[format](record, question, where)
     if index is not None and options.count(answer) > 1:
         _refuse(where, f"`options` holds the answer {shown(answer)} twice; remove one of them")
     read = _READ_FIELDS if format == "own" else _READ_BY_OTHERS
     fields = {name: value for name, value in record.items() if name not in read}
-    return Question(_id(record, where, number), question, options, answer, index, fields, context)
+    name = record.get("id", number)
+    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+        _refuse(where, f"`id` is {shown(name)}; expected a text or a whole number")
+    return Question(str(name), question, options, answer, index, fields, context)
+
+
+def request_of(question: Question, prompt: Template, answer: Template, context: Template | None = None) -> Request:
+    """The templates filled with a question, taken literally: nothing is trimmed, and the prompt does not know the answer.
+
+    `context` comes before the prompt of a question that has one. DataError for a field that the question lacks.
+    """
+    where = f"question `{question.id}`"
+    fields = {**question.fields, "question": question.question, "options": list(question.options)}
+    fields |= {"context": question.context} if question.context else {}
+    texts = question.options or (question.answer,)
+    answers = (render(answer, {**fields, "answer": text}, where) for text in texts)
+    before = render(context, fields, where) if context is not None and question.context else ""
+    return Request(question, before + render(prompt, fields, where), tuple(answers))
+
+
+def slices_of(question: Question, names: Sequence[str]) -> dict[str, str]:
+    """The value of each field that scores are broken down by; DataError for one that is missing or no single value."""
+    missing = [name for name in names if not isinstance(question.fields.get(name), str | int | float | bool)]
+    if missing:
+        raise DataError(
+            f"question `{question.id}` has no single value in the field `{missing[0]}` that `slice_by` names; add it to the "
+            "question, or leave it out of `slice_by`"
+        )
+    return {name: str(question.fields[name]) for name in names}
 
 
 def _format_of(record: Mapping[str, Any]) -> str:
@@ -113,19 +174,48 @@ def _format_of(record: Mapping[str, Any]) -> str:
     return "arc" if "choices" in record or isinstance(record.get("question"), Mapping) else "own"
 
 
-_Parsed = tuple[str, tuple[str, ...], int | None, str]
-"""Context, options, index of the answer, answer."""
-
-
 def _own(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
-    options = _options(record, where)
-    return "", options, *_own_answer(record, options, where)
+    given, answer, index = record.get("options"), record.get("answer"), record.get("answer_index")
+    if given is not None and not isinstance(given, list):
+        _refuse(where, f"`options` is {shown(given)}; expected a list of texts")
+    options = _option_texts(given, "options", where) if given else ()
+    if index is not None and (not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(options)):
+        _refuse(where, f"`answer_index` is {shown(index)}; expected a number from 0 that counts the {len(options)} options")
+    if answer is None:
+        if index is None:
+            _refuse(where, "`answer` is missing; add it, or leave the record out")
+        return "", options, index, options[index]
+    answer = _text(answer, "answer", where)
+    if not options:
+        return "", options, None, answer
+    if answer not in options:
+        _refuse(where, f"`answer` {shown(answer)} is not among the options {shown(list(options))}; write it as it stands there")
+    if index is not None and options[index] != answer:
+        _refuse(where, f"`answer_index: {index}` is {shown(options[index])} and `answer` {shown(answer)}; correct one of them")
+    return "", options, options.index(answer), answer
 
 
 def _labelled(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
-    labels, options = _choices(record, where)
-    index = _index_of_key(record, labels, where)
-    return "", options, index, options[index]
+    nested = record.get("question")
+    choices = nested.get("choices") if isinstance(nested, Mapping) else record.get("choices")
+    if isinstance(choices, Mapping):
+        labels, texts = choices.get("label"), choices.get("text")
+    elif isinstance(choices, list) and all(isinstance(choice, Mapping) for choice in choices):
+        labels, texts = ([choice.get(name) for choice in choices] for name in ("label", "text"))
+    else:
+        _refuse(where, f"`choices` is {shown(choices)}; expected a list of `text` and `label`, or an object of two such lists")
+    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
+        _refuse(where, "`choices` must hold as many of `label` as of `text`")
+    labels = [_text(label, "choices.label", where) for label in labels]
+    options = _option_texts(texts, "choices.text", where)
+    key = record.get("answerKey")
+    if key is None or key == "":
+        _refuse(where, "`answerKey` is missing; add it, or leave the record out")
+    if len(set(labels)) < len(labels):
+        _refuse(where, f"`choices` has a label twice: {shown(labels)}")
+    if key not in labels:
+        _refuse(where, f"`answerKey` {shown(key)} is none of the labels {shown(labels)}; correct it")
+    return "", options, labels.index(key), options[labels.index(key)]
 
 
 def _mmlu(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
@@ -198,8 +288,16 @@ def _records(file: Path) -> list[tuple[str, Any]]:
         return _records_of_table(file, text, _SEPARATORS[file.suffix.lower()])
     try:
         content = _parse(text)
-    except ValueError as error:
-        return _records_of_lines(file, text, error)
+    except ValueError as whole_error:
+        lines: list[tuple[str, Any]] = []
+        for n, line in enumerate(text.split("\n"), start=1):
+            try:
+                lines += [(f"line {n}", _parse(line))] if line.strip() else []
+            except ValueError as error:
+                # A first line that is no record means that the file is one broken piece of JSON, not JSON lines.
+                where, reason = (f"line {n}: ", error) if lines else ("", whole_error)
+                raise DataError(f"{file}: {where}not JSON ({reason}); correct it there") from None
+        return lines
     if isinstance(content, Mapping) and "questions" in content:
         content = content["questions"]
         if not isinstance(content, list):
@@ -211,9 +309,6 @@ def _records(file: Path) -> list[tuple[str, Any]]:
     elif not isinstance(content, list):
         raise DataError(f"{file}: holds {shown(content)}; expected a list of records, or an object with `questions`")
     return [(f"record {n}", record) for n, record in enumerate(content, start=1)]
-
-
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def _records_of_table(file: Path, text: str, separator: str) -> list[tuple[str, Any]]:
@@ -231,31 +326,16 @@ def _records_of_table(file: Path, text: str, separator: str) -> list[tuple[str, 
         if width < 4 or header[-1] not in _LETTERS[: width - 2]:
             raise DataError(f"{file}: line 1 is {shown(header)}, neither a header with `question` nor a question; {_FORMATS}")
         names = ["question", *_LETTERS[: width - 2], "answer"]
+    records: list[tuple[str, Any]] = []
     for line, row in rows:
         if len(row) != len(names):
             raise DataError(
                 f"{file}: line {line} has {len(row)} fields and not {len(names)}; quote a text that holds `{separator}`"
             )
-    return [(f"line {line}", _typed(dict(zip(names, row, strict=True)))) for line, row in rows]
-
-
-def _typed(row: dict[str, str]) -> dict[str, Any]:
-    """A row of a table with the types that the format of its fields has in JSON."""
-    if "passage" in row and row.get("answer", "").lower() in ("true", "false"):
-        return {**row, "answer": row["answer"].lower() == "true"}
-    return row
-
-
-def _records_of_lines(file: Path, text: str, whole_error: ValueError) -> list[tuple[str, Any]]:
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    records: list[tuple[str, Any]] = []
-    for n, line in lines:
-        try:
-            records.append((f"line {n}", _parse(line)))
-        except ValueError as error:
-            # A first line that is no record means that the file is one broken piece of JSON, not JSON lines.
-            where, reason = (f"line {n}: ", error) if records else ("", whole_error)
-            raise DataError(f"{file}: {where}not JSON ({reason}); correct it there") from None
+        record: dict[str, Any] = dict(zip(names, row, strict=True))
+        if "passage" in record and record.get("answer", "").lower() in ("true", "false"):
+            record["answer"] = record["answer"].lower() == "true"  # the type that BoolQ has in JSON
+        records.append((f"line {line}", record))
     return records
 
 
@@ -266,91 +346,10 @@ def _parse(text: str) -> Any:
     return json.loads(text, parse_constant=refuse_constant)
 
 
-def _stem(record: Mapping[str, Any]) -> Any:
-    question = record.get("question", record.get("question_stem", record.get("QUESTION")))
-    return question.get("stem") if isinstance(question, Mapping) else question
-
-
-def _choices(record: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Labels and texts of the formats with `choices`."""
-    nested = record.get("question")
-    choices = nested.get("choices") if isinstance(nested, Mapping) else record.get("choices")
-    if isinstance(choices, Mapping):
-        labels, texts = choices.get("label"), choices.get("text")
-    elif isinstance(choices, list) and all(isinstance(choice, Mapping) for choice in choices):
-        labels, texts = ([choice.get(name) for choice in choices] for name in ("label", "text"))
-    else:
-        _refuse(where, f"`choices` is {shown(choices)}; expected a list of `text` and `label`, or an object of two such lists")
-    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
-        _refuse(where, "`choices` must hold as many of `label` as of `text`")
-    return tuple(_text(label, "choices.label", where) for label in labels), _option_texts(texts, "choices.text", where)
-
-
-def _options(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    options = record.get("options")
-    if options is None:
-        return ()
-    if not isinstance(options, list):
-        _refuse(where, f"`options` is {shown(options)}; expected a list of texts")
-    return _option_texts(options, "options", where) if options else ()
-
-
 def _option_texts(values: list[Any], field: str, where: str) -> tuple[str, ...]:
     if len(values) < 2:
         _refuse(where, f"`{field}` holds {len(values)}; multiple choice needs two or more")
     return tuple(_text(value, field, where) for value in values)
-
-
-def _own_answer(record: Mapping[str, Any], options: tuple[str, ...], where: str) -> tuple[int | None, str]:
-    answer, index = record.get("answer"), record.get("answer_index")
-    if index is not None and (not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(options)):
-        _refuse(where, f"`answer_index` is {shown(index)}; expected a number from 0 that counts the {len(options)} options")
-    if answer is None:
-        if index is None:
-            _refuse(where, "`answer` is missing; add it, or leave the record out")
-        return index, options[index]
-    answer = _text(answer, "answer", where)
-    if not options:
-        return None, answer
-    if answer not in options:
-        _refuse(where, f"`answer` {shown(answer)} is not among the options {shown(list(options))}; write it as it stands there")
-    if index is not None and options[index] != answer:
-        _refuse(where, f"`answer_index: {index}` is {shown(options[index])} and `answer` {shown(answer)}; correct one of them")
-    return options.index(answer), answer
-
-
-def _index_of_key(record: Mapping[str, Any], labels: tuple[str, ...], where: str) -> int:
-    key = record.get("answerKey")
-    if key is None or key == "":
-        _refuse(where, "`answerKey` is missing; add it, or leave the record out")
-    if len(set(labels)) < len(labels):
-        _refuse(where, f"`choices` has a label twice: {shown(list(labels))}")
-    if key not in labels:
-        _refuse(where, f"`answerKey` {shown(key)} is none of the labels {shown(list(labels))}; correct it")
-    return labels.index(key)
-
-
-def _id(record: Mapping[str, Any], where: str, number: str) -> str:
-    name = record.get("id", number)
-    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        _refuse(where, f"`id` is {shown(name)}; expected a text or a whole number")
-    return str(name)
-
-
-def _check_distinct(questions: list[Question], file: Path) -> None:
-    ids: dict[str, int] = {}
-    asked: dict[tuple[str, ...], int] = {}
-    for n, question in enumerate(questions, start=1):
-        if question.id in ids:
-            raise DataError(f"{file}: record {n}: `id` {shown(question.id)} is that of record {ids[question.id]}; rename one")
-        # A question that counts twice makes the intervals narrower than they are.
-        content = (question.context, question.question, *question.options, question.answer)
-        if content in asked:
-            raise DataError(
-                f"{file}: record {n}: {shown(question.question)} is the question of record {asked[content]}, with the same "
-                "answer; remove one"
-            )
-        ids[question.id] = asked[content] = n
 
 
 def _text(value: Any, field: str, where: str) -> str:

@@ -5,7 +5,7 @@ branch for each turn of the assistant, or for each of several right completions.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,10 +23,12 @@ ALPACA = (
     "{% if input is defined and input %}### Input:\n{{ input }}\n\n{% endif %}### Response:\n"
 )
 """The prompt of Stanford Alpaca (https://github.com/tatsu-lab/stanford_alpaca), with a line end after its last line."""
+_READY = {"alpaca": (ALPACA, "output"), "prompt_completion": ("{{ prompt }}", "completion")}
+"""Ready formats that are no conversations: their prompt, and the field of the completion."""
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class PromptCompletion:
     """A prompt and what is to follow it."""
 
     task: str
@@ -44,7 +46,7 @@ class Rendered:
 
     context: str
     """What all branches read first; where there are none, the whole text."""
-    branches: tuple[Branch, ...] = ()
+    branches: tuple[PromptCompletion, ...] = ()
     empty: tuple[str, ...] = ()
     """The tasks whose completion is nothing but white space, and which are left out for it."""
 
@@ -80,6 +82,11 @@ class Form:
     """What needs a field that is empty is left out, as what renders to nothing is, and no error."""
 
     @property
+    def conversational(self) -> bool:
+        """Prompt and completion may be lists of messages; only turns of the completion are learned."""
+        return any(task.several == "completion" for task in self.tasks)
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """The fields of a record that any of its templates uses, in alphabetical order."""
         used = {name for template in self.templates for name in template.fields}
@@ -92,20 +99,29 @@ class Form:
 
 def parse_form(dataset: Dataset, where: str) -> Form:
     """How `dataset`, which stands at `where` in the study, reads its records; SpecError for a template that is none."""
-    return replace(_form(dataset, where), drops_empty="empty" in dataset.clean.drop)
 
+    def parsed(source: str, field: str) -> Template:
+        try:
+            return parse_template(source)
+        except SpecError as error:
+            raise SpecError(f"{where}.{field}: {error}") from None
 
-def _form(dataset: Dataset, where: str) -> Form:
-    if dataset.ready is not None:
-        return _ready_form(dataset.ready.format)
-    if not dataset.tasks:
-        return Form(_template(dataset.template, f"{where}.text"))
-    tasks = []
-    for name, task in sorted(dataset.tasks.items()):
-        prompt = _template(task.prompt, f"{where}.tasks.{name}.prompt")
-        completion = _template(task.completion, f"{where}.tasks.{name}.completion")
-        tasks.append(TaskForm(name, prompt, completion, task.empty == "keep"))
-    return Form(_template(dataset.context, f"{where}.context"), tuple(tasks))
+    drops_empty = "empty" in dataset.clean.drop
+    if dataset.ready is None and not dataset.tasks:
+        return Form(parsed(dataset.template, "text"), drops_empty=drops_empty)
+    if dataset.ready is None:
+        forms = []
+        for name, task in sorted(dataset.tasks.items()):
+            prompt = parsed(task.prompt, f"tasks.{name}.prompt")
+            completion = parsed(task.completion, f"tasks.{name}.completion")
+            forms.append(TaskForm(name, prompt, completion, task.empty == "keep"))
+        return Form(parsed(dataset.context, "context"), tuple(forms), drops_empty=drops_empty)
+    nothing, ready = parse_template(""), dataset.ready.format
+    if ready not in _READY:
+        return Form(nothing, chat=ready, drops_empty=drops_empty)
+    prompt, field = _READY[ready]
+    response = TaskForm(RESPONSE, parse_template(prompt), parse_template(f"{{{{ {field} }}}}"), False, field)
+    return Form(nothing, (response,), drops_empty=drops_empty)
 
 
 def read_record(form: Form, row: Row) -> Rendered:
@@ -113,7 +129,14 @@ def read_record(form: Form, row: Row) -> Rendered:
     if form.drops_empty and (_lacks(form.context, row) or _lacks_words(form, row)):
         return Rendered("")
     try:
-        return _read(form, row)
+        if form.chat is not None:
+            return _chat(conversation(form.chat, row.values, row.where))
+        prompt, completion = row.values.get("prompt"), row.values.get("completion")
+        if form.conversational and isinstance(prompt, list) and isinstance(completion, list):
+            before = parse_messages(prompt, "role", "content", f"{row.where}: `prompt`")
+            after = parse_messages(completion, "role", "content", f"{row.where}: `completion`")
+            return _chat([message | {"weight": "0"} for message in before] + after)
+        return _rendered(form, row)
     except DataError as error:
         null = any(name in row.values and row.values[name] is None for each in form.templates for name in each.needed)
         if not form.drops_empty and (null or _lacks_words(form, row)):
@@ -127,70 +150,34 @@ def _lacks(template: Template, row: Row) -> bool:
 
 def _lacks_words(form: Form, row: Row) -> bool:
     """Whether a conversation, or one of its messages, is empty."""
-    if form.chat is None:
-        return False
-    messages = messages_in(form.chat, row.values)
+    messages = None if form.chat is None else messages_in(form.chat, row.values)
     return messages is not None and (not messages or any(map(is_blank, messages)))
 
 
-def _read(form: Form, row: Row) -> Rendered:
-    if form.chat is not None:
-        return _chat(conversation(form.chat, row.values, row.where))
+def _rendered(form: Form, row: Row) -> Rendered:
+    """The context, and for each task its prompt with its completion, or with each of several right ones."""
     context = render(form.context, row.values, row.where)
-    if not form.tasks:
-        return Rendered(context)
-    conversational = _conversational(form, row)
-    if conversational is not None:
-        return conversational
     branches, empty = [], []
     for task in form.tasks:
-        if form.drops_empty and _lacks_part(task, row):
-            empty.append(task.name)
-            continue
-        for branch in _branches(task, row):
-            if branch.completion.strip() or task.keeps_empty:
-                branches.append(branch)
+        if form.drops_empty:
+            # A completion that may be empty must not be null all the same.
+            null = any(row.values.get(name) is None for name in task.completion.needed)
+            if _lacks(task.prompt, row) or (null if task.keeps_empty else _lacks(task.completion, row)):
+                empty.append(task.name)
+                continue
+        prompt = render(task.prompt, row.values, row.where)
+        several = row.values.get(task.several) if task.several else None
+        if isinstance(several, list) and several and all(isinstance(completion, str) for completion in several):
+            parts = [f".{number}" for number in range(1, len(several) + 1)] if len(several) > 1 else [""]
+            answers = list(zip(several, parts, strict=True))
+        else:
+            answers = [(render(task.completion, row.values, row.where), "")]
+        for completion, part in answers:
+            if completion.strip() or task.keeps_empty:
+                branches.append(PromptCompletion(task.name, prompt, completion, part))
             else:
                 empty.append(task.name)
     return Rendered(context, tuple(branches), tuple(empty))
-
-
-def _ready_form(name: str) -> Form:
-    nothing = parse_template("")
-    if name == "alpaca":
-        response = TaskForm(RESPONSE, parse_template(ALPACA), parse_template("{{ output }}"), False, "output")
-    elif name == "prompt_completion":
-        response = TaskForm(RESPONSE, parse_template("{{ prompt }}"), parse_template("{{ completion }}"), False, "completion")
-    else:
-        return Form(nothing, chat=name)
-    return Form(nothing, (response,))
-
-
-def _lacks_part(task: TaskForm, row: Row) -> bool:
-    """Whether a field of its prompt or completion is empty; of one that may be, only null."""
-    if task.keeps_empty:
-        return _lacks(task.prompt, row) or any(row.values.get(name) is None for name in task.completion.needed)
-    return _lacks(task.prompt, row) or _lacks(task.completion, row)
-
-
-def _branches(task: TaskForm, row: Row) -> Iterator[Branch]:
-    prompt = render(task.prompt, row.values, row.where)
-    completions = row.values.get(task.several) if task.several else None
-    if not (isinstance(completions, list) and completions and all(isinstance(each, str) for each in completions)):
-        yield Branch(task.name, prompt, render(task.completion, row.values, row.where))
-        return
-    for number, completion in enumerate(completions, 1):
-        yield Branch(task.name, prompt, completion, f".{number}" if len(completions) > 1 else "")
-
-
-def _conversational(form: Form, row: Row) -> Rendered | None:
-    """Prompt and completion that are lists of messages; None for all others. Only turns of the completion are learned."""
-    prompt, completion = row.values.get("prompt"), row.values.get("completion")
-    if form.tasks[0].several != "completion" or not isinstance(prompt, list) or not isinstance(completion, list):
-        return None
-    before = parse_messages(prompt, "role", "content", f"{row.where}: `prompt`")
-    after = parse_messages(completion, "role", "content", f"{row.where}: `completion`")
-    return _chat([message | {"weight": "0"} for message in before] + after)
 
 
 def _chat(messages: list[Message]) -> Rendered:
@@ -198,7 +185,7 @@ def _chat(messages: list[Message]) -> Rendered:
     for number, turn in enumerate(turns(messages), 1):
         prompt, completion = plain_turn(turn)
         written = json.dumps(turn, ensure_ascii=False)
-        branches.append(Branch(RESPONSE, prompt, completion, f".{number}", written))
+        branches.append(PromptCompletion(RESPONSE, prompt, completion, f".{number}", written))
     filled = [branch for branch in branches if branch.completion.strip()]
     if len(filled) == 1:
         filled = [replace(filled[0], part="")]
@@ -210,13 +197,6 @@ def chat_texts(values: Mapping[str, Any], form: Form, where: str) -> list[str]:
     if form.chat is None:
         return []
     return [message["content"] for message in conversation(form.chat, values, where) if message["role"] != "system"]
-
-
-def _template(source: str, where: str) -> Template:
-    try:
-        return parse_template(source)
-    except SpecError as error:
-        raise SpecError(f"{where}: {error}") from None
 
 
 def refuse_surrogates(text: str, where: str) -> None:

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paretune.errors import DataError, StoreError
 from paretune.pipeline.records import read_lines
@@ -55,8 +54,14 @@ Sheet = Mapping[str, Mapping[str, int | None]]
 
 def read_texts(name: str, generations: Path, contexts: Mapping[tuple[str, str], str]) -> list[Text]:
     """The texts that the evaluation called `name` left in `generations`, its directory; `contexts` by document and record."""
-    rows = read_lines(generations / "generations.jsonl")
-    return [_text(name, number, row, contexts) for number, row in enumerate(rows)]
+    texts = []
+    for number, row in enumerate(read_lines(generations / "generations.jsonl")):
+        if "task" in row:
+            context, example = contexts.get((row["document"], row["example"]), ""), f"{row['task']} {row['example']}"
+            texts.append(Text(row["task"], row["document"], example, context, row["prompt"], row["text"]))
+        else:
+            texts.append(Text(name, f"{name} {number}", f"{name} {number}", "", row["prompt"], row["text"]))
+    return texts
 
 
 def read_contexts(data: Path) -> dict[tuple[str, str], str]:
@@ -108,24 +113,17 @@ def read_sheet(file: Path, criteria: Sequence[str]) -> Sheet:
     Commas, semicolons or tabs, as spreadsheets write them; columns besides `item` and the criteria are for the rater.
     """
     rows = _rows(file, criteria)
-    found: dict[str, dict[str, int | None]] = {}
+    sheet: dict[str, dict[str, int | None]] = {}
     for line, row in rows:
         item = row["item"].strip()
         if not _NAME.fullmatch(item):
             raise DataError(f"{file}: line {line}: `{item[:40]}` is no item; the column `item` must stay as it was written")
-        if item in found:
+        if item in sheet:
             raise DataError(f"{file}: line {line}: item `{item}` stands there twice; remove the copied row")
-        found[item] = {name: _rating(row[name], f"{file}: line {line}: {name}") for name in criteria}
-    if not any(value is not None for ratings in found.values() for value in ratings.values()):
+        sheet[item] = {name: _rating(row[name], f"{file}: line {line}: {name}") for name in criteria}
+    if not any(value is not None for ratings in sheet.values() for value in ratings.values()):
         raise DataError(f"{file}: holds no rating; fill in {' and '.join(f'`{name}`' for name in criteria)}")
-    return found
-
-
-def _text(name: str, number: int, row: Mapping[str, Any], contexts: Mapping[tuple[str, str], str]) -> Text:
-    if "task" not in row:
-        return Text(name, f"{name} {number}", f"{name} {number}", "", row["prompt"], row["text"])
-    context = contexts.get((row["document"], row["example"]), "")
-    return Text(row["task"], row["document"], f"{row['task']} {row['example']}", context, row["prompt"], row["text"])
+    return sheet
 
 
 def _row(text: Text, occasion: int) -> dict[str, str]:
@@ -147,7 +145,11 @@ def _rows(file: Path, criteria: Sequence[str]) -> list[tuple[int, dict[str, str]
     try:
         reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
         columns = [name.strip().lower() for name in next(reader, [])]
-        _check_columns(file, columns, criteria)
+        for name in ("item", *criteria):
+            if columns.count(name) != 1:
+                what = "two columns are called" if name in columns else "there is no column"
+                hint = "" if name in columns else suggestion(name, columns)
+                raise DataError(f"{file}: {what} `{name}`{hint}; sheets are written by `paretune rate STUDY --to FILE`")
         rows = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
     except csv.Error as error:
         raise DataError(f"{file}: not a sheet in CSV ({error}); save it as `CSV UTF-8`") from None
@@ -157,14 +159,6 @@ def _rows(file: Path, criteria: Sequence[str]) -> list[tuple[int, dict[str, str]
                 f"{file}: line {line}: {len(row)} fields, the header names {len(columns)}; save it as `CSV UTF-8` again"
             )
     return [(line, dict(zip(columns, row, strict=True))) for line, row in rows]
-
-
-def _check_columns(file: Path, columns: Sequence[str], criteria: Sequence[str]) -> None:
-    for name in ("item", *criteria):
-        if columns.count(name) != 1:
-            what = "two columns are called" if name in columns else "there is no column"
-            hint = "" if name in columns else suggestion(name, columns)
-            raise DataError(f"{file}: {what} `{name}`{hint}; sheets are written by `paretune rate STUDY --to FILE`")
 
 
 def _rating(field: str, where: str) -> int | None:

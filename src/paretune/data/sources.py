@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from paretune.data.newsroom import articles
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import DATASET, open_dataset, resolve_commit
 from paretune.study.base import shown, suggestion
@@ -29,6 +30,12 @@ BUILTIN = ("newsroom",)
 FRONT_MATTER = "front matter"
 NAME_CHARACTERS = 80
 """Of a chapter's heading as the name of a document."""
+_CUTS = tuple(
+    re.compile(pattern)
+    for pattern in (r"\n[ \t]*\n\s*", r"\n", r"[.!?\u2026][\"'\u201d\u2019)\]]*\s+|[\u3002\uff01\uff1f]", r"\s+")
+)
+"""Where a block may end, best first: blank line, line end, sentence end, white space."""
+_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)*")
 
 
 class Row(NamedTuple):
@@ -38,8 +45,8 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
-def iterate_rows(source: Source, place: str) -> Iterator[Row]:
-    """Records of `source` in order; `place` is the file, and is ignored for hub and built-in sources.
+def iterate_rows(source: Source, file: str) -> Iterator[Row]:
+    """Records of `source` in order; `file` is its path, and is ignored for hub and built-in sources.
 
     Values are JSON types, dates and decimals; csv values are all text; a missing value (null, NaN) is None.
     Raises DataError for anything wrong with the file, NeedsError where it is missing or the hub cannot be reached.
@@ -54,9 +61,12 @@ def iterate_rows(source: Source, place: str) -> Iterator[Row]:
     if source.hub is not None:
         rows, name = _hub_rows(source), f"hub dataset `{source.hub}`"
     elif source.builtin is not None:
-        rows, name = _builtin_rows(source.builtin), f"built-in dataset `{source.builtin}`"
+        name = f"built-in dataset `{source.builtin}`"
+        if source.builtin not in BUILTIN:
+            raise DataError(f"{name}: there is none of that name{suggestion(source.builtin, BUILTIN)}")
+        rows = (Row(f"{name}: record {number}", values) for number, values in enumerate(articles(), 1))
     else:
-        rows, name = readers[source.resolved_format or "jsonl"](source, Path(place)), place
+        rows, name = readers[source.resolved_format or "jsonl"](source, Path(file)), file
     row = None
     for row in rows:
         yield row
@@ -75,26 +85,20 @@ def _json_rows(_: Source, path: Path) -> Iterator[Row]:
     text = _whole_text(path)
     if not text.strip():
         return
-    value = _parsed(text, str(path), lines=True)
-    where = str(path)
+    value, where = _parsed(text, str(path), lines=True), str(path)
     if isinstance(value, dict):
-        name = _only_list(value, path)
-        value, where = value[name], f"{path}: `{name}`"
+        names = [name for name, item in value.items() if isinstance(item, list)]
+        if len(names) != 1:
+            lists = f"several ({_listed(names)})" if names else "none"
+            raise DataError(
+                f"{path}: an object as a dataset holds exactly one list, the records; this one holds {lists}. "
+                "Write the records as a list, or one record a line with `format: jsonl`"
+            )
+        value, where = value[names[0]], f"{path}: `{names[0]}`"
     if not isinstance(value, list):
         raise DataError(f"{path}: expected a list of records, or an object that holds one, got {shown(value)}")
     for number, item in enumerate(value, 1):
         yield Row(f"{where}: record {number}", _object(item, f"{where}: record {number}"))
-
-
-def _only_list(value: dict[str, Any], path: Path) -> str:
-    names = [name for name, item in value.items() if isinstance(item, list)]
-    if len(names) != 1:
-        found = "none" if not names else "several (" + ", ".join(f"`{name}`" for name in names) + ")"
-        raise DataError(
-            f"{path}: an object as a dataset holds exactly one list, the records; this one holds {found}. "
-            "Write the records as a list, or one record a line with `format: jsonl`"
-        )
-    return names[0]
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -104,61 +108,45 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     raise DataError(f'{where}: a record is an object like {{"text": "..."}}, got {shown(value)}{hint}')
 
 
-def _parsed(text: str, where: str, *, lines: bool = False, whole_line: bool = True) -> Any:
-    """JSON `text`. With `lines` the text is a whole file, and `where` is completed with the line of the mistake."""
-    try:
-        return json.loads(text, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        place = f"{where}: line {error.lineno}, column {error.colno}" if lines else f"{where}, column {error.colno}"
-        if not whole_line or (lines and (not text[error.pos :].strip() or error.msg.startswith("Unterminated string"))):
-            raise DataError(f"{place}: the file ends in the middle of a record; was it copied whole?") from None
-        hint = "" if lines or text.strip() not in "[{" else "; a record over several lines needs `format: json`"
-        raise DataError(
-            f"{place}: not JSON ({error.msg}), got {shown(text[error.pos :][:40].strip() or text.strip()[-40:])}{hint}"
-        ) from None
-    except _Constant as error:
-        place = f"{where}: line {_line_of_constant(text)}" if lines else where
-        raise DataError(f"{place}: `{error}` is no JSON value; write `null`, or leave the record out") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: JSON that cannot be read ({error}); repair or leave out the record") from None
-
-
 class _Constant(Exception):
     """NaN or Infinity, which Python writes and JSON does not have."""
 
 
-def _no_constant(name: str) -> None:
-    raise _Constant(name)
+def _parsed(text: str, where: str, *, lines: bool = False, whole_line: bool = True) -> Any:
+    """JSON `text`. With `lines` the text is a whole file, and `where` is completed with the line of the mistake."""
 
+    def refuse_constant(name: str) -> None:
+        raise _Constant(name)
 
-def _line_of_constant(text: str) -> int:
-    tokens = re.finditer(r'"(?:[^"\\]|\\.)*"|(NaN|-?Infinity)', text)
-    position = next((token.start() for token in tokens if token[1]), 0)
-    return text.count("\n", 0, position) + 1
+    try:
+        return json.loads(text, parse_constant=refuse_constant)
+    except json.JSONDecodeError as error:
+        at = f"{where}: line {error.lineno}, column {error.colno}" if lines else f"{where}, column {error.colno}"
+        if not whole_line or (lines and (not text[error.pos :].strip() or error.msg.startswith("Unterminated string"))):
+            raise DataError(f"{at}: the file ends in the middle of a record; was it copied whole?") from None
+        hint = "" if lines or text.strip() not in "[{" else "; a record over several lines needs `format: json`"
+        raise DataError(
+            f"{at}: not JSON ({error.msg}), got {shown(text[error.pos :][:40].strip() or text.strip()[-40:])}{hint}"
+        ) from None
+    except _Constant as error:
+        tokens = re.finditer(r'"(?:[^"\\]|\\.)*"|(NaN|-?Infinity)', text)
+        position = next((token.start() for token in tokens if token[1]), 0)
+        line = text.count("\n", 0, position) + 1
+        at = f"{where}: line {line}" if lines else where
+        raise DataError(f"{at}: `{error}` is no JSON value; write `null`, or leave the record out") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: JSON that cannot be read ({error}); repair or leave out the record") from None
 
 
 def _csv_rows(source: Source, path: Path) -> Iterator[Row]:
+    """Rows under the names of the header or of `columns`; empty lines between rows are no rows."""
     delimiter = source.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    rows = _csv_lists(path, delimiter)
-    columns = list(source.columns or ())
-    if source.header:
-        first = next(rows, None)
-        if first is None:
-            return
-        columns = _header([name.strip() for name in first[1]], columns, path)
-    for number, fields in rows:
-        if len(fields) != len(columns):
-            raise DataError(_wrong_width(f"{path}: line {number}", fields, columns, source))
-        yield Row(f"{path}: line {number}", dict(zip(columns, fields, strict=True)))
-
-
-def _csv_lists(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The fields of each row and the line on which it begins; empty lines between rows are no rows."""
+    columns, header = list(source.columns or ()), None
     # The module's own limit of 131,072 characters a field is short for an article; a field is at most a line of ours or many.
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader((line.replace("\r\n", "\n") for _, line in _lines(path)), delimiter=delimiter, strict=True)
     while True:
-        begin = reader.line_num + 1
+        where = f"{path}: line {reader.line_num + 1}"
         try:
             fields = next(reader)
         except StopIteration:
@@ -166,31 +154,31 @@ def _csv_lists(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             what = "a quoted field never ends" if "end of data" in str(error) else f"not a csv row ({error})"
             raise DataError(
-                f"{path}: line {begin}: {what}; a quote inside a quoted field is written twice, "
-                f"and `delimiter:` is {delimiter!r}"
+                f"{where}: {what}; a quote inside a quoted field is written twice, and `delimiter:` is {delimiter!r}"
             ) from None
-        if fields:
-            yield begin, fields
-
-
-def _header(found: list[str], renamed: list[str], path: Path) -> list[str]:
-    """The names of the columns: of the header, or those that the source gives in their place."""
-    if renamed and len(renamed) != len(found):
-        raise DataError(
-            f"{path}: line 1: `columns` names {len(renamed)} columns, the header has {len(found)}: {_listed(found)}"
-        )
-    names = renamed or found
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise DataError(f"{path}: line 1: two columns are called `{twice[0]}`; give `columns: [...]` with different names")
-    return names
-
-
-def _wrong_width(where: str, fields: Sequence[str], columns: Sequence[str], source: Source) -> str:
-    from_where = "the header names" if source.header and not source.columns else "`columns` names"
-    hint = "; is `delimiter:` right?" if len(fields) == 1 else "; a field that holds the delimiter must stand in quotes"
-    count = f"{len(fields)} field" + ("" if len(fields) == 1 else "s")
-    return f"{where}: {count}, {from_where} {len(columns)} ({_listed(columns)}), got {shown(list(fields)[:3])}{hint}"
+        if not fields:
+            continue
+        if source.header and header is None:
+            header = [name.strip() for name in fields]
+            if columns and len(columns) != len(header):
+                raise DataError(
+                    f"{path}: line 1: `columns` names {len(columns)} columns, the header has {len(header)}: {_listed(header)}"
+                )
+            columns = columns or header
+            twice = [name for name, times in Counter(columns).items() if times > 1]
+            if twice:
+                raise DataError(
+                    f"{path}: line 1: two columns are called `{twice[0]}`; give `columns: [...]` with different names"
+                )
+            continue
+        if len(fields) != len(columns):
+            named_by = "the header names" if source.header and not source.columns else "`columns` names"
+            hint = "is `delimiter:` right?" if len(fields) == 1 else "a field that holds the delimiter must stand in quotes"
+            raise DataError(
+                f"{where}: {len(fields)} field{'' if len(fields) == 1 else 's'}, {named_by} {len(columns)} "
+                f"({_listed(columns)}), got {shown(fields[:3])}; {hint}"
+            )
+        yield Row(where, dict(zip(columns, fields, strict=True)))
 
 
 def _parquet_rows(_: Source, path: Path) -> Iterator[Row]:
@@ -227,21 +215,29 @@ def _hub_rows(source: Source) -> Iterator[Row]:
         yield Row(f"hub dataset `{name}`: row {number}", _without_nan(values))
 
 
-def _builtin_rows(name: str) -> Iterator[Row]:
-    if name not in BUILTIN:
-        raise DataError(f"built-in dataset `{name}`: there is none of that name{suggestion(name, BUILTIN)}")
-    from paretune.data.newsroom import articles
-
-    for number, values in enumerate(articles(), 1):
-        yield Row(f"built-in dataset `{name}`: record {number}", values)
-
-
 def _text_rows(source: Source, path: Path) -> Iterator[Row]:
-    text = _between(_whole_text(path).replace("\r\n", "\n").replace("\r", "\n"), source, path)
+    text = _whole_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    if source.start is not None:
+        text = text[_first_match(source.start, text, path, "start").end() :]
+    if source.end is not None:
+        text = text[: _first_match(source.end, text, path, "end").start()]
     if source.chapters is not None:
-        parts = _chapters(text, source.chapters, path)
+        heading = re.compile(source.chapters, re.MULTILINE)
+        lines = [line for line in re.finditer(r"^.*$", text, re.MULTILINE) if heading.search(line[0])]
+        if not lines:
+            some = next((line for line in text.splitlines() if line.strip()), "")[:60]
+            raise DataError(f"{path}: no line matches `chapters: {source.chapters}`; a line of the text is {shown(some)}")
+        names = [" ".join(line[0].split()) for line in lines]
+        names = [name if len(name) <= NAME_CHARACTERS else name[: NAME_CHARACTERS - 3] + "..." for name in names]
+        bounds = [0, *(line.start() for line in lines), len(text)]
+        pieces = [text[begin:end] for begin, end in itertools.pairwise(bounds)]
+        parts = list(zip([FRONT_MATTER, *names], pieces, strict=True))
     elif source.separator is not None:
-        parts = _separated(text, source.separator, path)
+        if source.separator not in text:
+            begins = shown(text.strip()[:60])
+            raise DataError(f"{path}: `separator: {source.separator!r}` does not occur; the text begins {begins}")
+        pieces = [piece for piece in text.split(source.separator) if piece.strip()]
+        parts = [(f"part {number}", piece) for number, piece in enumerate(pieces, 1)]
     else:
         parts = [(f"block {n}", part) for n, part in enumerate(blocks(text, source.blocks or BLOCK_CHARACTERS), 1)]
     used: Counter[str] = Counter()
@@ -249,15 +245,8 @@ def _text_rows(source: Source, path: Path) -> Iterator[Row]:
         if part.strip():
             used[name] += 1
             document = name if used[name] == 1 else f"{name} ({used[name]})"
-            yield Row(f"{path}: {document}", {"text": _without_blank_edges(part), "document": document})
-
-
-def _between(text: str, source: Source, path: Path) -> str:
-    if source.start is not None:
-        text = text[_first_match(source.start, text, path, "start").end() :]
-    if source.end is not None:
-        text = text[: _first_match(source.end, text, path, "end").start()]
-    return text
+            # Without blank lines around it; the first line keeps its indentation.
+            yield Row(f"{path}: {document}", {"text": _BLANK_LINES.sub("", part, count=1).rstrip(), "document": document})
 
 
 def _first_match(pattern: str, text: str, path: Path, field: str) -> re.Match[str]:
@@ -267,62 +256,19 @@ def _first_match(pattern: str, text: str, path: Path, field: str) -> re.Match[st
     return match
 
 
-def _chapters(text: str, pattern: str, path: Path) -> list[tuple[str, str]]:
-    heading = re.compile(pattern, re.MULTILINE)
-    lines = [line for line in re.finditer(r"^.*$", text, re.MULTILINE) if heading.search(line[0])]
-    if not lines:
-        raise DataError(f"{path}: no line matches `chapters: {pattern}`; a line of the text is {shown(_a_line(text))}")
-    ends = [line.start() for line in lines[1:]] + [len(text)]
-    parts = [(_name_of(line[0]), text[line.start() : end]) for line, end in zip(lines, ends, strict=True)]
-    return [(FRONT_MATTER, text[: lines[0].start()]), *parts]
-
-
-def _name_of(heading: str) -> str:
-    name = " ".join(heading.split())
-    return name if len(name) <= NAME_CHARACTERS else name[: NAME_CHARACTERS - 3] + "..."
-
-
-def _a_line(text: str) -> str:
-    return next((line for line in text.splitlines() if line.strip()), "")[:60]
-
-
-def _separated(text: str, separator: str, path: Path) -> list[tuple[str, str]]:
-    if separator not in text:
-        raise DataError(f"{path}: `separator: {separator!r}` does not occur; the text begins {shown(text.strip()[:60])}")
-    pieces = [piece for piece in text.split(separator) if piece.strip()]
-    return [(f"part {number}", piece) for number, piece in enumerate(pieces, 1)]
-
-
-_CUTS = tuple(
-    re.compile(pattern)
-    for pattern in (r"\n[ \t]*\n\s*", r"\n", r"[.!?\u2026][\"'\u201d\u2019)\]]*\s+|[\u3002\uff01\uff1f]", r"\s+")
-)
-"""Where a block may end, best first: blank line, line end, sentence end, white space."""
-
-
 def blocks(text: str, size: int) -> list[str]:
     """`text` cut at the best places near every `size` characters: pieces of `size / 4` to `1.5 * size`, nothing lost."""
     position, pieces = 0, []
     while len(text) - position > size * 3 // 2:
-        cut = _cut(text, position, size)
+        target = position + size
+        cuts = (
+            [match.end() for match in pattern.finditer(text, position + size // 2, position + size * 5 // 4)]
+            for pattern in _CUTS
+        )
+        cut = min(next(filter(None, cuts), [target]), key=lambda end, target=target: abs(end - target))
         pieces.append(text[position:cut])
         position = cut
     return [*pieces, text[position:]]
-
-
-def _cut(text: str, position: int, size: int) -> int:
-    target = position + size
-    for pattern in _CUTS:
-        ends = [match.end() for match in pattern.finditer(text, position + size // 2, position + size * 5 // 4)]
-        if ends:
-            return min(ends, key=lambda end: abs(end - target))
-    return target
-
-
-def _without_blank_edges(text: str) -> str:
-    """Without blank lines around it; the first line keeps its indentation."""
-    lead = re.match(r"(?:[^\S\n]*\n)*", text)
-    return text[lead.end() if lead else 0 :].rstrip()
 
 
 def _opened(path: Path) -> BinaryIO:

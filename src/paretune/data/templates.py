@@ -25,6 +25,58 @@ LEAVE_OUT = "leave such records out with `clean: {drop: [empty]}`"
 _RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 
+class _Missing(jinja2.StrictUndefined):
+    """A field that the record does not have: an error in any use but `is defined` and `default`."""
+
+    __slots__ = ()
+
+    @property
+    def _undefined_message(self) -> str:
+        if self._undefined_hint:
+            return self._undefined_hint
+        if self._undefined_obj is missing:
+            return f"field `{self._undefined_name}` is missing"
+        return f"`{self._undefined_name}` is missing in {_kind(self._undefined_obj)}, {shown(self._undefined_obj)},"
+
+
+class _Null(_Missing):
+    """A null: as a missing field, but false in a condition, so that `{% if input %}` asks whether there is one."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class _NotPrintable(Exception):
+    def __init__(self, value: Any) -> None:
+        super().__init__(value)
+        self.value = value
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str | int | float | Decimal | datetime.date | datetime.time | jinja2.Undefined):
+        return value
+    raise _NotPrintable(value)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return "a list"
+    return {"bytes": "bytes", "str": "a text"}.get(type(value).__name__, f"of type {type(value).__name__}")
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=_Missing, keep_trailing_newline=True, autoescape=False, finalize=_printable
+)
+# A global would hide a misspelt or missing field of that name (`range`, `dict`), and `random` another answer each time.
+_ENVIRONMENT.globals.clear()
+del _ENVIRONMENT.filters["random"]
+_ENVIRONMENT.tests["none"] = lambda value: value is None or isinstance(value, _Null)
+
+
 @dataclass(frozen=True)
 class Template:
     """A template that is known to be well formed."""
@@ -124,35 +176,6 @@ def _way_out(record: Mapping[str, Any], message: str) -> str:
     return f"{columns}; {correct}where it may be missing write `{{{{ {name} | default('') }}}}`"
 
 
-class _Missing(jinja2.StrictUndefined):
-    """A field that the record does not have: an error in any use but `is defined` and `default`."""
-
-    __slots__ = ()
-
-    @property
-    def _undefined_message(self) -> str:
-        if self._undefined_hint:
-            return self._undefined_hint
-        if self._undefined_obj is missing:
-            return f"field `{self._undefined_name}` is missing"
-        return f"`{self._undefined_name}` is missing in {_kind(self._undefined_obj)}, {shown(self._undefined_obj)},"
-
-
-class _Null(_Missing):
-    """A null: as a missing field, but false in a condition, so that `{% if input %}` asks whether there is one."""
-
-    __slots__ = ()
-
-    def __bool__(self) -> bool:
-        return False
-
-
-class _NotPrintable(Exception):
-    def __init__(self, value: Any) -> None:
-        super().__init__(value)
-        self.value = value
-
-
 def _with_nulls(value: Any, name: str) -> Any:
     # Filters turn None into the text "None" (`{{ title | upper }}`); an undefined value makes them fail.
     if value is None:
@@ -162,31 +185,3 @@ def _with_nulls(value: Any, name: str) -> Any:
     if isinstance(value, list):
         return [_with_nulls(item, f"an item of {name}") for item in value]
     return value
-
-
-def _printable(value: Any) -> Any:
-    if isinstance(value, str | int | float | Decimal | datetime.date | datetime.time | jinja2.Undefined):
-        return value
-    raise _NotPrintable(value)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "an object"
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return "a list"
-    return {"bytes": "bytes", "str": "a text"}.get(type(value).__name__, f"of type {type(value).__name__}")
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        undefined=_Missing, keep_trailing_newline=True, autoescape=False, finalize=_printable
-    )
-    # A global would hide a misspelt or missing field of that name (`range`, `dict`), and `random` another answer each time.
-    environment.globals.clear()
-    del environment.filters["random"]
-    environment.tests["none"] = lambda value: value is None or isinstance(value, _Null)
-    return environment
-
-
-_ENVIRONMENT = _environment()

@@ -32,8 +32,6 @@ SCHEMA = pa.schema(
         "lossless": pa.bool_(),
     }
 )
-
-
 _MARKS = ("\ue000", "\n", ".")
 """What is put before a piece to keep the dummy space off it; the first is private use, so no merge reaches into the piece."""
 
@@ -55,7 +53,7 @@ class TextTokenizer:
 
     def encode_continuation(self, text: str) -> list[int]:
         """Ids of a piece that follows other text, without the dummy space of a beginning."""
-        if not text or not self._adds_space():
+        if not text or not self.hf.convert_ids_to_tokens(self.encode("a"))[0].startswith("▁"):
             return self.encode(text)
         if text.startswith(" "):
             return self.encode(text[1:])  # the dummy space is the space that the piece begins with
@@ -67,9 +65,6 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.hf.decode(list(ids), clean_up_tokenization_spaces=False))
-
-    def _adds_space(self) -> bool:
-        return self.hf.convert_ids_to_tokens(self.encode("a"))[0].startswith("▁")
 
 
 def pretrained_arguments(base: Mapping[str, Any], resource: str) -> tuple[str, dict[str, Any]]:
@@ -143,10 +138,12 @@ def tokenize(context: StageContext) -> dict[str, Any]:
         raise DataError(too_long(named, lengths, max_length, "`too_long: windows` or `too_long: skip`"))
     refuse_empty_split(rows, max_length, "write `too_long: windows`")
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
-    tokens = {f"tokens_{split}": sum(len(row["ids"]) for row in rows if row["split"] == split) for split in SPLITS}
-    windows = {f"windows_{split}": sum(_windows(row, max_length) for row in rows if row["split"] == split) for split in SPLITS}
-    metrics = {**tokens, **windows, **kept_counts(rows)}
-    return metrics | {"skipped_examples": skipped, "lossy_examples": sum(not row["lossless"] for row in rows)}
+    sizes = {split: [len(row["ids"]) for row in rows if row["split"] == split] for split in SPLITS}
+    tokens = {f"tokens_{split}": sum(sizes[split]) for split in SPLITS}
+    # Training examples: prefix, ids and EOS in windows that overlap by one token.
+    windows = {f"windows_{split}": sum(math.ceil((size + 1) / (max_length - 1)) for size in sizes[split]) for split in SPLITS}
+    lossy = sum(not row["lossless"] for row in rows)
+    return {**tokens, **windows, **kept_counts(rows), "skipped_examples": skipped, "lossy_examples": lossy}
 
 
 def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any]]:
@@ -166,13 +163,13 @@ def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any
 
 def kept_counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Documents, examples and bytes of each split that are left after what is too long: what is trained and scored on."""
-    found = {}
+    counts = {}
     for split in SPLITS:
-        here = [row for row in rows if row["split"] == split]
-        found[f"kept_documents_{split}"] = len({row["document"] for row in here})
-        found[f"kept_examples_{split}"] = len(here)
-        found[f"kept_bytes_{split}"] = sum(row["bytes"] for row in here)
-    return found
+        of_split = [row for row in rows if row["split"] == split]
+        counts[f"kept_documents_{split}"] = len({row["document"] for row in of_split})
+        counts[f"kept_examples_{split}"] = len(of_split)
+        counts[f"kept_bytes_{split}"] = sum(row["bytes"] for row in of_split)
+    return counts
 
 
 def refuse_empty_split(rows: Sequence[Mapping[str, Any]], max_length: int, way_out: str) -> None:
@@ -180,11 +177,6 @@ def refuse_empty_split(rows: Sequence[Mapping[str, Any]], max_length: int, way_o
     empty = [split for split in SPLITS if not any(row["split"] == split for row in rows)]
     if empty:
         raise DataError(f"no document of the {empty[0]} split fits into {max_length} tokens; {way_out}")
-
-
-def _windows(row: Mapping[str, Any], max_length: int) -> int:
-    """How many training examples a document becomes: prefix, ids and EOS in windows that overlap by one token."""
-    return math.ceil((len(row["ids"]) + 1) / (max_length - 1))
 
 
 def too_long(longest: str, lengths: Sequence[int], max_length: int, way_out: str) -> str:

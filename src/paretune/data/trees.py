@@ -109,7 +109,15 @@ def forward_batches(
     if not examples:
         return
     if not pack:
-        yield from _rows_of_one(examples, forward_tokens)
+        plain = [unshared(example) for example in examples]
+        # Rows of like length stand together, so that padding is small.
+        order = sorted(range(len(plain)), key=lambda i: -len(plain[i].ids))
+        start = 0
+        while start < len(order):
+            width = rounded(len(plain[order[start]].ids), ROUND_TO)
+            row = order[start : start + max(1, forward_tokens // width)]
+            yield row, _padded([plain[i] for i in row], width)
+            start += len(row)
         return
     capacity = max(ROUND_TO, forward_tokens // ROUND_TO * ROUND_TO)
     trees = _trees(examples, capacity)
@@ -127,19 +135,19 @@ def lay_out(examples: Sequence[Example], trees: Sequence[Tree]) -> Batch:
     for number, tree in enumerate(trees):
         trunk = 0 if tree.trunk is None else len(tree.trunk)
         ids[start : start + trunk], depths[start : start + trunk] = tree.trunk if trunk else 0, np.arange(trunk)
-        place, root = start + trunk, start + trunk - 1
+        begin, root = start + trunk, start + trunk - 1
         for branch, index in enumerate(tree.examples, start=1 if trunk else 0):
             example = examples[index]
-            stop = place + len(example.ids)
-            ids[place:stop], depths[place:stop] = example.ids, trunk + np.arange(len(example.ids))
-            branches[place:stop] = branch
-            before = np.arange(place - 1, stop - 1)
+            stop = begin + len(example.ids)
+            ids[begin:stop], depths[begin:stop] = example.ids, trunk + np.arange(len(example.ids))
+            branches[begin:stop] = branch
+            before = np.arange(begin - 1, stop - 1)
             before[0] = root
             hidden.append(before[example.first_target :])
             targets.append(example.ids[example.first_target :].astype(np.int64))
-            place = stop
-        numbers[start:place] = number
-        start = place
+            begin = stop
+        numbers[start:begin] = number
+        start = begin
     tensors = (ids[None], depths[None], np.concatenate(hidden), np.concatenate(targets))
     sizes = tuple(examples[i].num_targets for tree in trees for i in tree.examples)
     return Batch(*(torch.from_numpy(array) for array in tensors), sizes, Forest(numbers, branches, depths))
@@ -152,7 +160,7 @@ def rounded(length: int, step: int) -> int:
 def group_starts(examples: Sequence[Example]) -> np.ndarray:
     """Where the groups begin that stay together in training: runs of examples with the same trunk; plain ones stand alone."""
     pairs = zip(examples, [None, *examples[:-1]], strict=True)
-    starts = [i for i, (one, last) in enumerate(pairs) if one.trunk is None or last is None or one.trunk is not last.trunk]
+    starts = [i for i, (this, last) in enumerate(pairs) if this.trunk is None or last is None or this.trunk is not last.trunk]
     return np.array(starts, np.int64)
 
 
@@ -161,27 +169,15 @@ def _trees(examples: Sequence[Example], limit: int) -> list[Tree]:
     trees: list[Tree] = []
     newest: dict[int, int] = {}  # the tree that takes further branches of a trunk
     for index, example in enumerate(examples):
-        place = None if example.trunk is None else newest.get(id(example.trunk))
-        if place is not None and trees[place].num_tokens + len(example.ids) <= limit:
-            tree = trees[place]
-            trees[place] = Tree(tree.trunk, (*tree.examples, index), tree.num_tokens + len(example.ids))
+        number = None if example.trunk is None else newest.get(id(example.trunk))
+        if number is not None and trees[number].num_tokens + len(example.ids) <= limit:
+            tree = trees[number]
+            trees[number] = Tree(tree.trunk, (*tree.examples, index), tree.num_tokens + len(example.ids))
             continue
         if example.trunk is not None:
             newest[id(example.trunk)] = len(trees)
         trees.append(Tree(example.trunk, (index,), example.num_tokens))
     return trees
-
-
-def _rows_of_one(examples: Sequence[Example], forward_tokens: int) -> Iterator[tuple[list[int], Batch]]:
-    plain = [unshared(example) for example in examples]
-    # Rows of like length stand together, so that padding is small.
-    order = sorted(range(len(plain)), key=lambda i: -len(plain[i].ids))
-    start = 0
-    while start < len(order):
-        width = rounded(len(plain[order[start]].ids), ROUND_TO)
-        row = order[start : start + max(1, forward_tokens // width)]
-        yield row, _padded([plain[i] for i in row], width)
-        start += len(row)
 
 
 def _padded(rows: Sequence[Example], width: int) -> Batch:

@@ -62,25 +62,22 @@ def load_encoder(config: Mapping[str, Any], resource: str, device: torch.device)
 def bert_score(encoder: Encoder, texts: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
     """`bert_score_precision`, `_recall` and `_f1` of each text against its reference; 0 where one of them is empty."""
     vectors = _encode(encoder, [*texts, *references])
-    return [
-        _compared(vectors[text.strip()], vectors[reference.strip()]) for text, reference in zip(texts, references, strict=True)
-    ]
-
-
-def _compared(text: _Vectors, reference: _Vectors) -> dict[str, float]:
-    if not text.counted_T.any() or not reference.counted_T.any():
-        return dict.fromkeys(("bert_score_precision", "bert_score_recall", "bert_score_f1"), 0.0)
-    similarity_TR = text.unit_TW @ reference.unit_TW.T
-    precision = similarity_TR.max(dim=1).values[text.counted_T].mean().item()
-    recall = similarity_TR.max(dim=0).values[reference.counted_T].mean().item()
-    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-    return {"bert_score_precision": precision, "bert_score_recall": recall, "bert_score_f1": f1}
+    scores = []
+    for text, reference in ((vectors[t.strip()], vectors[r.strip()]) for t, r in zip(texts, references, strict=True)):
+        precision = recall = 0.0
+        if text.counted_T.any() and reference.counted_T.any():
+            similarity_TR = text.unit_TW @ reference.unit_TW.T
+            precision = similarity_TR.max(dim=1).values[text.counted_T].mean().item()
+            recall = similarity_TR.max(dim=0).values[reference.counted_T].mean().item()
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        scores.append({"bert_score_precision": precision, "bert_score_recall": recall, "bert_score_f1": f1})
+    return scores
 
 
 def _encode(encoder: Encoder, texts: Sequence[str]) -> dict[str, _Vectors]:
     """Each different text once, those of like length together."""
     distinct = sorted({text.strip() for text in texts}, key=lambda text: (len(text), text))
-    found: dict[str, _Vectors] = {}
+    vectors: dict[str, _Vectors] = {}
     for start in range(0, len(distinct), _BATCH):
         batch = distinct[start : start + _BATCH]
         encoded = encoder.tokenizer(
@@ -97,5 +94,5 @@ def _encode(encoder: Encoder, texts: Sequence[str]) -> dict[str, _Vectors]:
             ids_T, state_TW = ids_T[mask_T.bool()], state_TW[mask_T.bool()]
             special = torch.tensor([encoder.tokenizer.cls_token_id, encoder.tokenizer.sep_token_id], device=ids_T.device)
             counted_T = ~torch.isin(ids_T, special)
-            found[text] = _Vectors(torch.nn.functional.normalize(state_TW, dim=-1).cpu(), counted_T.cpu())
-    return found
+            vectors[text] = _Vectors(torch.nn.functional.normalize(state_TW, dim=-1).cpu(), counted_T.cpu())
+    return vectors

@@ -8,6 +8,7 @@ makes the same number of tokens.
 import statistics
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from paretune.data.tokenizer import read_tokens
 from paretune.errors import DataError
+from paretune.model.adapters import count_parameters
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.study.data import SPLITS
@@ -42,9 +44,20 @@ def evaluate_latency(context: StageContext) -> dict[str, Any]:
     """
     settings = Latency.model_validate(context.config["evaluation"], strict=False)
     loaded = load_model(context)
-    _check_positions(settings, loaded.max_positions)
-    prompt = [loaded.tokenizer.prefix_id, *_text_tokens(context, settings.prompt_tokens)]
-    ids = torch.tensor([prompt], device=loaded.device)
+    # The prefix takes a position, the last new token does not: it is made and never read.
+    if loaded.max_positions is not None and settings.prompt_tokens + settings.new_tokens > loaded.max_positions:
+        raise DataError(
+            f"`prompt_tokens: {settings.prompt_tokens}` and `new_tokens: {settings.new_tokens}` exceed the "
+            f"{loaded.max_positions} positions of the model; lower one of them"
+        )
+    # Of the test split; where it is shorter, of validation and train after it.
+    rows = (row for split in reversed(SPLITS) for row in read_tokens(context.inputs["tokens"].path, split))
+    text = list(islice((token for row in rows for token in row["ids"].tolist()), settings.prompt_tokens))
+    if len(text) < settings.prompt_tokens:
+        raise DataError(
+            f"`prompt_tokens: {settings.prompt_tokens}` is more than the dataset holds, {len(text)} tokens; lower it"
+        )
+    ids = torch.tensor([[loaded.tokenizer.prefix_id, *text]], device=loaded.device)
     timings = []
     for repeat in range(-settings.warmup, settings.repeats):
         timing = time_generation(loaded, ids, settings.new_tokens)
@@ -64,7 +77,8 @@ def time_generation(loaded: LoadedModel, ids: torch.Tensor, new_tokens: int) -> 
     """Time `new_tokens` (2 or more) greedy tokens after `ids`, shape [1, tokens], whatever tokens they are."""
     keep_last = {"logits_to_keep": 1} if loaded.model._supports_logits_to_keep() else {}  # as `generate` asks it
     with torch.no_grad():
-        _wait(loaded.device)
+        if loaded.device.type == "cuda":
+            torch.cuda.synchronize(loaded.device)
         started = time.perf_counter()
         output = loaded.model(input_ids=ids, use_cache=True, **keep_last)
         token = output.logits[:, -1:].argmax(-1)
@@ -85,17 +99,12 @@ def evaluate_size(context: StageContext) -> dict[str, Any]:
     model = load_model(context).model
     artifact = context.inputs.get("model")
     if artifact is None or not (artifact.path / ADAPTER).is_dir():
-        return {"parameters": num_parameters(model), "model_bytes": weight_bytes(model), "adapter_bytes": 0}
+        return {"parameters": count_parameters(model)[0], "model_bytes": weight_bytes(model), "adapter_bytes": 0}
     return {
         "parameters": artifact.record.metrics["parameters"],
         "model_bytes": weight_bytes(model),
         "adapter_bytes": adapter_bytes(artifact.path / ADAPTER),
     }
-
-
-def num_parameters(model: torch.nn.Module) -> int:
-    """Tied weights count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
@@ -108,28 +117,3 @@ def adapter_bytes(directory: Path) -> int:
     """Of the tensors of a PEFT adapter, in the precision that they are stored in."""
     tensors = load_file(directory / "adapter_model.safetensors").values()
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _check_positions(settings: Latency, max_positions: int | None) -> None:
-    # The prefix takes a position, the last new token does not: it is made and never read.
-    if max_positions is not None and settings.prompt_tokens + settings.new_tokens > max_positions:
-        raise DataError(
-            f"`prompt_tokens: {settings.prompt_tokens}` and `new_tokens: {settings.new_tokens}` exceed the {max_positions} "
-            "positions of the model; lower one of them"
-        )
-
-
-def _text_tokens(context: StageContext, count: int) -> list[int]:
-    """The first tokens of the test split; where it is shorter, of validation and train after it."""
-    found: list[int] = []
-    for split in reversed(SPLITS):
-        for row in read_tokens(context.inputs["tokens"].path, split):
-            found += row["ids"].tolist()
-            if len(found) >= count:
-                return found[:count]
-    raise DataError(f"`prompt_tokens: {count}` is more than the dataset holds, {len(found)} tokens; lower it")
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -4,6 +4,7 @@
 with an interval over documents. Learning and forgetting are two axes (Biderman et al. 2024, arXiv 2405.09673).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 from paretune.data.outside import outside_documents
 from paretune.errors import DataError
 from paretune.evaluate.likelihood import document_scores, join_windows, window_examples
-from paretune.evaluate.outputs import Score, write_scores
+from paretune.evaluate.outputs import Score, write_outputs
 from paretune.model.forward import score
 from paretune.model.load import load_model
 from paretune.pipeline.stage import StageContext
@@ -38,19 +39,16 @@ def evaluate_forgetting(context: StageContext) -> dict[str, Any]:
         row = {"split": "", "document": name, "example": name, "bytes": len(text.encode())}
         scores += document_scores(row, result)
     if UNTOUCHED in context.inputs:
-        scores += _forgotten(scores, pd.read_parquet(context.inputs[UNTOUCHED].path / "scores.parquet"))
-    write_scores(scores, context.draft)
+        untouched = pd.read_parquet(context.inputs[UNTOUCHED].path / "scores.parquet")
+        before = untouched[untouched["metric"] == "bits_per_byte"].set_index("document")["value"]
+        scores += [
+            replace(score, metric="forgetting", value=score.value - float(before[score.document]))
+            for score in scores
+            if score.metric == "bits_per_byte"
+        ]
+    write_outputs(context.draft, scores)
     return {
         "documents": len(documents),
         "tokens": sum(map(len, texts)),
         "bytes": sum(len(text.encode()) for _, text in documents),
     }
-
-
-def _forgotten(scores: list[Score], untouched: pd.DataFrame) -> list[Score]:
-    before = untouched[untouched["metric"] == "bits_per_byte"].set_index("document")["value"]
-    return [
-        Score("forgetting", one.value - float(before[one.document]), one.example, one.document, one.weight)
-        for one in scores
-        if one.metric == "bits_per_byte"
-    ]

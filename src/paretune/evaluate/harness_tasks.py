@@ -25,7 +25,7 @@ from lm_eval.tasks.manager import TaskDict
 
 from paretune.errors import DataError, NeedsError
 from paretune.evaluate.lm_eval import ParetuneLM
-from paretune.evaluate.outputs import Score, write_scores
+from paretune.evaluate.outputs import Score, write_outputs
 from paretune.model.load import load_model
 from paretune.pipeline.stage import StageContext
 from paretune.study.base import suggestion
@@ -41,9 +41,13 @@ def evaluate_lm_eval(context: StageContext) -> dict[str, Any]:
     loaded = load_model(context)
     with _working_in(folder):
         loaded_tasks = _load_tasks(folder, fields["tasks"])
+        # As the harness' command does: a task that says 0 keeps it, and the examples are drawn with its seed.
         for task in loaded_tasks["tasks"].values():
-            _set_examples(task, fields["num_fewshot"])
-        found = evaluate(
+            stated = task.get_config("num_fewshot")
+            if stated != 0 and (fields["num_fewshot"] is not None or stated is None):
+                task.set_config(key="num_fewshot", value=fields["num_fewshot"] or 0)
+            task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+        results = evaluate(
             ParetuneLM(loaded, forward_tokens=context.options.forward_tokens),
             loaded_tasks,
             limit=fields["limit"],
@@ -51,53 +55,54 @@ def evaluate_lm_eval(context: StageContext) -> dict[str, Any]:
             fewshot_as_multiturn=fields["chat_template"],
             bootstrap_iters=0,  # intervals are made from the scores, by document
         )
-    tasks = loaded_tasks["tasks"]
-    scores = [score for name, samples in found["samples"].items() for score in document_scores(tasks[name], name, samples)]
-    write_scores(scores, context.draft)
-    counts = {f"documents_{name}": len({sample["doc_id"] for sample in samples}) for name, samples in found["samples"].items()}
-    return counts | {f"harness_{name}": _figures(figures) for name, figures in found["results"].items()}
+    tasks, samples = loaded_tasks["tasks"], results["samples"]
+    write_outputs(context.draft, [score for name in samples for score in document_scores(tasks[name], name, samples[name])])
+    metrics: dict[str, Any] = {f"documents_{name}": len({sample["doc_id"] for sample in samples[name]}) for name in samples}
+    for name, figures in results["results"].items():
+        numbers = {k: float(v) for k, v in figures.items() if isinstance(v, int | float) and "stderr" not in k}
+        metrics[f"harness_{name}"] = numbers
+    return metrics
 
 
 def task_texts(folder: str, tasks: Sequence[str], limit: int | None = None) -> list[str]:
     """Each document's question with its answer, as the text that must not stand in training data."""
+    texts: list[str] = []
     with _working_in(folder):
-        texts = []
         for name, task in _load_tasks(folder, tasks)["tasks"].items():
             for number, doc in task.doc_iterator(limit=limit):
                 try:
-                    texts.append(_text(task, doc))
+                    target = task.doc_to_target(doc)
+                    choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else None
+                    if choices is not None and isinstance(target, int) and 0 <= target < len(choices):
+                        target = choices[target]
+                    texts.append(f"{task.doc_to_text(doc)} {target}")
                 except (TemplateError, LookupError, TypeError, ValueError) as error:
                     raise DataError(f"task `{name}` does not fit document {number} of its data: {error}; correct it") from None
-        return texts
+    return texts
 
 
 def document_scores(task: Task, name: str, samples: Sequence[Mapping[str, Any]]) -> Iterator[Score]:
-    """The scores of a task's documents; of several filters the first gives the metric its name, others add theirs."""
+    """The scores of a task's documents; of several filters the first gives the metric its name, others add theirs.
+
+    The harness' figure is their weighted mean, or the exp of it; a metric of the whole corpus has no scores.
+    """
     filters = list(dict.fromkeys(sample["filter"] for sample in samples))
     for sample in samples:
         # With what it says, so that documents of a changed dataset are never paired.
         example = f"{sample['doc_id']}:{sample['doc_hash'][:8]}"
-        for metric in sample["metrics"]:
-            found = _value(task.aggregation().get(metric), sample[metric])
-            if found is not None:
-                told = metric.replace("perplexity", "loss")
-                told += "" if sample["filter"] == filters[0] else f":{sample['filter']}"
-                yield Score(told, found[0], example, example, found[1], task=name)
-
-
-def _value(aggregation: Any, value: Any) -> tuple[float, float] | None:
-    """Value and weight whose weighted mean the harness' figure is, or is the exp of; None where it is of the whole corpus."""
-    if aggregation in _RATIOS:
-        log_likelihood, size = value
-        return -log_likelihood / size / (math.log(2) if aggregation is _RATIOS[0] else 1), float(size)
-    if aggregation is harness_metrics.perplexity:
-        return -float(value), 1.0
-    is_number = isinstance(value, bool | int | float) or hasattr(value, "item")
-    return (float(value), 1.0) if aggregation is harness_metrics.mean and is_number else None
-
-
-def _figures(found: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float) and "stderr" not in name}
+        for harness_metric in sample["metrics"]:
+            aggregation, value, weight = task.aggregation().get(harness_metric), sample[harness_metric], 1.0
+            if aggregation in _RATIOS:
+                log_likelihood, size = value
+                value = -log_likelihood / size / (math.log(2) if aggregation is harness_metrics.bits_per_byte else 1)
+                weight = float(size)
+            elif aggregation is harness_metrics.perplexity:
+                value = -float(value)
+            elif aggregation is not harness_metrics.mean or not (isinstance(value, int | float) or hasattr(value, "item")):
+                continue
+            metric = harness_metric.replace("perplexity", "loss")
+            metric += "" if sample["filter"] == filters[0] else f":{sample['filter']}"
+            yield Score(metric, float(value), example, example, weight, task=name)
 
 
 def _load_tasks(folder: str, names: Sequence[str]) -> TaskDict:
@@ -123,22 +128,6 @@ def _load_tasks(folder: str, names: Sequence[str]) -> TaskDict:
             f"{asked}: a dataset cannot be loaded ({reason}); the tasks that the harness brings take theirs from the Hugging "
             "Face hub, so run once with a network, or write a task on local files and name its folder in `include_path`"
         ) from None
-
-
-def _set_examples(task: Task, num_fewshot: int | None) -> None:
-    """As the harness' command does: a task that says 0 keeps it, and the examples are drawn with its seed."""
-    stated = task.get_config("num_fewshot")
-    if stated != 0 and (num_fewshot is not None or stated is None):
-        task.set_config(key="num_fewshot", value=num_fewshot or 0)
-    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-
-
-def _text(task: Task, doc: Mapping[str, Any]) -> str:
-    target = task.doc_to_target(doc)
-    choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else None
-    if choices is not None and isinstance(target, int) and 0 <= target < len(choices):
-        target = choices[target]
-    return f"{task.doc_to_text(doc)} {target}"
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ as missing after a few tries. Replies are kept in a journal as they come, so a r
 in the artifact. The key is read from the environment and stands in no file and no message.
 """
 
+import itertools
 import json
 import os
 import time
@@ -47,30 +48,37 @@ def evaluate_judge(context: StageContext) -> dict[str, Any]:
     """
     settings = Judge.model_validate(context.config["evaluation"], strict=False)
     texts = choose(texts_of(context.inputs), settings.of, settings.items)
+    variable, headers = context.resources.get(ENVIRONMENT), {}
+    if variable:
+        if not (key := os.environ.get(variable, "").strip()):
+            raise NeedsError(f"judge: the environment variable `{variable}` of `key` is not set; set it and run again")
+        headers["Authorization"] = f"Bearer {key}"
     journal = context.resume / JOURNAL
-    known = _known(journal)
-    found: list[tuple[Text, Rating]] = []
-    total = len(texts) * settings.repeats
-    with _client(context.resources) as client, journal.open("a", encoding="utf-8") as file:
+    replies = _read_journal(journal)
+    ratings: list[tuple[Text, Rating]] = []
+    client = httpx2.Client(timeout=float(context.resources["timeout"]), headers=headers)
+    with client, journal.open("a", encoding="utf-8") as file:
         address = Address(client, settings, context.config["rubric"])
-        for text in texts:
-            for repeat in range(settings.repeats):
-                place = (text.item(), repeat)
-                if place not in known:
-                    known[place] = ask(address, text, repeat)
-                    file.write(json.dumps({"item": place[0], "repeat": repeat, "replies": known[place]}) + "\n")
-                    file.flush()
-                found += [(text, rating) for rating in _ratings(text, repeat, known[place], settings)]
-                context.emit(done=len(found) // len(settings.criteria), total=total)
+        for done, (text, repeat) in enumerate(itertools.product(texts, range(settings.repeats)), start=1):
+            question = (text.item(), repeat)
+            if question not in replies:
+                replies[question] = ask(address, text, repeat)
+                file.write(json.dumps({"item": question[0], "repeat": repeat, "replies": replies[question]}) + "\n")
+                file.flush()
+            given = parse(replies[question][-1], settings.criteria) or {}
+            for name in settings.criteria:
+                ratings.append((text, Rating(text.item(), settings.model, repeat, name, given.get(name))))
+            context.emit(done=done, total=len(texts) * settings.repeats)
     (context.draft / JOURNAL).write_bytes(journal.read_bytes())
-    return write_ratings(found, context.draft) | {"asked": total, "replies": sum(map(len, known.values()))}
+    counts = {"asked": len(texts) * settings.repeats, "replies": sum(map(len, replies.values()))}
+    return write_ratings(ratings, context.draft) | counts
 
 
 def ask(address: Address, text: Text, repeat: int) -> list[str]:
     """The replies about a text: the last one is a rating, or there are `TRIES` that are none."""
-    replies: list[str] = []
+    request, replies = _request(address, text), list[str]()
     while len(replies) < TRIES:
-        replies.append(_reply(address, {**_request(address, text), "seed": repeat * TRIES + len(replies)}))
+        replies.append(_reply(address, {**request, "seed": repeat * TRIES + len(replies)}))
         if parse(replies[-1], address.settings.criteria) is not None:
             break
     return replies
@@ -79,18 +87,13 @@ def ask(address: Address, text: Text, repeat: int) -> list[str]:
 def parse(reply: str, criteria: Sequence[str]) -> dict[str, int] | None:
     """The ratings in a reply, which is JSON with nothing but them; None for anything else."""
     try:
-        found = json.loads(reply)
+        ratings = json.loads(reply)
     except ValueError:
         return None
-    whole = isinstance(found, dict) and all(isinstance(v, int) and not isinstance(v, bool) for v in found.values())
-    if not whole or set(found) != set(criteria) or not all(LOWEST <= value <= HIGHEST for value in found.values()):
+    whole = isinstance(ratings, dict) and all(isinstance(v, int) and not isinstance(v, bool) for v in ratings.values())
+    if not whole or set(ratings) != set(criteria) or not all(LOWEST <= value <= HIGHEST for value in ratings.values()):
         return None
-    return dict(found)
-
-
-def _ratings(text: Text, repeat: int, replies: Sequence[str], settings: Judge) -> list[Rating]:
-    found = parse(replies[-1], settings.criteria) or {}
-    return [Rating(text.item(), settings.model, repeat, name, found.get(name)) for name in settings.criteria]
+    return dict(ratings)
 
 
 def _request(address: Address, text: Text) -> dict[str, Any]:
@@ -127,13 +130,14 @@ def _reply(address: Address, request: Mapping[str, Any]) -> str:
         try:
             response = address.client.post(url, json=request)
         except httpx2.TransportError as error:
-            failure, asked = f"{type(error).__name__}: {error}", wait
+            failure, seconds = f"{type(error).__name__}: {error}", wait
         else:
             if response.status_code not in _PASSING:
                 return _content(address, response, url)
-            failure, asked = f"{response.status_code} {response.reason_phrase}", _asked_wait(response, wait)
+            failure, after = f"{response.status_code} {response.reason_phrase}", response.headers.get("retry-after", "")
+            seconds = min(float(after), _LONGEST_WAIT) if after.isdecimal() else wait
         if wait:
-            time.sleep(asked)
+            time.sleep(seconds)
     raise StageError(
         f"judge: {url} did not answer, {len(_WAITS)} times ({failure}); run again, and it goes on where it stopped"
     )
@@ -142,14 +146,14 @@ def _reply(address: Address, request: Mapping[str, Any]) -> str:
 def _content(address: Address, response: httpx2.Response, url: str) -> str:
     if response.status_code != httpx2.codes.OK:
         key = address.client.headers.get("authorization", "").removeprefix("Bearer ")
-        told = " ".join((response.text.replace(key, "***") if key else response.text).split())[:300]
+        reason = " ".join((response.text.replace(key, "***") if key else response.text).split())[:300]
         hint = {
             401: "; is the variable that `key` names set to a valid key?",
             403: "; is the variable that `key` names set to a key that may use the model?",
             404: "; does `url` end where `/chat/completions` follows (often `/v1`), and is `model` known there?",
             400: "; if it does not know `response_format`, write `structured: false`",
         }.get(response.status_code, "")
-        raise StageError(f"judge: {url} refused ({response.status_code}: {told}){hint}")
+        raise StageError(f"judge: {url} refused ({response.status_code}: {reason}){hint}")
     try:
         return str(response.json()["choices"][0]["message"]["content"] or "").strip()
     except (ValueError, LookupError, TypeError):
@@ -158,29 +162,10 @@ def _content(address: Address, response: httpx2.Response, url: str) -> str:
         ) from None
 
 
-def _asked_wait(response: httpx2.Response, otherwise: float) -> float:
-    asked = response.headers.get("retry-after", "")
-    return min(float(asked), _LONGEST_WAIT) if asked.isdecimal() else otherwise
-
-
-def _client(resources: Mapping[str, str]) -> httpx2.Client:
-    name, headers = resources.get(ENVIRONMENT), {}
-    if name:
-        if not (value := os.environ.get(name, "").strip()):
-            raise NeedsError(f"judge: the environment variable `{name}` of `key` is not set; set it and run again")
-        headers["Authorization"] = f"Bearer {value}"
-    return httpx2.Client(timeout=float(resources["timeout"]), headers=headers)
-
-
-def _known(journal: Path) -> dict[tuple[str, int], list[str]]:
-    """The replies that an attempt which was stopped has left; a line that it was writing is asked for again."""
+def _read_journal(journal: Path) -> dict[tuple[str, int], list[str]]:
+    """The replies that an attempt which was stopped has left; a line that it was writing is dropped, and asked for again."""
     if not journal.exists():
         return {}
-    found = {}
-    lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
-    for line in lines:
-        if line.endswith("\n"):
-            row = json.loads(line)
-            found[row["item"], row["repeat"]] = row["replies"]
-    journal.write_text("".join(line for line in lines if line.endswith("\n")), encoding="utf-8")
-    return found
+    whole = [line for line in journal.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    journal.write_text("".join(whole), encoding="utf-8")
+    return {(row["item"], row["repeat"]): row["replies"] for row in map(json.loads, whole)}

@@ -6,7 +6,6 @@ Perplexity is exp of the token-weighted mean of `loss` and is not stored.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,14 +17,16 @@ from paretune.data.examples import examples_of
 from paretune.data.tokenizer import read_tokens
 from paretune.data.trees import Example
 from paretune.errors import DataError
-from paretune.evaluate.outputs import Score, write_scores
+from paretune.evaluate.outputs import Score, write_outputs
 from paretune.model.forward import TargetScores, score
 from paretune.model.load import load_model
 from paretune.pipeline.stage import StageContext
 from paretune.study.evaluations import Perplexity
 
-_EMIT_EVERY = 50
 TASK = "task"
+"""The column of a dataset with tasks."""
+_EMIT_EVERY = 50
+"""Documents."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,18 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
             of_split += document_scores(row, result)
             if done % _EMIT_EVERY == 0:
                 context.emit(done=done, total=len(rows), split=split)
-        metrics |= _totals(split, rows, of_split)
         scores += of_split
-    write_scores(scores, context.draft, slice_by)
+        metrics |= {
+            f"documents_{split}": len(rows),
+            f"tokens_{split}": sum(len(row.get("completion", row["ids"])) for row in rows),
+            f"bytes_{split}": sum(row["bytes"] for row in rows),
+            f"lossy_documents_{split}": sum(not row["lossless"] for row in rows),
+        }
+        for metric in dict.fromkeys(each.metric for each in of_split):
+            of_metric = [each for each in of_split if each.metric == metric]
+            total = sum(each.value * each.weight for each in of_metric)
+            metrics[f"{metric}_{split}"] = total / sum(each.weight for each in of_metric)
+    write_outputs(context.draft, scores, slice_by=slice_by)
     return metrics
 
 
@@ -109,36 +119,14 @@ def join_windows(results: Iterator[TargetScores], counts: Sequence[int]) -> Iter
 
 
 def document_scores(row: Mapping[str, Any], result: TargetScores) -> list[Score]:
-    """The three scores of one document; `row` is one of tokens.parquet."""
+    """The three scores of one document; `row` is one of tokens.parquet, of which a record has one for each of its tasks."""
     tokens, num_bytes, nats = len(result.nats), row["bytes"], float(result.nats.sum())
-    place = {"split": row["split"], "document": row["document"], "example": example_name(row), "slices": slices_of(row)}
+    example, slices = str(row["example"]), {}
+    if TASK in row:
+        example, slices = f"{example}:{row[TASK]}", {TASK: row[TASK]}
+    common = {"split": row["split"], "document": row["document"], "example": example, "slices": slices}
     return [
-        Score("loss", nats / tokens, weight=tokens, **place),
-        Score("bits_per_byte", nats / math.log(2) / num_bytes, weight=num_bytes, **place),
-        Score("token_accuracy", float(result.correct.mean()), weight=tokens, **place),
+        Score("loss", nats / tokens, weight=tokens, **common),
+        Score("bits_per_byte", nats / math.log(2) / num_bytes, weight=num_bytes, **common),
+        Score("token_accuracy", float(result.correct.mean()), weight=tokens, **common),
     ]
-
-
-def example_name(row: Mapping[str, Any]) -> str:
-    """The name of an example among all of a file of scores: a record has one for each of its tasks."""
-    return f"{row['example']}:{row[TASK]}" if TASK in row else str(row["example"])
-
-
-def slices_of(row: Mapping[str, Any]) -> dict[str, str]:
-    return {TASK: row[TASK]} if TASK in row else {}
-
-
-def _totals(split: str, rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[str, Any]:
-    """Counts of a split, and the weighted mean of each metric over it."""
-    counts = {
-        f"documents_{split}": len(rows),
-        f"tokens_{split}": sum(len(row.get("completion", row["ids"])) for row in rows),
-        f"bytes_{split}": sum(row["bytes"] for row in rows),
-        f"lossy_documents_{split}": sum(not row["lossless"] for row in rows),
-    }
-    totals: defaultdict[str, float] = defaultdict(float)
-    weights: defaultdict[str, float] = defaultdict(float)
-    for each in scores:
-        totals[each.metric] += each.value * each.weight
-        weights[each.metric] += each.weight
-    return counts | {f"{metric}_{split}": totals[metric] / weights[metric] for metric in totals}

@@ -7,7 +7,7 @@ Texts become tokens as its own `hf` model makes them (special tokens of the toke
 are equal; a context is encoded once for all of its continuations, and texts of unlike length are packed without padding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from peft import PeftModel
 from paretune.data.tokenizer import load_tokenizer
 from paretune.data.trees import Example
 from paretune.errors import DataError
-from paretune.evaluate.branches import Ask, answer
-from paretune.model.forward import packed_model, score
-from paretune.model.load import LoadedModel, load_pretrained, max_positions
+from paretune.evaluate.answers import Prompt, write_answers
+from paretune.model.forward import num_positions, score
+from paretune.model.load import LoadedModel, load_pretrained
 
 Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
 """The texts of a request, and the tokens of its context and its continuation."""
@@ -50,7 +50,7 @@ class ParetuneLM(TemplateLM):
         """`pretrained` and `adapter` are directories, or a model as a stage has it; batch sizes are the engine's own affair."""
         super().__init__()
         self.loaded = _load(pretrained, adapter, dtype, device) if isinstance(pretrained, str) else pretrained
-        self.packed = packed_model(self.loaded.model)
+        self.packed = self.loaded.packed
         self.tokenizer = self.loaded.tokenizer.hf
         self.forward_tokens = int(forward_tokens)
         self._device = self.loaded.device
@@ -102,11 +102,11 @@ class ParetuneLM(TemplateLM):
             trunk = trunks.setdefault(kept, np.array(kept, np.int32))
             examples.append(Example(np.array(continuation, np.int32), 0, trunk))
         results = score(self.packed, examples, forward_tokens=self.forward_tokens)
-        found = [(-float(result.nats.sum()), bool(result.correct.all())) for result in results]
-        for (texts, _, _), one in zip(requests, found, strict=True):
+        answers = [(-float(result.nats.sum()), bool(result.correct.all())) for result in results]
+        for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
-                self.cache_hook.add_partial("loglikelihood", texts, one)
-        return found
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """The sum of log p (nats) of each whole text, in windows as the harness cuts them: apart, but for the last."""
@@ -126,39 +126,38 @@ class ParetuneLM(TemplateLM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy answers up to the first of the texts that end them; DataError for a task that samples."""
-        found = answer(self.loaded, [self._ask(*request.args) for request in requests])
-        texts = [self._written(one.text) for one in found]
+        prompts = []
+        for context, settings in (request.args for request in requests):
+            given = normalize_gen_kwargs(dict(settings), MAX_NEW_TOKENS)
+            if given["do_sample"]:
+                raise DataError(
+                    "a task samples its answers (`do_sample: true`), and answers are greedy here; set it to `false`"
+                )
+            limit = given["max_gen_toks"]
+            if limit >= self.max_length:
+                raise DataError(
+                    f"answers of {limit} tokens (`max_gen_toks`) leave no room in {self.max_length} positions; lower it"
+                )
+            ids = self.tok_encode(context)[-(self.max_length - limit) :] or [self.prefix_token_id]
+            stops = tuple(text for text in handle_stop_sequences(given.get("until"), eos=None) if text)
+            prompts.append(Prompt(np.array(ids, np.int32), np.array([], np.int32), limit, stops))
+        texts = [answer.text for answer in write_answers(self.loaded, prompts)]
+        # The harness decodes the new tokens by themselves, without the space that SentencePiece puts before a first word.
+        if self.tokenizer.convert_ids_to_tokens(self.tok_encode("a", add_special_tokens=False))[0].startswith("▁"):
+            texts = [text.removeprefix(" ") for text in texts]
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
 
-    def _ask(self, context: str, settings: Mapping[str, Any]) -> Ask:
-        given = normalize_gen_kwargs(dict(settings), MAX_NEW_TOKENS)
-        if given["do_sample"]:
-            raise DataError("a task samples its answers (`do_sample: true`), and answers are greedy here; set it to `false`")
-        limit = given["max_gen_toks"]
-        if limit >= self.max_length:
-            raise DataError(
-                f"answers of {limit} tokens (`max_gen_toks`) leave no room in {self.max_length} positions; lower it"
-            )
-        ids = self.tok_encode(context)[-(self.max_length - limit) :] or [self.prefix_token_id]
-        stop = tuple(text for text in handle_stop_sequences(given.get("until"), eos=None) if text)
-        return Ask(np.array(ids, np.int32), np.array([], np.int32), limit, stop)
-
-    def _written(self, text: str) -> str:
-        """Without the space that SentencePiece puts before a first word: the harness decodes the new tokens by themselves."""
-        starts_words = self.tokenizer.convert_ids_to_tokens(self.tok_encode("a", add_special_tokens=False))[0].startswith("▁")
-        return text.removeprefix(" ") if starts_words else text
-
 
 def _load(pretrained: str, adapter: str | None, dtype: str, device: str | None) -> LoadedModel:
     # The harness' command says `cuda` unless it is told otherwise.
-    place = torch.device((device or "cuda") if torch.cuda.is_available() else "cpu")
+    of_model = torch.device((device or "cuda") if torch.cuda.is_available() else "cpu")
     model = load_pretrained(pretrained, getattr(torch, dtype))
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     tokenizer = load_tokenizer({"trust_remote_code": False}, pretrained)
-    return LoadedModel(model.to(place).eval(), tokenizer, place, max_positions(model.config.get_text_config()))
+    return LoadedModel(model.to(of_model).eval(), tokenizer, of_model, num_positions(model))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ and metric and no averages.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -20,14 +20,10 @@ from paretune.pipeline.stage import StageContext
 StoppedBy = Literal["eos", "line_break", "stop", "max_new_tokens", "context"]
 """`line_break` ends answers only, `stop` those of tasks; `context`: prompt and text fill the positions of the model."""
 
-_COLUMNS = (
-    ("split", pa.string()),
-    ("document", pa.string()),
-    ("example", pa.string()),
-    ("metric", pa.string()),
-    ("value", pa.float64()),
-    ("weight", pa.float64()),
-)
+_COLUMNS = dict.fromkeys(("split", "document", "example", "metric"), pa.string()) | {
+    "value": pa.float64(),
+    "weight": pa.float64(),
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Generation:
     """Whether the text is unsafe by the study's `safety`, where it has one."""
 
 
-def judged(context: StageContext, generations: Sequence[Generation]) -> list[Generation]:
+def with_safety(context: StageContext, generations: Sequence[Generation]) -> list[Generation]:
     """The texts marked by the `safety` of the study; as they are where the stage's config has none."""
     if "safety" not in context.config:
         return list(generations)
@@ -80,24 +76,26 @@ def judged(context: StageContext, generations: Sequence[Generation]) -> list[Gen
     return [replace(each, filtered=flag) for each, flag in zip(generations, flags, strict=True)]
 
 
-def filtered_score(generation: Generation, like: Score) -> list[Score]:
-    """`filtered`, 1 for an unsafe text, in the place of another score of it; nothing where no text is judged."""
-    return (
-        [] if generation.filtered is None else [replace(like, metric="filtered", value=float(generation.filtered), weight=1.0)]
-    )
+def safety_scores(generation: Generation, like: Score) -> list[Score]:
+    """`filtered`, 1 for an unsafe text, of the example of another score; nothing where no text was marked."""
+    if generation.filtered is None:
+        return []
+    return [replace(like, metric="filtered", value=float(generation.filtered), weight=1.0)]
 
 
-def write_scores(scores: Sequence[Score], directory: Path, slice_by: Sequence[str] = ()) -> None:
-    """Write `scores.parquet` with one column `slice.<field>` for each field of `slice_by`, and `task` where scores have one."""
-    columns = {name: pa.array([getattr(score, name) for score in scores], kind) for name, kind in _COLUMNS}
-    slices = {SLICE_PREFIX + name: pa.array([score.slices[name] for score in scores], pa.string()) for name in slice_by}
-    tasks = {"task": pa.array([score.task for score in scores], pa.string())} if scores and scores[0].task is not None else {}
-    pq.write_table(pa.table(columns | slices | tasks), directory / "scores.parquet")
+def write_outputs(
+    directory: Path, scores: Sequence[Score], generations: Sequence[Generation] | None = None, slice_by: Sequence[str] = ()
+) -> None:
+    """Write `scores.parquet`, a score a row, and `generations.jsonl`, a text a line, where there are `generations`.
 
-
-def write_generations(generations: Iterable[Generation], directory: Path) -> None:
-    """Write `generations.jsonl`, one generated text a line."""
-    with (directory / "generations.jsonl").open("w", encoding="utf-8") as file:
-        for generation in generations:
-            row = {name: value for name, value in asdict(generation).items() if value is not None or name == "reference"}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    The table has a column `slice.<field>` for each field of `slice_by`, and `task` where scores have one.
+    """
+    columns = {name: pa.array([getattr(score, name) for score in scores], kind) for name, kind in _COLUMNS.items()}
+    columns |= {f"{SLICE_PREFIX}{name}": pa.array([score.slices[name] for score in scores], pa.string()) for name in slice_by}
+    if scores and scores[0].task is not None:
+        columns["task"] = pa.array([score.task for score in scores], pa.string())
+    pq.write_table(pa.table(columns), directory / "scores.parquet")
+    if generations is not None:
+        rows = [{k: v for k, v in asdict(each).items() if v is not None or k == "reference"} for each in generations]
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (directory / "generations.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from paretune.data.questions import Question, read_questions
-from paretune.data.requests import Request, request_of, slices_of
+from paretune.data.questions import Question, Request, read_questions, request_of, slices_of
 from paretune.data.templates import parse_template
 from paretune.data.trees import Example
 from paretune.errors import DataError
-from paretune.evaluate.generate import GenerationSettings, generate
-from paretune.evaluate.outputs import Generation, Score, filtered_score, judged, write_generations, write_scores
+from paretune.evaluate.generate import generate
+from paretune.evaluate.outputs import Generation, Score, safety_scores, with_safety, write_outputs
 from paretune.evaluate.scorers import contains, exact_match
 from paretune.model.forward import score
 from paretune.model.load import LoadedModel, load_model
@@ -49,88 +48,78 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
     loaded = load_model(context, fused=True)
     likelihoods = answer_likelihoods(loaded, requests, context.options.forward_tokens)
     context.emit(done=len(questions), total=2 * len(questions))
-    generations = judged(context, generated_answers(loaded, requests, settings.max_new_tokens))
-    answers = dict(zip((request.question.id for request in requests if request.factual), generations, strict=True))
-    scores, first = [], dict[str, str]()
-    for question, found, of_question in zip(questions, likelihoods, slices, strict=True):
+    factual = [request for request in requests if request.factual]
+    generations = generate(loaded, [request.prompt for request in factual], settings.max_new_tokens, end_at_line_break=True)
+    pairs = zip(generations, factual, strict=True)
+    generations = with_safety(context, [replace(each, reference=request.question.answer) for each, request in pairs])
+    answers = {request.question.id: each for request, each in zip(factual, generations, strict=True)}
+    scores, first, ties = [], dict[str, str](), 0
+    for question, likelihood, of_question in zip(questions, likelihoods, slices, strict=True):
         # Questions about one text are a cluster, which has the name of its first.
         document = first.setdefault(question.context, question.id) if question.context else question.id
-        scores += question_scores(question, found, answers.get(question.id), of_question, document)
-    write_scores(scores, context.draft, settings.slice_by)
-    write_generations(generations, context.draft)
-    ties = sum(choices_of(q, found)[1] for q, found in zip(questions, likelihoods, strict=True) if q.options)
+        scores += question_scores(question, likelihood, answers.get(question.id), of_question, document)
+        ties += bool(question.options) and choices_of(question, likelihood)[1]
+    write_outputs(context.draft, scores, generations, settings.slice_by)
     chosen = [1 / len(question.options) for question in questions if question.options]
     counts = {"questions": len(questions), "multiple_choice": len(chosen), "ties": ties}
     return counts | ({"chance_accuracy": sum(chosen) / len(chosen)} if chosen else {})
 
 
 def answer_likelihoods(loaded: LoadedModel, requests: Sequence[Request], forward_tokens: int) -> list[Likelihoods]:
-    """Log-likelihoods of the answers of each request; DataError for one that does not fit into the model's positions."""
-    examples = [example for request in requests for example in _examples(loaded, request)]
+    """Log-likelihoods of the answers of each request, as branches of its prompt, which is encoded once.
+
+    DataError for an answer that is empty or does not fit into the model's positions.
+    """
+    examples = []
+    for request in requests:
+        prompt = np.array([loaded.tokenizer.prefix_id, *loaded.tokenizer.encode(request.prompt)], np.int32)
+        for answer in request.answers:
+            ids = np.array(loaded.tokenizer.encode_continuation(answer), np.int32)
+            length = len(prompt) + len(ids)
+            if not len(ids):
+                raise DataError(f"question `{request.question.id}`: the template `answer` leaves nothing of an answer to score")
+            if loaded.max_positions is not None and length > loaded.max_positions:
+                raise DataError(
+                    f"question `{request.question.id}` has {length} tokens with its answer and the model "
+                    f"{loaded.max_positions} positions; shorten it, or leave it out"
+                )
+            examples.append(Example(ids, 0, prompt))
     results = score(loaded.packed, examples, forward_tokens=forward_tokens)
     groups = [list(islice(results, len(request.answers))) for request in requests]
     return [Likelihoods(tuple(-float(r.nats.sum()) for r in group), tuple(len(r.nats) for r in group)) for group in groups]
 
 
-def generated_answers(loaded: LoadedModel, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
-    """Greedy answers to the factual questions among `requests`, in their order, up to the first line break."""
-    factual = [request for request in requests if request.factual]
-    settings = GenerationSettings(max_new_tokens, end_at_line_break=True)
-    generations = generate(loaded, [request.prompt for request in factual], settings)
-    return [replace(each, reference=request.question.answer) for each, request in zip(generations, factual, strict=True)]
-
-
 def question_scores(
-    question: Question, found: Likelihoods, generation: Generation | None, slices: Mapping[str, str], document: str
+    question: Question, likelihoods: Likelihoods, generation: Generation | None, slices: Mapping[str, str], document: str
 ) -> list[Score]:
     """`log_likelihood` of the gold answer, weighted by its tokens, and what is right and wrong, weighted 1.
 
     `generation` is the answer to a factual question, None for multiple choice.
     """
     gold = question.answer_index or 0
-    values = {"log_likelihood": found.sums[gold] / found.num_tokens[gold]}
+    values = {"log_likelihood": likelihoods.sums[gold] / likelihoods.num_tokens[gold]}
     if generation is None:
-        values |= {metric: float(index == gold) for metric, index in choices_of(question, found)[0].items()}
+        values |= {metric: float(index == gold) for metric, index in choices_of(question, likelihoods)[0].items()}
     else:
         values["exact_match"] = float(exact_match(generation.text, question.answer))
         values["contains"] = float(contains(generation.text, question.answer))
-    weights = {"log_likelihood": found.num_tokens[gold]}
+    weights = {"log_likelihood": likelihoods.num_tokens[gold]}
     scores = [
         Score(metric, value, example=question.id, document=document, weight=weights.get(metric, 1), slices=slices)
         for metric, value in values.items()
     ]
-    return scores if generation is None else scores + filtered_score(generation, scores[0])
+    return scores if generation is None else scores + safety_scores(generation, scores[0])
 
 
-def choices_of(question: Question, found: Likelihoods) -> tuple[dict[str, int], bool]:
+def choices_of(question: Question, likelihoods: Likelihoods) -> tuple[dict[str, int], bool]:
     """The option that each metric takes, the first where several are best, and whether there was such a tie."""
     sizes = [len(option.encode()) for option in question.options]
-    normalised = best([value / size for value, size in zip(found.sums, sizes, strict=True)])
-    plain = best(found.sums)
-    tied = len(normalised) > 1 or len(plain) > 1
-    return {"accuracy": normalised[0], "accuracy_unnormalised": plain[0]}, tied
-
-
-def best(values: Sequence[float]) -> list[int]:
-    """Indices of the highest value, and of those within `TIE` of it."""
-    highest = max(values)
-    return [index for index, value in enumerate(values) if math.isclose(value, highest, rel_tol=TIE)]
-
-
-def _examples(loaded: LoadedModel, request: Request) -> list[Example]:
-    """The answers as branches of the prompt, which is encoded once."""
-    prompt = np.array([loaded.tokenizer.prefix_id, *loaded.tokenizer.encode(request.prompt)], dtype=np.int32)
-    return [Example(_answer_ids(loaded, request, answer, len(prompt)), 0, prompt) for answer in request.answers]
-
-
-def _answer_ids(loaded: LoadedModel, request: Request, answer: str, prompt_tokens: int) -> np.ndarray:
-    ids = loaded.tokenizer.encode_continuation(answer)
-    length = prompt_tokens + len(ids)
-    if not ids:
-        raise DataError(f"question `{request.question.id}`: the template `answer` leaves nothing of an answer to score")
-    if loaded.max_positions is not None and length > loaded.max_positions:
-        raise DataError(
-            f"question `{request.question.id}` has {length} tokens with its answer and the model {loaded.max_positions} "
-            "positions; shorten it, or leave it out"
-        )
-    return np.array(ids, dtype=np.int32)
+    by_metric = {
+        "accuracy": [value / size for value, size in zip(likelihoods.sums, sizes, strict=True)],
+        "accuracy_unnormalised": likelihoods.sums,
+    }
+    best = {
+        metric: [index for index, value in enumerate(values) if math.isclose(value, max(values), rel_tol=TIE)]
+        for metric, values in by_metric.items()
+    }
+    return {metric: indices[0] for metric, indices in best.items()}, any(len(indices) > 1 for indices in best.values())

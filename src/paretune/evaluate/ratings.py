@@ -1,7 +1,8 @@
-"""Ratings by people: what stands on their sheets about the texts of one model.
+"""Ratings by people: the blind sheet of what all variants wrote, and what stands on filled ones about the texts of one model.
 
-A score is one rating: so two variants are compared within each rater, and all ratings of a document stay one cluster.
-`ratings.jsonl` keeps every rating, and the items that a sheet left empty, for the agreement of raters.
+A sheet holds texts after the same prompts, in random order and without the names of their variants. A score is one rating: so
+two variants are compared within each rater, and all ratings of a document stay one cluster. `ratings.jsonl` keeps every
+rating, and the items that a sheet left empty, for the agreement of raters.
 """
 
 import json
@@ -12,11 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from paretune.data.sheets import OCCASIONS, Text, read_contexts, read_sheet, read_texts
-from paretune.evaluate.outputs import Score, write_scores
+from paretune.data.sheets import OCCASIONS, Text, choose, read_contexts, read_sheet, read_texts, write_sheet
+from paretune.errors import SpecError, StoreError
+from paretune.evaluate.outputs import Score, write_outputs
+from paretune.pipeline.plan import Plan, cell_name
 from paretune.pipeline.stage import Artifact, StageContext
+from paretune.pipeline.store import Store
+from paretune.study.base import suggestion
+from paretune.study.ratings import RUBRIC, Ratings
+from paretune.study.study import RATED, Study
 
 _TEXTS = "texts."
+"""What the roles of inputs that hold texts begin with."""
+_TWICE = 0.1
+"""Share of the texts of a sheet that stand there twice: what shows whether a rater agrees with himself."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,8 @@ class Rating:
 
 def evaluate_ratings(context: StageContext) -> dict[str, Any]:
     """Stage body: `coherence` and `relevance` of each text by each rater, in `scores.parquet`."""
-    criteria, found = context.config["evaluation"]["criteria"], []
-    texts = texts_of(context.inputs)
+    criteria, texts = context.config["evaluation"]["criteria"], texts_of(context.inputs)
+    ratings: list[tuple[Text, Rating]] = []
     counts: dict[str, Any] = {}
     for rater in context.config["sheets"]:
         sheet = read_sheet(Path(context.resources[f"sheet.{rater}"]), criteria)
@@ -43,8 +53,8 @@ def evaluate_ratings(context: StageContext) -> dict[str, Any]:
         for text in texts:
             for occasion in range(OCCASIONS):
                 for criterion, value in sheet.get(text.item(occasion), {}).items():
-                    found.append((text, Rating(text.item(), rater, occasion, criterion, value)))
-    return counts | write_ratings(found, context.draft)
+                    ratings.append((text, Rating(text.item(), rater, occasion, criterion, value)))
+    return counts | write_ratings(ratings, context.draft)
 
 
 def texts_of(inputs: Mapping[str, Artifact]) -> list[Text]:
@@ -54,15 +64,15 @@ def texts_of(inputs: Mapping[str, Artifact]) -> list[Text]:
     return [text for name, artifact in named for text in read_texts(name, artifact.path, contexts)]
 
 
-def write_ratings(found: Sequence[tuple[Text, Rating]], directory: Path) -> dict[str, int]:
+def write_ratings(ratings: Sequence[tuple[Text, Rating]], directory: Path) -> dict[str, int]:
     """Write `ratings.jsonl` and `scores.parquet`, a rater's mean where he rated twice; returns the metrics of the record."""
     with (directory / "ratings.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(rating)) + "\n" for _, rating in found)
+        file.writelines(json.dumps(asdict(rating)) + "\n" for _, rating in ratings)
     values: dict[tuple[Text, str, str], list[int]] = {}
-    for text, rating in found:
+    for text, rating in ratings:
         if rating.value is not None:
             values.setdefault((text, rating.rater, rating.criterion), []).append(rating.value)
-    seen = {"rater": {rating.rater for _, rating in found}, "text": {text.source for text, _ in found}}
+    seen = {"rater": {rating.rater for _, rating in ratings}, "text": {text.source for text, _ in ratings}}
     scores = [
         Score(
             criterion,
@@ -73,6 +83,50 @@ def write_ratings(found: Sequence[tuple[Text, Rating]], directory: Path) -> dict
         )
         for (text, rater, criterion), given in values.items()
     ]
-    write_scores(scores, directory, [name for name, names in seen.items() if len(names) > 1])
+    write_outputs(directory, scores, slice_by=[name for name, names in seen.items() if len(names) > 1])
     rated = {text.example for text, _, _ in values}
-    return {"rated": len(rated), "missing": sum(rating.value is None for _, rating in found)}
+    return {"rated": len(rated), "missing": sum(rating.value is None for _, rating in ratings)}
+
+
+def write_blind_sheet(
+    study: Study, plan: Plan, store: Store, to: Path, *, num_prompts: int, of: Sequence[str], seed: int, every_seed: bool
+) -> str:
+    """Write the sheet `to` and its instructions beside it; returns what to tell.
+
+    SpecError for a name in `of` that nothing generates under, StoreError for what has not run or cannot be written.
+    """
+    if to.exists():
+        raise SpecError(f"--to: `{to}` exists, and may be filled in; name another file")
+    if to.suffix != ".csv":
+        raise SpecError(f"--to: a sheet is a .csv file, got `{to}`")
+    by_dataset = {dataset: _comparable_texts(study, plan, store, dataset, every_seed=every_seed) for dataset in study.data}
+    known = {text.source for texts in by_dataset.values() for text in texts}
+    if unknown := sorted(set(of) - known):
+        raise SpecError(f"--of: no generation or task `{unknown[0]}`{suggestion(unknown[0], known)}")
+    chosen = [text for texts in by_dataset.values() for text in choose(texts, of, num_prompts, seed)]
+    if not chosen:
+        raise SpecError("there is no text to rate; add `generate: {prompts: [...]}` to `evaluate`, or a task with `score`")
+    rows = write_sheet(chosen, list(RUBRIC), _TWICE, seed, to)
+    rules = to.with_suffix(".txt")
+    rules.write_text(f"{Ratings(files=(to.name,)).rubric}\n", encoding="utf-8")
+    return (
+        f"{rows} rows written to {to}, what the numbers mean to {rules}; give each person a copy under a name of its own, "
+        f"then write `evaluate: {{ratings: {{files: [ANNA.csv, BEN.csv]}}}}` and run the study again"
+    )
+
+
+def _comparable_texts(study: Study, plan: Plan, store: Store, dataset: str, *, every_seed: bool) -> list[Text]:
+    """The texts of all variants on a dataset after the prompts that all of them were given."""
+    cells = [cell for cell in plan.cells if cell.dataset == dataset]
+    first = {(cell.base, cell.variant): cell for cell in reversed(cells)}
+    contexts = read_contexts(store.artifact(plan.data[dataset]).path)
+    rated = {name for name, use in study.evaluations_of(dataset).items() if use.kind in RATED}
+    texts: list[list[Text]] = []
+    for cell in cells if every_seed else first.values():
+        stages = {name: stage for name, stage in cell.evaluations.items() if name in rated}
+        if not all(map(store.find, stages.values())):
+            raise StoreError(f"{cell_name(cell)} has not written its texts yet; first run the study")
+        texts.append([text for name in stages for text in read_texts(name, store.artifact(stages[name]).path, contexts)])
+    # A tokenizer may have made a record too long for a base.
+    shared = set.intersection(*({text.example for text in of_cell} for of_cell in texts))
+    return [text for of_cell in texts for text in of_cell if text.example in shared]

@@ -38,14 +38,14 @@ def contains(text: str, reference: str) -> bool:
 
     A reference of which normalisation leaves nothing is contained only in a text of which it leaves nothing.
     """
-    found, wanted = normalise_answer(text), normalise_answer(reference)
-    return f" {wanted} " in f" {found} " if wanted else not found
+    answer, wanted = normalise_answer(text), normalise_answer(reference)
+    return f" {wanted} " in f" {answer} " if wanted else not answer
 
 
 def rouge(text: str, reference: str) -> dict[str, float]:
     """`rouge_1`, `rouge_2` and `rouge_l`: F-measure of words, pairs of words and the longest common subsequence."""
-    found = _rouge_scorer().score(reference, text)
-    return {"rouge_1": found["rouge1"].fmeasure, "rouge_2": found["rouge2"].fmeasure, "rouge_l": found["rougeL"].fmeasure}
+    scores = _rouge_scorer().score(reference, text)
+    return {"rouge_1": scores["rouge1"].fmeasure, "rouge_2": scores["rouge2"].fmeasure, "rouge_l": scores["rougeL"].fmeasure}
 
 
 def set_scores(text: str, reference: str) -> dict[str, float]:
@@ -54,15 +54,15 @@ def set_scores(text: str, reference: str) -> dict[str, float]:
     Items are parted by commas, semicolons or line ends, and compared without case and superfluous white space. Two empty
     lists agree; an empty one has nothing of another.
     """
-    found, wanted = items_of(text), items_of(reference)
-    if not found and not wanted:
+    items, wanted = items_of(text), items_of(reference)
+    if not items and not wanted:
         return dict.fromkeys(("set_precision", "set_recall", "set_f1", "jaccard"), 1.0)
-    common = len(found & wanted)
+    common = len(items & wanted)
     return {
-        "set_precision": common / len(found) if found else 0.0,
+        "set_precision": common / len(items) if items else 0.0,
         "set_recall": common / len(wanted) if wanted else 0.0,
-        "set_f1": 2 * common / (len(found) + len(wanted)),
-        "jaccard": common / len(found | wanted),
+        "set_f1": 2 * common / (len(items) + len(wanted)),
+        "jaccard": common / len(items | wanted),
     }
 
 
@@ -100,16 +100,16 @@ def best_of(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def score_answer(scorers: Sequence[str], text: str, reference: str) -> Mapping[str, float]:
     """The metrics that `scorers` of a task ask for; `accuracy`, which needs a model, is not among them."""
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     if any(name.startswith("rouge_") for name in scorers):
-        found |= {name: value for name, value in rouge(text, reference).items() if name in scorers}
+        scores |= {name: value for name, value in rouge(text, reference).items() if name in scorers}
     if "set_f1" in scorers:
-        found |= set_scores(text, reference)
+        scores |= set_scores(text, reference)
     if "exact_match" in scorers:
-        found["exact_match"] = float(exact_match(text, reference))
+        scores["exact_match"] = float(exact_match(text, reference))
     if "contains" in scorers:
-        found["contains"] = float(contains(text, reference))
-    return found
+        scores["contains"] = float(contains(text, reference))
+    return scores
 
 
 class _Words:

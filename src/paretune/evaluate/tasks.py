@@ -7,7 +7,7 @@ it; `accuracy_generated` asks whether the generated answer is the label.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,9 @@ from paretune.data.examples import examples_of
 from paretune.data.tokenizer import TextTokenizer, read_tokens
 from paretune.data.trees import Example
 from paretune.errors import DataError
+from paretune.evaluate.answers import Answer, Prompt, write_answers
 from paretune.evaluate.bert_score import bert_score, load_encoder
-from paretune.evaluate.branches import Answer, Ask, answer
-from paretune.evaluate.outputs import Generation, Score, filtered_score, judged, write_generations, write_scores
+from paretune.evaluate.outputs import Generation, Score, safety_scores, with_safety, write_outputs
 from paretune.evaluate.scorers import best_of, score_answer, shape_of
 from paretune.model.forward import score
 from paretune.model.load import LoadedModel, load_model
@@ -60,49 +60,70 @@ def evaluate_tasks(context: StageContext) -> dict[str, Any]:
     directory = context.inputs["tokens"].path
     loaded = load_model(context, fused=True)
     labels = {name: _labels(task["labels"], directory, name) for name, task in tasks.items() if task.get("labels")}
-    asked: list[Question] = []
+    questions: list[Question] = []
     answers: list[Answer] = []
     likeliest: list[str | None] = []
     for split in settings.splits:
-        rows = _first_documents(read_tokens(directory, split), settings.max_documents)
-        questions = questions_of([row for row in rows if row["task"] in tasks])
-        asked += questions
-        answers += answer(loaded, asks_of(questions, tasks, loaded), emit=context.emit)
-        likeliest += likeliest_labels(loaded, questions, labels, context.options.forward_tokens)
-    similar = _bert_scores(asked, answers, tasks, encoder, context) if encoder is not None else [{} for _ in asked]
-    texts = judged(context, [_generation(loaded.tokenizer, *pair) for pair in zip(asked, answers, strict=True)])
+        rows = read_tokens(directory, split)
+        documents = set(islice(dict.fromkeys(row["document"] for row in rows), settings.max_documents))
+        of_split = questions_of([row for row in rows if row["document"] in documents and row["task"] in tasks])
+        questions += of_split
+        answers += write_answers(loaded, prompts_of(of_split, tasks, loaded), emit=context.emit)
+        likeliest += likeliest_labels(loaded, of_split, labels, context.options.forward_tokens)
+    similarities = _bert_scores(questions, answers, tasks, encoder, context) if encoder is not None else [{} for _ in questions]
+    generations = with_safety(
+        context,
+        [
+            Generation(
+                prompt=loaded.tokenizer.decode(question.row["prompt"]),
+                text=answer.text,
+                new_tokens=len(answer.ids),
+                seconds=answer.seconds,
+                stopped_by=answer.stopped_by,
+                reference=question.references[0],
+                task=question.task,
+                document=question.row["document"],
+                example=question.row["example"],
+                references=question.references if len(question.references) > 1 else None,
+            )
+            for question, answer in zip(questions, answers, strict=True)
+        ],
+    )
     scores: list[Score] = []
-    for question, found, label, more, text in zip(asked, answers, likeliest, similar, texts, strict=True):
-        of_answer = answer_scores(question, tasks[question.task], found, label, more)
-        scores += of_answer + filtered_score(text, of_answer[0])
-    write_scores(scores, context.draft)
-    write_generations(texts, context.draft)
-    return _counted(asked, labels, settings.splits, tasks)
+    unseen: Counter[str] = Counter()
+    for question, answer, label, similarity, generation in zip(
+        questions, answers, likeliest, similarities, generations, strict=True
+    ):
+        of_answer = answer_scores(question, tasks[question.task], answer, label, similarity)
+        scores += of_answer + safety_scores(generation, of_answer[0])
+        unseen[question.task] += not {text.strip() for text in question.references} & set(labels.get(question.task, ()))
+    write_outputs(context.draft, scores, generations)
+    counts = Counter((question.row["split"], question.task) for question in questions)
+    return {f"labels_unseen_{name}": unseen[name] for name in labels} | {
+        f"answers_{split}_{name}": counts[split, name] for split in settings.splits for name in tasks
+    }
 
 
 def questions_of(rows: Sequence[Row]) -> list[Question]:
     """The rows by what they ask, in their order."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
+    by_prompt: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        place = (row["split"], row["document"], row["task"], tuple(row["context"]), tuple(row["prompt"]))
-        found.setdefault(place, []).append(row)
-    return [Question(alike[0], tuple(dict.fromkeys(row["reference"] for row in alike))) for alike in found.values()]
+        prompt = (row["split"], row["document"], row["task"], tuple(row["context"]), tuple(row["prompt"]))
+        by_prompt.setdefault(prompt, []).append(row)
+    return [Question(alike[0], tuple(dict.fromkeys(row["reference"] for row in alike))) for alike in by_prompt.values()]
 
 
-def asks_of(questions: Sequence[Question], tasks: Mapping[str, Mapping[str, Any]], loaded: LoadedModel) -> list[Ask]:
-    """What the model is asked; an answer stays within the positions of the model."""
-    asks = []
-    for question, (trunk, prompt) in zip(questions, _prompts(questions, loaded.tokenizer), strict=True):
+def prompts_of(questions: Sequence[Question], tasks: Mapping[str, Mapping[str, Any]], loaded: LoadedModel) -> list[Prompt]:
+    """What the model is asked; DataError for a question that leaves no room for an answer in the positions of the model."""
+    prompts = []
+    for question, (context, ids) in zip(questions, _context_and_prompt(questions, loaded.tokenizer), strict=True):
         row, task = question.row, tasks[question.task]
-        wanted, positions = task["max_new_tokens"], loaded.max_positions
-        room = wanted if positions is None else positions - len(trunk) - len(prompt)
-        if room < 1:
+        prompts.append(Prompt(context, ids, task["max_new_tokens"], tuple(task["stop"])))
+        if loaded.max_positions is not None and prompts[-1].num_tokens >= loaded.max_positions:
             raise DataError(
                 f"document `{row['document']}` (record {row['example']}) leaves no room for an answer; lower `max_length`"
             )
-        limit: int = min(room, wanted)
-        asks.append(Ask(trunk, prompt, limit, tuple(task["stop"]), "context" if limit < wanted else "max_new_tokens"))
-    return asks
+    return prompts
 
 
 def likeliest_labels(
@@ -112,37 +133,40 @@ def likeliest_labels(
     tokenizer = loaded.tokenizer
     examples: list[Example] = []
     asked = [question for question in questions if question.task in labels]
-    for question, (trunk, prompt) in zip(asked, _prompts(asked, tokenizer), strict=True):
-        for label in _written(labels[question.task], question.references[0]):
-            ids = np.array([*tokenizer.encode_continuation(label), *question.row["end"]], np.int32)
-            examples.append(Example(np.concatenate([prompt, ids]).astype(np.int32), len(prompt), trunk))
+    for question, (context, prompt) in zip(asked, _context_and_prompt(asked, tokenizer), strict=True):
+        # With the white space that stands around the right one.
+        reference = question.references[0]
+        before, after = reference[: len(reference) - len(reference.lstrip())], reference[len(reference.rstrip()) :]
+        for label in labels[question.task]:
+            ids = [*prompt, *tokenizer.encode_continuation(f"{before}{label}{after}"), *question.row["end"]]
+            examples.append(Example(np.array(ids, np.int32), len(prompt), context))
     results = score(loaded.packed, examples, forward_tokens=forward_tokens)
-    found = []
+    likeliest: list[str | None] = []
     for question in questions:
         names = labels.get(question.task, ())
         sums = [-float(each.nats.sum()) for each in islice(results, len(names))]
-        found.append(names[int(np.argmax(sums))] if names else None)
-    return found
+        likeliest.append(names[int(np.argmax(sums))] if names else None)
+    return likeliest
 
 
 def answer_scores(
-    question: Question, task: Mapping[str, Any], found: Answer, label: str | None, more: Mapping[str, float]
+    question: Question, task: Mapping[str, Any], answer: Answer, label: str | None, similarity: Mapping[str, float]
 ) -> list[Score]:
-    """All scores of one answer: `label` is the likeliest one, None for a task without labels; `more` are scores by a model."""
-    row, text = question.row, found.text.strip()
+    """All scores of one answer: `label` is the likeliest one, None for a task without labels; `similarity` is by an encoder."""
+    row, text = question.row, answer.text.strip()
     references = [reference.strip() for reference in question.references]
     values = {
         **best_of([score_answer(task["score"], text, reference) for reference in references]),
-        **more,
+        **similarity,
         **shape_of(text, references),
-        "new_tokens": len(found.ids),
+        "new_tokens": len(answer.ids),
         "new_words": len(text.split()),
-        "stopped_by_eos": found.stopped_by == "eos",
+        "stopped_by_eos": answer.stopped_by == "eos",
     }
     if label is not None:
         values |= {"accuracy": label.strip() in references, "accuracy_generated": text in references}
-    place = {"example": row["example"], "document": row["document"], "split": row["split"], "task": row["task"]}
-    return [Score(metric, float(value), **place) for metric, value in values.items()]
+    common = {"example": row["example"], "document": row["document"], "split": row["split"], "task": row["task"]}
+    return [Score(metric, float(value), **common) for metric, value in values.items()]
 
 
 def _bert_scores(
@@ -154,73 +178,30 @@ def _bert_scores(
 ) -> list[dict[str, float]]:
     """BERTScore of each answer of a task that asks for it, by the best of its references; nothing for the others."""
     encoder = load_encoder(config, context.resources["encoder"], context.config.get("device", "cpu"))
-    places = [n for n, question in enumerate(questions) if BERT_SCORE in tasks[question.task]["score"]]
-    pairs = [(n, reference) for n in places for reference in questions[n].references]
-    scored = bert_score(encoder, [answers[n].text for n, _ in pairs], [reference for _, reference in pairs])
-    found: list[dict[str, float]] = [{} for _ in questions]
-    for (n, _), one in zip(pairs, scored, strict=True):
-        found[n] = best_of([one, found[n]])
-    return found
-
-
-def _counted(
-    questions: Sequence[Question], labels: Mapping[str, Sequence[str]], splits: Sequence[str], names: Mapping[str, Any]
-) -> dict[str, Any]:
-    counts = Counter((question.row["split"], question.task) for question in questions)
-    unseen = Counter(
-        question.task
-        for question in questions
-        if question.task in labels and not {text.strip() for text in question.references} & set(labels[question.task])
-    )
-    return {f"labels_unseen_{name}": unseen[name] for name in labels} | {
-        f"answers_{split}_{name}": counts[split, name] for split in splits for name in names
-    }
+    asked = [n for n, question in enumerate(questions) if BERT_SCORE in tasks[question.task]["score"]]
+    pairs = [(n, reference) for n in asked for reference in questions[n].references]
+    of_pairs = bert_score(encoder, [answers[n].text for n, _ in pairs], [reference for _, reference in pairs])
+    scores: list[dict[str, float]] = [{} for _ in questions]
+    for (n, _), of_pair in zip(pairs, of_pairs, strict=True):
+        scores[n] = best_of([of_pair, scores[n]])
+    return scores
 
 
 def _labels(asked: str | Sequence[str], directory: Path, name: str) -> tuple[str, ...]:
     """The labels of a task in alphabetical order; those of the training split where they are asked from there."""
-    texts = (
-        asked if not isinstance(asked, str) else [r["reference"] for r in read_tokens(directory, "train") if r["task"] == name]
-    )
-    found = sorted({text.strip() for text in texts})
-    if len(found) < 2:
-        raise DataError(f"task `{name}`: the training split has {len(found)} label(s); a classification needs two or more")
-    return tuple(found)
+    texts = asked
+    if isinstance(asked, str):
+        texts = [row["reference"] for row in read_tokens(directory, "train") if row["task"] == name]
+    labels = sorted({text.strip() for text in texts})
+    if len(labels) < 2:
+        raise DataError(f"task `{name}`: the training split has {len(labels)} label(s); a classification needs two or more")
+    return tuple(labels)
 
 
-def _written(labels: Sequence[str], reference: str) -> list[str]:
-    """The labels with the white space that stands around the right one."""
-    before, after = reference[: len(reference) - len(reference.lstrip())], reference[len(reference.rstrip()) :]
-    return [f"{before}{label}{after}" for label in labels]
-
-
-def _first_documents(rows: Sequence[Row], count: int | None) -> list[Row]:
-    kept = set(islice(dict.fromkeys(row["document"] for row in rows), count))
-    return [row for row in rows if row["document"] in kept]
-
-
-def _prompts(questions: Sequence[Question], tokenizer: TextTokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Trunk and prompt of each question; without a context the trunk is the prefix token."""
-    found = []
+def _context_and_prompt(questions: Sequence[Question], tokenizer: TextTokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each question; without a context it is the prefix token."""
     for example in examples_of([question.row for question in questions], tokenizer, 0):
         if example.trunk is None:
-            found.append((example.ids[:1], example.ids[1 : example.first_target]))
+            yield example.ids[:1], example.ids[1 : example.first_target]
         else:
-            found.append((example.trunk, example.ids[: example.first_target]))
-    return found
-
-
-def _generation(tokenizer: TextTokenizer, question: Question, found: Answer) -> Generation:
-    row = question.row
-    return Generation(
-        prompt=tokenizer.decode(row["prompt"]),
-        text=found.text,
-        new_tokens=len(found.ids),
-        seconds=found.seconds,
-        stopped_by=found.stopped_by,
-        reference=question.references[0],
-        task=question.task,
-        document=row["document"],
-        example=row["example"],
-        references=question.references if len(question.references) > 1 else None,
-    )
+            yield example.trunk, example.ids[: example.first_target]

@@ -20,6 +20,12 @@ def add_lora(model: PreTrainedModel, method: Mapping[str, Any], seed: int) -> Pe
     """
     torch.manual_seed(seed)
     targets = method["targets"]
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    known = ", ".join(f"`{name}`" for name in sorted({name.rpartition(".")[2] for name in linear}))
+    names = [name for name, _ in model.named_modules()]
+    for target in [] if isinstance(targets, str) else targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise SpecError(f"train.lora.targets: no module `{target}` in `{model.config.model_type}`; linear modules: {known}")
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=method["r"],
@@ -30,7 +36,6 @@ def add_lora(model: PreTrainedModel, method: Mapping[str, Any], seed: int) -> Pe
         # GPT-2's Conv1D keeps its weight transposed; PEFT must be told.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    _check_targets(model, targets)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
@@ -38,7 +43,6 @@ def add_lora(model: PreTrainedModel, method: Mapping[str, Any], seed: int) -> Pe
     except ValueError as error:
         if targets != "default":
             raise
-        known = ", ".join(f"`{name}`" for name in _linear_names(model))
         raise SpecError(
             f"train.lora.targets: no default is known for `{model.config.model_type}` ({str(error).splitlines()[0]}); "
             f"write `all-linear` or a list out of {known}"
@@ -65,44 +69,20 @@ def freeze_in(model: nn.Module, dtype: torch.dtype) -> None:
             continue
         module.weight.data = module.weight.data.to(dtype)
         if type(module) is nn.Embedding:
-            module.register_forward_hook(_in_float32)
+            module.register_forward_hook(lambda module, arguments, output: output.float())
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype != dtype:
             tensor.data = tensor.data.clone()
-
-
-def _in_float32(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
-    return output.float()
 
 
 def set_base_dropout(model: nn.Module, rate: float | str) -> list[float]:
     """Set every dropout of the base to `rate` unless it is `keep`; returns the rates now in force, without zeros."""
     rates = set()
     for module in model.modules():
-        for name in _dropout_fields(module):
+        # `p` of a Dropout, or a plain number such as Llama's `attention_dropout`.
+        numbers = (name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float))
+        for name in ["p"] if isinstance(module, nn.Dropout) else list(numbers):
             if rate != "keep":
                 setattr(module, name, float(rate))
             rates.add(float(getattr(module, name)))
     return sorted(rates - {0.0})
-
-
-def _dropout_fields(module: nn.Module) -> list[str]:
-    """Where a module keeps a dropout rate: `p` of a Dropout, or a plain number such as Llama's `attention_dropout`."""
-    if isinstance(module, nn.Dropout):
-        return ["p"]
-    return [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
-
-
-def _check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
-    if isinstance(targets, str):
-        return
-    names = [name for name, _ in model.named_modules()]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            known = ", ".join(f"`{name}`" for name in _linear_names(model))
-            raise SpecError(f"train.lora.targets: no module `{target}` in `{model.config.model_type}`; linear modules: {known}")
-
-
-def _linear_names(model: PreTrainedModel) -> list[str]:
-    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
-    return sorted({name.rpartition(".")[2] for name in linear})

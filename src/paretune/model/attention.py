@@ -91,14 +91,24 @@ def mask_of_trees(*, mask_function: Callable[..., torch.Tensor], device: torch.d
     if forest is None:
         raise ValueError("attention over trees is used without a forest")
     zero = torch.zeros((), dtype=torch.long)
-
-    def rule(depth_Q: np.ndarray, depth_S: np.ndarray) -> np.ndarray:
-        queries, keys = torch.from_numpy(depth_Q)[:, None], torch.from_numpy(depth_S)[None]
-        return np.broadcast_to(mask_function(zero, zero, queries, keys).numpy(), (len(depth_Q), len(depth_S)))
-
-    bounds = block_bounds(forest, join=torch.is_grad_enabled())
-    blocks = tuple(_block(forest, rule, start, stop, device) for start, stop in bounds)
-    return TreeMask(blocks, flex_mask(forest, mask_function, device) if has_flex(torch.device(device)) else None)
+    trees, branches, depths = forest.trees_T, forest.branches_T, forest.depths_T
+    blocks = []
+    for start, stop in block_bounds(forest, join=torch.is_grad_enabled()):
+        first = int(np.searchsorted(trees, trees[start]))
+        queries, keys = np.arange(start, stop), np.arange(first, stop)
+        seen_QS = (trees[queries][:, None] == trees[keys]) & (keys <= queries[:, None])
+        seen_QS &= (branches[keys] == 0) | (branches[queries][:, None] == branches[keys])
+        depths_Q1, depths_1S = torch.from_numpy(depths[queries])[:, None], torch.from_numpy(depths[keys])[None]
+        seen_QS &= mask_function(zero, zero, depths_Q1, depths_1S).numpy()
+        skip = int(seen_QS.any(0).argmax())
+        seen_QS = seen_QS[:, skip:]
+        hidden = np.flatnonzero(~seen_QS.all(0))
+        mask_QS, num_masked = None, 0
+        if len(hidden):
+            mask_QS = torch.from_numpy(np.where(seen_QS, 0.0, -np.inf).astype(np.float32)).to(device)
+            num_masked = seen_QS.shape[1] - int(hidden[0])
+        blocks.append(Block(start, stop, first + skip, mask_QS, num_masked))
+    return TreeMask(tuple(blocks), flex_mask(forest, mask_function, device) if has_flex(torch.device(device)) else None)
 
 
 def attention_of_trees(
@@ -121,16 +131,11 @@ def attention_of_trees(
     if attention_mask.flex is not None and not dropout and flex_runs(query, key.shape[1], softcap):
         return attend_by_flex(query, key, value, attention_mask.flex, scale, softcap).transpose(1, 2), None
     with torch.autocast(query.device.type, enabled=False):
-        blocks = _blocks_read(attention_mask.blocks, rows_of(module))
+        blocks, rows = attention_mask.blocks, rows_of(module)
+        if rows is not None:  # those with a query that is needed
+            blocks = tuple(b for b in blocks if np.searchsorted(rows, b.start) < np.searchsorted(rows, b.stop))
         out = _TreeAttention.apply(query[0], key[0], value[0], blocks, scale, softcap, dropout)
     return out[None], None
-
-
-def _blocks_read(blocks: tuple[Block, ...], rows: np.ndarray | None) -> tuple[Block, ...]:
-    """Those with a query in `rows`, if not all are needed."""
-    if rows is None:
-        return blocks
-    return tuple(block for block in blocks if np.searchsorted(rows, block.start) < np.searchsorted(rows, block.stop))
 
 
 def block_bounds(forest: Forest, *, join: bool) -> list[tuple[int, int]]:
@@ -155,24 +160,6 @@ def block_bounds(forest: Forest, *, join: bool) -> list[tuple[int, int]]:
     return bounds
 
 
-def _block(
-    forest: Forest, rule: Callable[[np.ndarray, np.ndarray], np.ndarray], start: int, stop: int, device: torch.device
-) -> Block:
-    trees, branches, depths = forest.trees_T, forest.branches_T, forest.depths_T
-    first = int(np.searchsorted(trees, trees[start]))
-    queries, keys = np.arange(start, stop), np.arange(first, stop)
-    seen = (trees[queries][:, None] == trees[keys]) & (keys <= queries[:, None])
-    seen &= (branches[keys] == 0) | (branches[queries][:, None] == branches[keys])
-    seen &= rule(depths[queries], depths[keys])
-    skip = int(seen.any(0).argmax())
-    seen = seen[:, skip:]
-    hidden = np.flatnonzero(~seen.all(0))
-    if not len(hidden):
-        return Block(start, stop, first + skip, None, 0)
-    mask = torch.from_numpy(np.where(seen, 0.0, -np.inf).astype(np.float32)).to(device)
-    return Block(start, stop, first + skip, mask, seen.shape[1] - int(hidden[0]))
-
-
 class _TreeAttention(torch.autograd.Function):
     """Block by block; the weights are computed again in the backward pass. [H, T, D] and [K, T, D] to [T, H, D].
 
@@ -188,10 +175,25 @@ class _TreeAttention(torch.autograd.Function):
         scale: float, softcap: float | None, dropout: float,
     ) -> torch.Tensor:  # fmt: skip
         keeps: list[torch.Tensor] = []
+        out_THD = query_HTD.new_zeros(query_HTD.shape[1], len(query_HTD), query_HTD.shape[2])
         if softcap is None and not dropout:
-            out_THD = _by_sdpa(query_HTD, key_KTD, value_KTD, blocks, scale)
-        else:
-            out_THD = _by_products(query_HTD, key_KTD, value_KTD, blocks, scale, softcap, dropout, keeps)
+            groups = len(query_HTD) // len(key_KTD)
+            keys_HTD, values_HTD = (x.repeat_interleave(groups, 0) if groups > 1 else x for x in (key_KTD, value_KTD))
+            for block in blocks:
+                key, value = (x[None, :, block.keys : block.stop] for x in (keys_HTD, values_HTD))
+                query, mask = query_HTD[None, :, block.start : block.stop], block.mask_QS
+                mask = None if mask is None else mask.to(query.dtype)
+                out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+                out_THD[block.start : block.stop] = out[0].transpose(0, 1)
+        else:  # what SDPA does not have on a CPU
+            room = _room(2, blocks, query_HTD)
+            for block in blocks:
+                query, key, value = _cut(block, query_HTD, key_KTD, value_KTD)
+                weights, _ = _weights(block, query, key, scale, softcap, room)
+                if dropout:
+                    keeps.append(keep_mask(weights, dropout))
+                    weights = drop(weights, keeps[-1], dropout)
+                _put(out_THD.transpose(0, 1), torch.bmm(weights, value), block)
         ctx.save_for_backward(query_HTD, key_KTD, value_KTD, *keeps)
         ctx.blocks, ctx.scale, ctx.softcap, ctx.dropout = blocks, scale, softcap, dropout
         return out_THD
@@ -223,40 +225,6 @@ class _TreeAttention(torch.autograd.Function):
         return grad_query, grad_key.to(key_KTD.dtype), grad_value.to(value_KTD.dtype), None, None, None, None
 
 
-def _by_sdpa(
-    query_HTD: torch.Tensor, key_KTD: torch.Tensor, value_KTD: torch.Tensor, blocks: tuple[Block, ...], scale: float
-) -> torch.Tensor:
-    out_THD = query_HTD.new_zeros(query_HTD.shape[1], len(query_HTD), query_HTD.shape[2])
-    groups = len(query_HTD) // len(key_KTD)
-    if groups > 1:
-        key_KTD, value_KTD = (x.repeat_interleave(groups, 0) for x in (key_KTD, value_KTD))
-    for block in blocks:
-        key, value = (x[None, :, block.keys : block.stop] for x in (key_KTD, value_KTD))
-        query, mask = query_HTD[None, :, block.start : block.stop], block.mask_QS
-        out = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=None if mask is None else mask.to(query.dtype), scale=scale
-        )
-        out_THD[block.start : block.stop] = out[0].transpose(0, 1)
-    return out_THD
-
-
-def _by_products(
-    query_HTD: torch.Tensor, key_KTD: torch.Tensor, value_KTD: torch.Tensor, blocks: tuple[Block, ...], scale: float,
-    softcap: float | None, dropout: float, keeps: list[torch.Tensor],
-) -> torch.Tensor:  # fmt: skip
-    """With what SDPA does not have on a CPU; the dropout masks of the blocks go into `keeps`."""
-    out_THD = query_HTD.new_zeros(query_HTD.shape[1], len(query_HTD), query_HTD.shape[2])
-    room = _room(2, blocks, query_HTD)
-    for block in blocks:
-        query, key, value = _cut(block, query_HTD, key_KTD, value_KTD)
-        weights, _ = _weights(block, query, key, scale, softcap, room)
-        if dropout:
-            keeps.append(keep_mask(weights, dropout))
-            weights = drop(weights, keeps[-1], dropout)
-        _put(out_THD.transpose(0, 1), torch.bmm(weights, value), block)
-    return out_THD
-
-
 def _weights(
     block: Block, query: torch.Tensor, key: torch.Tensor, scale: float, softcap: float | None, room: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -268,7 +236,12 @@ def _weights(
         scores.div_(softcap).tanh_()
         slope = 1 - scores * scores
         scores.mul_(softcap)
-    _hide(scores, block, len(key))
+    # What fills up the keys is not seen, nor what the mask hides.
+    scores[:, :, : scores.shape[2] - (block.stop - block.keys)] = -torch.inf
+    if block.mask_QS is not None:
+        num_queries = len(block.mask_QS)
+        by_query = scores.view(len(key), -1, rounded(num_queries, QUERY_STEP), scores.shape[2])
+        by_query[:, :, :num_queries, -block.num_masked :] += block.mask_QS[:, -block.num_masked :].to(scores.dtype)
     return torch.softmax(scores, -1, out=_in(room[1], scores.shape)), slope
 
 
@@ -285,22 +258,20 @@ def _in(room: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return room[: math.prod(shape)].view(shape)
 
 
-def _scaled_product(one: torch.Tensor, other: torch.Tensor, scale: float, out: torch.Tensor | None = None) -> torch.Tensor:
-    return torch.baddbmm(one.new_empty(1, 1, 1), one, other, beta=0, alpha=scale, out=out)
+def _scaled_product(left: torch.Tensor, right: torch.Tensor, scale: float, out: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale, out=out)
 
 
 def _cut(block: Block, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Queries [K, G * Q, D], keys and values [K, S, D] of a block; contiguous, as products of slices take twice as long."""
-    return _queries(block, query, len(key)), _keys(block, key), _keys(block, value)
-
-
-def _keys(block: Block, x_KTD: torch.Tensor) -> torch.Tensor:
-    """The keys of a block after as many zeros as fill up its shape."""
+    """Queries [K, G * Q, D], and keys and values [K, S, D] after as many zeros as fill up the block's shape; contiguous, as
+    products of slices take twice as long.
+    """
     count = block.stop - block.keys
-    filled = x_KTD.new_empty(len(x_KTD), rounded(count, KEY_STEP), x_KTD.shape[2])
-    filled[:, :-count] = 0
-    filled[:, -count:] = x_KTD[:, block.keys : block.stop]
-    return filled
+    filled = [x.new_empty(len(x), rounded(count, KEY_STEP), x.shape[2]) for x in (key, value)]
+    for x_KSD, x_KTD in zip(filled, (key, value), strict=True):
+        x_KSD[:, :-count] = 0
+        x_KSD[:, -count:] = x_KTD[:, block.keys : block.stop]
+    return _queries(block, query, len(key)), *filled
 
 
 def _queries(block: Block, x_HTD: torch.Tensor, num_key_heads: int) -> torch.Tensor:
@@ -310,18 +281,6 @@ def _queries(block: Block, x_HTD: torch.Tensor, num_key_heads: int) -> torch.Ten
     filled[:, :count] = x_HTD[:, block.start : block.stop]
     filled[:, count:] = 0
     return filled.view(num_key_heads, -1, x_HTD.shape[2])
-
-
-def _hide(scores: torch.Tensor, block: Block, num_key_heads: int) -> None:
-    """Take away what the queries of a block do not see: what fills up its keys, and what its mask says."""
-    others = scores.shape[2] - (block.stop - block.keys)
-    if others:
-        scores[:, :, :others] = -torch.inf
-    if block.mask_QS is None:
-        return
-    num_queries = len(block.mask_QS)
-    by_query = scores.view(num_key_heads, -1, rounded(num_queries, QUERY_STEP), scores.shape[2])
-    by_query[:, :, :num_queries, -block.num_masked :] += block.mask_QS[:, -block.num_masked :].to(scores.dtype)
 
 
 def _put(out_HTD: torch.Tensor, part: torch.Tensor, block: Block) -> None:

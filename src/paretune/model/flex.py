@@ -28,8 +28,8 @@ def flex_mask(forest: Forest, mask_function: Callable[..., torch.Tensor], device
 
     def seen(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         ancestor = (branches[key] == 0) | (branches[query] == branches[key])
-        place = (trees[query] == trees[key]) & (key <= query)
-        return place & ancestor & mask_function(batch, head, depths[query], depths[key])
+        before = (trees[query] == trees[key]) & (key <= query)
+        return before & ancestor & mask_function(batch, head, depths[query], depths[key])
 
     return create_block_mask(seen, None, None, len(forest), len(forest), device=device)
 
@@ -60,14 +60,11 @@ def flex_runs(query: torch.Tensor, num_key_heads: int, softcap: float | None) ->
     Where it does not, attention goes block by block through SDPA, which is slower and the same; `flex_failure` tells why.
     """
     form = (query.device, query.dtype, query.shape[1], num_key_heads, query.shape[-1], softcap is None)
-    if form not in _FAILURES:
-        _FAILURES[form] = _failure(query, num_key_heads, softcap)
-    return _FAILURES[form] is None
-
-
-def _failure(query: torch.Tensor, num_key_heads: int, softcap: float | None) -> str | None:
+    if form in _FAILURES:
+        return _FAILURES[form] is None
     depths = np.arange(_PROBE)
     forest = Forest((depths >= _PROBE // 2).astype(np.int32), np.zeros(_PROBE, np.int32), depths % (_PROBE // 2))
+    failure = None
     try:
         mask = flex_mask(forest, lambda batch, head, query, key: key <= query, query.device)
         sides = [query.new_ones(1, heads, _PROBE, query.shape[-1]) for heads in (query.shape[1], num_key_heads)]
@@ -78,8 +75,9 @@ def _failure(query: torch.Tensor, num_key_heads: int, softcap: float | None) -> 
     except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
         if is_out_of_memory(error):
             raise
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return None
+        failure = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    _FAILURES[form] = failure
+    return failure is None
 
 
 def has_flex(device: torch.device) -> bool:

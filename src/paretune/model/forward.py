@@ -21,7 +21,7 @@ from paretune.model.attention import attending
 from paretune.model.loss import Head, MatrixHead, matrix_head, token_nats
 
 _STRETCH = 512
-"""Examples, about."""
+"""Examples that are packed together, about."""
 _PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
@@ -55,37 +55,28 @@ def score(model: PreTrainedModel | PackedModel, examples: Sequence[Example], *, 
     Out of memory, it goes on with half the `forward_tokens`.
     """
     packed = model if isinstance(model, PackedModel) else packed_model(model)
-    head = matrix_head(packed.head, _dtype_of_products(packed.model)) or packed.head
-    for start, stop in _stretches(examples):
-        block, done = examples[start:stop], dict[int, TargetScores]()
-        while len(done) < len(block):
-            try:
-                _score_block(packed, head, block, done, forward_tokens)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or forward_tokens <= ROUND_TO:
-                    raise
-            forward_tokens = max(ROUND_TO, forward_tokens // 2) if len(done) < len(block) else forward_tokens
-        yield from (done[index] for index in range(len(block)))
-
-
-def _stretches(examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
-    """Neighbours that are packed together, so that results stream and memory does not grow with the set; a tree stays whole."""
+    device, dtype = packed.model.device, packed.model.get_output_embeddings().weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    head = matrix_head(packed.head, dtype) or packed.head
+    # Neighbours are packed together, so that results stream and memory does not grow with the set; a tree stays whole.
     bounds = [0]
     for start in group_starts(examples) if examples else ():
         if start - bounds[-1] >= _STRETCH:
             bounds.append(int(start))
-    return pairwise([*bounds, len(examples)])
-
-
-def _score_block(
-    packed: PackedModel, head: Head | MatrixHead, block: Sequence[Example], done: dict[int, TargetScores], forward_tokens: int
-) -> None:
-    """Put the scores of what is not in `done` yet into it; what was scored before an error stays."""
-    left = [index for index in range(len(block)) if index not in done]
-    pending = [block[index] for index in left]
-    for indices, batch in forward_batches(pending, forward_tokens=forward_tokens, pack=packed.isolates):
-        for index, scores in zip(indices, _score_batch(packed, head, batch.to(packed.model.device)), strict=True):
-            done[left[index]] = scores
+    for start, stop in pairwise([*bounds, len(examples)]):
+        block: dict[int, TargetScores] = {}
+        while left := [index for index in range(start, stop) if index not in block]:
+            try:
+                pending = [examples[index] for index in left]
+                for indices, batch in forward_batches(pending, forward_tokens=forward_tokens, pack=packed.isolates):
+                    for index, scores in zip(indices, _score_batch(packed, head, batch.to(device)), strict=True):
+                        block[left[index]] = scores
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or forward_tokens <= ROUND_TO:
+                    raise
+                forward_tokens = max(ROUND_TO, forward_tokens // 2)
+        yield from (block[index] for index in range(start, stop))
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -94,7 +85,7 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     if batch.forest is not None:
         # With a mask given, even one that hides nothing, transformers does not look for sequences in the positions.
         # The last token of a text is only predicted; so one may stand where the model has no position any more.
-        last = (max_positions(model.config.get_text_config()) or sys.maxsize) - 1
+        last = (num_positions(model) or sys.maxsize) - 1
         positions_RT = batch.positions_RT.clamp_max(last)
         arguments |= {"attention_mask": torch.ones_like(batch.ids_RT), "position_ids": positions_RT}
     states_RTD = model.base_model(input_ids=batch.ids_RT, **arguments).last_hidden_state
@@ -102,8 +93,9 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return states_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
 
 
-def max_positions(config: Any) -> int | None:
-    """Number of positions by the config; None where it names no limit."""
+def num_positions(model: PreTrainedModel) -> int | None:
+    """Longest sequence that the positions of `model` reach, by its config; None where it names no limit."""
+    config = model.config.get_text_config()
     limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
     return next((limit for limit in limits if limit), None)
 
@@ -120,13 +112,13 @@ def head_of(model: PreTrainedModel) -> Head:
             scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1),
             cap=getattr(config, "final_logit_softcapping", None),
         )
-        found = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        logits = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
     if not expected.isfinite().all():
         raise StageError(
             f"the weights of `{model.name_or_path}` give logits that are no numbers; are they NaN or infinite? Copy the base "
             "again, or train with a lower learning rate"
         )
-    if not _close(expected, found):
+    if not are_close(expected, logits):
         raise StageError(f"{type(model).__name__} makes its logits in a way that is not known here, so it cannot be scored")
     return head
 
@@ -141,12 +133,12 @@ def keeps_apart(model: PreTrainedModel) -> bool:
     trunk = ids(3, 5)
     examples = [Example(ids(11, 6)), Example(ids(2, 3), 0, trunk), Example(ids(7, 4), 0, trunk), Example(ids(13, 6))]
     with torch.no_grad(), _evaluating(model):
-        alone = _states(model, [unshared(example) for example in examples], pack=False)
         try:
+            alone = _states(model, [unshared(example) for example in examples], pack=False)
             together = _states(model, examples, pack=True)
-        except (TypeError, ValueError, RuntimeError):  # an architecture that attends in a way of its own
+        except (TypeError, ValueError, RuntimeError, IndexError):  # attends in a way of its own, or has too few positions
             return False
-    return all(_close(one, other) for one, other in zip(alone, together, strict=True))
+    return all(are_close(one, other) for one, other in zip(alone, together, strict=True))
 
 
 def _states(model: PreTrainedModel, examples: Sequence[Example], *, pack: bool) -> list[torch.Tensor]:
@@ -164,11 +156,6 @@ def _score_batch(packed: PackedModel, head: Head | MatrixHead, batch: Batch) -> 
     return [TargetScores(*pair) for pair in zip(split_nats, np.split(correct.cpu().numpy(), ends), strict=True)]
 
 
-def _dtype_of_products(model: PreTrainedModel) -> torch.dtype:
-    device = model.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.get_output_embeddings().weight.dtype
-
-
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Dropout off inside the block, as it was afterwards."""
@@ -180,7 +167,8 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def _close(expected: torch.Tensor, found: torch.Tensor) -> bool:
+def are_close(expected: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two computations of the same numbers differ by rounding only, as far as their precision allows."""
     scale = expected.float().abs().max().clamp_min(1e-6)
-    difference = (expected.float() - found.float()).abs().max() / scale
+    difference = (expected.float() - other.float()).abs().max() / scale
     return bool(difference <= _PROOF_TOLERANCE.get(expected.dtype, 1e-4))

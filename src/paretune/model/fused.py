@@ -19,9 +19,11 @@ from transformers.pytorch_utils import Conv1D
 from paretune.model.dropout import FastDropout, drop, keep_mask
 
 _VALUES = 2**16
+"""Of a number of 16 bits."""
 _LOOKED_UP = 2**17
 """Numbers at a time, so that their indices stay in the cache."""
 _FEW_THREADS = 2
+"""With more, a look-up that shares its work between them is the faster one."""
 _PART_ROWS = 640
 """Of a product with 768 to 1,024 outputs; half as many with fewer outputs."""
 
@@ -135,8 +137,8 @@ def _product(left_NK: torch.Tensor, right_KM: torch.Tensor) -> torch.Tensor:
 
 def _fuse_rms_norm(module: nn.Module) -> None:
     """Patch a norm that is shown to be x / rms(x) times its weight, or times 1 + its weight as Gemma has it."""
-    found = [value for value in vars(module).values() if isinstance(value, float)]
-    if len(found) != 1 or [name for name, _ in module.named_parameters()] != ["weight"]:
+    numbers = [value for value in vars(module).values() if isinstance(value, float)]
+    if len(numbers) != 1 or [name for name, _ in module.named_parameters()] != ["weight"]:
         return
     probe, unfused = torch.linspace(-1, 2, module.weight.numel(), device=module.weight.device), module.forward
     for offset in (0.0, 1.0):
@@ -145,7 +147,7 @@ def _fuse_rms_norm(module: nn.Module) -> None:
             weight = module.weight
             if x.dtype != torch.float32 or weight.dtype != torch.float32:
                 return unfused(x)
-            return _RMSNorm.apply(x, weight + offset if offset else weight, found[0])
+            return _RMSNorm.apply(x, weight + offset if offset else weight, numbers[0])
 
         with torch.no_grad():
             if torch.allclose(forward(probe), unfused(probe), rtol=1e-5, atol=1e-6):
@@ -213,13 +215,10 @@ def _gelu_tables(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 def _look_up(table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     bits, out = x.reshape(-1).view(torch.uint16), x.new_empty(x.numel())
     threads = torch.get_num_threads()
-    # index_select is the faster one, but on one thread only; take is shared between all.
-    look_up, indices = (torch.take, torch.int64) if threads > _FEW_THREADS else (_select, torch.int32)
     size = _LOOKED_UP * max(1, threads // _FEW_THREADS)
-    for part, found in zip(bits.split(size), out.split(size), strict=True):
-        look_up(table, part.to(indices), out=found)
+    for part, values in zip(bits.split(size), out.split(size), strict=True):
+        if threads > _FEW_THREADS:
+            torch.take(table, part.to(torch.int64), out=values)
+        else:
+            torch.index_select(table, 0, part.to(torch.int32), out=values)
     return out.view(x.shape)
-
-
-def _select(table: torch.Tensor, indices: torch.Tensor, *, out: torch.Tensor) -> None:
-    torch.index_select(table, 0, indices, out=out)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_arguments
 from paretune.errors import NeedsError, StageError
-from paretune.model.forward import PackedModel, max_positions, packed_model
+from paretune.model.forward import PackedModel, num_positions, packed_model
 from paretune.model.fused import fuse
 from paretune.pipeline.stage import Artifact, StageContext
 
@@ -45,7 +45,7 @@ def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused
     model = _load(context.inputs.get("model"), base, dtype).to(device).eval()
     if fused:
         fuse(model)
-    return LoadedModel(model, load_tokenizer(*base), device, max_positions(model.config.get_text_config()))
+    return LoadedModel(model, load_tokenizer(*base), device, num_positions(model))
 
 
 def load_pretrained(name: str, dtype: torch.dtype, **arguments: Any) -> PreTrainedModel:
@@ -55,7 +55,7 @@ def load_pretrained(name: str, dtype: torch.dtype, **arguments: Any) -> PreTrain
             name,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, in words
+            ignore_mismatched_sizes=True,  # refused below, in words
             **arguments,
         )
     except (OSError, ValueError) as error:

@@ -216,16 +216,16 @@ def _matrix_chunk(head: MatrixHead, hidden_CD: torch.Tensor, targets_C: torch.Te
 
 def _shares(head: MatrixHead, logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The fields of `_MatrixChunk` for a few rows, whose logits become e."""
-    places = targets_R[:, None]
+    targets_R1 = targets_R[:, None]
     scores = logits_RV if head.rows_RV is None else head.rows_RV[: len(targets_R)].copy_(logits_RV)
-    highest, of_target = scores.amax(-1, keepdim=True), scores.gather(1, places)
+    highest, of_target = scores.amax(-1, keepdim=True), scores.gather(1, targets_R1)
     # argmax is slow, and asked only where it can matter: of several highest logits the first is the most likely token.
     hits = (of_target == highest).flatten()
     reached = hits.nonzero().flatten()
     hits[reached] = scores.index_select(0, reached).argmax(-1) == targets_R[reached]
     scores.sub_(highest).exp_()
-    share = scores.gather(1, places)
-    scores.scatter_(1, places, 0.0)
+    share = scores.gather(1, targets_R1)
+    scores.scatter_(1, targets_R1, 0.0)
     others = scores.sum(-1, keepdim=True)
     whole = others + share
     if head.rows_RV is not None:

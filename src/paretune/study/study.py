@@ -27,6 +27,8 @@ TASKS = "tasks"
 RATED = ("generate", TASKS)
 """Kinds of evaluation whose texts are rated; short answers to questions are not."""
 """Kind of the evaluation that a dataset with scored tasks gets, and its name where the study has no entry for it."""
+DEFAULT_EPOCHS = 3
+"""Passes over the training split where a study says neither `epochs` nor `max_steps`."""
 _SUFFIXES_OF_DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
 
 
@@ -119,7 +121,7 @@ class Train(Spec):
     @property
     def num_epochs(self) -> int | None:
         """None where `max_steps` decides."""
-        return None if self.max_steps else self.epochs or 3
+        return None if self.max_steps else self.epochs or DEFAULT_EPOCHS
 
 
 class Precision(Spec):

@@ -39,7 +39,7 @@ class Progress:
     tokens_read: int = 0
     """Of the examples, each with its whole context, as a trainer without padding would read them."""
     forward_tokens: int = 0
-    """At the end: fewer than was asked for where memory did not reach."""
+    """Of a pass at most: fewer than was asked for where memory did not reach."""
     out_of_memory: int = 0
     """How often it did not reach for a step, which began again with half of them."""
     loss_scale: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +52,18 @@ class Progress:
     best_step: int = 0
     evaluations_since_best: int = 0
     stopped_early: bool = False
+
+    def note_evaluation(self, measured: Mapping[str, float], stopping: Mapping[str, Any] | None) -> bool:
+        """Update best and patience by an evaluation after this step; True if it is the best so far."""
+        by_loss = stopping is None or stopping["metric"] == "loss"
+        value = measured["validation_loss"] if by_loss else -measured["validation_token_accuracy"]
+        better = self.best is None or value < self.best
+        if better:
+            self.best, self.best_step, self.evaluations_since_best = value, self.step, 0
+        else:
+            self.evaluations_since_best += 1
+        self.stopped_early = stopping is not None and self.evaluations_since_best >= stopping["patience"]
+        return better
 
 
 @contextmanager
@@ -76,7 +88,8 @@ def save_checkpoint(
     save_file(_detached(trained), new / "weights.safetensors")
     moments = {f"{name}/{key}": moment for name, p in trained.items() for key, moment in optimizer.state[p].items()}
     save_file({key: moment.contiguous() for key, moment in moments.items()}, new / "optimizer.safetensors")
-    save_file(_random_state(), new / "random.safetensors")
+    random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+    save_file(random, new / "random.safetensors")
     state = {"progress": vars(progress), "scheduler": scheduler.state_dict(), "options": dict(options)}
     (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for path in (*new.iterdir(), new, folder / _JOURNAL):
@@ -123,13 +136,15 @@ def load_checkpoint(
         for name, p in trained.items():
             p.copy_(weights[name])
             # A weight that no loss has reached yet has no moments.
-            found = {key: moments[f"{name}/{key}"] for key in _MOMENTS if f"{name}/{key}" in moments}
-            optimizer.state[p] = {key: moment.clone().to(p.device) for key, moment in found.items()}
+            of_weight = {key: moments[f"{name}/{key}"] for key in _MOMENTS if f"{name}/{key}" in moments}
+            optimizer.state[p] = {key: moment.clone().to(p.device) for key, moment in of_weight.items()}
     scheduler.load_state_dict(state["scheduler"])
     # The scheduler does not write the rate into the optimizer by itself.
     for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
-    _set_random_state(random)
+    torch.set_rng_state(random["cpu"])
+    if "cuda" in random:
+        torch.cuda.set_rng_state(random["cuda"])
     return Progress(**state["progress"])
 
 
@@ -169,22 +184,16 @@ def write_curves(folder: Path, draft: Path, last_step: int) -> int:
     rows: dict[tuple[int, bool], dict[str, Any]] = {}
     steps = 0
     for line in (folder / _JOURNAL).read_text(encoding="utf-8").splitlines():
-        row = _row(line)
-        if row is not None:
-            evaluation = "validation_loss" in row
-            steps += not evaluation
-            rows[row["step"], evaluation] = row
-    kept = [rows[place] for place in sorted(rows) if place[0] <= last_step]
+        try:
+            row: dict[str, Any] = json.loads(line)
+        except ValueError:  # the line that a kill cut off
+            continue
+        evaluation = "validation_loss" in row
+        steps += not evaluation
+        rows[row["step"], evaluation] = row
+    kept = [rows[step, evaluation] for step, evaluation in sorted(rows) if step <= last_step]
     (draft / "curves.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
     return steps - last_step
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row: dict[str, Any] = json.loads(line)
-    except ValueError:  # the line that a kill cut off
-        return None
-    return row
 
 
 def _best(folder: Path, step: int) -> Path:
@@ -193,16 +202,3 @@ def _best(folder: Path, step: int) -> Path:
 
 def _detached(trained: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     return {name: p.detach().contiguous() for name, p in trained.items()}
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: Mapping[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])

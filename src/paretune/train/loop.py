@@ -8,12 +8,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import get_scheduler
 
@@ -22,8 +22,9 @@ from paretune.errors import DivergedError, is_out_of_memory
 from paretune.model.attention import attending
 from paretune.model.forward import PackedModel, hidden_states, score
 from paretune.model.fused import fuse
-from paretune.model.loss import Loss, loss_of
+from paretune.model.loss import loss_of
 from paretune.model.memory import fitting_tokens
+from paretune.study.study import DEFAULT_EPOCHS
 from paretune.train import checkpoint as ckpt
 
 _CHECKPOINT_SHARE = 20
@@ -58,22 +59,32 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
     Afterwards the model holds the weights to keep. Raises DivergedError when the loss is no number,
     SystemExit where it was told to stop.
     """
-    model, settings = packed.model, run.train
-    accelerator = Accelerator(mixed_precision="no", cpu=run.device == "cpu")
+    model, settings, dtype = packed.model, run.train, getattr(torch, run.precision)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    options = dict(run.options)
-    tools = _prepare(packed, trained, run, options, accelerator.device)
-    steps_per_epoch = math.ceil(len(train) / settings["batch_size"])
-    num_steps = settings["max_steps"] or steps_per_epoch * (settings["epochs"] or 3)
-    evaluate_every = steps_per_epoch if settings["evaluate_every"] == "epoch" else settings["evaluate_every"]
+    autocast = partial(torch.autocast, run.device, dtype, enabled=dtype != torch.float32)
+    fuse(model)
+    if run.options.get("recompute"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    forward_tokens = run.options["forward_tokens"]
+    if run.memory is not None:
+        model.train()
+        with autocast():
+            forward_tokens = fitting_tokens(packed, trained.values(), run.memory, forward_tokens)
+    loss_function = loss_of(packed.head, dtype)
+    # Of float16, whose small gradients vanish otherwise; does nothing in other formats.
+    scaler = torch.amp.GradScaler(run.device, enabled=dtype == torch.float16)
 
+    steps_per_epoch = math.ceil(len(train) / settings["batch_size"])
+    num_steps = settings["max_steps"] or steps_per_epoch * (settings["epochs"] or DEFAULT_EPOCHS)
+    evaluate_every = steps_per_epoch if settings["evaluate_every"] == "epoch" else settings["evaluate_every"]
     optimizer = torch.optim.AdamW(_groups(trained, settings["weight_decay"]), lr=run.learning_rate, fused=True)
     scheduler = get_scheduler(settings["schedule"], optimizer, round(settings["warmup"] * num_steps), num_steps)
     torch.manual_seed(run.seed)  # of dropout; the adapter was drawn before
-    found = ckpt.find_checkpoint(run.resume)
-    progress = ckpt.load_checkpoint(found, trained, optimizer, scheduler) if found else ckpt.Progress()
+    progress = ckpt.Progress(forward_tokens=forward_tokens)
+    if checkpoint := ckpt.find_checkpoint(run.resume):
+        progress = ckpt.load_checkpoint(checkpoint, trained, optimizer, scheduler)
     if progress.loss_scale:
-        tools.scaler.load_state_dict(progress.loss_scale)
+        scaler.load_state_dict(progress.loss_scale)
     wall_before, opened = progress.wall_seconds, time.perf_counter()
     last_checkpoint, interval = time.monotonic(), run.checkpoint_seconds
     journal = ckpt.open_journal(run.resume)
@@ -83,32 +94,50 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         model.train()
         examples = step_examples(train, step, settings["batch_size"], run.seed)
         num_targets = sum(example.num_targets for example in examples)
-        loss, correct = _gradients(tools, examples, options)
-        tools.scaler.unscale_(optimizer)
-        norm = accelerator.clip_grad_norm_(trained.values(), settings["max_grad_norm"])
+        while True:
+            loss, correct = 0.0, 0
+            try:
+                for batch in _micro_batches(examples, run, progress.forward_tokens, packed.isolates):
+                    batch = batch.to(torch.device(run.device))
+                    with attending(model, batch):
+                        with autocast():
+                            nats, hits = loss_function(hidden_states(model, batch), batch.targets_N)
+                        scaler.scale(nats / num_targets).backward()
+                    loss, correct = loss + nats.item() / num_targets, correct + int(hits)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or progress.forward_tokens <= ROUND_TO:
+                    raise
+            # The step begins again with passes of half the tokens, once what the one that failed has kept is let go.
+            batch = nats = hits = None
+            model.zero_grad()
+            progress.forward_tokens = max(ROUND_TO, progress.forward_tokens // 2)
+            progress.out_of_memory += 1
+        scaler.unscale_(optimizer)
+        norm = float(nn.utils.clip_grad_norm_(trained.values(), settings["max_grad_norm"]))
         # A float16 gradient beyond its range is skipped, and the next ones are scaled less; so often, it is the rate's fault.
-        overflow = tools.scaler.is_enabled() and tools.scaler.get_scale() > 1
-        if not (math.isfinite(loss) and (overflow or math.isfinite(float(norm)))):
-            told = f"step {step}: the loss is {loss:g}, its gradient {float(norm):g}; lower the learning rate"
-            raise DivergedError(told, steps=step, seconds=progress.train_seconds)
+        overflow = scaler.is_enabled() and scaler.get_scale() > 1
+        if not (math.isfinite(loss) and (overflow or math.isfinite(norm))):
+            message = f"step {step}: the loss is {loss:g}, its gradient {norm:g}; lower the learning rate"
+            raise DivergedError(message, steps=step, seconds=progress.train_seconds)
         learning_rate = scheduler.get_last_lr()[0]
-        tools.scaler.step(optimizer)
-        tools.scaler.update()
+        scaler.step(optimizer)
+        scaler.update()
         scheduler.step()
         optimizer.zero_grad()
+
         progress.step, progress.tokens = step, progress.tokens + num_targets
         progress.tokens_read += sum(example.num_tokens for example in examples)
         progress.train_seconds += time.perf_counter() - started
         position = {"step": step, "epoch": step / steps_per_epoch, "seconds": progress.train_seconds, "tokens": progress.tokens}
-        taken = {"train_loss": loss, "train_token_accuracy": correct / num_targets, "learning_rate": learning_rate}
-        ckpt.write_line(journal, position | taken)
+        learned = {"train_loss": loss, "train_token_accuracy": correct / num_targets, "learning_rate": learning_rate}
+        ckpt.write_line(journal, position | learned)
         run.emit(done=step, total=num_steps, loss=loss)
-
         if step % evaluate_every == 0 or step == num_steps:
-            with _autocast(run):
-                measured = _validate(packed, validation, options["forward_tokens"])
+            with autocast():
+                measured = _validate(packed, validation, progress.forward_tokens)
             ckpt.write_line(journal, position | measured)
-            if _note_evaluation(progress, settings, measured) and settings["keep"] == "best":
+            if progress.note_evaluation(measured, settings["early_stopping"]) and settings["keep"] == "best":
                 ckpt.save_best(run.resume, trained, step)
             if progress.stopped_early:
                 break
@@ -116,14 +145,13 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         if leaving or time.monotonic() - last_checkpoint > interval:
             begun = time.monotonic()
             progress.wall_seconds = wall_before + time.perf_counter() - opened
-            progress.loss_scale = tools.scaler.state_dict()
-            ckpt.save_checkpoint(run.resume, trained, optimizer, scheduler, progress, options)
+            progress.loss_scale = scaler.state_dict()
+            ckpt.save_checkpoint(run.resume, trained, optimizer, scheduler, progress, run.options)
             last_checkpoint = time.monotonic()
             interval = max(run.checkpoint_seconds, _CHECKPOINT_SHARE * (last_checkpoint - begun))
         if leaving:
             raise SystemExit(1)
     journal.close()
-    progress.forward_tokens, progress.out_of_memory = options["forward_tokens"], options.get("out_of_memory", 0)
     progress.wall_seconds = wall_before + time.perf_counter() - opened
     if settings["keep"] == "best":
         ckpt.load_best(run.resume, trained, progress.best_step)
@@ -143,81 +171,26 @@ def step_examples(examples: Sequence[Example], step: int, batch_size: int, seed:
     ends = sizes[order].cumsum()
     first, last = index * batch_size, min((index + 1) * batch_size, len(examples))
     chosen = slice(np.searchsorted(ends, first, side="right"), np.searchsorted(ends, last) + 1)
-    found = [examples[i] for g in order[chosen] for i in range(starts[g], starts[g] + sizes[g])]
+    of_groups = [examples[i] for g in order[chosen] for i in range(starts[g], starts[g] + sizes[g])]
     skipped = first - int(ends[chosen.start] - sizes[order[chosen.start]])
-    return found[skipped : skipped + last - first]
+    return of_groups[skipped : skipped + last - first]
 
 
-@dataclass(frozen=True, eq=False)
-class _Tools:
-    """What makes the gradients of a step."""
-
-    packed: PackedModel
-    loss: Loss
-    scaler: torch.amp.GradScaler
-    """Of float16, whose small gradients vanish otherwise; does nothing in other formats."""
-    device: torch.device
-    run: Run
+def _groups(trained: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices only, as is usual: not on biases and norms."""
+    matrices = [p for p in trained.values() if p.ndim >= 2]
+    others = [p for p in trained.values() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
-def _prepare(
-    packed: PackedModel, trained: Mapping[str, nn.Parameter], run: Run, options: dict[str, Any], device: torch.device
-) -> _Tools:
-    """Put the model into the form that trains fastest, and lower `forward_tokens` to the memory there is."""
-    model, dtype = packed.model, getattr(torch, run.precision)
-    fuse(model)
-    if options.get("recompute"):
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    if run.memory is not None:
-        model.train()
-        with _autocast(run):
-            most = options["forward_tokens"]
-            options["forward_tokens"] = fitting_tokens(packed, trained.values(), run.memory, most)
-    scaler = torch.amp.GradScaler(run.device, enabled=dtype == torch.float16)
-    return _Tools(packed, loss_of(packed.head, dtype), scaler, device, run)
-
-
-def _autocast(run: Run) -> torch.autocast:
-    return torch.autocast(run.device, getattr(torch, run.precision), enabled=run.precision != "float32")
-
-
-def _gradients(tools: _Tools, examples: list[Example], options: dict[str, Any]) -> tuple[float, int]:
-    """Add up the gradients of a step; its mean loss and the targets that are the most likely token.
-
-    Out of memory, the step begins again with half the `forward_tokens`; it leaves them in `options`, and how often that was.
-    """
-    while True:
-        try:
-            return _summed_gradients(tools, examples, options)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or options["forward_tokens"] <= ROUND_TO:
-                raise
-        tools.packed.model.zero_grad()
-        options["forward_tokens"] = max(ROUND_TO, options["forward_tokens"] // 2)
-        options["out_of_memory"] = options.get("out_of_memory", 0) + 1
-
-
-def _summed_gradients(tools: _Tools, examples: list[Example], options: Mapping[str, Any]) -> tuple[float, int]:
-    model, num_targets = tools.packed.model, sum(example.num_targets for example in examples)
-    loss, correct = 0.0, 0
-    for batch in _micro_batches(examples, tools.run, options, tools.packed.isolates):
-        batch = batch.to(tools.device)
-        with attending(model, batch):
-            with _autocast(tools.run):
-                nats, hits = tools.loss(hidden_states(model, batch), batch.targets_N)
-            tools.scaler.scale(nats / num_targets).backward()
-        loss, correct = loss + nats.item() / num_targets, correct + int(hits)
-    return loss, correct
-
-
-def _micro_batches(examples: list[Example], run: Run, options: Mapping[str, Any], isolates: bool) -> Iterator[Batch]:
+def _micro_batches(examples: Sequence[Example], run: Run, forward_tokens: int, isolates: bool) -> Iterator[Batch]:
     if run.train.get("layout") == "padded":
         examples = [unshared(example) for example in examples]
-    size = math.ceil(len(examples) / options["accumulate"])
-    pack = options["pack"] and isolates
+    size = math.ceil(len(examples) / run.options["accumulate"])
     for start in range(0, len(examples), size):
         part = examples[start : start + size]
-        for _, batch in forward_batches(part, forward_tokens=options["forward_tokens"], pack=pack):
+        for _, batch in forward_batches(part, forward_tokens=forward_tokens, pack=run.options["pack"] and isolates):
             yield batch
 
 
@@ -228,25 +201,3 @@ def _validate(packed: PackedModel, examples: Sequence[Example], forward_tokens: 
     for scores in score(packed, examples, forward_tokens=forward_tokens):
         nats, correct, count = nats + scores.nats.sum(), correct + int(scores.correct.sum()), count + len(scores.nats)
     return {"validation_loss": float(nats) / count, "validation_token_accuracy": correct / count}
-
-
-def _note_evaluation(progress: ckpt.Progress, settings: Mapping[str, Any], measured: Mapping[str, float]) -> bool:
-    """Update best and patience; True if this evaluation is the best so far."""
-    stopping = settings["early_stopping"]
-    metric = stopping["metric"] if stopping else "loss"
-    value = measured["validation_loss"] if metric == "loss" else -measured["validation_token_accuracy"]
-    better = progress.best is None or value < progress.best
-    if better:
-        progress.best, progress.best_step, progress.evaluations_since_best = value, progress.step, 0
-    else:
-        progress.evaluations_since_best += 1
-    progress.stopped_early = stopping is not None and progress.evaluations_since_best >= stopping["patience"]
-    return better
-
-
-def _groups(trained: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only, as is usual: not on biases and norms."""
-    matrices = [p for p in trained.values() if p.ndim >= 2]
-    others = [p for p in trained.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]

@@ -4,7 +4,6 @@ import json
 import math
 import resource
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,11 @@ from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_b
 from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
-from paretune.model.memory import available_bytes, keep_freed_memory
+from paretune.model.memory import available_bytes
 from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
-from paretune.train.checkpoint import (
-    Progress,
-    checkpoint_options,
-    checkpoint_step,
-    find_checkpoint,
-    told_to_stop,
-    write_curves,
-)
+from paretune.train.allocator import keep_freed_memory
+from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, told_to_stop, write_curves
 from paretune.train.loop import Run, fit
 
 _BIT_OPTIONS = ("forward_tokens", "accumulate", "pack", "recompute")
@@ -65,11 +58,16 @@ def train_lora(context: StageContext) -> dict[str, Any]:
 def _train(
     context: StageContext, make_trainable: Callable[[PreTrainedModel], None], save: Callable[[LoadedModel], None]
 ) -> dict[str, Any]:
-    config, settings = context.config, context.config["train"]
+    config, settings, asked = context.config, context.config["train"], context.options
     # A checkpoint may be there from options that rounded otherwise; the run goes on with those it began with.
-    found = find_checkpoint(context.resume)
-    options = checkpoint_options(found) if found else _bit_options(context)
-    _set_up_torch(options["threads"])
+    checkpoint = find_checkpoint(context.resume)
+    bit_options = {name: getattr(asked, name) for name in _BIT_OPTIONS} | {"threads": torch.get_num_threads()}
+    options = checkpoint_options(checkpoint) if checkpoint else bit_options
+    torch.set_num_threads(options["threads"])
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    # It would take a tenth of the time; the tests compare runs to the bit.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    keep_freed_memory()
     loaded = load_model(context, torch.float32)
     model = loaded.model
     dropout = set_base_dropout(model, settings["base_dropout"])
@@ -77,8 +75,12 @@ def _train(
     packed = packed_model(model)
     if config["precision"] != "float32":
         freeze_in(model, getattr(torch, config["precision"]))
-    examples = {split: _examples(context, loaded, split) for split in ("train", "validation")}
-    _check_layout(settings, packed, examples["train"])
+    train, validation = (
+        examples_of(read_tokens(context.inputs["tokens"].path, split), loaded.tokenizer, settings["max_length"])
+        for split in ("train", "validation")
+    )
+    _check_layout(settings, packed, train)
+    budget = available_bytes(loaded.device, asked.workers) if asked.memory is None else asked.memory // asked.workers
     with told_to_stop() as stop:
         run = Run(
             train=settings,
@@ -87,18 +89,24 @@ def _train(
             precision=config["precision"],
             device=config["device"],
             options=options,
-            checkpoint_seconds=context.options.checkpoint_seconds,
+            checkpoint_seconds=asked.checkpoint_seconds,
             resume=context.resume,
             emit=context.emit,
             told_to_stop=stop,
-            memory=None if found else _memory(context, loaded.device),
+            memory=None if checkpoint else budget,
         )
-        progress = fit(packed, examples["train"], examples["validation"], run)
+        progress = fit(packed, train, validation, run)
     model.eval()
     parameters, trainable = count_parameters(model)
     save(loaded)
     repeated_steps = write_curves(context.resume, context.draft, progress.step)
-    steps_per_epoch = -(-len(examples["train"]) // settings["batch_size"])
+    losses = (float(row["validation_loss"]) for row in read_lines(context.draft / "curves.jsonl") if "validation_loss" in row)
+    best_loss = min(filter(math.isfinite, losses), default=math.inf)
+    if best_loss == math.inf:
+        message = f"the validation loss is {best_loss:g} after {progress.step} steps; lower the learning rate"
+        raise DivergedError(message, steps=progress.step, seconds=progress.train_seconds)
+    on_gpu = torch.cuda.is_available()
+    memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "parameters": parameters,
         "trainable_parameters": trainable,
@@ -107,14 +115,14 @@ def _train(
         "train_tokens": progress.tokens,
         "train_tokens_read": progress.tokens_read,
         "train_tokens_per_second": progress.tokens_read / progress.train_seconds,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": int(memory),
         "steps": progress.step,
-        "epochs_done": progress.step / steps_per_epoch,
+        "epochs_done": progress.step / math.ceil(len(train) / settings["batch_size"]),
         "best_step": progress.best_step,
-        "best_validation_loss": _best_loss(context, progress),
+        "best_validation_loss": best_loss,
         "stopped_early": progress.stopped_early,
         "repeated_steps": repeated_steps,
-        "resumed_from": checkpoint_step(found) if found else 0,
+        "resumed_from": checkpoint_step(checkpoint) if checkpoint else 0,
         "precision": config["precision"],
         "base_dropout": dropout,
         "packed": options["pack"] and packed.isolates,
@@ -122,14 +130,6 @@ def _train(
         "out_of_memory": progress.out_of_memory,
         "options": options | {"forward_tokens": progress.forward_tokens},
     }
-
-
-def _set_up_torch(threads: int) -> None:
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    # It would take a tenth of the time; the tests compare runs to the bit.
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    keep_freed_memory()
 
 
 def _make_reproducible(adapter: Path) -> None:
@@ -143,22 +143,6 @@ def _make_reproducible(adapter: Path) -> None:
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _bit_options(context: StageContext) -> dict[str, Any]:
-    options = asdict(context.options)
-    return {name: options[name] for name in _BIT_OPTIONS} | {"threads": torch.get_num_threads()}
-
-
-def _memory(context: StageContext, device: torch.device) -> int:
-    """Bytes that this stage may use: its share of the budget, or of what is free."""
-    options = context.options
-    return available_bytes(device, options.workers) if options.memory is None else options.memory // options.workers
-
-
-def _examples(context: StageContext, loaded: LoadedModel, split: str) -> list[Example]:
-    rows = read_tokens(context.inputs["tokens"].path, split)
-    return examples_of(rows, loaded.tokenizer, context.config["train"]["max_length"])
-
-
 def _check_layout(settings: Mapping[str, Any], packed: PackedModel, examples: Sequence[Example]) -> None:
     """StageError if contexts are to be shared in an architecture that cannot keep the branches of a tree apart."""
     shared = settings.get("layout", "trees") == "trees" and any(example.trunk is not None for example in examples)
@@ -166,19 +150,3 @@ def _check_layout(settings: Mapping[str, Any], packed: PackedModel, examples: Se
         raise StageError(
             f"{type(packed.model).__name__} cannot keep tasks apart that share a context; write `layout: padded` under `train`"
         )
-
-
-def _best_loss(context: StageContext, progress: Progress) -> float:
-    """Of the evaluations on validation; DivergedError where none of them came to a number."""
-    losses = (float(row["validation_loss"]) for row in read_lines(context.draft / "curves.jsonl") if "validation_loss" in row)
-    best = min(filter(math.isfinite, losses), default=math.inf)
-    if best == math.inf:
-        told = f"the validation loss is {best:g} after {progress.step} steps; lower the learning rate"
-        raise DivergedError(told, steps=progress.step, seconds=progress.train_seconds)
-    return best
-
-
-def _peak_memory() -> int:
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

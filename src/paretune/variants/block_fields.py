@@ -7,7 +7,7 @@ those lists. Fields that say the same by an interval are set to the value that s
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -38,7 +38,18 @@ def prune_fields(config: PreTrainedConfig, keep: Sequence[int], num_blocks: int)
         setattr(config, name, value)
     if overrides:
         config.per_layer_config = {new: overrides[old] for new, old in enumerate(keep) if old in overrides}
-    _settle_intervals(config, pruned)
+    if _derives(config, pruned, {}):
+        return
+    # An interval is set to the value from which the config's class derives the lists by itself, if it has one.
+    intervals = {name: value for name, value in vars(config).items() if INTERVAL.search(name) and type(value) is int}
+    for name in dict.fromkeys(name.removeprefix("_") for name in intervals):
+        values = range(config.num_hidden_layers + 2)
+        fitting = next((value for value in values if _derives(config, pruned, {name: value})), None)
+        for spelling in {name, f"_{name}"} & intervals.keys():
+            if fitting is not None:
+                setattr(config, spelling, fitting)
+            elif spelling not in type(config).__dataclass_fields__:
+                delattr(config, spelling)
 
 
 def _is_one_entry_a_block(name: str, value: Any, num_blocks: int) -> bool:
@@ -55,47 +66,22 @@ def _pruned_value(name: str, value: Any, keep: Sequence[int], num_blocks: int, l
     new_index = {old: new for new, old in enumerate(keep)}
     if isinstance(value, list | tuple) and INDICES.search(name) and _are_indices(value, num_blocks):
         return type(value)(new_index[index] for index in value if index in new_index)
-    if isinstance(value, dict) and "layer" in name and value and _are_indices(map(_as_index, value), num_blocks):
-        return {type(key)(new_index[int(key)]): entry for key, entry in value.items() if int(key) in new_index}
-    if isinstance(value, list | tuple):
-        expanded = _expand_runs(value)
-        if expanded is not None and any(expanded == list(entries) for entries in lists.values()):
+    if isinstance(value, dict) and "layer" in name and value:
+        indices = [int(key) if isinstance(key, str) and key.isdigit() else key for key in value]
+        if _are_indices(indices, num_blocks):
+            return {type(key)(new_index[int(key)]): entry for key, entry in value.items() if int(key) in new_index}
+    if isinstance(value, list | tuple) and all(
+        isinstance(run, list | tuple) and len(run) == 2 and isinstance(run[0], list) and type(run[1]) is int for run in value
+    ):
+        # [[["global", "local"], 2]] is ["global", "local", "global", "local"] (GPT-Neo).
+        expanded = [entry for entries, times in value for entry in entries * times]
+        if any(expanded == list(entries) for entries in lists.values()):
             return [[[expanded[index]], 1] for index in keep]
     return value
 
 
-def _are_indices(values: Iterable[Any], num_blocks: int) -> bool:
-    listed = list(values)
-    return all(type(value) is int and 0 <= value < num_blocks for value in listed) and len(set(listed)) == len(listed)
-
-
-def _as_index(key: Any) -> Any:
-    return int(key) if isinstance(key, str) and key.isdigit() else key
-
-
-def _expand_runs(value: Sequence[Any]) -> list[Any] | None:
-    """[[["global", "local"], 2]] -> ["global", "local", "global", "local"] (GPT-Neo); None for any other shape."""
-    expanded: list[Any] = []
-    for run in value:
-        if not (isinstance(run, list | tuple) and len(run) == 2 and isinstance(run[0], list) and type(run[1]) is int):
-            return None
-        expanded += run[0] * run[1]
-    return expanded
-
-
-def _settle_intervals(config: PreTrainedConfig, pruned: dict[str, Any]) -> None:
-    """Set an interval to the value from which the config's class derives the `pruned` lists by itself, if it has one."""
-    if _derives(config, pruned, {}):
-        return
-    intervals = {name: value for name, value in vars(config).items() if INTERVAL.search(name) and type(value) is int}
-    for name in dict.fromkeys(name.removeprefix("_") for name in intervals):
-        values = range(config.num_hidden_layers + 2)
-        fitting = next((value for value in values if _derives(config, pruned, {name: value})), None)
-        for spelling in {name, f"_{name}"} & intervals.keys():
-            if fitting is not None:
-                setattr(config, spelling, fitting)
-            elif spelling not in type(config).__dataclass_fields__:
-                delattr(config, spelling)
+def _are_indices(values: Sequence[Any], num_blocks: int) -> bool:
+    return all(type(value) is int and 0 <= value < num_blocks for value in values) and len(set(values)) == len(values)
 
 
 def _derives(config: PreTrainedConfig, pruned: dict[str, Any], changes: dict[str, int]) -> bool:

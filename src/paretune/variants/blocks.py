@@ -49,8 +49,13 @@ def block_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     except AttributeError:
         raise StageError(f"cannot find the blocks of {where}: its config has no `num_hidden_layers`") from None
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    found = [(name, blocks) for name, blocks in lists if len(blocks) == num_blocks and _are_called_alike(blocks)]
-    outer = [(name, blocks) for name, blocks in found if not any(name.startswith(f"{other}.") for other, _ in found)]
+    alike = []
+    for name, blocks in lists:
+        if len(blocks) == num_blocks:
+            parameters = [list(inspect.signature(block.forward).parameters) for block in blocks]
+            if parameters[0] != ["input"] and parameters.count(parameters[0]) == num_blocks:
+                alike.append((name, blocks))
+    outer = [(name, blocks) for name, blocks in alike if not any(name.startswith(f"{other}.") for other, _ in alike)]
     if len(outer) != 1:
         names = ", ".join(f"`{name}` ({len(blocks)})" for name, blocks in lists) or "none"
         raise StageError(
@@ -98,7 +103,13 @@ def remove_blocks(model: PreTrainedModel, drop: Sequence[int], *, base_fingerpri
     (that of the first base, if pruned before). Works on the meta device. Raises SpecError on a wrong `drop`, StageError
     on a model that it cannot change; the model is not to be used after a StageError.
     """
-    _refuse_wrapped(model)
+    if not isinstance(model, PreTrainedModel) or any(".base_layer" in name for name, _ in model.named_modules()):
+        raise StageError(
+            f"cannot remove blocks of `{type(model).__name__}` with an adapter attached, whose weights belong to block "
+            "indices; merge the adapter first"
+        )
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise StageError(f"cannot remove blocks of a quantized `{type(model).__name__}`; put `prune.blocks` before `quantize`")
     path, blocks = block_list(model)
     num_blocks = len(blocks)
     dropped = check_blocks(num_blocks, drop)
@@ -119,8 +130,13 @@ def remove_blocks(model: PreTrainedModel, drop: Sequence[int], *, base_fingerpri
 @contextmanager
 def skipped_blocks(model: PreTrainedModel, skip: Sequence[int]) -> Iterator[None]:
     """Let the blocks `skip` return what they were given: the model without them, for use without a cache."""
+
+    def return_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
+
     _, blocks = block_list(model)
-    handles = [blocks[index].register_forward_hook(_return_input, with_kwargs=True) for index in skip]
+    handles = [blocks[index].register_forward_hook(return_input, with_kwargs=True) for index in skip]
     try:
         yield
     finally:
@@ -139,28 +155,8 @@ def refusing(what: str) -> Iterator[None]:
         raise StageError(f"{what}: {error}") from error
 
 
-def _return_input(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    hidden = args[0] if args else kwargs["hidden_states"]
-    return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
-
-
 def _decoder_config(model: PreTrainedModel) -> PreTrainedConfig:
     return model.config.get_text_config(decoder=True)
-
-
-def _are_called_alike(blocks: nn.ModuleList) -> bool:
-    parameters = [list(inspect.signature(block.forward).parameters) for block in blocks]
-    return parameters[0] != ["input"] and all(names == parameters[0] for names in parameters)
-
-
-def _refuse_wrapped(model: PreTrainedModel) -> None:
-    if not isinstance(model, PreTrainedModel) or any(".base_layer" in name for name, _ in model.named_modules()):
-        raise StageError(
-            f"cannot remove blocks of `{type(model).__name__}` with an adapter attached, whose weights belong to block "
-            "indices; merge the adapter first"
-        )
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise StageError(f"cannot remove blocks of a quantized `{type(model).__name__}`; put `prune.blocks` before `quantize`")
 
 
 def _agree_with_config(
@@ -171,12 +167,17 @@ def _agree_with_config(
     An attribute of a kept block may follow the config if it is the block's index or the copy of a field; outside of the
     blocks any may, for it can only have been derived from the whole config.
     """
-    rebuilt = _rebuilt_from_config(model, name)
+    with refusing(f"cannot express {name} as a config"), TemporaryDirectory() as directory:
+        model.config.save_pretrained(directory)
+        config = type(model.config).from_pretrained(directory, attn_implementation=model.config._attn_implementation)
+        with torch.device("meta"):
+            rebuilt = type(model)(config)
     _refuse_other_weights(model, rebuilt, name)
     fields_before, fields = vars(config_before), vars(_decoder_config(model))
     differences = []
     for module_name, twin in rebuilt.named_modules():
-        position = _position(module_name, path)
+        inside = module_name.removeprefix(f"{path}.")
+        position = int(inside.split(".")[0]) if inside != module_name else None  # of the block that the module stands in
         module = model.get_submodule(module_name)
         for attribute, value in _differing(module, twin).items():
             old = getattr(module, attribute)
@@ -192,15 +193,6 @@ def _agree_with_config(
         raise StageError(f"cannot express {name} as a config: after a reload {'; '.join(differences[:4])}")
 
 
-def _rebuilt_from_config(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """A model without weights, on the meta device, from the config of `model` after a round trip through a file."""
-    with refusing(f"cannot express {name} as a config"), TemporaryDirectory() as directory:
-        model.config.save_pretrained(directory)
-        config = type(model.config).from_pretrained(directory, attn_implementation=model.config._attn_implementation)
-        with torch.device("meta"):
-            return type(model)(config)
-
-
 def _refuse_other_weights(model: PreTrainedModel, rebuilt: PreTrainedModel, name: str) -> None:
     """Raise StageError unless both have modules of the same classes and weights of the same shapes under the same names."""
     live, twin = ({key: type(module) for key, module in each.named_modules()} for each in (model, rebuilt))
@@ -213,12 +205,6 @@ def _refuse_other_weights(model: PreTrainedModel, rebuilt: PreTrainedModel, name
     ]
     if different:
         raise StageError(f"cannot express {name} as a config: it has another {', another '.join(sorted(different)[:4])}")
-
-
-def _position(module_name: str, path: str) -> int | None:
-    """The index of the block that the module stands in."""
-    inside = module_name.removeprefix(f"{path}.")
-    return int(inside.split(".")[0]) if inside != module_name else None
 
 
 def _differing(module: nn.Module, twin: nn.Module) -> dict[str, Any]:

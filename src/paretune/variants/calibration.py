@@ -6,7 +6,7 @@ tasks a window is one context, prompt and completion, and the completion is what
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +51,15 @@ def draw_windows(
     names = list(by_document)
     piles = []
     for index in generator.permutation(len(names))[: calibration["documents"]]:
-        pile = [Window(names[index], one) for row in by_document[names[index]] for one in _cut(row, max_length, prefix_id)]
-        piles.append([pile[place] for place in generator.permutation(len(pile))])
+        examples: list[Example] = []
+        for row in by_document[names[index]]:
+            whole = np.concatenate([[prefix_id], row["ids"]]).astype(np.int32)
+            if "completion" in row:
+                examples.append(Example(whole, len(whole) - len(row["completion"])))
+            else:
+                starts = range(0, len(whole) - 1, max_length - 1)
+                examples += [Example(whole[start : start + max_length]) for start in starts]
+        piles.append([Window(names[index], examples[n]) for n in generator.permutation(len(examples))])
     taken: list[Window] = []
     tokens = 0
     for window in itertools.chain.from_iterable(itertools.zip_longest(*piles)):
@@ -68,8 +75,8 @@ def write_block_scores(scores: Mapping[Removed, np.ndarray], windows: Sequence[W
     `scores` holds the sum of each window. Columns `removed` (list of block indices), `document`, `sum`, `tokens`.
     """
     documents = list(dict.fromkeys(window.document for window in windows))
-    place = {document: index for index, document in enumerate(documents)}
-    codes = np.array([place[window.document] for window in windows])
+    codes_by_document = {document: code for code, document in enumerate(documents)}
+    codes = np.array([codes_by_document[window.document] for window in windows])
     tokens = np.bincount(codes, [window.example.num_targets for window in windows]).astype(np.int64)
     columns = {
         "removed": pa.array([list(removed) for removed in scores for _ in documents], pa.list_(pa.int32())),
@@ -78,12 +85,3 @@ def write_block_scores(scores: Mapping[Removed, np.ndarray], windows: Sequence[W
         "tokens": pa.array(np.tile(tokens, len(scores)), pa.int64()),
     }
     pq.write_table(pa.table(columns), context.draft / "block_scores.parquet")
-
-
-def _cut(row: Mapping[str, Any], max_length: int, prefix_id: int) -> Iterator[Example]:
-    whole = np.concatenate([[prefix_id], row["ids"]]).astype(np.int32)
-    if "completion" in row:
-        yield Example(whole, len(whole) - len(row["completion"]))
-        return
-    for start in range(0, len(whole) - 1, max_length - 1):
-        yield Example(whole[start : start + max_length])

@@ -46,6 +46,10 @@ print(tokenizer.decode(model.generate(ids, max_new_tokens=60, do_sample=False)[0
 def model_card(cell: PlannedCell, dataset: Mapping[str, Any], tokenizer: TextTokenizer, base: str | None = None) -> str:
     """README.md of an export; `dataset` is what the data stage was given, `base` the arguments that load an adapter's base."""
     methods = ", ".join(f"`{stage.kind}` {json.dumps(stage.config['method'])}" for stage in cell.methods)
+    name = tokenizer.hf.convert_ids_to_tokens([tokenizer.prefix_id])[0]
+    kind = "EOS" if tokenizer.hf.bos_token_id is None else "BOS"
+    by_itself = list(tokenizer.hf("a")["input_ids"]) == [tokenizer.prefix_id, *tokenizer.encode("a")]
+    how = "puts it there by itself" if by_itself else "does not put it there by itself, so it is written out here"
     return _CARD.format(
         variant=cell.variant,
         base=cell.base,
@@ -53,10 +57,11 @@ def model_card(cell: PlannedCell, dataset: Mapping[str, Any], tokenizer: TextTok
         seed="" if cell.seed is None else f", with seed {cell.seed}",
         methods=methods or "none: it is the base as it was",
         templates=_templates(dataset),
-        prefix=_prefix(tokenizer),
+        prefix=f"The {kind} token `{name}`, id {tokenizer.prefix_id}, stands before every text in training and scoring; "
+        f"the tokenizer {how}.",
         load=_LOAD_WHOLE if base is None else _LOAD_ADAPTER.format(base=base),
         ids='tokenizer("A prompt")["input_ids"]'
-        if _puts_prefix(tokenizer)
+        if by_itself
         else f'[{tokenizer.prefix_id}, *tokenizer("A prompt", add_special_tokens=False)["input_ids"]]',
     )
 
@@ -75,15 +80,3 @@ def _templates(dataset: Mapping[str, Any]) -> str:
 
 def _literal(template: str) -> str:
     return f"`{json.dumps(template, ensure_ascii=False)}`"
-
-
-def _prefix(tokenizer: TextTokenizer) -> str:
-    name = tokenizer.hf.convert_ids_to_tokens([tokenizer.prefix_id])[0]
-    kind = "EOS" if tokenizer.hf.bos_token_id is None else "BOS"
-    how = "puts it there by itself" if _puts_prefix(tokenizer) else "does not put it there by itself, so it is written out here"
-    where = f"The {kind} token `{name}`, id {tokenizer.prefix_id}, stands before every text in training and scoring"
-    return f"{where}; the tokenizer {how}."
-
-
-def _puts_prefix(tokenizer: TextTokenizer) -> bool:
-    return list(tokenizer.hf("a")["input_ids"]) == [tokenizer.prefix_id, *tokenizer.encode("a")]

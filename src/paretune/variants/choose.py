@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,11 +22,11 @@ from paretune.data.trees import Batch, Example, forward_batches
 from paretune.errors import StageError
 from paretune.model.forward import head_of
 from paretune.model.load import load_model
-from paretune.model.loss import Head, token_nats
+from paretune.model.loss import token_nats
 from paretune.pipeline.stage import StageContext
 from paretune.variants.blocks import block_list, check_count
 from paretune.variants.calibration import read_windows, write_block_scores
-from paretune.variants.walk import Removed, Walk, agrees, block_inputs, live_removals, make_walk, sets_of
+from paretune.variants.walk import Removed, agrees, block_inputs, live_removals, make_walk, sets_of
 
 STATE_BYTES = 1 << 29
 """Of the hidden states that a walk holds at a time."""
@@ -34,8 +35,6 @@ EXACT_SETS = 200
 
 Scores = dict[Removed, np.ndarray]
 """By the blocks removed: the sum over each window's targets (float64, in the order of the windows)."""
-Removals = Callable[[torch.Tensor, Sequence[int], int], Iterator[tuple[Removed, torch.Tensor]]]
-"""Ids [R, T], the blocks that are left and a count -> (all removed blocks, last hidden states [R, T, D]) of each set."""
 Emit = Callable[..., None]
 
 
@@ -106,7 +105,7 @@ def choose_by_loss(
     exact = count <= 2 or sum(math.comb(num_blocks, size) for size in range(count + 1)) <= EXACT_SETS
     at_once, rounds = (count, 1) if exact else (1, count)
     is_walked = agrees(walk, at_once)
-    removals = walk.removals if is_walked else _one_by_one(walk)
+    removals = walk.removals if is_walked else partial(_live_removals, model)
     head = head_of(model)
     scores: Scores = {}
     removed: Removed = ()
@@ -115,8 +114,10 @@ def choose_by_loss(
         sums: Scores = {}
         done = 0
         for indices, batch in _batches(model, examples, num_blocks, state_bytes):
-            for without, sums_R in _loss_sums(removals, head, batch, remaining, at_once):
-                sums.setdefault(without, np.zeros(len(examples)))[indices] = sums_R
+            for without, final_RTD in removals(batch.ids_RT, remaining, at_once):
+                hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
+                nats_N = token_nats(head, hidden_ND, batch.targets_N)[0]
+                sums.setdefault(without, np.zeros(len(examples)))[indices] = _sums(nats_N, batch)
             done += len(indices)
             emit(done=turn * len(examples) + done, total=rounds * len(examples))
         scores |= sums
@@ -136,7 +137,7 @@ def choose_by_turn(
     runs = [tuple(range(first, first + span)) for first in range(num_blocks - span + 1)]
     scores = {run: np.zeros(len(examples)) for run in runs}
     for indices, batch in _batches(model, examples, num_blocks, state_bytes):
-        states = [one.flatten(0, 1).index_select(0, batch.hidden_N).float() for one in block_inputs(model, batch.ids_RT)]
+        states = [s_RTD.flatten(0, 1).index_select(0, batch.hidden_N).float() for s_RTD in block_inputs(model, batch.ids_RT)]
         for run in runs:
             cosine_N = functional.cosine_similarity(states[run[0]], states[run[-1] + 1], dim=-1).clamp(-1, 1)
             turn_N = torch.arccos(cosine_N) / math.pi if choose == "angular" else 1 - cosine_N
@@ -163,22 +164,12 @@ def _batches(
         yield indices, batch.to(model.device)
 
 
-def _loss_sums(
-    removals: Removals, head: Head, batch: Batch, remaining: Sequence[int], count: int
-) -> Iterator[tuple[Removed, np.ndarray]]:
-    """Nats of each row of the blocks `remaining` alone, and without each set of at most `count` of them."""
-    for removed, final_RTD in removals(batch.ids_RT, remaining, count):
-        hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
-        yield removed, _sums(token_nats(head, hidden_ND, batch.targets_N)[0], batch)
-
-
-def _one_by_one(walk: Walk) -> Removals:
-    def removals(ids_RT: torch.Tensor, remaining: Sequence[int], count: int) -> Iterator[tuple[Removed, torch.Tensor]]:
-        gone = [block for block in range(len(walk.blocks)) if block not in remaining]
-        sets = [tuple(sorted((*gone, *more))) for more in sets_of(remaining, count)]
-        return live_removals(walk.model, ids_RT, sets)
-
-    return removals
+def _live_removals(
+    model: PreTrainedModel, ids_RT: torch.Tensor, remaining: Sequence[int], count: int
+) -> Iterator[tuple[Removed, torch.Tensor]]:
+    """What `Walk.removals` gives, by one evaluation each."""
+    gone = [block for block in range(len(block_list(model)[1])) if block not in remaining]
+    return live_removals(model, ids_RT, [tuple(sorted((*gone, *more))) for more in sets_of(remaining, count)])
 
 
 def _sums(values_N: torch.Tensor, batch: Batch) -> np.ndarray:

@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import SpecError, StoreError
-from paretune.model.load import ADAPTER, LoadedModel, load_model
+from paretune.model.load import ADAPTER, load_model
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store
@@ -56,7 +56,10 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
         if form == "adapter":
             _write_adapter(cell, store, draft, to, dataset)
             return f"{to}: PEFT adapter of `{cell.variant}`"
-        loaded = _load(cell, store)
+        # Any evaluation knows base, precision and parents of the model that it measures.
+        measured = next(iter(cell.evaluations.values()))
+        inputs = {role: store.artifact(parent) for role, parent in measured.inputs.items() if role == "model"}
+        loaded = load_model(_context(measured, inputs))
         loaded.model.save_pretrained(draft)
         loaded.tokenizer.hf.save_pretrained(draft)
         (draft / CARD).write_text(model_card(cell, dataset, loaded.tokenizer), encoding="utf-8")
@@ -84,13 +87,6 @@ def find_cell(plan: Plan, wanted: Wanted) -> PlannedCell:
     return cells[0]
 
 
-def _load(cell: PlannedCell, store: Store) -> LoadedModel:
-    # Any evaluation knows base, precision and parents of the model that it measures.
-    measured = next(iter(cell.evaluations.values()))
-    inputs = {role: store.artifact(parent) for role, parent in measured.inputs.items() if role == "model"}
-    return load_model(_context(measured, inputs))
-
-
 def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path, dataset: Mapping[str, Any]) -> None:
     last = cell.methods[-1] if cell.methods else None
     artifact = store.artifact(last) if last else None
@@ -107,28 +103,16 @@ def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path, datas
     tokenizer = load_tokenizer(last.config["base"], last.resources["base"])
     tokenizer.hf.save_pretrained(draft)
     name, _, commit = base.removeprefix("hub:").partition("@") if base.startswith("hub:") else (base, "", "")
-    _point_at_base(draft / "adapter_config.json", name, commit)
+    config_file = draft / "adapter_config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8")) | {"base_model_name_or_path": name, "revision": commit or None}
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     arguments = f'"{"base" if "model" in last.inputs else name}"' + (f', revision="{commit}"' if commit else "")
     (draft / CARD).write_text(model_card(cell, dataset, tokenizer, arguments), encoding="utf-8")
-
-
-def _point_at_base(config_file: Path, name: str, commit: str) -> None:
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config |= {"base_model_name_or_path": name, "revision": commit or None}
-    config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _context(stage: Stage, inputs: dict) -> StageContext:
     config = {**stage.config, "device": "cpu", "precision": "float32" if "train" in stage.config else stage.config["precision"]}
     return StageContext(config, inputs, stage.resources, RunOptions(), Path(), lambda **_: None)
-
-
-def _let_read(folder: Path) -> None:
-    """Give files the mode that new ones have: safetensors writes its own for their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*"):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 @contextmanager
@@ -139,7 +123,11 @@ def _whole(to: Path) -> Iterator[Path]:
     try:
         draft.mkdir(parents=True)
         yield draft
-        _let_read(draft)
+        # The mode that new files have: safetensors writes its own for their owner alone.
+        mask = os.umask(0)
+        os.umask(mask)
+        for path in draft.rglob("*"):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
         if to.exists():
             to.rmdir()
         draft.rename(to)

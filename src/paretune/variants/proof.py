@@ -27,6 +27,14 @@ WINDOWS = ("sliding_window", "attention_chunk_size")
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Rounding alone, with a cache against without, over 28 blocks: 2e-6 in float32, 3e-3 in float16, 2e-2 in bfloat16."""
 
+_COMPARED = {
+    "identity": "live, against the whole model with the dropped blocks skipped",
+    "cache": "live with a cache, against live without",
+    "reload": "reloaded, against live",
+    "reload_cache": "reloaded with a cache, against reloaded without",
+}
+"""Fields of the proof, and what is compared."""
+
 
 @dataclass(frozen=True)
 class SurgeryProof:
@@ -73,7 +81,16 @@ def prove_saved(model: PreTrainedModel, directory: Path, reference: torch.Tensor
         live, live_cached = compute_at_once(model), compute_one_by_one(model)
     with refusing(f"`{name}` cannot be saved and read again after its change"):
         model.save_pretrained(directory)
-        again = _read_again(model, directory)
+        again, info = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=model.dtype,
+            attn_implementation=model.config._attn_implementation,
+            output_loading_info=True,
+        )
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+            if info[problem]:
+                raise StageError(f"`{directory}` reloads with {problem}: {sorted(map(str, info[problem]))[:4]}")
+        again.to(model.device).eval()
         read, read_cached = compute_at_once(again), compute_one_by_one(again)
     proof = SurgeryProof(
         identity=_largest_difference(live, reference),
@@ -83,7 +100,13 @@ def prove_saved(model: PreTrainedModel, directory: Path, reference: torch.Tensor
         left_window=bool(windows_of(model)),
         tolerance=TOLERANCE[model.dtype],
     )
-    _refuse_unproven(name, proof)
+    for field, meaning in _COMPARED.items():
+        difference = getattr(proof, field)
+        if not difference <= proof.tolerance:  # also true of a NaN
+            raise StageError(
+                f"`{name}` does not keep its meaning: the logits {meaning}, differ by {difference:.1e} of the largest "
+                f"(tolerance {proof.tolerance:.0e}); this architecture cannot be pruned"
+            )
     return proof
 
 
@@ -100,7 +123,8 @@ def compute_at_once(model: PreTrainedModel) -> torch.Tensor:
 
 @torch.no_grad()
 def compute_one_by_one(model: PreTrainedModel) -> torch.Tensor:
-    """The same, token after token with a cache; with narrow windows the first few at once, as a prompt is."""
+    """Logits of the probe, as `compute_at_once` gives them, token after token with a cache; with narrow windows the first few
+    at once, as a prompt is."""
     probe = probe_of(model)
     wide = _decode(model, probe, prompt=1)
     if not windows_of(model):
@@ -145,34 +169,5 @@ def narrow_windows(model: PreTrainedModel) -> Iterator[None]:
             setattr(holder, name, window)
 
 
-def _read_again(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
-    again, info = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=model.dtype,
-        attn_implementation=model.config._attn_implementation,
-        output_loading_info=True,
-    )
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if info[problem]:
-            raise StageError(f"`{directory}` reloads with {problem}: {sorted(map(str, info[problem]))[:4]}")
-    return again.to(model.device).eval()
-
-
 def _largest_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
     return ((logits.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
-
-
-def _refuse_unproven(name: str, proof: SurgeryProof) -> None:
-    meanings = {
-        "identity": "live, against the whole model with the dropped blocks skipped",
-        "cache": "live with a cache, against live without",
-        "reload": "reloaded, against live",
-        "reload_cache": "reloaded with a cache, against reloaded without",
-    }
-    for field, meaning in meanings.items():
-        difference = getattr(proof, field)
-        if not difference <= proof.tolerance:  # also true of a NaN
-            raise StageError(
-                f"`{name}` does not keep its meaning: the logits {meaning}, differ by {difference:.1e} of the largest "
-                f"(tolerance {proof.tolerance:.0e}); this architecture cannot be pruned"
-            )

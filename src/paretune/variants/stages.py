@@ -1,6 +1,5 @@
 """The stage bodies of the methods that change a model without training it."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +14,17 @@ from paretune.variants.proof import prune_blocks as prune_and_prove
 
 def prune_blocks(context: StageContext) -> dict[str, Any]:
     """Stage body: remove blocks, show that nothing else changed, and leave a model directory that plain transformers loads."""
-    chosen, measured = choose_measured(context) if "calibration" in context.config["method"] else (None, {})
+    method = context.config["method"]
+    chosen, measured = choose_measured(context) if "calibration" in method else (method["blocks"], {})
     loaded = load_model(context, torch.float32)
     before, _ = count_parameters(loaded.model)
     num_blocks = len(block_list(loaded.model)[1])
-    drop = chosen or _unmeasured(context.config["method"], num_blocks)
+    if chosen:
+        drop = chosen
+    elif method["choose"] == "random":
+        drop = choose_random(num_blocks, method["count"], method["seed"])
+    else:
+        drop = choose_blocks(num_blocks, count=method["count"], choose=method["choose"])
     proof = prune_and_prove(loaded.model, drop, context.draft, base_fingerprint=context.config["base"]["digest"])
     loaded.tokenizer.hf.save_pretrained(context.draft)
     after, _ = count_parameters(loaded.model)
@@ -32,12 +37,3 @@ def prune_blocks(context: StageContext) -> dict[str, Any]:
         "largest_difference": max(proof.identity, proof.cache, proof.reload, proof.reload_cache),
         **measured,
     }
-
-
-def _unmeasured(method: Mapping[str, Any], num_blocks: int) -> Sequence[int]:
-    """The blocks that are named, at one end, or drawn."""
-    if method["blocks"]:
-        return method["blocks"]
-    if method["choose"] == "random":
-        return choose_random(num_blocks, method["count"], method["seed"])
-    return choose_blocks(num_blocks, count=method["count"], choose=method["choose"])

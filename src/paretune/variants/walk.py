@@ -54,7 +54,17 @@ class Walk:
         gone = [block for block in range(len(self.blocks)) if block not in remaining]
         calls = self._enter(ids_RT[:1])
         states_RTD = _hidden(*self._enter(ids_RT)[0]).clone()
-        run = partial(self._run, calls)
+
+        def run(index: int, states_STD: torch.Tensor) -> None:
+            # The arguments are those of one row, which all rows share: they broadcast.
+            args, kwargs = calls[index]
+            for part_STD in states_STD.split(max(1, self.forward_tokens // states_STD.shape[1])):
+                if args:
+                    output = self.blocks[index](part_STD, *args[1:], **kwargs)
+                else:
+                    output = self.blocks[index](**kwargs | {"hidden_states": part_STD})
+                part_STD.copy_(_state(output))
+
         for removed, final_RTD in _removals(run, states_RTD, remaining, count, remaining if among is None else among):
             yield tuple(sorted((*gone, *removed))), self._leave(ids_RT[:1], final_RTD)
 
@@ -79,16 +89,6 @@ class Walk:
 
         with _replaced(self.blocks, block):
             return self.model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state
-
-    def _run(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], index: int, states_STD: torch.Tensor) -> None:
-        # The arguments are those of one row, which all rows share: they broadcast.
-        args, kwargs = calls[index]
-        for part_STD in states_STD.split(max(1, self.forward_tokens // states_STD.shape[1])):
-            if args:
-                output = self.blocks[index](part_STD, *args[1:], **kwargs)
-            else:
-                output = self.blocks[index](**kwargs | {"hidden_states": part_STD})
-            part_STD.copy_(_state(output))
 
     def _returned(self, index: int, states_RTD: torch.Tensor) -> Any:
         rest = self.rests[index]
@@ -129,7 +129,8 @@ def agrees(walk: Walk, count: int) -> bool:
 def live_removals(
     model: PreTrainedModel, ids_RT: torch.Tensor, sets: Sequence[Removed]
 ) -> Iterator[tuple[Removed, torch.Tensor]]:
-    """The same one evaluation each, with the blocks of each set skipped: correct wherever hooks are."""
+    """(removed, last hidden states [R, T, D]) without each of `sets`, skipped in one evaluation each: correct wherever hooks
+    are."""
     for removed in sets:
         with skipped_blocks(model, removed):
             final_RTD = model.base_model(input_ids=ids_RT, use_cache=False).last_hidden_state
@@ -166,15 +167,15 @@ def _agrees_on(walk: Walk, ids_RT: torch.Tensor, count: int) -> bool:
     chosen = tuple(range(first, first + count))
     (_, expected_RTD), *_ = live_removals(walk.model, ids_RT, [chosen])
     try:
-        found = walk.removals(ids_RT, remaining, count, among=chosen)
-        found_RTD = next(final_RTD for removed, final_RTD in found if removed == chosen)
+        removals = walk.removals(ids_RT, remaining, count, among=chosen)
+        walked_RTD = next(final_RTD for removed, final_RTD in removals if removed == chosen)
     except torch.OutOfMemoryError:
         raise
     except REFUSALS:
         return False
-    if found_RTD.shape != expected_RTD.shape:
+    if walked_RTD.shape != expected_RTD.shape:
         return False
-    difference = (found_RTD.double() - expected_RTD.double()).abs().max() / expected_RTD.double().abs().max()
+    difference = (walked_RTD.double() - expected_RTD.double()).abs().max() / expected_RTD.double().abs().max()
     return bool(difference <= TOLERANCE[expected_RTD.dtype])  # not true of a NaN
 
 
@@ -187,7 +188,16 @@ def _removals(
     so that memory holds N + count states however many sets there are.
     """
     if count <= 1:
-        yield from _single_removals(run, states_RTD, blocks, among)
+        sets: list[Removed] = [()]
+        batch_KRTD = states_RTD.new_empty(1 + sum(block in among for block in blocks), *states_RTD.shape)
+        batch_KRTD[0] = states_RTD
+        for block in blocks:
+            running = len(sets)
+            if block in among:
+                batch_KRTD[running] = batch_KRTD[0]
+                sets.append((block,))
+            run(block, batch_KRTD[:running].flatten(0, 1))
+        yield from zip(sets, batch_KRTD, strict=True)
         return
     current_RTD = states_RTD.clone()
     for position, block in enumerate(blocks):
@@ -196,21 +206,6 @@ def _removals(
                 yield (block, *removed), final_RTD
         run(block, current_RTD)
     yield (), current_RTD
-
-
-def _single_removals(
-    run: Run, states_RTD: torch.Tensor, blocks: Sequence[int], among: Sequence[int]
-) -> Iterator[tuple[Removed, torch.Tensor]]:
-    sets: list[Removed] = [()]
-    batch_KRTD = states_RTD.new_empty(1 + sum(block in among for block in blocks), *states_RTD.shape)
-    batch_KRTD[0] = states_RTD
-    for block in blocks:
-        running = len(sets)
-        if block in among:
-            batch_KRTD[running] = batch_KRTD[0]
-            sets.append((block,))
-        run(block, batch_KRTD[:running].flatten(0, 1))
-    yield from zip(sets, batch_KRTD, strict=True)
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 from random import Random
 
 import pytest
-
-from paretune.data.grammar import Writer, polish, read_grammar, shuffled
+from grammar import Writer, polish, read_grammar, shuffled
 
 
 def write(template: str, rules: str = "", seed: int = 0, **facts: str) -> str:

@@ -1,0 +1,140 @@
+"""Answers after a shared context: the text of each is that of plain generation, one prompt at a time."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from paretune.data.tokenizer import load_tokenizer
+from paretune.data.trees import ROUND_TO
+from paretune.evaluate import answers
+from paretune.evaluate.answers import Decoding, Prompt, continuation_text, write_answers
+from paretune.model.forward import num_positions
+from paretune.model.load import LoadedModel, load_pretrained
+from paretune.model.shared_context import SharedContexts, bytes_per_entry
+from tests.evaluate.stages import BASE
+from tests.tiny import VOCABULARY_SIZE, make_model
+
+CONTEXTS = [
+    "The train to the harbour leaves at seven, and the driver waits for nobody. " * 2,
+    "A lamp.",
+    "She read the letter twice.",
+]
+PROMPTS = ["\nTitle:", "", "\nWhich of these is a metal? Answer:"]
+
+
+def load(architecture: str, folder: Path) -> LoadedModel:
+    base = make_model(architecture, folder)
+    model = load_pretrained(str(base), torch.float32).eval()
+    return LoadedModel(model, load_tokenizer(BASE, str(base)), torch.device("cpu"), num_positions(model))
+
+
+def prompts_of(loaded: LoadedModel, limit: int = 12) -> list[Prompt]:
+    contexts = [np.array([loaded.tokenizer.prefix_id, *loaded.tokenizer.encode(context)], np.int32) for context in CONTEXTS]
+    return [
+        Prompt(context, np.array(loaded.tokenizer.encode(prompt), np.int32), limit + n)
+        for context in contexts
+        for n, prompt in enumerate(PROMPTS)
+    ]
+
+
+def plain(loaded: LoadedModel, prompt: Prompt) -> list[int]:
+    """Plain greedy generation of transformers, one unpadded sequence."""
+    ids = torch.tensor([[*prompt.context.tolist(), *prompt.ids.tolist()]])
+    config = GenerationConfig(max_new_tokens=prompt.max_new_tokens, eos_token_id=loaded.tokenizer.eos_id, pad_token_id=0)
+    found = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[
+        0, ids.shape[1] :
+    ].tolist()
+    return found[: found.index(1)] if 1 in found else found
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt-neox", "llama", "mistral", "qwen2", "gemma2", "gemma3", "opt"])
+def test_answers_are_those_of_plain_generation(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(architecture, tmp_path)
+    prompts = prompts_of(loaded)
+    assert bytes_per_entry(loaded.packed)
+    found = write_answers(loaded, prompts)
+    assert [list(each.ids) for each in found] == [plain(loaded, prompt) for prompt in prompts]
+    monkeypatch.setattr(answers, "bytes_per_entry", lambda packed: None)
+    assert [each.ids for each in write_answers(loaded, prompts)] == [each.ids for each in found]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_padded_rows_are_written_and_ended_by_the_same_rules(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(architecture, tmp_path)
+    prompts = [replace(prompt, stops=("e", "\n"), seed=n) for n, prompt in enumerate(prompts_of(loaded, limit=30))]
+    for decoding in (Decoding(), Decoding(1.5, top_p=0.9, top_k=40, repetition_penalty=1.3)):
+        with monkeypatch.context() as patch:
+            shared = write_answers(loaded, prompts, decoding)
+            patch.setattr(answers, "bytes_per_entry", lambda packed: None)
+            padded = write_answers(loaded, prompts, decoding)
+        assert [(a.ids, a.text, a.stopped_by) for a in padded] == [(a.ids, a.text, a.stopped_by) for a in shared]
+        assert "stop" in {a.stopped_by for a in shared}
+
+
+def test_answers_do_not_depend_on_what_is_answered_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load("llama", tmp_path)
+    prompts = prompts_of(loaded)
+    together = write_answers(loaded, prompts)
+    for name, limit in (("MAX_ANSWERS", 1), ("MAX_ANSWERS", 2), ("MAX_ANSWERS", 8), ("MAX_BYTES", 1), ("PASS_TOKENS", 1)):
+        monkeypatch.setattr(answers, name, limit)
+        assert [each.text for each in write_answers(loaded, prompts)] == [each.text for each in together]
+    assert [each.text for each in write_answers(loaded, prompts[::-1])][::-1] == [each.text for each in together]
+
+
+def test_a_context_is_read_once(tmp_path: Path) -> None:
+    loaded = load("llama", tmp_path)
+    assert bytes_per_entry(loaded.packed)
+    read = []
+    hook = loaded.model.get_input_embeddings().register_forward_hook(lambda _, arguments, __: read.append(arguments[0].numel()))
+    prompts = prompts_of(loaded, limit=1)
+    write_answers(loaded, prompts)
+    hook.remove()
+    once = sum({id(prompt.context): len(prompt.context) for prompt in prompts}.values())
+    assert once <= max(read) < once + sum(len(prompt.ids) + 1 for prompt in prompts) + ROUND_TO
+
+
+def test_an_architecture_that_cannot_share_answers_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load("llama", tmp_path)
+    monkeypatch.setattr(SharedContexts, "step", lambda self, trees_B, *_: torch.zeros(len(trees_B), VOCABULARY_SIZE))
+    assert bytes_per_entry(loaded.packed) is None
+    prompts = prompts_of(loaded)[:3]
+    assert [list(each.ids) for each in write_answers(loaded, prompts)] == [plain(loaded, prompt) for prompt in prompts]
+
+
+def test_an_answer_ends_at_its_stop_text(tmp_path: Path) -> None:
+    loaded = load("llama", tmp_path)
+    prompts = prompts_of(loaded)
+    whole = write_answers(loaded, prompts)[0]
+    stop = whole.text[4:6]
+    cut = write_answers(loaded, [replace(prompts[0], stops=(stop,)), *prompts[1:]])
+    assert (cut[0].text, cut[0].stopped_by) == (whole.text[: whole.text.index(stop)], "stop")
+    assert loaded.tokenizer.decode(cut[0].ids).startswith(cut[0].text + stop)
+    assert [each.text for each in cut[1:]] == [each.text for each in write_answers(loaded, prompts)[1:]]
+
+
+@pytest.mark.parametrize(("num_short", "expected"), [(20, [21]), (150, [64, 87])])
+def test_a_long_context_is_not_put_beside_more_short_ones_than_have_room(num_short: int, expected: list[int]) -> None:
+    empty = np.zeros(0, np.int32)
+    prompts = [Prompt(np.zeros(length, np.int32), empty, 8) for length in (900, *[20] * num_short)]
+    drafts = [answers._Draft(prompt, 8, torch.Generator()) for prompt in prompts]
+    groups = list(answers._groups_by_context(drafts))
+    assert {id(draft) for group in groups for tree in group for draft in tree} == set(map(id, drafts))
+    assert [len(group) for group in groups] == expected
+
+
+def test_text_keeps_the_space_that_a_decoder_drops_at_a_beginning() -> None:
+    class Decoder:
+        """As SentencePiece decodes: a word mark is a space, but for the first."""
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join({1: "▁one", 2: "▁two", 3: "s"}[token] for token in ids).replace("▁", " ").removeprefix(" ")
+
+    assert continuation_text(Decoder(), [1], [2, 3]) == " twos"
+    assert continuation_text(Decoder(), [1], [3]) == "s"
+    assert continuation_text(Decoder(), [], [2]) == "two"
