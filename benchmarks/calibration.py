@@ -21,16 +21,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from scipy import stats
 
-from paretune.analysis.compare import Difference, average, difference
-from paretune.analysis.estimate import DRAWS
-from paretune.analysis.measured import headline, measure
-from paretune.analysis.scores import Items, Place, Quantity, Scores, SeedScores
+from paretune.analysis.compare import Difference, difference
+from paretune.analysis.inference import DRAWS
+from paretune.analysis.measure import measure
+from paretune.analysis.scores import Entrant, Items, Quantity, Scores, SeedScores, average, make_samples, read_scores
 from paretune.api import open_results
 
 DOCUMENTS = (20, 50, 100, 500, 1000)
 SEEDS = (1, 3, 5)
 QUANTITY = Quantity("perplexity", "test", "bits_per_byte")
-ONE, OTHER = Place("base", "data", "one"), Place("base", "data", "other")
+ONE, OTHER = Entrant("base", "data", "one"), Entrant("base", "data", "other")
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,21 @@ def synthetic(documents: int = 2000) -> Population:
 
 def of_study(study: str, store: str | None) -> Population:
     """The first variant with several seeds, in the quantity that its study is judged by."""
-    measured = measure(open_results(study, store))
-    for group in measured.groups:
-        quantity = headline(measured, group)
-        for place in (group.place(name) for name in group.variants):
-            sample = measured.samples.get(place, {}).get(quantity) if quantity is not None else None
+    results = open_results(study, store)
+    scores = read_scores(results)
+    samples = make_samples(scores)
+    for group in measure(results).groups:
+        quantity = group.headline
+        for entrant in group.entrants:
+            sample = samples.get(entrant, {}).get(quantity) if quantity is not None else None
             if quantity is None or sample is None or len(sample.seeds) < 2:
                 continue
-            one, other = (average({seed: measured.scores[place][quantity][seed]}) for seed in sample.seeds[:2])
+            one, other = (average({seed: scores[entrant][quantity][seed]}) for seed in sample.seeds[:2])
             assert one is not None
             assert other is not None
             apart = (one.sums - other.sums) / sample.weights / np.sqrt(2)
             effect = float(np.std(list(sample.by_seed.values()), ddof=1))
-            print(f"Drawn from {len(apart)} documents of `{place.variant}`, {quantity.metric} on {quantity.split}.\n")
+            print(f"Drawn from {len(apart)} documents of `{entrant.variant}`, {quantity.metric} on {quantity.split}.\n")
             values = sample.sums / sample.weights
             return Population(values, sample.weights, apart - np.average(apart, weights=sample.weights), effect)
     raise SystemExit("the study has no variant with two seeds of scores")

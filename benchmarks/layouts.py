@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from paretune.analysis.curves import read_curve
-from paretune.analysis.looks import COLOURS, STYLE
+from paretune.analysis.figures import COLOURS, STYLE
+from paretune.analysis.training import read_curve
 from paretune.api import open_results, run
 
 LAYOUTS = ("padded", "trees")
@@ -42,7 +42,7 @@ def main() -> None:
         print(f"{column}: at most {apart.max():.1e} nats apart, from {one[column].max():.3f} down to {one[column].min():.3f}")
     seconds = {layout: curve["seconds"].iloc[-1] for layout, curve in curves.items()}
     print(", ".join(f"{layout} {value:.1f} s" for layout, value in seconds.items()) + " of optimizer steps")
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(fname=STYLE):
         draw(curves).savefig(arguments.figure)
 
 

@@ -33,7 +33,7 @@ from scipy import stats
 
 from benchmarks.calibration import print_table
 from paretune.analysis.compare import difference
-from paretune.analysis.scores import Place, Quantity, SeedScores, read_scores
+from paretune.analysis.scores import Entrant, Quantity, SeedScores, read_scores
 from paretune.api import OpenStudy, open_study
 from paretune.pipeline.results import read_results
 from paretune.pipeline.stage import RunOptions
@@ -56,7 +56,7 @@ QUANTITIES = (
     Quantity("qa", "", "accuracy"),
     Quantity("qa", "", "log_likelihood"),
 )
-ONE, OTHER = Place("tiny", "notes", "one"), Place("tiny", "notes", "other")
+ONE, OTHER = Entrant("tiny", "notes", "one"), Entrant("tiny", "notes", "other")
 _SIDES = tuple(f"{seeds} seed{'s' * (seeds > 1)} a side" for seeds in SEEDS)
 COLUMNS = ("pair", "seeds", "metric", "documents", "one", "other", "p", "p_documents", "detected", "swaps")
 STUDY = """

@@ -85,13 +85,13 @@ def compare(file: str | Path, reference: str | None = None, store: str | Path | 
 
     SpecError if the study has no such variant.
     """
-    from paretune.analysis.measured import measure
-    from paretune.analysis.tables import comparisons_table
+    from paretune.analysis.csv import comparisons
+    from paretune.analysis.measure import measure
 
     results = open_results(file, store)
     if reference is not None and reference not in results.study.variants:
         raise SpecError(f"reference: no variant `{reference}`{which_variant(reference, results.study.variants)}")
-    return comparisons_table(measure(results), reference)
+    return comparisons(measure(results, also_against=reference), reference)
 
 
 __all__ = ["OpenStudy", "compare", "load_study", "open_results", "open_study", "plan", "run"]

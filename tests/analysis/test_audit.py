@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from paretune.analysis.audit import audit_section, audit_table
-from paretune.analysis.document import Document
-from paretune.analysis.measured import measure
+from paretune.analysis.conclusions import find
+from paretune.analysis.document import Bullets, Section, Table
 from paretune.analysis.outputs import write_outputs
-from paretune.analysis.render import as_markdown
+from paretune.analysis.sections import build_report
+from paretune.analysis.setup import AuditClean, CleaningProposed, DataCleaned, LabelsCounted
 from paretune.pipeline.records import Results
 from paretune.study.data import Clean
 from paretune.study.findings import proposed_clean
@@ -43,43 +43,47 @@ def results(folder: Path, findings: list[dict[str, Any]], **metrics: int) -> Res
     return replace(made, data={name: replace(data, metrics=dict(data.metrics) | metrics)}, audit={name: audit})
 
 
-def section(found: Results) -> str:
-    written = audit_section(measure(found))
-    return "" if written is None else as_markdown(Document("t", [written]))
+def section(found: Results) -> Section | None:
+    report = build_report(find(found), frozenset())
+    return next((section for section in report.sections if section.title == "Audit of the data"), None)
 
 
 def test_only_what_was_found_has_a_row(tmp_path: Path) -> None:
-    text = section(results(tmp_path, FINDINGS))
-    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines() if line.startswith("|")][2:]
-    assert [each[0] for each in rows] == [
+    found = section(results(tmp_path, FINDINGS))
+    assert found is not None
+    table, told = found.blocks
+    assert isinstance(table, Table)
+    assert isinstance(told, Bullets)
+    assert [row[1] for row in table.rows] == [
         *("damaged encoding", "mail addresses", "far longer than most"),
         *("answer stands in the prompt (tags)", "answer stands in the prompt (title)"),
     ]
-    assert rows[1][1:] == ["2 (2.0 %)", "0", "1 (10.0 %)", "7, 31, 44"]
-    assert rows[4][-1] == "1, 2, 3"
-    assert "Labels of `type`" in text
-    assert "2 labels, `a` 60, `b` 40 (most and fewest of 100)." in text
-    assert "`clean: {encoding: fix, mask: [email]}` would change that" in text
+    assert table.rows[1][2:] == ["2 (2.0 %)", "0", "1 (10.0 %)", "7, 31, 44"]
+    assert table.rows[4][-1] == "1, 2, 3"
+    labels, *_ = (fact for fact in told.items if isinstance(fact, LabelsCounted))
+    assert (labels.task, labels.counts, labels.num_records) == ("type", "2 labels, `a` 60, `b` 40", 100)
+    assert CleaningProposed("news", "encoding: fix, mask: [email]") in told.items
 
 
 def test_what_cleaning_did_is_told(tmp_path: Path) -> None:
-    found = results(tmp_path, [], fixed=3, masked_email=1, masked_phone=1200, records_duplicate=4, records_unsafe=2)
-    text = section(found)
-    assert "encoding repaired in 3 records, `[EMAIL]` written 1 time, `[PHONE]` written 1,200 times" in text
-    assert "nothing found" in text
+    found = section(results(tmp_path, [], fixed=3, masked_email=1, masked_phone=1200, records_duplicate=4, records_unsafe=2))
+    assert found is not None
+    (told,) = found.blocks
+    assert isinstance(told, Bullets)
+    assert DataCleaned("news", 3, (("email", 1), ("phone", 1200))) in told.items
+    assert AuditClean("news") in told.items
 
 
 def test_nothing_is_said_of_data_that_was_not_audited(tmp_path: Path) -> None:
-    assert section(make_results(tmp_path, SMALL)) == ""
+    assert section(make_results(tmp_path, SMALL)) is None
 
 
 def test_audit_csv_names_the_records(tmp_path: Path) -> None:
-    found = results(tmp_path, FINDINGS)
-    table = audit_table(measure(found))
+    write_outputs(results(tmp_path, FINDINGS), tmp_path / "out", figures=False)
+    table = pd.read_csv(tmp_path / "out" / "audit.csv")
     assert list(table.columns) == ["dataset", "split", "finding", "detail", "count", "of", "records"]
     assert table[table.finding == "email"].records.tolist() == ["7 31", "44"]
-    write_outputs(found, tmp_path / "out")
-    assert len(pd.read_csv(tmp_path / "out" / "audit.csv")) == len(FINDINGS)
+    assert len(table) == len(FINDINGS)
     assert "## Audit of the data" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 

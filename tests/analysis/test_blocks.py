@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from paretune.analysis.blocks import blocks_section
+from paretune.analysis.caveats import BlocksChosen
+from paretune.analysis.conclusions import find
 from paretune.analysis.document import Paragraph, Section, Table
-from paretune.analysis.measured import measure
+from paretune.analysis.making import blocks_section
 from paretune.analysis.render import as_text
-from paretune.analysis.report import build_report
+from paretune.analysis.sections import build_report
 from paretune.pipeline.records import Cell, Results
 from tests.analysis.synthetic import Shape, make_results
 
@@ -63,8 +64,8 @@ def results_with_choice(
 
 
 def section_of(results: Results) -> Section:
-    measured = measure(results)
-    section = blocks_section(measured, measured.groups[0])
+    findings = find(results)
+    section = blocks_section(findings, findings.groups[0])
     assert section is not None
     return section
 
@@ -74,10 +75,11 @@ def test_each_set_stands_against_the_chosen_one_with_a_paired_interval(tmp_path:
     told, table = section_of(results).blocks
     assert isinstance(told, Paragraph)
     assert isinstance(table, Table)
+    assert isinstance(told.text, BlocksChosen)
     tokens = next(c for c in results.cells if c.variant == "reduced").methods[0].metrics["calibration_tokens"]
-    assert told.text.startswith(
-        f"`reduced`: block 1 of 4 removed by `choose: loss`, measured on {tokens:,} tokens of 30 documents"
-    )
+    choice = told.text.choice
+    assert (choice.entrants, choice.removed, choice.num_blocks) == ((("reduced", None),), (1,), 4)
+    assert (choice.criterion, choice.num_tokens, choice.num_documents) == ("loss", tokens, 30)
     assert [row[0] for row in table.rows] == ["no block", "block 1", "block 2", "block 3", "block 0"]
     assert [row[3] for row in table.rows] == ["", "removed", "", "", ""]
     assert table.rows[1][2] == "-"
@@ -121,21 +123,23 @@ def test_a_choice_after_training_names_its_seed(tmp_path: Path) -> None:
         replace(cell, methods=tuple(replace(one, key=f"{one.key} {cell.seed}") for one in cell.methods))
         for cell in results.cells
     ]
-    first, second = (
-        block.text for block in section_of(replace(results, cells=tuple(cells))).blocks if isinstance(block, Paragraph)
-    )
-    assert (first.split(":")[0], second.split(":")[0]) == ("`reduced` seed 0", "`reduced` seed 1")
+    blocks = section_of(replace(results, cells=tuple(cells))).blocks
+    facts = [block.text for block in blocks if isinstance(block, Paragraph)]
+    assert [fact.choice.entrants for fact in facts if isinstance(fact, BlocksChosen)] == [
+        (("reduced", 0),),
+        (("reduced", 1),),
+    ]
 
 
 @pytest.mark.parametrize("documents", [1, 30])
 def test_it_stands_in_the_report(documents: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "DOCUMENTS", documents)
-    text = as_text(build_report(measure(results_with_choice(tmp_path)), frozenset()))
+    text = as_text(build_report(find(results_with_choice(tmp_path)), frozenset()))
     assert "Removed blocks\n" in text
     assert "nan" not in text
     assert max(map(len, text.splitlines())) <= 120
 
 
 def test_a_study_without_measured_choices_has_no_such_section(tmp_path: Path) -> None:
-    measured = measure(make_results(tmp_path, Shape(documents=12, epochs=1, evaluations=("perplexity",))))
-    assert blocks_section(measured, measured.groups[0]) is None
+    findings = find(make_results(tmp_path, Shape(documents=12, epochs=1, evaluations=("perplexity",))))
+    assert blocks_section(findings, findings.groups[0]) is None

@@ -2,14 +2,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from paretune.analysis.costs import Cost, noise_of, ratio, read_costs
-from paretune.analysis.scores import Place
+from paretune.analysis.scores import Entrant
 from tests.analysis.synthetic import Shape, make_results
 
 SMALL = Shape(documents=6, evaluations=("latency",), epochs=1)
-BASE, FULL, LORA = (Place("novels", "news", name) for name in ("base", "full", "original"))
+BASE, FULL, LORA = (Entrant("novels", "news", name) for name in ("base", "full", "original"))
 
 
-def costs_of(**figures: Cost) -> dict[Place, dict[str, Cost]]:
+def costs_of(**figures: Cost) -> dict[Entrant, dict[str, Cost]]:
     return {LORA: {"train_seconds": figures["one"]}, FULL: {"train_seconds": figures["other"]}}
 
 

@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,19 +9,23 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from paretune.analysis.curve_figure import _apart, draw_curves
-from paretune.analysis.figures import write_figures
-from paretune.analysis.looks import looks, short_names
-from paretune.analysis.measured import measure
-from paretune.analysis.pareto_figure import draw_pareto
+from paretune.analysis import figures
+from paretune.analysis.findings import Findings
+from paretune.analysis.measure import measure
+from paretune.pipeline.records import Results
+from paretune.study import registry
+from paretune.study.metrics import Metric
 from paretune.study.study import load_study
-from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results, study_text
+from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results, study_text, write_scores
+
+SMALL = Shape(documents=8, epochs=1, seeds=(0,))
 
 
 def test_every_base_and_dataset_has_its_figures(tmp_path: Path) -> None:
-    shape = Shape(bases=("novels", "stories"), datasets=("news",), seeds=(0,), documents=8, epochs=1)
-    written = write_figures(measure(make_results(tmp_path, shape)), tmp_path)
-    names = ["curves-news-novels.png", "curves-news-stories.png", "comparison-news.png", "pareto.png"]
+    shape = replace(SMALL, bases=("novels", "stories"))
+    findings = measure(make_results(tmp_path, shape))
+    written = figures.write_figures(findings, tmp_path)
+    names = [*map(figures.curves_name, findings.groups), figures.comparison_name("news"), figures.PARETO_NAME]
     assert [file.name for file in written] == names
     for file in written:
         picture = matplotlib.image.imread(file)
@@ -29,56 +35,113 @@ def test_every_base_and_dataset_has_its_figures(tmp_path: Path) -> None:
 
 def test_nothing_trained_has_no_curves_and_nothing_measured_no_figure(tmp_path: Path) -> None:
     shape = Shape(variants={"base": VARIANTS["base"]}, documents=6, evaluations=("perplexity",))
-    assert [file.name for file in write_figures(measure(make_results(tmp_path, shape)), tmp_path)] == ["comparison-news.png"]
+    findings = measure(make_results(tmp_path, shape))
+    assert [file.name for file in figures.write_figures(findings, tmp_path)] == [figures.comparison_name("news")]
 
 
-def test_a_variant_looks_the_same_in_every_study_figure_and_no_two_look_alike(tmp_path: Path) -> None:
+def test_names_of_files_need_no_matplotlib() -> None:
+    code = "import sys, paretune.analysis.figures as f; f.comparison_name('news'); sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_variant_looks_the_same_in_every_figure_of_a_study_and_no_two_look_alike(tmp_path: Path) -> None:
     variants = {"base": VARIANTS["base"], **{f"v{index}": Truth("[{train.lora: {}}]", 4.0) for index in range(20)}}
     file = tmp_path / "study.yaml"
     file.write_text(study_text(Shape(variants=variants)), encoding="utf-8")
-    found = looks(load_study(file))
-    assert len(set(found.values())) == 21
-    assert len({look.colour for name, look in list(found.items())[:8]}) == 8
+    looks = list(figures.looks(load_study(file)).values())
+    assert len({(look.colour, look.line, look.marker) for look in looks}) == 21
+    assert len({look.colour for look in looks[:8]}) == 8
 
 
 def test_long_names_keep_what_tells_them_apart() -> None:
     names = [f"lora-on-all-linear-layers-with-rank-{rank}-and-a-long-tail" for rank in (4, 8, 16)]
-    found = short_names(["base", *names])
-    assert found["base"] == "base"
-    assert [found[name] for name in names] == ["…rank-4…", "…rank-8…", "…rank-16…"]
-    same_ends = short_names(["a" * 20 + str(index) + "b" * 60 for index in range(3)])
+    short = figures.short_names(["base", *names])
+    assert short["base"] == "base"
+    assert [short[name] for name in names] == ["…rank-4…", "…rank-8…", "…rank-16…"]
+    same_ends = figures.short_names(["a" * 20 + str(index) + "b" * 60 for index in range(3)])
     assert len(set(same_ends.values())) == 3
     assert all(len(name) <= 36 for name in same_ends.values())
 
 
-@pytest.mark.parametrize("wanted", [[0.5, 0.5, 0.5], [0.1, 0.12, 0.9], [0.2, 0.5, 0.8]])
-def test_labels_are_moved_apart_as_little_as_needed(wanted: list[float]) -> None:
-    placed = _apart(np.array(wanted), 0.1)
-    assert (np.diff(placed) >= 0.1 - 1e-12).all()
-    assert placed.mean() == pytest.approx(np.mean(wanted))
-    if np.diff(wanted).min() >= 0.1:
-        assert placed.tolist() == wanted
+@pytest.mark.parametrize("losses", [(4.0, 4.0, 4.0), (4.0, 4.02, 4.8), (3.5, 4.1, 4.8)])
+def test_names_beside_curves_are_moved_apart_as_little_as_needed(tmp_path: Path, losses: tuple[float, ...]) -> None:
+    variants = {f"v{index}": replace(VARIANTS["original"], loss=loss) for index, loss in enumerate(losses)}
+    findings = measure(make_results(tmp_path, replace(SMALL, variants=variants, epochs=2, seed_effect=0.0)))
+    figure = figures.draw_curves(findings, findings.groups[0])
+    assert figure is not None
+    axes = figure.axes[-1]
+    gap = 11.5 / (axes.get_window_extent().height / figure.dpi * 72)
+    wanted = np.array([name.xy[1] for name in axes.texts])
+    moved = np.array([name.xyann[1] for name in axes.texts])
+    assert (np.diff(moved) >= gap - 1e-9).all()
+    assert moved.mean() == pytest.approx(wanted.mean())
+    if np.diff(wanted).min() >= gap:
+        assert moved == pytest.approx(wanted)
 
 
 def test_single_evaluations_have_no_panel_of_their_own(tmp_path: Path) -> None:
-    measured = measure(make_results(tmp_path, Shape(documents=6, epochs=1, evaluations=("perplexity",))))
-    figure = draw_curves(measured, measured.groups[0])
-    assert figure is not None
-    assert [axes.get_title() for axes in figure.axes] == ["Train loss (running mean)"]
-    (tmp_path / "two").mkdir()
-    measured = measure(make_results(tmp_path / "two", Shape(documents=6, epochs=2, evaluations=("perplexity",))))
-    figure = draw_curves(measured, measured.groups[0])
-    assert figure is not None
-    assert len(figure.axes) == 2
+    for epochs, num_panels in ((1, 1), (2, 2)):
+        (root := tmp_path / str(epochs)).mkdir()
+        findings = measure(make_results(root, Shape(documents=6, epochs=epochs, evaluations=("perplexity",))))
+        figure = figures.draw_curves(findings, findings.groups[0])
+        assert figure is not None
+        assert [axes.get_title() for axes in figure.axes] == ["Train loss (running mean)", "Validation loss"][:num_panels]
 
 
 def test_names_of_equal_variants_do_not_stand_on_each_other(tmp_path: Path) -> None:
     twins = {name: replace(VARIANTS["original"], ms_per_token=ms) for name, ms in (("one", 4.0), ("two", 4.0), ("far", 60.0))}
-    figure = draw_pareto(measure(make_results(tmp_path, Shape(twins, documents=12, epochs=1))))
+    figure = figures.draw_pareto(measure(make_results(tmp_path, Shape(twins, documents=12, epochs=1))))
     assert figure is not None
     FigureCanvasAgg(figure).draw()
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in axes.texts]
         assert len(boxes) == 3
-        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
         assert not any("times" in label.get_text() for label in axes.get_xticklabels(minor=True))
+
+
+def test_each_of_two_latencies_has_its_panels(tmp_path: Path) -> None:
+    findings = measure(_with_second_latency(make_results(tmp_path, SMALL), tmp_path))
+    comparison, pareto = figures.draw_comparison(findings, "news"), figures.draw_pareto(findings)
+    assert comparison is not None
+    assert pareto is not None
+    titles = [axes.get_title() for axes in comparison.axes]
+    assert titles[-2:] == ["Milliseconds per token\non latency", "Milliseconds per token\non twice"]
+    labels = [axes.get_xlabel() for axes in pareto.axes]
+    assert labels == ["model size", "time per token on latency", "time per token on twice", "training time"]
+
+
+def test_a_headline_of_others_is_drawn_like_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Metric("coverage", "coverage of facts", "higher", "share", 0.0, 1.0, title="Facts covered")
+    monkeypatch.setattr(registry, "METRICS", (row, *registry.METRICS))
+    registry.metrics.cache_clear()
+    registry.metric_of.cache_clear()
+    try:
+        findings = _with_coverage(make_results(tmp_path, SMALL))
+        comparison, pareto = figures.draw_comparison(findings, "news"), figures.draw_pareto(findings)
+    finally:
+        registry.metrics.cache_clear()
+        registry.metric_of.cache_clear()
+    assert comparison is not None
+    assert pareto is not None
+    assert comparison.axes[0].get_title() == "Facts covered on generate\nhigher is better"
+    assert [text.get_text() for text in comparison.axes[0].texts] == ["70 %", "60 %", "50 %", "40 %"]
+    assert pareto.axes[0].get_ylabel() == "coverage of facts on generate\nhigher is better"
+
+
+def _with_second_latency(results: Results, root: Path) -> Results:
+    file = root / "study.yaml"
+    file.write_text(file.read_text(encoding="utf-8") + "  twice: {kind: latency, repeats: 5}\n", encoding="utf-8")
+    cells = [replace(cell, evaluations={**cell.evaluations, "twice": cell.evaluations["latency"]}) for cell in results.cells]
+    return replace(results, study=load_study(file), cells=tuple(cells))
+
+
+def _with_coverage(results: Results) -> Findings:
+    for index, cell in enumerate(results.cells):
+        shares = 0.7 - 0.1 * index + 0.01 * (-1.0) ** np.arange(8)
+        rows = [
+            {"split": "", "document": str(at), "example": str(at), "metric": "coverage", "value": share, "weight": 1.0}
+            for at, share in enumerate(shares)
+        ]
+        write_scores(cell.evaluations["generate"].path, rows)
+    return measure(results)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from paretune.analysis.compare import Difference, difference
-from paretune.analysis.estimate import ratio_interval, standard_error, wilson_interval
-from paretune.analysis.exact import fisher_p, holm, sign_flip_p
-from paretune.analysis.scores import Items, Place, Quantity, Scores
-from paretune.analysis.sentences import detectable
+from paretune.analysis.inference import fisher_p, holm, ratio_interval, sign_flip_p, standard_error, wilson_interval
+from paretune.analysis.scores import Entrant, Items, Quantity, Scores
+from paretune.analysis.words import detectable
 
 DOCUMENTS = np.array([0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 5, 5])
 VALUES = np.array([1.2, 1.5, 0.9, 1.1, 1.0, 2.0, 1.8, 1.4, 1.3, 1.6, 1.2, 0.7, 0.8, 1.9, 2.1])
@@ -65,7 +64,7 @@ def test_five_and_seven_of_twenty_have_no_winner_however_they_overlap(both: int)
     assert found.low < 0 < found.high
     assert found.mde > 0.2
     told = detectable(found)
-    assert not math.isfinite(found.mde) or told == f"; {100 * found.mde:.1f} points would have been detected"
+    assert not math.isfinite(found.mde) or told == f"{100 * found.mde:.1f} points"
     assert fisher_p(5, 20, 7, 20) == pytest.approx(0.7311, abs=1e-4)
 
 
@@ -75,7 +74,7 @@ def _answers(right: int, other_right: int, both: int, num: int) -> Difference:
     other[right - both : right - both + other_right] = 1
     names = np.array([f"q{index}" for index in range(num)], dtype=object)
     items = Items(names, names)
-    sides = [(Place("b", "d", name), {0: Scores(items, side, np.ones(num))}) for name, side in (("y", other), ("x", one))]
+    sides = [(Entrant("b", "d", name), {0: Scores(items, side, np.ones(num))}) for name, side in (("y", other), ("x", one))]
     found = difference(sides[0], sides[1], Quantity("qa", "", "accuracy"), 0.95)
     assert found is not None
     return found

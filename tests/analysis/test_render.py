@@ -1,11 +1,13 @@
+from pathlib import Path
+
 import pytest
 
-from paretune.analysis.document import Bullets, Document, Paragraph, Section, SideBySide, Table, Text
-from paretune.analysis.render import as_markdown, as_text, escaped, fenced, visible
+from paretune.analysis.document import Block, Bullets, Document, Paragraph, Section, SideBySide, Table, Text
+from paretune.analysis.render import as_html, as_markdown, as_text, escaped, fenced, visible
 
 
-def one(*blocks: object) -> Document:
-    return Document("title", [Section("part", list(blocks))])  # type: ignore[arg-type]
+def one(*blocks: Block) -> Document:
+    return Document("title", [Section("part", list(blocks))])
 
 
 def test_control_characters_do_not_reach_a_terminal() -> None:
@@ -61,3 +63,23 @@ def test_an_empty_generation_is_shown_as_such_and_a_long_one_is_cut() -> None:
     assert "(nothing)" in text
     assert text.count("x") == 1500
     assert "(all of it in generations.jsonl)" in " ".join(text.split())
+
+
+def test_a_page_takes_words_literally_and_knows_verdicts(tmp_path: Path) -> None:
+    table = Table(("<name>", "verdict"), [["`a` & b", "better"], ["`a` & b", "worse"]], "of `<x>`", grouped=True)
+    texts = SideBySide("<script>", [Text("a", "n", "</pre>")])
+    page = as_html(one(Paragraph("`<b>` and <i>"), Bullets(["x < y"]), table, texts), tmp_path)
+    assert "<p><code>&lt;b&gt;</code> and &lt;i&gt;</p>" in page
+    assert "<ul><li>x &lt; y</li></ul>" in page
+    assert '<th class="word">&lt;name&gt;</th>' in page
+    assert '<tr><td class="word">`a` &amp; b</td><td class="better">better</td></tr>' in page
+    assert '<tr><td class="word"></td><td class="worse">worse</td></tr>' in page
+    assert "<caption>of <code>&lt;x&gt;</code></caption>" in page
+    assert "<pre>&lt;/pre&gt;</pre>" in page
+    assert "<script" not in page
+
+
+def test_a_paragraph_that_introduces_a_list_stands_close_to_it() -> None:
+    listed = Bullets(["one", "two"])
+    assert "all:\n- one\n- two\n" in as_text(one(Paragraph("all:", introduces=True), listed))
+    assert "all:\n\n- one\n" in as_text(one(Paragraph("all:"), listed))

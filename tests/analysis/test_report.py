@@ -1,5 +1,7 @@
 import json
 import re
+import sys
+import types
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,11 +10,13 @@ import pandas as pd
 import pytest
 from rich.cells import cell_len
 
-from paretune.analysis.measured import measure
+from paretune.analysis.conclusions import find
+from paretune.analysis.document import Section
 from paretune.analysis.outputs import write_outputs
 from paretune.analysis.render import as_markdown, as_text
-from paretune.analysis.report import build_report
+from paretune.analysis.sections import build_report
 from paretune.pipeline.records import Cell, Record, Results
+from paretune.study.registry import evaluations
 from paretune.study.study import load_study
 from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results, write_scores
 
@@ -40,7 +44,7 @@ CASES = {
 
 def report_of(results: Results) -> str:
     """report.md without the figures, which take most of the time."""
-    return as_markdown(build_report(measure(results), frozenset()))
+    return as_markdown(build_report(find(results), frozenset()))
 
 
 def part(text: str, title: str) -> str:
@@ -65,7 +69,7 @@ def test_every_study_has_a_report_that_fits(case: str, tmp_path: Path) -> None:
 
 
 def test_both_reports_say_the_same(tmp_path: Path) -> None:
-    report = build_report(measure(make_results(tmp_path, SMALL)), frozenset())
+    report = build_report(find(make_results(tmp_path, SMALL)), frozenset())
     text, markdown = as_text(report), as_markdown(report)
     plain = " ".join(text.split())
     for line in part(markdown, "In short").splitlines():
@@ -476,3 +480,52 @@ def test_one_missing_variant_is_no_lead_over_every_other(tmp_path: Path) -> None
     assert "lead over every other variant" not in short
     assert "its lead over the others that were measured is detected" in short
     assert "Incomplete: of `reduced` 1 stage failed" in short
+
+
+def test_both_of_two_latencies_have_their_columns(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    text = results.study_file.read_text(encoding="utf-8")
+    latencies = "  fast: {kind: latency, repeats: 5}\n  slow: {kind: latency, repeats: 9}\n"
+    results.study_file.write_text(text.replace("  latency: {repeats: 5}\n", latencies), encoding="utf-8")
+    cells = []
+    for cell in results.cells:
+        fast = cell.evaluations["latency"]
+        slow = replace(fast, metrics={name: 10 * value for name, value in fast.metrics.items()})
+        kept = {name: record for name, record in cell.evaluations.items() if name != "latency"}
+        cells.append(replace(cell, evaluations={**kept, "fast": fast, "slow": slow}))
+    found = part(report_of(replace(results, study=load_study(results.study_file), cells=tuple(cells))), "Cost")
+    heads = "first token, ms, fast | ms per token, fast | first token, ms, slow | ms per token, slow"
+    assert heads in found
+    (base,) = (line for line in found.splitlines() if line.startswith("| base |"))
+    fast_ms, slow_ms = (float(base.split(" | ")[index].rstrip(" |")) for index in (-3, -1))
+    assert slow_ms == pytest.approx(10 * fast_ms, rel=0.02)
+
+
+def test_an_evaluation_without_a_section_has_a_table_of_its_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = replace(evaluations()["qa"], name="quiz", section=None)
+    monkeypatch.setitem(evaluations(), "quiz", row)
+    results = make_results(tmp_path, SMALL)
+    text = results.study_file.read_text(encoding="utf-8").replace("  qa: {path", "  qa: {kind: quiz, path")
+    results.study_file.write_text(text, encoding="utf-8")
+    markdown = report_of(replace(results, study=load_study(results.study_file)))
+    found = part(markdown, "Other measurements")
+    assert "qa, 95 % intervals" in found
+    assert re.search(r"^\| variant \| accuracy \(likelihood\) .*\| exact match \|", found, re.MULTILINE)
+    assert "Questions and answers" not in markdown
+
+
+def test_a_section_of_others_stands_behind_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = replace(evaluations()["generate"], section=f"{__name__}:quiz_section")
+    monkeypatch.setitem(sys.modules, __name__, types.SimpleNamespace(quiz_section=lambda *_: Section("Quiz", [], level=3)))
+    monkeypatch.setitem(evaluations(), "generate", row)
+    titles = re.findall(r"^#+ (.*)$", report_of(make_results(tmp_path, SMALL)), re.MULTILINE)
+    assert titles.index("Training") < titles.index("Quiz") < titles.index("Notes")
+
+
+def test_a_report_without_figures_draws_none(tmp_path: Path) -> None:
+    written = write_outputs(make_results(tmp_path, SMALL), tmp_path / "out", figures=False)
+    assert {file.name for file in written} == {
+        *(f"{name}.csv" for name in ("results", "estimates", "comparisons", "curves", "audit")),
+        *("generations.jsonl", "findings.json", "report.txt", "report.md", "report.html"),
+    }
+    assert "![" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")

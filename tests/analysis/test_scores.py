@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from paretune.analysis.compare import make_samples
-from paretune.analysis.scores import Place, Quantity, common_items, read_scores
+from paretune.analysis.scores import Entrant, Quantity, common_items, make_samples, read_scores
 from tests.analysis.synthetic import Shape, make_results, write_scores
 
 SMALL = Shape(seeds=(0,), documents=6, evaluations=("perplexity", "qa"), epochs=1)
@@ -15,8 +14,8 @@ def test_variants_scored_on_the_same_examples_share_one_list_of_them(tmp_path: P
     quantity = Quantity("perplexity", "test", "loss")
     lists = {
         id(by_seed[seed].items)
-        for place in scores
-        for seed, by_seed in [(s, scores[place][quantity]) for s in scores[place][quantity]]
+        for entrant in scores
+        for seed, by_seed in [(s, scores[entrant][quantity]) for s in scores[entrant][quantity]]
     }
     assert len(lists) == 1
 
@@ -32,13 +31,13 @@ def test_the_same_examples_in_another_order_are_brought_into_one(tmp_path: Path)
     write_scores(second.path, rows[::-1])
     scores = read_scores(results)
     quantity = Quantity("perplexity", "test", "loss")
-    one, other = (scores[place][quantity] for place in list(scores)[:2])
+    one, other = (scores[entrant][quantity] for entrant in list(scores)[:2])
     items = common_items([*one.values(), *other.values()])
     assert items is not None
     shared = [next(iter(side.values())).on(items) for side in (one, other)]
     assert shared[0].values.tolist() == shared[1].values.tolist() == [1.0, 2.0, 5.0]
     samples = make_samples(scores)
-    assert [samples[place][quantity].mean for place in list(scores)[:2]] == [pytest.approx(12 / 5)] * 2
+    assert [samples[entrant][quantity].mean for entrant in list(scores)[:2]] == [pytest.approx(12 / 5)] * 2
 
 
 def test_slices_are_quantities_of_their_own_and_empty_examples_count_nothing(tmp_path: Path) -> None:
@@ -51,7 +50,7 @@ def test_slices_are_quantities_of_their_own_and_empty_examples_count_nothing(tmp
         {**base, "document": "4", "example": "4", "value": 0.5, "slice.level": "easy", "weight": 0.0},
     ]
     write_scores(results.cells[0].evaluations["qa"].path, rows)
-    found = read_scores(results)[Place("novels", "news", "base")]
+    found = read_scores(results)[Entrant("novels", "news", "base")]
     quantity = Quantity("qa", "", "accuracy")
     assert len(found[quantity][None].items) == 3
     assert found[quantity._replace(slice="level: easy")][None].values.tolist() == [1.0]

@@ -1,110 +1,96 @@
-import json
+"""The builder of tables, and what figures look like by the row of their metric."""
+
 import math
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from paretune.analysis.measured import measure
-from paretune.analysis.tables import comparisons_table, estimates_table, write_tables
+from paretune.analysis.compare import Estimate
+from paretune.analysis.conclusions import find
+from paretune.analysis.costs import Cost
+from paretune.analysis.scores import Quantity
+from paretune.analysis.tables import (
+    Column,
+    answers_column,
+    cost_text,
+    estimate_column,
+    estimate_text,
+    make_table,
+    p_text,
+    signed,
+    subjects,
+)
 from tests.analysis.synthetic import Shape, make_results
 
-SMALL = Shape(documents=8, epochs=1)
+
+def estimate(mean: float, low: float, high: float) -> Estimate:
+    return Estimate(mean, low, high, 40, 40, {0: mean})
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tables")
-    write_tables(measure(make_results(root, SMALL)), root)
-    return root
-
-
-def test_the_columns_are_those_of_the_documentation(folder: Path) -> None:
-    headers = {
-        name: (folder / f"{name}.csv").read_text(encoding="utf-8").splitlines()[0]
-        for name in ("results", "estimates", "comparisons", "curves")
-    }
-    assert headers["results"] == "base,dataset,variant,seed,trial,split,task,slice,metric,value,n"
-    assert headers["estimates"] == (
-        "base,dataset,variant,split,task,slice,metric,mean,ci_low,ci_high,n_examples,n_documents,n_seeds"
-    )
-    assert headers["comparisons"] == (
-        "base,dataset,variant,baseline,split,task,slice,metric,difference,ci_low,ci_high,p,p_adjusted,mde,verdict"
-    )
-    assert headers["curves"] == (
-        "base,dataset,variant,seed,trial,epoch,step,train_loss,validation_loss,train_token_accuracy,validation_token_accuracy,"
-        "learning_rate,seconds,tokens"
-    )
-
-
-def test_results_have_a_row_for_every_seed_and_costs_are_whole(folder: Path) -> None:
-    table = pd.read_csv(folder / "results.csv", keep_default_na=False, dtype=str)
-    assert not table.duplicated(["base", "dataset", "variant", "seed", "split", "task", "slice", "metric"]).any()
-    loss = table[(table.variant == "original") & (table.metric == "loss") & (table.split == "test")]
-    assert loss.seed.tolist() == ["0", "1"]
-    assert loss.n.tolist() == ["8", "8"]
-    assert set(table[table.variant == "base"].seed) == {""}
-    row = table[(table.variant == "original") & (table.metric == "trainable_parameters")].iloc[0]
-    assert (row.task, row.value, row.n, row.split) == ("cost", "73728", "", "")
-
-
-def test_perplexity_is_exp_of_the_loss_in_both_tables(folder: Path) -> None:
-    results, estimates = (pd.read_csv(folder / f"{name}.csv", keep_default_na=False) for name in ("results", "estimates"))
-    for keys in (["variant", "seed", "split"], ["variant", "split"]):
-        table, value = (results, "value") if "seed" in keys else (estimates, "mean")
-        scored = table[table.task == "perplexity"]
-        pivot = scored.pivot_table(index=keys, columns="metric", values=value)
-        assert len(pivot) >= 8
-        assert [math.exp(loss) for loss in pivot["loss"]] == pytest.approx(pivot["perplexity"].tolist())
-
-
-def test_an_estimate_is_the_mean_of_its_seeds_inside_its_interval(folder: Path) -> None:
-    results, estimates = (pd.read_csv(folder / f"{name}.csv") for name in ("results", "estimates"))
-    keys = {"variant": "full", "task": "perplexity", "split": "validation", "metric": "bits_per_byte"}
-
-    def rows(table: pd.DataFrame) -> pd.DataFrame:
-        return table[(table[list(keys)] == pd.Series(keys)).all(axis=1)]
-
-    found = rows(estimates).iloc[0]
-    assert found["mean"] == pytest.approx(rows(results)["value"].mean())
-    assert found.ci_low < found["mean"] < found.ci_high
-    assert (found.n_examples, found.n_documents, found.n_seeds) == (8, 8, 2)
-
-
-def test_comparisons_are_of_every_variant_with_the_baseline_and_of_whatever_is_asked_for(tmp_path: Path) -> None:
-    results = make_results(tmp_path, SMALL)
-    measured = measure(results)
-    table = comparisons_table(measured)
-    # The baseline is the first trained variant.
-    assert set(table.variant) == {"base", "original", "reduced"}
-    assert set(table.baseline) == {"full"}
-    assert not set(table.metric) & {"new_tokens"}
-    estimates = estimates_table(measured)
-    keys = ["base", "dataset", "split", "task", "slice", "metric"]
-    means = estimates[estimates.metric.isin(set(table.metric) - {"log_likelihood"})].set_index([*keys, "variant"])["mean"]
-    for row in table[table.metric != "log_likelihood"].itertuples():
-        place = (row.base, row.dataset, row.split, row.task, row.slice, row.metric)
-        assert row.difference == pytest.approx(means[(*place, row.variant)] - means[(*place, "full")], abs=1e-9)
-    assert (table.p_adjusted >= table.p - 1e-12).all()
-    other = comparisons_table(measured, "base")
-    assert set(other.variant) == {"full", "original", "reduced"}
-    assert (other.p_adjusted >= other.p - 1e-12).all()
-
-
-def test_curves_have_a_row_for_every_step_of_every_seed(folder: Path) -> None:
-    table = pd.read_csv(folder / "curves.csv")
-    assert table.groupby(["variant", "seed"]).size().to_dict() == {
-        (name, seed): 8 for name in ("full", "original", "reduced") for seed in (0, 1)
-    }
-    assert table.validation_loss.notna().sum() == 6
-
-
-def test_generations_carry_their_owner(folder: Path) -> None:
-    rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert list(rows[0]) == [
-        *("base", "dataset", "variant", "seed", "task", "prompt"),
-        *("text", "reference", "new_tokens", "seconds", "stopped_by"),
-        *("document", "example", "references", "filtered"),
+def test_a_table_is_rows_and_columns_with_dashes_for_what_is_missing() -> None:
+    columns: list[Column[int]] = [
+        Column("number", str),
+        Column("half", lambda row: None if row % 2 else str(row // 2)),
+        Column("never", lambda _row: None, optional=True),
+        Column("state", lambda row: "" if row else "none"),
     ]
-    assert len(rows) == 2 * 7
-    assert {(row["variant"], row["seed"]) for row in rows} >= {("base", None), ("full", 0), ("full", 1)}
+    table = make_table([0, 1, 2], columns, "Numbers", words=2, grouped=True)
+    assert table.header == ("number", "half", "state")
+    assert table.rows == [["0", "0", "none"], ["1", "-", ""], ["2", "1", ""]]
+    assert (table.caption, table.words, table.grouped) == ("Numbers", 2, True)
+
+
+def test_a_grouped_table_says_a_name_once() -> None:
+    columns: list[Column[tuple[str, str]]] = [Column("a", lambda row: row[0]), Column("b", lambda row: row[1])]
+    table = make_table([("x", "1"), ("x", "2"), ("y", "3")], columns, grouped=True)
+    assert [row[0] for row in table.folded] == ["x", "", "y"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "found", "text"),
+    [
+        ("perplexity", (1.534, 1.512, 1.561), "1.53 (1.51 to 1.56)"),
+        ("accuracy", (0.386, 0.361, 0.412), "38.6 % (36.1 to 41.2 %)"),
+        ("rouge_l", (0.0025, 0.0, 0.0076), "0.003 (0.000 to 0.008)"),
+        ("coherence", (3.5, 3.25, 3.75), "3.50 (3.25 to 3.75)"),
+        ("stopped_by_eos", (0.25, 0.1, 0.4), "25.0 %"),
+        ("length_ratio", (1.5, 1.4, 1.6), "1.5"),
+        ("accuracy", (0.386, math.nan, math.nan), "38.6 %"),
+        ("unheard_of", (12.345, 12.0, 13.0), "12"),
+    ],
+)
+def test_a_figure_looks_like_its_metric(metric: str, found: tuple[float, float, float], text: str) -> None:
+    assert estimate_text(metric, estimate(*found)) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "text"),
+    [
+        ("model_bytes", (28.4e6,), "28.4 MB"),
+        ("train_seconds", (245.0, 245.0), "4 min 05 s"),
+        ("parameters", (7e6,), "7,000,000"),
+        ("train_tokens_per_second", (798.0, 826.0), "812 ± 14"),
+        ("fast.ms_per_token", (4.25,), "4.25"),
+    ],
+)
+def test_a_cost_looks_like_its_unit(name: str, values: tuple[float, ...], text: str) -> None:
+    assert cost_text(name, Cost(dict(enumerate(values)))) == text
+
+
+def test_signs_and_p_values() -> None:
+    assert signed(0.045, 0.031, 0.059, 3) == "+0.045 (+0.031 to +0.059)"
+    assert signed(-0.1, -math.inf, math.inf, 3) == "-0.100"
+    assert [p_text(p) for p in (0.00001, 0.0423, 0.4231)] == ["< 0.0001", "0.042", "0.42"]
+
+
+def test_marks_stand_behind_figures_and_not_behind_dashes(tmp_path: Path) -> None:
+    findings = find(make_results(tmp_path, Shape(documents=12, epochs=1, leakage="allow")))
+    rows = subjects(findings.groups[0])
+    for split, mark in (("test", "†"), ("validation", "")):
+        column = estimate_column(findings, Quantity("perplexity", split, "bits_per_byte"))
+        assert column.heading == "bits per byte"
+        assert all((cell := column.cell(row)) is not None and cell.endswith(f"){mark}") for row in rows)
+    answers = answers_column(findings, Quantity("qa", "", "accuracy"))
+    assert all((cell := answers.cell(row)) is not None and " of 10† (" in cell for row in rows)
+    nothing = estimate_column(findings, Quantity("qa", "", "rouge_l"))
+    assert make_table(rows, [nothing]).rows == [["-"]] * 4

@@ -1,20 +1,31 @@
-"""How far raters agree: Krippendorff's alpha for ordered ratings, with an interval over items, and weighted kappa for pairs.
+"""Ratings of texts, and how far raters agree: Krippendorff's alpha with an interval over items, and weighted kappa for pairs.
 
 Alpha is 1 minus the disagreement that was seen over what raters who guess by the same numbers would show: 1 is perfect, 0 is
 chance. It takes any number of raters and missing ratings, and a distance of ranks: 1 and 2 lie farther apart where many ratings
-lie between them.
+lie between them. Ratings on which raters do not agree measure the rater: below an alpha of 0.667 they bear no verdict. A judge
+model is held to the same against people who rated the same texts.
 """
 
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 
-from paretune.analysis.estimate import SEED, Floats, Ints
+from paretune.analysis.inference import SEED, Floats, Ints
+from paretune.pipeline.records import Cell, read_lines
+from paretune.study.ratings import Judge, Ratings
+from paretune.study.study import Study
 
 RELIABLE, TENTATIVE = 0.8, 0.667
 """Of alpha: from the first on conclusions can be drawn, from the second on tentative ones, below it none (Krippendorff 2004,
 Content Analysis, 2nd edition, page 241)."""
 _DRAWS = 2000
+_RATED = ["item", "rater", "occasion", "criterion"]
+"""Columns that name a rating; beside them stands its `value`."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,73 @@ class Agreement:
     high: float
     num_items: int
     """With two ratings or more."""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What stands behind the ratings of an evaluation in one criterion."""
+
+    between: Literal["raters", "judge and people", "one person", "judge alone"]
+    num_raters: int
+    agreement: Agreement | None
+    """Of people with each other, or of the judge with the people of the study; None where nobody else rated these texts."""
+    kappas: Mapping[tuple[str, str], float]
+    """Weighted kappa of each pair of raters; NaN where nobody varies."""
+    repeated: Mapping[str, Agreement]
+    """By rater: with a second look of the same rater."""
+
+    @property
+    def withheld(self) -> bool:
+        return self.agreement is not None and self.agreement.alpha < TENTATIVE
+
+    @property
+    def reliable(self) -> bool:
+        return self.agreement is not None and self.agreement.alpha >= RELIABLE
+
+
+@dataclass(frozen=True)
+class Rating:
+    """The ratings of one evaluation."""
+
+    criteria: tuple[str, ...]
+    raters: tuple[str, ...]
+    """Names of people, or the judge model."""
+    by_judge: bool
+    trust: Mapping[str, Trust]
+    """By criterion."""
+    num_ratings: int
+    num_missing: int
+    """Of them: left empty, or none after several tries."""
+    unread: Mapping[str, tuple[int, int]]
+    """By rater: items on the sheet that are no texts of this study, and all items of the sheet; where there are any."""
+
+
+def read_ratings(study: Study, cells: Sequence[Cell]) -> dict[str, Rating]:
+    """By evaluation that rates texts and was measured."""
+    uses = {name: use.config for name, use in study.evaluate.items() if isinstance(use.config, Judge | Ratings)}
+    records = {name: [cell.evaluations[name] for cell in cells if name in cell.evaluations] for name in uses}
+    tables = {name: _read(record.path / "ratings.jsonl" for record in records[name]) for name in uses}
+    people = [tables[name] for name, config in uses.items() if isinstance(config, Ratings)]
+    of_people = pd.concat(people).drop_duplicates(_RATED) if people else _read([])
+    found = {}
+    for name, config in uses.items():
+        table = tables[name]
+        unread: dict[str, tuple[int, int]] = {}
+        for rater in config.by_rater if isinstance(config, Ratings) and records[name] else ():
+            size = records[name][0].metrics[f"items_{rater}"]
+            seen = len(table[table["rater"] == rater].drop_duplicates(["item", "occasion"]))
+            unread |= {rater: (size - seen, size)} if seen < size else {}
+        others = of_people if isinstance(config, Judge) else None
+        found[name] = Rating(
+            criteria=tuple(config.criteria),
+            raters=(config.model,) if isinstance(config, Judge) else tuple(config.by_rater),
+            by_judge=isinstance(config, Judge),
+            trust={criterion: _trust(table, others, criterion, study.compare.interval) for criterion in config.criteria},
+            num_ratings=len(table),
+            num_missing=int(table["value"].isna().sum()),
+            unread=unread,
+        )
+    return found
 
 
 def agreement(ratings: Floats, level: float) -> Agreement | None:
@@ -79,3 +157,33 @@ def _alpha(coincidences: Floats) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         found: Floats = np.where(expected > 0, 1 - disagreement / expected, np.nan)
     return found
+
+
+def _read(files: Iterable[Path]) -> pd.DataFrame:
+    """Every rating of a text once, whichever variants wrote it, with NaN for those that are missing."""
+    rows = [row for file in files for row in read_lines(file)]
+    table = pd.DataFrame(rows, columns=[*_RATED, "value"]).astype({"value": "float64"})
+    return table.drop_duplicates(_RATED)
+
+
+def _trust(table: pd.DataFrame, people: pd.DataFrame | None, criterion: str, level: float) -> Trust:
+    """`people` are the ratings by persons where `table` are those by a judge."""
+    own = _matrix(table, criterion)
+    pairs = itertools.combinations(own.index, 2)
+    kappas = {(one, other): weighted_kappa(own.loc[one].to_numpy(), own.loc[other].to_numpy()) for one, other in pairs}
+    looks = {rater: _matrix(table[table["rater"] == rater], criterion, by="occasion") for rater in own.index}
+    again = {rater: agreement(look.to_numpy(), level) for rater, look in looks.items()}
+    repeated = {rater: found for rater, found in again.items() if found is not None}
+    if people is None:
+        found = agreement(own.to_numpy(), level) if len(own) > 1 else None
+        return Trust("raters" if found else "one person", len(own), found, kappas, repeated)
+    sides = pd.DataFrame([own.mean(), _matrix(people, criterion).mean()])
+    found = agreement(sides.to_numpy(), level)
+    return Trust("judge and people" if found else "judge alone", len(own), found, kappas, repeated)
+
+
+def _matrix(table: pd.DataFrame, criterion: str, by: str = "rater") -> pd.DataFrame:
+    """Raters (or occasions) by items; of a rater the first look."""
+    kept = table[(table["criterion"] == criterion) & table["value"].notna()]
+    kept = kept[kept["occasion"] == 0] if by == "rater" else kept
+    return kept.pivot(index=by, columns="item", values="value")

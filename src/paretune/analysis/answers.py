@@ -1,143 +1,329 @@
-"""What the question sets of a study can tell, in words: seldom much, for they are small."""
+"""What question sets, tasks, ratings and text outside the domain can tell: seldom much, for they are small.
 
+A model can know an answer and not write it as it was asked to, so the accuracy by likelihood stands beside that of what it
+writes. Learning and forgetting are two axes: a method that learns less often forgets less, and a single figure hides which it
+was. Ratings on which raters do not agree conclude nothing.
+"""
+
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from paretune.analysis import wording
-from paretune.analysis.choose import quantity_of, ranked_places
+import pandas as pd
+from scipy.sparse import bmat
+from scipy.sparse.csgraph import connected_components
+from scipy.stats.contingency import association
+
+from paretune.analysis.agreement import TENTATIVE, Trust
 from paretune.analysis.compare import Difference
-from paretune.analysis.elsewhere import harness_quantities
-from paretune.analysis.exact import chance_p
-from paretune.analysis.measured import Group, Measured, baseline, chance_of, difference_of
-from paretune.analysis.scores import Place, Quantity
-from paretune.analysis.sentences import amount_of, detectable, interval_of, named, noun, value_of
-from paretune.analysis.task_scores import against_commonest, format_failures, task_metrics
+from paretune.analysis.decision import rank, where_judged
+from paretune.analysis.findings import Fact, Findings, Group
+from paretune.analysis.inference import chance_p
+from paretune.analysis.scores import Entrant, Quantity, read_generations
+from paretune.study.registry import metrics
+from paretune.study.tasks import METRICS
 
-_TOLD_METRICS = 1
-"""Of a task, in words; the others stand in the tables."""
+ANSWER_METRICS = ("accuracy", "exact_match", "contains")
+"""Of questions, each 0 or 1."""
 _TOLD_TASKS = 5
 """Of lm-evaluation-harness, in words."""
-ANSWER_METRICS = ("accuracy", "exact_match", "contains")
+_NEAR = 0.8
+"""Cramer's V from which two fields count as one."""
 
 
-def answer_sentences(measured: Measured, group: Group, ranked_by: Quantity) -> Iterator[str]:
-    """What the question sets can tell, task by task and metric by metric."""
-    for task, use in measured.study.evaluate.items():
-        if use.kind != "qa":
-            continue
-        spoken_of: list[list[float]] = []
-        for metric in ANSWER_METRICS:
-            quantity = Quantity(task, "", metric)
-            ranked = ranked_places(measured, group, quantity)
-            means = [measured.samples[place][quantity].mean for place in ranked]
-            if len(ranked) > 1 and means not in spoken_of and quantity != ranked_by:
-                spoken_of.append(means)
-                yield from _answers_of(measured, group, ranked, quantity)
-            if metric == "accuracy" and ranked:
-                yield from _guessing(measured, group, ranked, quantity)
-        yield from told_apart(measured, group, Quantity(task, "", "log_likelihood"))
-    for quantity in harness_quantities(measured, group)[:_TOLD_TASKS]:
-        if quantity != ranked_by:
-            yield from told_apart(measured, group, quantity)
-    for task, scoring in measured.study.data[group.dataset].scored.items():
-        metrics = [metric for metric in task_metrics(scoring) if metric != "accuracy_generated"]
-        for metric in metrics[:_TOLD_METRICS]:
-            found = quantity_of(measured, group, metric, task)
-            if found is not None and found != ranked_by:
-                yield from told_apart(measured, group, found)
-        yield from format_failures(measured, group, task)
-        yield from against_commonest(measured, group, task)
+@dataclass(frozen=True)
+class AnswersUndecided(Fact):
+    """From how many right answers to how many variants go, perhaps the same, where none is told apart from the baseline."""
+
+    quantity: Quantity
+    num_questions: int
+    worst: tuple[Entrant, float]
+    best: tuple[Entrant, float]
+    widest: Difference | None
+    """From the baseline; None where nothing can be compared with it."""
 
 
-def _answers_of(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
-    best, worst = (measured.samples[place][quantity] for place in (ranked[0], ranked[-1]))
-    num = len(best.items)
-    title = f"{wording.capital(noun(quantity))} ({wording.plural(num, 'question')})"
-    if best.mean == worst.mean:
-        yield f"{title}: all variants answer {_right(best.mean, num)} correctly."
-        return
-    pairs = _against_baseline(measured, group, ranked, quantity)
-    told = [
-        f"{named(one.variant)} is {one.verdict} than {named(one.reference)} "
-        f"({_right(one.variant_mean, num)} against {_right(one.reference_mean, num)}, {interval_of(one)})"
-        for one in pairs
-        if one.detected
-    ]
-    if told:
-        yield f"{title}: {'; '.join(told)}."
-        return
-    span = f"from {_right(worst.mean, num)} ({named(ranked[-1])}) to {_right(best.mean, num)} ({named(ranked[0])})"
-    if not pairs:
-        yield f"{title}: {span}."
-        return
-    widest = max(pairs, key=lambda one: abs(one.mean))
-    test = f", exact test p = {widest.p:.2g}" if widest.answers_apart is not None else f", p = {widest.p:.2g}"
-    yield (
-        f"{title}: {span}; no variant is told apart from {named(widest.reference)} "
-        f"(widest gap {_num_answers(abs(widest.mean) * num)}, {named(widest.variant)}{test}; {_needed(widest, num)})."
-    )
-
-
-def _guessing(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> Iterator[str]:
+@dataclass(frozen=True)
+class LikeGuessing(Fact):
     """The variants whose right answers could be those of chance."""
-    chance = chance_of(measured, group, quantity.task)
-    if chance is None:
-        return
-    told, num = [], 0
-    for place in ranked:
-        sample = measured.samples[place][quantity]
-        num = len(sample.items)
-        p = chance_p(round(sample.mean * num), num, chance)
-        if p > 1 - measured.level:
-            told.append(f"{named(place)} ({_right(sample.mean, num)}, p = {p:.2g})")
-    if told:
-        test = f"chance {chance * num:.3g} of {num}, exact binomial test"
-        yield f"{wording.capital(noun(quantity))}: not told apart from guessing ({test}): {wording.listed(told)}."
+
+    quantity: Quantity
+    num_questions: int
+    chance: float
+    answers: tuple[tuple[Entrant, float, float], ...]
+    """Share of right answers and p value of each."""
 
 
-def told_apart(measured: Measured, group: Group, quantity: Quantity) -> Iterator[str]:
-    """Which variants differ from the baseline, or the widest gap that was not found to be one."""
-    pairs = _against_baseline(measured, group, ranked_places(measured, group, quantity), quantity)
-    told = [
-        f"{named(one.variant)} is {one.verdict} than {named(one.reference)} ({value_of(one, one.variant_mean)} against "
-        f"{value_of(one, one.reference_mean)}, {interval_of(one)})"
-        for one in pairs
-        if one.detected
-    ]
-    if told:
-        yield f"{wording.capital(noun(quantity))}: {'; '.join(told)}."
-    elif pairs:
-        widest = max(pairs, key=lambda one: abs(one.mean))
-        if widest.mean == 0:
-            yield f"{wording.capital(noun(quantity))}: {value_of(widest, widest.reference_mean)} for all variants."
-            return
-        yield (
-            f"{wording.capital(noun(quantity))}: no variant is told apart from {named(widest.reference)} (widest gap "
-            f"{amount_of(widest, signed=True)}, {named(widest.variant)}, {interval_of(widest)}{detectable(widest)})."
+@dataclass(frozen=True)
+class ScoresDiffer(Fact):
+    """What differs from the baseline."""
+
+    differences: tuple[Difference, ...]
+    num_questions: int | None = None
+    """Where the scores are right answers."""
+    trust: Trust | None = None
+    """Of ratings."""
+
+
+@dataclass(frozen=True)
+class ScoresUndecided(Fact):
+    """The widest difference from the baseline, where none is detected."""
+
+    widest: Difference
+    trust: Trust | None = None
+    """Of ratings."""
+
+
+@dataclass(frozen=True)
+class RatersDisagree(Fact):
+    """Ratings that conclude nothing."""
+
+    quantity: Quantity
+    trust: Trust
+    least: float = TENTATIVE
+    """Agreement from which they would."""
+
+
+@dataclass(frozen=True)
+class WrittenWorse(Fact):
+    """The variants whose likeliest label is right clearly more often than what they write."""
+
+    task: str
+    shares: tuple[tuple[Entrant, float, float], ...]
+    """By likelihood and as written."""
+
+
+@dataclass(frozen=True)
+class LikeCommonest(Fact):
+    """The variants that may have learned no more about labels than which one is the most frequent."""
+
+    task: str
+    label: str
+    share: float
+    """Of the right answers."""
+    accuracies: tuple[tuple[Entrant, float], ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """By how much text got better or worse against the untouched base, in bits per byte."""
+
+    mean: float
+    low: float
+    high: float
+    num_documents: int
+    detected: bool
+
+    @property
+    def has_interval(self) -> bool:
+        return math.isfinite(self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Forgotten(Fact):
+    """The variants that are shown to have forgotten, with what they learned, where that is known."""
+
+    task: str
+    level: float
+    changes: tuple[tuple[Entrant, Change, Change | None], ...]
+
+
+@dataclass(frozen=True)
+class ForgettingUnknown(Fact):
+    """Too few documents."""
+
+    task: str
+    num_documents: int
+
+
+@dataclass(frozen=True)
+class NothingForgotten(Fact):
+    """The variants that are not shown to have forgotten."""
+
+    task: str
+    entrants: tuple[Entrant, ...]
+
+
+@dataclass(frozen=True)
+class Confounded(Fact):
+    """Slices by two fields that cannot be told apart."""
+
+    task: str
+    fields: tuple[str, str]
+    num_empty: int
+    """Combinations of their values that no question has."""
+    num_combinations: int
+    strength: float
+    """Cramer's V."""
+
+
+def answer_facts(findings: Findings, group: Group) -> list[Fact]:
+    """Questions metric by metric, then the tasks of lm-evaluation-harness and those of the dataset."""
+    facts: list[Fact] = []
+    for task in (name for name, use in findings.study.evaluate.items() if use.kind == "qa"):
+        facts += _questions(findings, group, task)
+    # The metric that each task of lm-evaluation-harness is judged by; the loss of a word where it has no other.
+    ranking = [row.name for row in metrics().values() if row.is_quality and row.ranks]
+    judged: list[Quantity] = []
+    for task in group.harness_tasks:
+        quantities = (Quantity(task, "", metric) for metric in (*ranking, "word_loss"))
+        judged += itertools.islice((quantity for quantity in quantities if quantity in group.quantities), 1)
+    for quantity in judged[:_TOLD_TASKS]:
+        facts += _scores(findings, group, quantity) if quantity != group.headline else []
+    for task, scoring in findings.study.data[group.dataset].scored.items():
+        asked = [metric for metric in task_metrics(scoring) if metric != "accuracy_generated"]
+        first = where_judged(group, asked[0], task) if asked else None
+        facts += _scores(findings, group, first) if first is not None and first != group.headline else []
+        facts += _labels(findings, group, task)
+    return facts
+
+
+def task_metrics(scoring: Mapping[str, Any]) -> list[str]:
+    """The metrics that a task of a dataset is judged by, the most telling first."""
+    labelled = ["accuracy", "accuracy_generated"] if scoring.get("labels") else []
+    return list(dict.fromkeys([*labelled, *(METRICS.get(name, name) for name in scoring["score"])]))
+
+
+def rating_facts(findings: Findings, group: Group) -> list[Fact]:
+    """What the ratings can tell, with what stands behind it; or that raters do not agree."""
+    facts: list[Fact] = []
+    for name, rating in findings.ratings.items():
+        for criterion, trust in rating.trust.items():
+            quantity = Quantity(name, "", criterion)
+            if quantity in group.quantities:
+                withheld = [RatersDisagree(quantity, trust)] if trust.withheld else []
+                facts += withheld or _scores(findings, group, quantity, trust)
+    return facts
+
+
+def forgetting_facts(findings: Findings, group: Group) -> list[Fact]:
+    """What was learned and what it cost elsewhere, for the variants of which an interval shows that they forgot."""
+    facts: list[Fact] = []
+    for task in (name for name, use in findings.study.evaluate.items() if use.kind == "forgetting"):
+        changes = {entrant: change for entrant in group.entrants if (change := forgotten(findings, group, entrant, task))}
+        known = {entrant: change for entrant, change in changes.items() if change.has_interval}
+        unknown = [change.num_documents for change in changes.values() if not change.has_interval]
+        shown = tuple(
+            (entrant, change, learned(findings, group, entrant)) for entrant, change in known.items() if change.detected
         )
+        kept = tuple(entrant for entrant, change in known.items() if not change.detected)
+        facts += [Forgotten(task, findings.level, shown)] if shown else []
+        facts += [ForgettingUnknown(task, unknown[-1])] if unknown else []
+        facts += [NothingForgotten(task, kept)] if kept else []
+    return facts
 
 
-def _against_baseline(measured: Measured, group: Group, ranked: Sequence[Place], quantity: Quantity) -> list[Difference]:
-    reference = baseline(measured, group)
-    if reference is None or reference not in ranked:
-        return []
-    found = (difference_of(measured, place, reference, quantity) for place in ranked if place != reference)
-    return [one for one in found if one is not None]
+def forgotten(findings: Findings, group: Group, entrant: Entrant, task: str) -> Change | None:
+    """The rise in bits per byte of other text against the untouched base.
+
+    It is a comparison like any other, with its seeds and its correction, where the study has the untouched base as a variant.
+    """
+    quantity = Quantity(task, "", "bits_per_byte")
+    difference = findings.difference(entrant, group.untouched, quantity)
+    if difference is not None:
+        worse = difference.verdict == "worse"
+        return Change(difference.mean, difference.low, difference.high, difference.n_documents, worse)
+    alone = findings.estimate(entrant, quantity._replace(metric="forgetting"))
+    return None if alone is None else Change(alone.mean, alone.low, alone.high, alone.n_documents, alone.low > 0)
 
 
-def _right(share: float, num: int) -> str:
-    """`7 of 10`, or of several seeds `a mean of 6.5 of 10`."""
-    right = share * num
-    whole = math.isclose(right, round(right), abs_tol=1e-6)
-    return f"{round(right)} of {num}" if whole else f"a mean of {right:.{wording.decimals(right)}f} of {num}"
+def learned(findings: Findings, group: Group, entrant: Entrant) -> Change | None:
+    """The drop in bits per byte of held-out text against the untouched base; None where that was not measured."""
+    if group.headline is None or group.headline.metric != "bits_per_byte":
+        return None
+    difference = findings.difference(entrant, group.untouched, group.headline)
+    if difference is None:
+        return None
+    better = difference.verdict == "better"
+    return Change(-difference.mean, -difference.high, -difference.low, difference.n_documents, better)
 
 
-def _needed(difference: Difference, num: int) -> str:
-    """What would have been told apart."""
-    if not difference.mde * num <= num:
-        return "with so few questions for so many comparisons none could be"
-    return f"a gap of {math.ceil(difference.mde * num)} would have been detected"
+def confounded_facts(findings: Findings, group: Group) -> dict[str, tuple[Fact, ...]]:
+    """By evaluation of questions, the pairs of the fields that it is sliced by whose slices cannot be told apart.
+
+    In a table of two fields the effect of one can be separated from that of the other only if its cells hang together: if one
+    can go from any value to any other through cells that hold questions (connectedness, Searle 1987, Linear Models for
+    Unbalanced Data, section 5.3). Where they do, but hardly, Cramer's V is near 1.
+    """
+    found: dict[str, tuple[Fact, ...]] = {}
+    for task in (name for name, use in findings.study.evaluate.items() if use.kind == "qa"):
+        facts, values = [], group.slice_values.get(task, {})
+        for first, second in itertools.combinations(values, 2):
+            table = pd.crosstab(pd.Series(values[first]), pd.Series(values[second])).to_numpy()
+            if min(table.shape) < 2:
+                continue
+            strength = float(association(table))
+            parts, _ = connected_components(bmat([[None, table], [table.T, None]]), directed=False)
+            if parts > 1 or strength >= _NEAR:
+                facts.append(Confounded(task, (first, second), int((table == 0).sum()), table.size, strength))
+        found |= {task: tuple(facts)} if facts else {}
+    return found
 
 
-def _num_answers(gap: float) -> str:
-    return f"{gap:.3g} answer{'' if math.isclose(gap, 1) else 's'}"
+def _questions(findings: Findings, group: Group, task: str) -> Iterator[Fact]:
+    """What right answers can tell, each set of them once, and the likelihood of the right ones."""
+    seen: list[list[float]] = []
+    for metric in ANSWER_METRICS:
+        quantity = Quantity(task, "", metric)
+        estimates = {entrant: findings.estimates[entrant][quantity] for entrant in rank(findings, group, quantity)}
+        means = [estimate.mean for estimate in estimates.values()]
+        if len(means) > 1 and means not in seen and quantity != group.headline:
+            seen.append(means)
+            (best, *_, worst), num_questions = estimates, next(iter(estimates.values())).n_examples
+            differences = _against_baseline(findings, group, quantity) if means[0] != means[-1] else []
+            if detected := tuple(difference for difference in differences if difference.detected):
+                yield ScoresDiffer(detected, num_questions)
+            else:
+                widest = max(differences, key=lambda difference: abs(difference.mean), default=None)
+                yield AnswersUndecided(quantity, num_questions, (worst, means[-1]), (best, means[0]), widest)
+        if metric == "accuracy" and task in group.chance:
+            chance, guessed, num_questions = group.chance[task], [], 0
+            for entrant, estimate in estimates.items():
+                num_questions = estimate.n_examples
+                p = chance_p(round(estimate.mean * num_questions), num_questions, chance)
+                if p > 1 - findings.level:
+                    guessed.append((entrant, estimate.mean, p))
+            if guessed:
+                yield LikeGuessing(quantity, num_questions, chance, tuple(guessed))
+    yield from _scores(findings, group, Quantity(task, "", "log_likelihood"))
+
+
+def _scores(findings: Findings, group: Group, quantity: Quantity, trust: Trust | None = None) -> list[Fact]:
+    """Which variants differ from the baseline, or the widest gap that was not found to be one."""
+    differences = _against_baseline(findings, group, quantity)
+    if detected := tuple(difference for difference in differences if difference.detected):
+        return [ScoresDiffer(detected, trust=trust)]
+    widest = max(differences, key=lambda difference: abs(difference.mean), default=None)
+    return [] if widest is None else [ScoresUndecided(widest, trust)]
+
+
+def _against_baseline(findings: Findings, group: Group, quantity: Quantity) -> list[Difference]:
+    differences = (findings.difference(entrant, group.baseline, quantity) for entrant in rank(findings, group, quantity))
+    return [difference for difference in differences if difference is not None]
+
+
+def _labels(findings: Findings, group: Group, task: str) -> Iterator[Fact]:
+    """Where labels are known and not written, and where the commonest label would be right as often."""
+    quantities = [Quantity(task, "test", metric) for metric in ("accuracy", "accuracy_generated")]
+    known, written = (
+        {entrant: estimate for entrant in group.entrants if (estimate := findings.estimate(entrant, quantity)) is not None}
+        for quantity in quantities
+    )
+    both = [(entrant, known[entrant], written[entrant]) for entrant in known if entrant in written]
+    if worse := tuple((entrant, first.mean, second.mean) for entrant, first, second in both if first.low > second.high):
+        yield WrittenWorse(task, worse)
+    if not known:
+        return
+    # The right answers stand with what the first seed of a variant was asked.
+    names = [name for name, use in findings.study.evaluations_of(group.dataset).items() if use.row.answers_tasks]
+    asked = [(cell, name) for cell in findings.cells(next(iter(known))) for name in names if name in cell.evaluations]
+    rows = (row for cell, name in asked if cell is asked[0][0] for row in read_generations(cell, name))
+    labels = Counter(row["reference"] for row in rows if row["task"] == task)
+    for label, count in labels.most_common(1):
+        share = count / labels.total()
+        accuracies = ((entrant, estimate.mean) for entrant, estimate in known.items() if estimate.low <= share <= estimate.high)
+        if alike := tuple(accuracies):
+            yield LikeCommonest(task, label.strip(), share, alike)

@@ -1,107 +1,273 @@
-"""What stands between a ranking of runs and one of methods: untuned rates, short trainings, and a choice on validation text.
+"""What stands between a ranking of runs and one of methods: untuned rates, short trainings, a choice on validation text.
 
 Each caveat is computed and said only where it holds.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-import pandas as pd
+from paretune.analysis.costs import DISTURBED, cost_name, timed_evaluations, trained_records, trial_cost, tuning_cost
+from paretune.analysis.decision import as_compared
+from paretune.analysis.deviations import left_out, unequal_tuning, where_of
+from paretune.analysis.findings import Fact, Findings, Group
+from paretune.analysis.scores import Entrant
+from paretune.analysis.training import BlockChoice
+from paretune.pipeline.records import Tuning
 
-from paretune.analysis import wording
-from paretune.analysis.choose import latency_name
-from paretune.analysis.costs import DISTURBED, noise_of
-from paretune.analysis.curves import epochs_of
-from paretune.analysis.measured import Group, Measured
-from paretune.analysis.scores import Place, Quantity
-
-TRAINING_SPEED = "training speed"
-TIME_PER_TOKEN = "time per token"
-_FALLING = 0.005
-"""Relative drop of a loss at the end of a training that counts as still falling."""
-_STEPS = 16
-"""Of a training whose train loss is judged."""
-_CERTAIN = 2.0
-"""Standard errors by which the train loss of the last quarter has to lie below that of the quarter before."""
+_MUCH = 0.05
+"""Share of examples left out from which it belongs beside the recommendation."""
 
 
-def untuned(measured: Measured) -> Iterator[str]:
-    """Said where methods are compared that were each trained at a single learning rate."""
+@dataclass(frozen=True)
+class LeakedFigures(Fact):
+    """Splits and evaluations whose figures are too good."""
+
+    dataset: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SheetUnread(Fact):
+    """Items of a rater's sheet that are of other texts."""
+
+    rater: str
+    num_unread: int
+    num_items: int
+
+
+@dataclass(frozen=True)
+class FamilyUnmeasured(Fact):
+    """Metrics of the declared family."""
+
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TimesDisturbed(Fact):
+    where: tuple[str, str] | None
+    """Base and dataset; None where the study has one of each."""
+    factors: tuple[tuple[str, float], ...]
+    """By cost: how much runs differ that should be equally fast."""
+
+
+@dataclass(frozen=True)
+class FewSeeds(Fact):
+    """One or two."""
+
+    num_seeds: int
+
+
+@dataclass(frozen=True)
+class Untuned(Fact):
+    """Methods that were each trained at a single learning rate."""
+
+    rates: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class ChosenAtEdge(Fact):
+    """Choices that a longer list of values could have improved."""
+
+    field: str
+    value: str
+    """As the study writes it."""
+    side: str
+    """`smallest` or `largest` of those that were tried."""
+    entrants: tuple[Entrant, ...]
+
+
+@dataclass(frozen=True)
+class Tuned(Fact):
+    """What tuning chose and cost."""
+
+    entrant: Entrant
+    trial: str
+    seed: int
+    others: tuple[float, int]
+    """Seconds and optimizer steps of the trials that were not chosen."""
+    own: tuple[float, int]
+    """Of the training that was."""
+
+
+@dataclass(frozen=True)
+class TrialDiverged(Fact):
+    entrant: Entrant
+    trial: str
+    message: str
+
+
+@dataclass(frozen=True)
+class TrainingShort(Fact):
+    """Variants that more training may improve."""
+
+    validation: tuple[Entrant, ...]
+    """Whose validation loss was still falling."""
+    train: tuple[Entrant, ...]
+    """Evaluated once, whose train loss was."""
+
+
+@dataclass(frozen=True)
+class LossStillFalling(Fact):
+    split: Literal["validation", "train"]
+    entrants: tuple[Entrant, ...]
+
+
+@dataclass(frozen=True)
+class Overfitted(Fact):
+    """The validation loss rose after one of these epochs, with every seed."""
+
+    entrant: Entrant
+    epochs: tuple[int, ...]
+    num_epochs: int
+
+
+@dataclass(frozen=True)
+class BaseDropoutOn(Fact):
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RankedOnValidation(Fact):
+    """The text that ranks variants has also chosen something about them."""
+
+    chosen: tuple[Literal["weights", "end", "values"], ...]
+
+
+@dataclass(frozen=True)
+class PartTrained(Fact):
+    """Fewer parameters than there are."""
+
+    entrant: Entrant
+    num_trained: int
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class BlocksChosen(Fact):
+    choice: BlockChoice
+
+
+def remarks(findings: Findings) -> list[Fact]:
+    """What holds for the whole study: what so few questions, so few seeds, and leaked texts allow to say."""
+    study = findings.study
+    facts: list[Fact] = [fact for fact in left_out(findings).values() if fact.share > _MUCH]
+    for dataset in study.data:
+        touched = sorted({*findings.marks.splits, *findings.marks.tasks})
+        names = tuple(name for where, name in touched if where == dataset and name != "train")
+        facts += [LeakedFigures(dataset, names)] if names else []
+    for rating in findings.ratings.values():
+        facts += [SheetUnread(rater, *counts) for rater, counts in rating.unread.items()]
+    measured = {quantity.metric for estimates in findings.estimates.values() for quantity in estimates}
+    unmeasured = tuple(metric for metric in study.compare.family if metric not in measured)
+    facts += [FamilyUnmeasured(unmeasured)] if unmeasured and measured else []
+    for group in findings.groups:
+        factors = disturbed_times(findings, group)
+        facts += [TimesDisturbed(where_of(findings, group), tuple(factors.items()))] if factors else []
+    num_seeds = len({cell.seed for cell in findings.results.cells if trained_records(cell)})
+    facts += [FewSeeds(num_seeds)] if num_seeds in (1, 2) else []
     rates: dict[str, set[float]] = {}
-    for variant in measured.study.variants.values():
-        for use in (use for chain in variant.chains for use in chain):
-            if use.row.trains:
-                rates.setdefault(use.name, set()).add(use.config.model_dump()["learning_rate"])
-    if len(rates) > 1 and all(len(found) == 1 for found in rates.values()):
-        told = [f"{wording.code(name)} {next(iter(found)):g}" for name, found in rates.items()]
-        yield f"One learning rate a method ({wording.listed(told)}), not tuned: this ranks these runs, not the methods."
+    for use in (use for variant in study.variants.values() for chain in variant.chains for use in chain):
+        if use.row.trains:
+            rates.setdefault(use.name, set()).add(use.config.model_dump()["learning_rate"])
+    if len(rates) > 1 and all(len(tried) == 1 for tried in rates.values()):
+        facts.append(Untuned(tuple((name, rate) for name, tried in rates.items() for rate in tried)))
+    return [*facts, *unequal_tuning(findings), *_edges(findings.results.tunings)]
 
 
-def short_training(measured: Measured, group: Group) -> Iterator[str]:
-    """Said of the variants that more training may improve."""
-    validation, train = falling(measured, group)
-    told = [
-        f"{word} of {wording.listed(names)}"
-        for word, names in (("validation loss", validation), ("train loss", train))
-        if names
+def disturbed_times(findings: Findings, group: Group) -> dict[str, float]:
+    """By cost, where the machine was busy: how much runs, or parts of one, differ that should be equally fast."""
+    timed = timed_evaluations(findings.study)
+    names = ["train_tokens_per_second"]
+    for latency in (cost_name("ms_per_token", evaluation, timed) for evaluation in timed):
+        entrants = [entrant for entrant in group.entrants if latency in findings.costs.get(entrant, {})]
+        names.append(as_compared(findings, latency, entrants))
+    return {name: group.noise[name] for name in names if group.noise.get(name, 1.0) > DISTURBED}
+
+
+def short_training(findings: Findings, group: Group) -> list[Fact]:
+    validation, train = (tuple(map(group.entrant, names)) for names in group.falling)
+    return [TrainingShort(validation, train)] if validation or train else []
+
+
+def chosen_on_validation(findings: Findings, group: Group) -> list[Fact]:
+    train = findings.study.train
+    chosen: list[Literal["weights", "end", "values"]] = ["weights"] if train.keep == "best" else []
+    if train.early_stopping is not None and not chosen:
+        chosen.append("end")
+    if any(variant.trials for variant in findings.study.variants.values()):
+        chosen.append("values")
+    on_validation = group.headline is not None and group.headline.split == "validation"
+    trained = any(len(curve) for curve in findings.curves.values())
+    return [RankedOnValidation(tuple(chosen))] if on_validation and chosen and trained else []
+
+
+def trained_shares(findings: Findings, group: Group) -> list[Fact]:
+    facts: list[Fact] = []
+    for entrant in group.entrants:
+        costs = findings.costs.get(entrant, {})
+        if "trainable_parameters" in costs and "parameters" in costs:
+            part, whole = round(costs["trainable_parameters"].mean), round(costs["parameters"].mean)
+            facts += [PartTrained(entrant, part, whole)] if part < whole else []
+    return facts
+
+
+def training_notes(findings: Findings, group: Group) -> list[Fact]:
+    """Overfitting, trainings that were too short, and the dropout of the base."""
+    facts: list[Fact] = []
+    dropouts: dict[tuple[float, ...], None] = {}
+    for entrant in group.entrants:
+        cells = findings.cells(entrant)
+        runs = [epochs for cell in cells if (epochs := findings.epochs[entrant, cell.seed])]
+        best = []
+        for epochs in runs:
+            losses = [epoch.validation_loss for epoch in epochs]
+            known = [loss for loss in losses if loss is not None]
+            if known and losses[-1] is not None and losses[-1] > min(known):
+                best.append(epochs[losses.index(min(known))].number)
+        if best and len(best) == len(runs):
+            facts.append(Overfitted(entrant, tuple(sorted(set(best))), max(map(len, runs))))
+        records = [record for cell in cells if runs for record in trained_records(cell)]
+        dropouts |= dict.fromkeys(tuple(record.metrics.get("base_dropout") or ()) for record in records)
+    validation, train = (tuple(map(group.entrant, names)) for names in group.falling)
+    facts += [LossStillFalling("validation", validation)] if validation else []
+    facts += [LossStillFalling("train", train)] if train else []
+    return facts + [BaseDropoutOn(tuple(sorted(set(rates)))) for rates in dropouts if any(rates)]
+
+
+def tuning_facts(findings: Findings, group: Group) -> list[Fact]:
+    """What tuning chose and cost, which trials diverged, and choices at the edge of what was tried."""
+    tunings = [tuning for tuning in findings.results.tunings if (tuning.base, tuning.dataset) == (group.base, group.dataset)]
+    facts: list[Fact] = []
+    for tuning in tunings:
+        if tuning.chosen is not None:
+            chosen, (seconds, steps, _) = tuning.trials[tuning.chosen], tuning_cost(tuning)
+            entrant = group.entrant(tuning.variant)
+            facts.append(Tuned(entrant, chosen.name, tuning.seed, (seconds, steps), trial_cost(chosen)))
+    facts += [
+        TrialDiverged(group.entrant(tuning.variant), trial.name, trial.divergence.message)
+        for tuning in tunings
+        for trial in tuning.trials
+        if trial.divergence and trial.score is None
     ]
-    if told:
-        yield f"Short training: the {wording.listed(told)} was still falling at the end; more training may change the ranking."
+    return facts + _edges(tunings)
 
 
-def chosen_on_validation(measured: Measured, quantity: Quantity | None) -> Iterator[str]:
-    """Said where the text that ranks variants has also chosen their weights, or the values that were tuned."""
-    train = measured.study.train
-    chosen = ["the weights that were kept"] if train.keep == "best" else []
-    chosen += ["when training stopped"] if train.early_stopping is not None and not chosen else []
-    chosen += ["the values that were tuned"] if any(one.trials for one in measured.study.variants.values()) else []
-    if quantity is not None and quantity.split == "validation" and chosen and any(len(one) for one in measured.curves.values()):
-        what = wording.listed(chosen)
-        yield f"Ranked on validation, which also chose {what}: these figures are too good, and a test split would tell."
+def block_facts(findings: Findings, group: Group) -> list[Fact]:
+    return [BlocksChosen(choice) for choice in findings.block_choices[group.base, group.dataset]]
 
 
-def disturbed_times(measured: Measured, group: Group) -> dict[str, float]:
-    """How much runs that should be equally fast differ, in training speed and time per token, where the machine was busy."""
-    timed = [place for place in group.places if "ms_per_token" in measured.costs.get(place, {})]
-    names = {TRAINING_SPEED: "train_tokens_per_second", TIME_PER_TOKEN: latency_name(measured, timed)}
-    noise = {word: noise_of(measured.costs, name, group.places[0]) for word, name in names.items()}
-    return {word: factor for word, factor in noise.items() if factor is not None and factor > DISTURBED}
-
-
-def falling(measured: Measured, group: Group) -> tuple[list[str], list[str]]:
-    """Variants whose validation loss fell in the last epoch, and those of one evaluation whose train loss fell at the end.
-
-    In every seed, by at least 0.5 %; the train loss, which scatters from step to step, also by two standard errors.
-    """
-    found: tuple[list[str], list[str]] = ([], [])
-    for place in group.places:
-        curves = _curves(measured, place)
-        pairs = [_last_two(curve) for curve in curves]
-        if curves and all(pair is not None and pair[1] < pair[0] * (1 - _FALLING) for pair in pairs):
-            found[0].append(wording.code(place.variant))
-        if curves and all(pair is None for pair in pairs) and all(_train_loss_falls(curve) for curve in curves):
-            found[1].append(wording.code(place.variant))
-    return found
-
-
-def _curves(measured: Measured, place: Place) -> Sequence[pd.DataFrame]:
-    curves: Mapping[object, pd.DataFrame] = {run: curve for run, curve in measured.curves.items() if run[0] == place}
-    return [curve for curve in curves.values() if len(curve)]
-
-
-def _last_two(curve: pd.DataFrame) -> tuple[float, float] | None:
-    """Validation losses of the last two epochs; None where they were not both measured."""
-    losses = [epoch.validation_loss for epoch in epochs_of(curve)][-2:]
-    if len(losses) < 2 or losses[0] is None or losses[1] is None:
-        return None
-    return losses[0], losses[1]
-
-
-def _train_loss_falls(curve: pd.DataFrame) -> bool:
-    losses = curve["train_loss"].dropna().to_numpy()
-    if len(losses) < _STEPS:
-        return False
-    *_, before, last = np.array_split(losses, 4)
-    error = math.sqrt(before.var(ddof=1) / len(before) + last.var(ddof=1) / len(last))
-    return bool(before.mean() - last.mean() > max(_FALLING * before.mean(), _CERTAIN * error))
+def _edges(tunings: Iterable[Tuning]) -> list[Fact]:
+    entrants: dict[tuple[str, str, str], list[Entrant]] = {}
+    for tuning in tunings:
+        if tuning.chosen is None:
+            continue
+        # The name of a trial is `FIELD=NUMBER,FIELD=NUMBER`.
+        tried = [dict(part.rsplit("=", 1) for part in trial.name.split(",")) for trial in tuning.trials]
+        for field, value in tried[tuning.chosen].items():
+            numbers = sorted({float(values[field]) for values in tried})
+            for side, end in (("smallest", numbers[0]), ("largest", numbers[-1])):
+                if len(numbers) > 1 and float(value) == end:
+                    entrant = Entrant(tuning.base, tuning.dataset, tuning.variant)
+                    entrants.setdefault((field, value, side), []).append(entrant)
+    return [ChosenAtEdge(*choice, tuple(names)) for choice, names in entrants.items()]

@@ -1,52 +1,45 @@
-"""Estimates of every quantity, and paired differences between two variants.
+"""Estimates of every quantity, and paired differences between two variants with the verdict on each.
 
 Scores are first averaged over seeds for each example, then summed by document. A difference takes the examples and the seeds
 that both sides have. Where there are several seeds, their spread enters the interval and the p value of a difference: without
 it, two runs of one method are told apart in 6 of 10 simulated studies whose seeds scatter four times as much as documents do.
+
+Every variant is compared with the baseline, corrected by Holm inside its family: the one that a study declares, and what it
+does not declare inside its task and split (slices among themselves). A pair without the baseline was picked after looking, so
+it counts as one of all pairs. Loss and perplexity say in other units what bits per byte say: one hypothesis, one p value.
 """
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from paretune.analysis.estimate import (
+from paretune.analysis.inference import (
     FEW_DOCUMENTS,
     Errors,
     Floats,
-    ratio_interval,
-    standard_error,
-    widened,
-    wilson_interval,
-)
-from paretune.analysis.exact import (
+    holm,
     mcnemar_interval,
+    ratio_interval,
     sign_flip_interval,
     sign_flip_p,
     smallest_detectable,
     smallest_detectable_share,
+    standard_error,
+    widened,
+    wilson_interval,
     with_seeds,
 )
-from paretune.analysis.scores import Items, Place, Quantity, Seed, SeedScores, common_items
-from paretune.study.compare import LOWER_IS_BETTER
+from paretune.analysis.scores import Entrant, Quantity, Sample, Samples, Seed, SeedScores, average, common_items
+from paretune.study.compare import Compare
+from paretune.study.registry import metric_of, metrics
 
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Document sums of one quantity of one variant, averaged over seeds; arrays of shape (documents,)."""
-
-    items: Items
-    seeds: tuple[Seed, ...]
-    sums: Floats
-    weights: Floats
-    by_seed: Mapping[Seed, float]
-    answers: bool
-    """Right-or-wrong scores of independent questions: each 0 or 1, weight 1, one a document."""
-
-    @property
-    def mean(self) -> float:
-        return float(self.sums.sum() / self.weights.sum())
+_LARGEST = 700
+"""Of the arguments of `exp`."""
+WITHHELD = "withheld: raters do not agree"
+NO_DIFFERENCE = "no difference detected"
 
 
 @dataclass(frozen=True)
@@ -75,8 +68,8 @@ class Estimate:
 class Difference:
     """A variant minus a reference, on the same examples and seeds."""
 
-    variant: Place
-    reference: Place
+    variant: Entrant
+    reference: Entrant
     quantity: Quantity
     variant_mean: float
     reference_mean: float
@@ -86,7 +79,7 @@ class Difference:
     p: float
     """That a difference so large comes from nothing: sign-flip test over documents, raised by the spread of the seeds."""
     p_documents: float
-    """The same for these very weights, without the seeds."""
+    """That so large a difference of these very weights comes from nothing: without the spread of the seeds."""
     errors: Errors
     n_examples: int
     n_seeds: int
@@ -99,6 +92,8 @@ class Difference:
     """The smallest difference that would have been detected with probability 0.8."""
     margin: float | None = None
     """A difference that does not matter."""
+    withheld: bool = False
+    """Ratings on which raters do not agree: they bear no verdict."""
 
     @property
     def n_documents(self) -> int:
@@ -106,12 +101,14 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, `equivalent` or `no difference detected`."""
+        """`better`, `worse`, `equivalent`, `no difference detected` or that it is withheld."""
+        if self.withheld:
+            return WITHHELD
         if self.margin is not None and -self.margin <= self.low and self.high <= self.margin:
             return "equivalent"
         if self.p_adjusted <= 1 - self.level + 1e-12 and (self.low > 0 or self.high < 0):
             return "better" if self.better else "worse"
-        return "no difference detected"
+        return NO_DIFFERENCE
 
     @property
     def detected(self) -> bool:
@@ -125,69 +122,62 @@ class Difference:
     @property
     def better(self) -> bool:
         """Whether the variant's mean is on the good side of the reference's."""
-        return self.mean < 0 if self.quantity.metric in LOWER_IS_BETTER else self.mean > 0
+        return metric_of(self.quantity.metric).sign * self.mean > 0
 
 
-Samples = Mapping[Place, Mapping[Quantity, Sample]]
+Side = tuple[Entrant, SeedScores]
+Pair = tuple[Entrant, Entrant, Quantity]
+"""A variant, what it is compared with, and in what."""
 
 
-def make_samples(scores: Mapping[Place, Mapping[Quantity, SeedScores]]) -> dict[Place, dict[Quantity, Sample]]:
-    """A sample for every quantity that has an example which all its seeds share."""
-    return {
-        place: {quantity: sample for quantity, by_seed in quantities.items() if (sample := average(by_seed)) is not None}
-        for place, quantities in scores.items()
-    }
+def estimates_of(samples: Mapping[Quantity, Sample], level: float) -> dict[Quantity, Estimate]:
+    """Mean and interval of every quantity, inside the range of its metric; the exp of one follows it.
+
+    Right-or-wrong answers get Wilson's interval, which does not shrink to nothing at 0 of 10.
+    """
+    estimates: dict[Quantity, Estimate] = {}
+    for quantity, sample in samples.items():
+        if sample.answers:
+            low, high = wilson_interval(sample.mean, len(sample.items), level)
+        else:
+            low, high = ratio_interval(sample.sums, sample.weights, level)
+        row = metric_of(quantity.metric)
+        low, high = max(low, row.low), min(high, row.high)  # which the quantiles of Student's t do not know
+        num_documents = sample.items.num_documents
+        estimate = estimates[quantity] = Estimate(sample.mean, low, high, len(sample.items), num_documents, sample.by_seed)
+        for view in views_of(quantity.metric):
+            by_seed = {seed: exp(value) for seed, value in estimate.by_seed.items()}  # their mean is a geometric one
+            estimates[quantity._replace(metric=view)] = replace(
+                estimate, mean=exp(estimate.mean), low=exp(estimate.low), high=exp(estimate.high), by_seed=by_seed
+            )
+    return estimates
 
 
-def average(by_seed: SeedScores, items: Items | None = None) -> Sample | None:
-    """Scores averaged over seeds, on `items` or on what all seeds have; None for no example."""
-    items = items or common_items(by_seed.values())
-    if items is None:
-        return None
-    shared = [scores.on(items) for scores in by_seed.values()]
-    weights = np.mean([scores.weights for scores in shared], axis=0)
-    products = np.mean([scores.values * scores.weights for scores in shared], axis=0)
-    values = np.concatenate([scores.values for scores in shared])
-    alone = items.num_documents == len(items)
-    return Sample(
-        items=items,
-        seeds=tuple(by_seed),
-        sums=np.bincount(items.codes, products).astype(np.float64),
-        weights=np.bincount(items.codes, weights).astype(np.float64),
-        by_seed={seed: float(np.average(one.values, weights=one.weights)) for seed, one in zip(by_seed, shared, strict=True)},
-        answers=alone and bool(np.isin(values, (0.0, 1.0)).all()) and bool((weights == 1).all()),
-    )
+def views_of(metric: str) -> list[str]:
+    """The metrics that are the exp of one."""
+    return [row.name for row in metrics().values() if row.exp_of == metric]
 
 
-def estimate(sample: Sample, level: float) -> Estimate:
-    """Mean and interval; right-or-wrong answers get Wilson's interval, which does not shrink to nothing at 0 of 10."""
-    if sample.answers:
-        low, high = wilson_interval(sample.mean, len(sample.items), level)
-    else:
-        low, high = ratio_interval(sample.sums, sample.weights, level)
-    return Estimate(sample.mean, low, high, len(sample.items), sample.items.num_documents, sample.by_seed)
+def exp(value: float) -> float:
+    """e to the power of `value`, infinite where float64 has no such number."""
+    return math.inf if value >= _LARGEST else math.exp(value)
 
 
-def as_perplexity(loss: Estimate) -> Estimate:
-    """exp of a loss: mean, interval and each seed (so the mean over seeds is a geometric one)."""
-    by_seed = {seed: _exp(value) for seed, value in loss.by_seed.items()}
-    return replace(loss, mean=_exp(loss.mean), low=_exp(loss.low), high=_exp(loss.high), by_seed=by_seed)
-
-
-def difference(
-    variant: tuple[Place, SeedScores],
-    reference: tuple[Place, SeedScores],
-    quantity: Quantity,
-    level: float,
-) -> Difference | None:
-    """Variant minus reference, not yet adjusted; None where they share no example or no seed.
+def difference(variant: Side, reference: Side, quantity: Quantity, level: float) -> Difference | None:
+    """Variant minus reference, not yet adjusted for others; None where they share no example or no seed.
 
     A side without a seed (an untrained variant) stands against every seed of the other.
     """
-    pair = _paired(variant[1], reference[1])
-    if pair is None:
+    left_seeds, right_seeds = variant[1], reference[1]
+    if None not in left_seeds and None not in right_seeds:
+        shared = [seed for seed in left_seeds if seed in right_seeds]
+        left_seeds, right_seeds = ({seed: scores[seed] for seed in shared} for scores in (left_seeds, right_seeds))
+    items = common_items([*left_seeds.values(), *right_seeds.values()]) if left_seeds and right_seeds else None
+    if items is None:
         return None
-    left, right = pair
+    left, right = average(left_seeds, items), average(right_seeds, items)
+    assert left is not None
+    assert right is not None
     sums, weights = _contrast(left, right)
     mean, documents = left.mean - right.mean, left.items.num_documents
     seed_error, seed_freedom = _seed_error(left, right)
@@ -202,7 +192,7 @@ def difference(
     else:
         interval = ratio_interval(sums, weights, level)
     low, high = widened(interval, mean, errors, level)
-    found = Difference(
+    unadjusted = Difference(
         variant=variant[0],
         reference=reference[0],
         quantity=quantity,
@@ -219,39 +209,26 @@ def difference(
         level=level,
         answers_apart=apart,
     )
-    return decided(found, found.p, 1)
+    return decided(unadjusted, unadjusted.p, 1)
 
 
-def decided(found: Difference, p_adjusted: float, num_tests: int, margin: float | None = None) -> Difference:
-    """`found` as one of `num_tests` comparisons that are decided together."""
-    alpha = (1 - found.level) / num_tests
-    if found.answers_apart is not None:
-        mde = smallest_detectable_share(found.n_documents, found.answers_apart, alpha)
+def decided(unadjusted: Difference, p_adjusted: float, num_tests: int, margin: float | None = None) -> Difference:
+    """A difference as one of `num_tests` comparisons that are decided together."""
+    alpha = (1 - unadjusted.level) / num_tests
+    if unadjusted.answers_apart is not None:
+        mde = smallest_detectable_share(unadjusted.n_documents, unadjusted.answers_apart, alpha)
     else:
-        mde = smallest_detectable(found.errors, alpha)
-    return replace(found, p_adjusted=p_adjusted, mde=mde, margin=margin)
+        mde = smallest_detectable(unadjusted.errors, alpha)
+    return replace(unadjusted, p_adjusted=p_adjusted, mde=mde, margin=margin)
 
 
 def _contrast(left: Sample, right: Sample) -> tuple[Floats, Floats]:
     """Document sums and weights of which the ratio is the difference of two ratios; linearised where the weights differ."""
     if np.allclose(left.weights, right.weights, rtol=1e-9):
         return left.sums - right.sums, left.weights
-    parts = [(one.sums - one.mean * one.weights) / one.weights.sum() for one in (left, right)]
+    parts = [(side.sums - side.mean * side.weights) / side.weights.sum() for side in (left, right)]
     share = np.full(len(left.sums), 1 / len(left.sums))
     return parts[0] - parts[1] + (left.mean - right.mean) * share, share
-
-
-def _paired(left: SeedScores, right: SeedScores) -> tuple[Sample, Sample] | None:
-    if None not in left and None not in right:
-        seeds = [seed for seed in left if seed in right]
-        left, right = {seed: left[seed] for seed in seeds}, {seed: right[seed] for seed in seeds}
-    items = common_items([*left.values(), *right.values()]) if left and right else None
-    if items is None:
-        return None
-    one, other = average(left, items), average(right, items)
-    assert one is not None
-    assert other is not None
-    return one, other
 
 
 def _seed_error(left: Sample, right: Sample) -> tuple[float, float]:
@@ -267,5 +244,154 @@ def _seed_error(left: Sample, right: Sample) -> tuple[float, float]:
     return math.sqrt(total), total**2 / sum(variance**2 / freedom for variance, freedom in parts)
 
 
-def _exp(value: float) -> float:
-    return math.inf if value >= 700 else math.exp(value)
+@dataclass(frozen=True)
+class Comparer:
+    """What differences are computed from, and the rules that a study decides by."""
+
+    scores: Mapping[Entrant, Mapping[Quantity, SeedScores]]
+    samples: Samples
+    compare: Compare
+    tokenizers: Mapping[tuple[str, str], str]
+    """Digest by (base, dataset), as far as it is known."""
+    withheld: Collection[tuple[str, str]]
+    """(evaluation, criterion) of ratings on which raters do not agree."""
+
+    def against_baselines(
+        self, baselines: Mapping[Entrant, Entrant], headlines: Mapping[Entrant, Quantity]
+    ) -> dict[Pair, Difference]:
+        """Every comparison with a baseline, adjusted; `headlines` are the quantities that variants are ranked by."""
+        unadjusted = {
+            (variant, reference, quantity): compared
+            for variant, reference in baselines.items()
+            for quantity in self.samples.get(variant, {})
+            if metric_of(quantity.metric).is_quality
+            and (compared := self._difference(variant, reference, quantity)) is not None
+        }
+        families: dict[object, list[Pair]] = {}
+        for pair in unadjusted:
+            if _hypothesis(pair, unadjusted) == pair:
+                families.setdefault(self._family(pair, headlines), []).append(pair)
+        adjusted: dict[Pair, Difference] = {}
+        for pairs in families.values():
+            for pair, p in zip(pairs, holm([unadjusted[pair].p for pair in pairs]), strict=True):
+                adjusted[pair] = decided(unadjusted[pair], p, len(pairs), self.compare.margin.get(pair[2].metric))
+        return {
+            pair: adjusted.get(pair) or self._in_units(compared, adjusted[_hypothesis(pair, unadjusted)])
+            for pair, compared in unadjusted.items()
+        }
+
+    def between(
+        self, entrants: Sequence[Entrant], quantity: Quantity, known: Mapping[Pair, Difference]
+    ) -> Iterator[tuple[Pair, Difference]]:
+        """Both directions of every pair of `entrants` in a quantity that is not `known`: not declared by the study.
+
+        The mirror image of a comparison that is known has its p value; others count as one of all pairs (Bonferroni).
+        """
+        row = metric_of(quantity.metric)
+        for first, second in itertools.combinations(entrants, 2):
+            bases = {first.base, second.base}
+            digests = {self.tokenizers.get((base, first.dataset)) for base in bases}
+            if len(bases) > 1 and row.per_token and (len(digests) > 1 or None in digests):
+                continue
+            pair, mirrored = (first, second, quantity), (second, first, quantity)
+            if mirrored in known:
+                pair, mirrored = mirrored, pair
+            if pair in known:
+                if mirrored not in known:
+                    yield mirrored, _mirrored(known[pair])
+                continue
+            compared = self._difference(first, second, quantity)
+            if compared is None:
+                continue
+            bits = known.get((first, second, quantity._replace(metric=row.hypothesis)))
+            if bits is not None:
+                compared = self._in_units(compared, bits)
+            else:
+                num = sum(
+                    entrant.dataset == first.dataset and entrant.base in bases and quantity in samples
+                    for entrant, samples in self.samples.items()
+                )
+                num_pairs = max(1, num * (num - 1) // 2)
+                margin = self.compare.margin.get(quantity.metric)
+                compared = decided(compared, min(1.0, compared.p * num_pairs), num_pairs, margin)
+            yield pair, compared
+            yield mirrored, _mirrored(compared)
+
+    def _difference(self, variant: Entrant, reference: Entrant, quantity: Quantity) -> Difference | None:
+        scores, others = (self.scores.get(entrant, {}).get(quantity) for entrant in (variant, reference))
+        if scores is None or others is None:
+            return None
+        compared = difference((variant, scores), (reference, others), quantity, self.compare.interval)
+        withheld = (quantity.task, quantity.metric) in self.withheld
+        return None if compared is None else replace(compared, withheld=withheld)
+
+    def _family(self, pair: Pair, headlines: Mapping[Entrant, Quantity]) -> object:
+        """What is equal for comparisons that are adjusted together."""
+        variant, _, quantity = pair
+        splits = {other.split for other in self.samples[variant] if other._replace(split=quantity.split) == quantity}
+        # Validation has chosen weights already, and stands in where there is no test split.
+        judged = quantity.split in ("test", "") or "test" not in splits
+        declared = {metric_of(name).hypothesis or name for name in self.compare.family}
+        chosen = quantity.metric in declared if declared else quantity == headlines.get(variant)
+        if chosen and judged and not quantity.slice:
+            return "declared"
+        return (variant.base, variant.dataset, quantity.task, quantity.split, bool(quantity.slice))
+
+    def _in_units(self, loss: Difference, bits: Difference) -> Difference:
+        """A difference of losses with the p values and, in its own units, the margin of that of the bits per byte."""
+        margin = self.compare.margin.get(loss.quantity.metric)
+        if margin is None and bits.margin is not None:
+            margin = bits.margin * loss.reference_mean / bits.reference_mean
+        mde = bits.mde * loss.reference_mean / bits.reference_mean
+        same_test = replace(loss, p=bits.p, p_documents=bits.p_documents, p_adjusted=bits.p_adjusted)
+        return replace(same_test, margin=margin, mde=mde)
+
+
+def with_views(differences: Mapping[Pair, Difference], compare: Compare) -> dict[Pair, Difference]:
+    """`differences` and, behind each in a metric that another is the exp of, the same in that one's units.
+
+    They are those of a ratio, like the `+3 %` of a report, at the reference's figure.
+    """
+    viewed: dict[Pair, Difference] = {}
+    for pair, logs in differences.items():
+        viewed[pair] = logs
+        for view in views_of(pair[2].metric):
+            quantity = pair[2]._replace(metric=view)
+            viewed[pair[0], pair[1], quantity] = _exp_difference(logs, quantity, compare.margin.get(view))
+    return viewed
+
+
+def _exp_difference(logs: Difference, quantity: Quantity, margin: float | None) -> Difference:
+    """A difference of logarithms at the reference's figure; `margin` in units of `quantity`, that of the logarithms if None."""
+    at = exp(logs.reference_mean)
+
+    def moved(nats: float) -> float:
+        return nats if math.isinf(nats) else at * math.expm1(min(nats, _LARGEST))
+
+    if margin is None and logs.margin is not None:
+        margin = -moved(-logs.margin)
+    mean, low, high, mde = (moved(nats) for nats in (logs.mean, logs.low, logs.high, logs.mde))
+    shown = replace(logs, quantity=quantity, variant_mean=at + mean, reference_mean=at)
+    return replace(shown, mean=mean, low=low, high=high, mde=mde, margin=margin)
+
+
+def _mirrored(seen: Difference) -> Difference:
+    """The same comparison from the other side."""
+    return replace(
+        seen,
+        variant=seen.reference,
+        reference=seen.variant,
+        variant_mean=seen.reference_mean,
+        reference_mean=seen.variant_mean,
+        mean=0.0 - seen.mean,  # no minus before a zero
+        low=0.0 - seen.high,
+        high=0.0 - seen.low,
+    )
+
+
+def _hypothesis(pair: Pair, known: Collection[Pair]) -> Pair:
+    """The pair whose p value decides on `pair`: that of the bits per byte where it is a loss."""
+    variant, reference, quantity = pair
+    named = metric_of(quantity.metric).hypothesis
+    same = (variant, reference, quantity._replace(metric=named))
+    return same if named and same in known else pair

@@ -5,24 +5,17 @@ charged for all of it.
 """
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paretune.analysis.scores import Place, Seed, place_of
-from paretune.pipeline.records import Cell, Record, Results, Tuning
+from paretune.analysis.scores import Entrant, Seed, entrant_of
+from paretune.pipeline.records import Cell, Record, Results, Trial, Tuning
+from paretune.study.registry import metric_of
+from paretune.study.study import Study
 
-SIZES = ("parameters", "model_bytes", "adapter_bytes")
+_SIZES = ("parameters", "model_bytes", "adapter_bytes")
 _SUMMED = ("train_seconds", "wall_seconds", "train_tokens")
-_OF_A_MACHINE = frozenset({"train_seconds", "wall_seconds", "train_tokens_per_second", "peak_memory_bytes"})
-_MILLISECONDS = re.compile(r"(^|_)ms(_|$)")
-_TRAINING_TIMES = frozenset({"train_seconds", "wall_seconds", "train_tokens_per_second"})
-_NOISE = {"peak_memory_bytes": 0.1}
-"""Relative difference below which two figures count as equal, however quiet the machine. Of a small model the peak of memory
-is mostly the process itself."""
-_LEAST_NOISE = 0.05
-"""The same for times."""
 DISTURBED = 1.15
 """Ratio of times that should be equal from which the machine counts as busy with something else."""
 _BEYOND = 1.5
@@ -62,32 +55,43 @@ class Ratio:
     """Beyond the noise, and the seeds of the two do not overlap; for sizes: not equal."""
 
 
-Costs = Mapping[Place, Mapping[str, Cost]]
+Costs = Mapping[Entrant, Mapping[str, Cost]]
 
 
 def read_costs(
-    results: Results, disturbances: Mapping[tuple[Place, Seed], float | None] | None = None
-) -> dict[Place, dict[str, Cost]]:
-    """All costs by seed; `disturbances` are ratios between the speeds of parts of each training (`curves.disturbance`)."""
-    latencies = [name for name, use in results.study.evaluate.items() if use.row.measures_time]
-    found: dict[Place, dict[str, Cost]] = {}
+    results: Results, disturbances: Mapping[tuple[Entrant, Seed], float | None] | None = None
+) -> dict[Entrant, dict[str, Cost]]:
+    """All costs by seed; `disturbances` are ratios between the speeds of parts of each training (`training.disturbance`)."""
+    latencies = timed_evaluations(results.study)
+    by_entrant: dict[Entrant, dict[str, Cost]] = {}
     for cell in results.cells:
-        costs = found.setdefault(place_of(cell), {})
+        entrant = entrant_of(cell)
+        costs = by_entrant.setdefault(entrant, {})
         for name, (value, machine) in _cell_costs(cell, latencies).items():
             before = costs.get(name, Cost({}))
             machines = before.machines if machine is None else before.machines | {machine}
-            found_here = (disturbances or {}).get((place_of(cell), cell.seed)) if name in _TRAINING_TIMES else None
-            disturbed = max((one for one in (before.disturbance, found_here) if one is not None), default=None)
+            own = (disturbances or {}).get((entrant, cell.seed)) if _is_training_time(name) else None
+            disturbed = max((ratio for ratio in (before.disturbance, own) if ratio is not None), default=None)
             costs[name] = Cost({**before.by_seed, cell.seed: value}, machines, disturbed)
     for tuning in results.tunings:
         if tuning.chosen is not None:
             seconds, steps, machines = tuning_cost(tuning)
-            costs = found.setdefault(Place(tuning.base, tuning.dataset, tuning.variant), {})
+            costs = by_entrant.setdefault(Entrant(tuning.base, tuning.dataset, tuning.variant), {})
             costs |= {
                 "tuning_seconds": Cost({tuning.seed: seconds}, machines),
                 "tuning_steps": Cost({tuning.seed: float(steps)}),
             }
-    return found
+    return by_entrant
+
+
+def timed_evaluations(study: Study) -> list[str]:
+    """Names of the evaluations that measure costs."""
+    return [name for name, use in study.evaluate.items() if use.row.measures_time]
+
+
+def cost_name(metric: str, evaluation: str, timed: Sequence[str]) -> str:
+    """What a cost of an evaluation is called: by its metric alone where only one of `timed` measures costs."""
+    return metric if len(timed) == 1 else f"{evaluation}.{metric}"
 
 
 def tuning_cost(tuning: Tuning) -> tuple[float, int, frozenset[str]]:
@@ -100,37 +104,45 @@ def tuning_cost(tuning: Tuning) -> tuple[float, int, frozenset[str]]:
         if record.key not in chosen and "train_seconds" in record.metrics
     }
     diverged = [trial.divergence for trial in tuning.trials if trial.divergence]
-    seconds = sum(one.metrics["train_seconds"] for one in trained.values()) + sum(one.seconds for one in diverged)
-    steps = sum(one.metrics["steps"] for one in trained.values()) + sum(one.steps for one in diverged)
-    return seconds, steps, frozenset(fingerprint(one) for one in trained.values())
+    seconds = sum(record.metrics["train_seconds"] for record in trained.values()) + sum(run.seconds for run in diverged)
+    steps = sum(record.metrics["steps"] for record in trained.values()) + sum(run.steps for run in diverged)
+    return seconds, steps, frozenset(fingerprint(record) for record in trained.values())
 
 
-def ratio(costs: Costs, name: str, variant: Place, reference: Place) -> Ratio | None:
+def trial_cost(trial: Trial) -> tuple[float, int]:
+    """Seconds and optimizer steps of one trial, diverged or not."""
+    if trial.divergence:
+        return trial.divergence.seconds, trial.divergence.steps
+    trained = [record.metrics for record in trial.methods if "train_seconds" in record.metrics]
+    return sum(metrics["train_seconds"] for metrics in trained), sum(metrics["steps"] for metrics in trained)
+
+
+def ratio(costs: Costs, name: str, variant: Entrant, reference: Entrant) -> Ratio | None:
     """None where either is missing or they were measured on different machines."""
-    one, other = costs[variant].get(name), costs[reference].get(name)
-    if one is None or other is None or other.mean == 0 or one.machines != other.machines or len(one.machines) > 1:
+    cost, base = costs[variant].get(name), costs[reference].get(name)
+    if cost is None or base is None or base.mean == 0 or cost.machines != base.machines or len(cost.machines) > 1:
         return None
-    value = one.mean / other.mean
-    if not one.machines:
-        return Ratio(value, clear=one.mean != other.mean)
-    apart = one.low > other.high or one.high < other.low
-    if _MILLISECONDS.search(name) and same_network(costs, variant, reference):
+    value = cost.mean / base.mean
+    if not cost.machines:
+        return Ratio(value, clear=cost.mean != base.mean)
+    apart = cost.low > base.high or cost.high < base.low
+    if metric_of(name).unit == "ms" and same_network(costs, variant, reference):
         return Ratio(value, clear=False)
     noise = noise_of(costs, name, reference)
-    if noise is None and name in _TRAINING_TIMES:
+    if noise is None and _is_training_time(name):
         return Ratio(value, clear=False)
-    least = max(_NOISE.get(name, _LEAST_NOISE), _BEYOND * ((noise or 1.0) - 1))
+    least = max(metric_of(name).noise, _BEYOND * ((noise or 1.0) - 1))
     return Ratio(value, clear=apart and max(value, 1 / value) - 1 > least)
 
 
-def same_network(costs: Costs, variant: Place, reference: Place) -> bool:
+def same_network(costs: Costs, variant: Entrant, reference: Entrant) -> bool:
     """Whether two variants of one base export weights of the same size: after the merge LoRA, full and base are one network."""
-    sizes = [costs[place].get("model_bytes") for place in (variant, reference)]
+    sizes = [costs[entrant].get("model_bytes") for entrant in (variant, reference)]
     return variant[:2] == reference[:2] and sizes[0] is not None and sizes[1] is not None and sizes[0].mean == sizes[1].mean
 
 
-def noise_of(costs: Costs, name: str, place: Place) -> float | None:
-    """The largest ratio between two measurements beside `place` (same base and dataset) that should have been equal.
+def noise_of(costs: Costs, name: str, entrant: Entrant) -> float | None:
+    """The largest ratio between two measurements beside `entrant` (same base and dataset) that should have been equal.
 
     These are the seeds of one variant; for latency, variants whose exported models have the same size; for training of one
     seed, parts of one run, which scatter more than whole ones. A busy machine shows here, and a ratio of variants that is not
@@ -138,15 +150,15 @@ def noise_of(costs: Costs, name: str, place: Place) -> float | None:
     """
     runs: dict[object, list[Cost]] = {}
     ratios, parts = [], []
-    for other, found in costs.items():
-        if other[:2] == place[:2] and name in found:
-            size = found["model_bytes"].mean if _MILLISECONDS.search(name) and "model_bytes" in found else other
-            runs.setdefault((size, found[name].machines), []).append(found[name])
-            if (disturbance := found[name].disturbance) is not None:
+    for other, known in costs.items():
+        if other[:2] == entrant[:2] and name in known:
+            size = known["model_bytes"].mean if metric_of(name).unit == "ms" and "model_bytes" in known else other
+            runs.setdefault((size, known[name].machines), []).append(known[name])
+            if (disturbance := known[name].disturbance) is not None:
                 parts.append(disturbance)
-    for same in runs.values():
-        if sum(len(one.by_seed) for one in same) > 1:
-            ratios.append(max(one.high for one in same) / min(one.low for one in same))
+    for equal in runs.values():
+        if sum(len(cost.by_seed) for cost in equal) > 1:
+            ratios.append(max(cost.high for cost in equal) / min(cost.low for cost in equal))
     return max(ratios or parts, default=None)
 
 
@@ -158,36 +170,32 @@ def fingerprint(record: Record) -> str:
     return json.dumps(record.machine, sort_keys=True, ensure_ascii=False)
 
 
-def _cell_costs(cell: Cell, latencies: Iterable[str]) -> dict[str, tuple[float, str | None]]:
-    found: dict[str, tuple[float, str | None]] = {}
+def _cell_costs(cell: Cell, latencies: Sequence[str]) -> dict[str, tuple[float, str | None]]:
+    """By name a cost of one cell, and the machine that it depends on."""
+    costs: dict[str, tuple[float, str | None]] = {}
     if "size" in cell.evaluations:
         metrics = cell.evaluations["size"].metrics
-        found |= {name: (float(metrics[name]), None) for name in SIZES if name in metrics}
-    trained = trained_records(cell)
-    if trained:
-        machines = {fingerprint(record) for record in trained}
-        machine = machines.pop() if len(machines) == 1 else " and ".join(sorted(machines))
-        for name, value in _train_costs(trained).items():
-            found[name] = (value, machine if name in _OF_A_MACHINE else None)
-    measured = [name for name in latencies if name in cell.evaluations]
-    for name in measured:
-        record = cell.evaluations[name]
-        for metric, value in _numbers(record.metrics).items():
-            if _MILLISECONDS.search(metric):
-                found[metric if len(measured) == 1 else f"{name}.{metric}"] = (value, fingerprint(record))
-    return found
+        costs |= {name: (float(metrics[name]), None) for name in _SIZES if name in metrics}
+    if trained := trained_records(cell):
+        each = [_numbers(record.metrics) for record in trained]
+        summed = {name: sum(metrics.get(name, 0.0) for metrics in each) for name in _SUMMED}
+        summed["trainable_parameters"] = each[-1]["trainable_parameters"]
+        summed["peak_memory_bytes"] = max(metrics.get("peak_memory_bytes", 0.0) for metrics in each)
+        if summed["train_seconds"] > 0:
+            # Each example with its context, once: what is learned is only part of that where a dataset has tasks.
+            read = sum(metrics.get("train_tokens_read", metrics.get("train_tokens", 0.0)) for metrics in each)
+            summed["train_tokens_per_second"] = read / summed["train_seconds"]
+        machine = " and ".join(sorted({fingerprint(record) for record in trained}))
+        costs |= {name: (value, machine if metric_of(name).of_machine else None) for name, value in summed.items()}
+    for name in latencies:
+        if (record := cell.evaluations.get(name)) is not None:
+            figures = {metric: value for metric, value in _numbers(record.metrics).items() if metric_of(metric).cost}
+            costs |= {cost_name(metric, name, latencies): (value, fingerprint(record)) for metric, value in figures.items()}
+    return costs
 
 
-def _train_costs(trained: Sequence[Record]) -> dict[str, float]:
-    metrics = [_numbers(record.metrics) for record in trained]
-    found = {name: sum(one.get(name, 0.0) for one in metrics) for name in _SUMMED}
-    found["trainable_parameters"] = metrics[-1]["trainable_parameters"]
-    found["peak_memory_bytes"] = max(one.get("peak_memory_bytes", 0.0) for one in metrics)
-    if found["train_seconds"] > 0:
-        # Each example with its context, once: what is learned is only part of that where a dataset has tasks.
-        read = sum(one.get("train_tokens_read", one.get("train_tokens", 0.0)) for one in metrics)
-        found["train_tokens_per_second"] = read / found["train_seconds"]
-    return found
+def _is_training_time(name: str) -> bool:
+    return metric_of(name).of_machine and metric_of(name).unit in ("seconds", "tokens/s")
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

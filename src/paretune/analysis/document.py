@@ -1,20 +1,27 @@
-"""A report as plain data: sections of paragraphs, lists, tables, figures and texts side by side, written by two renderers.
+"""A report as plain data: sections of paragraphs, lists, tables, figures and texts side by side.
 
-Words between backticks are literal (names, values); everything else is plain text, which each renderer escapes as it must.
+Words are a fact, whose sentence the renderer looks up, or text of which the parts between backticks are literal (names,
+values); each renderer escapes the rest as it must.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from paretune.analysis.findings import Fact
+
+Words = str | Fact
+
 
 @dataclass(frozen=True)
 class Paragraph:
-    text: str
+    text: Words
+    introduces: bool = False
+    """Belongs to the list below it."""
 
 
 @dataclass(frozen=True)
 class Bullets:
-    items: Sequence[str]
+    items: Sequence[Words]
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,12 @@ class Table:
     words: int = 1
     grouped: bool = False
     """Rows of the same first cell stand together and need it once."""
+
+    @property
+    def folded(self) -> list[Sequence[str]]:
+        """The rows as they are read downwards: a name that stands above is not said again."""
+        above = [None, *(row[0] for row in self.rows)]
+        return [("", *row[1:]) if self.grouped and row[0] == name else row for name, row in zip(above, self.rows, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -67,3 +80,10 @@ class Section:
 class Document:
     title: str
     sections: Sequence[Section]
+
+
+def as_blocks(facts: Sequence[Words]) -> list[Block]:
+    """A list, and behind it what is said in paragraphs of their own."""
+    listed = [fact for fact in facts if not (isinstance(fact, Fact) and fact.alone)]
+    alone = [fact for fact in facts if isinstance(fact, Fact) and fact.alone]
+    return [*([Bullets(listed)] if listed else []), *map(Paragraph, alone)]

@@ -1,308 +1,269 @@
-"""The measured parts of a report: held-out text, questions, cost and generations of one base on one dataset."""
+"""The report: what stands in it and in which order.
 
-import math
-from collections.abc import Mapping, Sequence
+What was found comes before how it came about: conclusions, then qualities, comparisons and costs, then how variants were
+trained, tuned and pruned, then what stands in the data; and long texts come last. A section of results is made by a function of
+the findings and a group, which returns None where there is nothing to show. That of an evaluation is named by its row; what a
+row without one has measured is shown as a table. Pictures that were not drawn, and those of a whole dataset after its first
+base, are left out.
+"""
 
-from paretune.analysis import wording
-from paretune.analysis.answers import ANSWER_METRICS
-from paretune.analysis.caveats import TIME_PER_TOKEN, TRAINING_SPEED, disturbed_times
-from paretune.analysis.cells import cost_cell, interval_cell, mean_cell, spread_cell
-from paretune.analysis.choose import latency_name
-from paretune.analysis.compare import Estimate
-from paretune.analysis.confounded import confounded_fields
-from paretune.analysis.costs import Cost
-from paretune.analysis.deviations import Marks
-from paretune.analysis.document import Block, Bullets, Paragraph, Picture, Section, SideBySide, Table, Text
-from paretune.analysis.figures import comparison_name
-from paretune.analysis.measured import (
-    FORGETTING,
-    HARNESS,
-    Group,
-    Measured,
-    cell_generations,
-    cells_of,
-    chance_of,
-    estimate_of,
-    quantities_of,
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from paretune.analysis import words
+from paretune.analysis.costs import cost_name, timed_evaluations
+from paretune.analysis.document import (
+    Block,
+    Bullets,
+    Document,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    as_blocks,
 )
-from paretune.analysis.scores import Place, Quantity
-from paretune.analysis.task_scores import stopped, task_texts
+from paretune.analysis.figures import PARETO_NAME
+from paretune.analysis.findings import Findings, Group
+from paretune.analysis.tables import (
+    VARIANT,
+    Column,
+    Subject,
+    cost_column,
+    estimate_cell,
+    estimate_column,
+    interval_name,
+    make_table,
+    subjects,
+)
+from paretune.study.data import SPLITS
+from paretune.study.findings import FINDINGS
+from paretune.study.registry import load_function
+from paretune.study.variants import Variant
 
-_ROUGH = "~"
-"""Behind the head of a column of disturbed times."""
-
-
-def held_out_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
-    """Loss, perplexity, bits per byte and token accuracy with intervals; None if not measured."""
-    blocks: list[Block] = []
-    for task, split in _held_out(measured, group):
-        blocks.append(_held_out_table(measured, group, task, split, marks))
-    if held_out := [(task, split) for task, split in _held_out(measured, group) if split == "test"]:
-        blocks += _by_task(measured, group, *held_out[0], marks)
-    return Section("Held-out text", blocks, level=3) if blocks else None
-
-
-def questions_section(measured: Measured, group: Group, marks: Marks) -> Section | None:
-    blocks: list[Block] = []
-    for task in (task for task, use in measured.study.evaluate.items() if use.kind == "qa"):
-        slices = sorted({q.slice for q in quantities_of(measured, group) if q.task == task})
-        if not slices:
-            continue
-        blocks.append(_answers_table(measured, group, task, marks))
-        if told := _telling(measured, group, task, [name for name in slices if name]):
-            blocks.append(_slices_table(measured, group, task, told, marks))
-        if confounded := list(confounded_fields(measured, group, task)):
-            blocks.append(Bullets(confounded))
-    return Section("Questions and answers", blocks, level=3) if blocks else None
-
-
-def cost_section(measured: Measured, group: Group, figures: frozenset[str], first: bool) -> Section | None:
-    """Sizes, training cost and latency. `first`: the comparison figure of the dataset belongs here."""
-    places = group.places
-    if not any(measured.costs.get(place) for place in places):
-        return None
-    header = ["variant", "parameters", "trained", "model size", "adapter", "training", "peak memory"]
-    latency = latency_name(measured, [place for place in places if "ms_per_token" in measured.costs.get(place, {})])
-    first_token = latency.replace("ms_per_token", "first_token_ms")
-    with_latency = any(latency in measured.costs.get(place, {}) for place in places)
-    rows = []
-    for place in places:
-        costs = measured.costs.get(place, {})
-        row = [
-            place.variant,
-            cost_cell(costs, "parameters", wording.count),
-            _trained_share(costs, trains=any(use.row.trains for use in measured.study.variants[place.variant].methods)),
-            cost_cell(costs, "model_bytes", wording.size),
-            cost_cell(costs, "adapter_bytes", wording.size),
-            cost_cell(costs, "train_seconds", wording.seconds),
-            cost_cell(costs, "peak_memory_bytes", wording.size),
-        ]
-        if with_latency:
-            row += [spread_cell(costs, first_token), spread_cell(costs, latency)]
-        rows.append(row)
-    if with_latency:
-        header += ["first token, ms", "ms per token"]
-    disturbed = disturbed_times(measured, group)
-    marked = {"training"} if TRAINING_SPEED in disturbed else set()
-    marked |= {"first token, ms", "ms per token"} if TIME_PER_TOKEN in disturbed else set()
-    header = [f"{head} {_ROUGH}" if head in marked else head for head in header]
-    told = [f"{word} by {wording.times(factor)}" for word, factor in disturbed.items()]
-    caption = (
-        f"{_ROUGH}: disturbed times, runs or parts of one that should be equally fast differ in {wording.listed(told)}"
-        if told
-        else ""
-    )
-    blocks: list[Block] = [Table(header, rows, caption)]
-    blocks += [Bullets(lines)] if (lines := _trained_lines(measured, places)) else []
-    middle = "; milliseconds are medians over the repeats" if with_latency and latency.endswith("median") else ""
-    blocks.append(
-        Paragraph(f"Model: the weights as exported, adapter merged. Training: optimizer steps only. Means over seeds{middle}.")
-    )
-    if first and comparison_name(group.dataset) in figures:
-        blocks.append(
-            Picture(f"figures/{comparison_name(group.dataset)}", f"quality and cost of all variants on {group.dataset}")
-        )
-    return Section("Cost", blocks, level=3)
+_OF_GROUP = (
+    "paretune.analysis.qualities:held_out_section",
+    "paretune.analysis.qualities:comparisons_section",
+    "paretune.analysis.qualities:questions_section",
+    "paretune.analysis.qualities:tasks_section",
+    "paretune.analysis.qualities:harness_section",
+    "paretune.analysis.qualities:forgetting_section",
+    "paretune.analysis.qualities:ratings_section",
+    "paretune.analysis.making:cost_section",
+    "paretune.analysis.making:training_section",
+    "paretune.analysis.making:tuning_section",
+    "paretune.analysis.making:blocks_section",
+)
+"""Sections of results, `module:function`; those of evaluations of others come behind them."""
+_TEXTS = "paretune.analysis.qualities:generations_section"
+"""Comes last."""
+_RECORDS_SHOWN = 3
+"""Numbers of records in the table of an audit."""
 
 
-def generations_section(measured: Measured, group: Group) -> Section | None:
-    """Continuations of each prompt and answers to the tasks of some documents by every variant, of its first seed."""
-    blocks: list[Block] = []
-    for task, use in measured.study.evaluate.items():
-        if use.kind != "generate":
-            continue
-        texts: dict[str, list[Text]] = {}
-        for place in group.places:
-            cells = [cell for cell in cells_of(measured, place) if task in cell.evaluations]
-            for row in cell_generations(cells[0], task) if cells else ():
-                seed = "" if cells[0].seed is None or len(cells) == 1 else f"seed {cells[0].seed}, "
-                text = Text(place.variant, f"{seed}{stopped(row)}", row["text"])
-                texts.setdefault(row["prompt"], []).append(text)
-        blocks += [SideBySide(prompt, entries) for prompt, entries in texts.items()]
-    blocks = [*_filtered(measured, group), *blocks, *task_texts(measured, group)]
-    where = f", {group.base} on {group.dataset}" if len(measured.groups) > 1 else ""
-    return Section(f"Generations side by side{where}", blocks) if blocks else None
-
-
-def _filtered(measured: Measured, group: Group) -> list[Block]:
-    """The share of each variant's texts that the study's `safety` filters; nothing where it has none."""
-    found = {q for q in quantities_of(measured, group) if q.metric == "filtered"}
-    asked = sorted({Quantity(q.task, q.split, q.metric) for q in found})
-    if not asked:
-        return []
-    rows = []
-    for place in group.places:
-        estimates = [estimate_of(measured, place, quantity) for quantity in asked]
-        rows.append(
-            [
-                place.variant,
-                *(wording.UNKNOWN if e is None else wording.part_of_mean(e.mean, e.n_examples) for e in estimates),
-            ]
-        )
-    header = ("variant", *(f"{quantity.task} {quantity.split}".strip() for quantity in asked))
-    return [Table(header, rows, "Generated texts that are unsafe by `safety`")]
-
-
-def _held_out(measured: Measured, group: Group) -> list[tuple[str, str]]:
-    tasks = [name for name, use in measured.study.evaluate.items() if use.kind not in (FORGETTING, HARNESS)]
-    known = [q for q in quantities_of(measured, group) if q.task in tasks]
-    found = {(q.task, q.split) for q in known if q.metric == "bits_per_byte" and not q.slice}
-    order = ("test", "validation", "train", "")
-    return sorted(found, key=lambda pair: (tasks.index(pair[0]), order.index(pair[1]) if pair[1] in order else len(order)))
-
-
-def _held_out_table(measured: Measured, group: Group, task: str, split: str, marks: Marks) -> Table:
-    rows, counted = [], ""
-    seeds = ["seeds, perplexity"] if len(measured.study.seeds) > 1 else []
-    for place in group.places:
-        found = {
-            metric: estimate_of(measured, place, Quantity(task, split, metric))
-            for metric in ("loss", "perplexity", "bits_per_byte", "token_accuracy")
-        }
-        if found["bits_per_byte"] is None:
-            rows.append([place.variant, *[wording.UNKNOWN] * (4 + len(seeds))])
-            continue
-        mark = marks.of(place, task, split)
-        counted = counted or wording.plural(found["bits_per_byte"].n_documents, "document")
-        rows.append(
-            [
-                place.variant,
-                mean_cell(found["loss"]) + mark,
-                interval_cell(found["perplexity"]) + mark,
-                interval_cell(found["bits_per_byte"]) + mark + marks.lossy(place),
-                wording.share(found["token_accuracy"].mean) + mark if found["token_accuracy"] else wording.UNKNOWN,
-                *([_seed_spread(found["perplexity"])] if seeds else []),
-            ]
-        )
-    intervals = (f"{name} ({measured.interval})" for name in ("perplexity", "bits per byte"))
-    header = ("variant", "loss", *intervals, "token accuracy", *seeds)
-    title = (split or task).capitalize() if task == "perplexity" else f"{task}, {split}"
-    alone = "; of completions alone, after what stands before them" if measured.study.data[group.dataset].completes else ""
-    return Table(header, rows, f"{title}, {counted}{alone}")
-
-
-def _by_task(measured: Measured, group: Group, task: str, split: str, marks: Marks) -> list[Block]:
-    """Bits per byte of the completions of each task; nothing where there is one task, or plain text."""
-    first = Quantity(task, split, "bits_per_byte")
-    names = [name for name in measured.study.data[group.dataset].tasks if f"task: {name}" in _slices(measured, group, first)]
-    if not names:
-        return []
-    rows = []
-    for place in group.places:
-        mark = marks.of(place, task, split) + marks.lossy(place)
-        found = [estimate_of(measured, place, first._replace(slice=f"task: {name}")) for name in names]
-        rows.append([place.variant, *(interval_cell(one) + mark * (one is not None) for one in found)])
-    return [Table(("variant", *names), rows, f"Bits per byte of the completions by task, {split}, {measured.interval}s")]
-
-
-def _slices(measured: Measured, group: Group, quantity: Quantity) -> set[str]:
-    return {one.slice for one in quantities_of(measured, group) if one._replace(slice="") == quantity}
-
-
-def _answers_table(measured: Measured, group: Group, task: str, marks: Marks) -> Table:
-    metrics = [
-        metric
-        for metric in ANSWER_METRICS
-        if any(q.task == task and q.metric == metric for q in quantities_of(measured, group))
+def build_report(findings: Findings, figures: frozenset[str]) -> Document:
+    """`figures` are the names of the files that were drawn."""
+    many = len(findings.groups) > 1
+    sections: list[Section | None] = [
+        Section("In short", _in_short(findings)),
+        Section("What was compared", _compared(findings)),
     ]
-    likelihood = any(q.task == task and q.metric == "log_likelihood" for q in quantities_of(measured, group))
-    header = ["variant", *(_METRIC_HEADS[metric] for metric in metrics), *(["log-likelihood"] if likelihood else [])]
-    rows = []
-    for place in group.places:
-        mark = marks.of(place, task, "")
-        row = [place.variant, *(_answers(estimate_of(measured, place, Quantity(task, "", metric)), mark) for metric in metrics)]
-        if likelihood:
-            row.append(interval_cell(estimate_of(measured, place, Quantity(task, "", "log_likelihood"))) + mark)
-        rows.append(row)
-    caption = f"{task}: right answers, and the {measured.interval} of their share"
-    means = ", means over seeds" if len(measured.study.seeds) > 1 else ""
-    return Table(header, rows, caption + means + _chance(measured, group, task))
+    for group in findings.groups:
+        sections.append(Section(f"{group.base} on {group.dataset}" if many else "Results", []))
+        rows = [use.row for use in findings.study.evaluations_of(group.dataset).values()]
+        named = dict.fromkeys((*_OF_GROUP, *(row.section for row in rows if row.section not in (None, _TEXTS))))
+        sections += [load_function(address)(findings, group) for address in named]
+        sections.append(_other_section(findings, group))
+    sections.append(_audit_section(findings))
+    sections += [load_function(_TEXTS)(findings, group) for group in findings.groups]
+    sections.append(Section("Notes", as_blocks(findings.facts.notes)))
+    left, shown = set(figures), []
+    for section in filter(None, sections):
+        blocks = []
+        for block in section.blocks:
+            if isinstance(block, Picture):
+                name = block.path.removeprefix("figures/")
+                if name not in left:
+                    continue
+                left.remove(name)
+            blocks.append(block)
+        shown.append(Section(section.title, blocks, section.level))
+    counts = [len(part) for part in (findings.study.variants, findings.study.bases, findings.study.data)]
+    title = f"{findings.study.study}: {words.plural(counts[0], 'variant')}"
+    title += f" of {words.plural(counts[1], 'base')}" if counts[1] > 1 else ""
+    title += f" on {words.plural(counts[2], 'dataset')}" if counts[2] > 1 else ""
+    return Document(title, shown)
 
 
-def _chance(measured: Measured, group: Group, task: str) -> str:
-    """What guessing would answer, for the caption."""
-    chance = chance_of(measured, group, task)
-    known = (measured.samples.get(place, {}).get(Quantity(task, "", "accuracy")) for place in group.places)
-    sample = next((one for one in known if one is not None), None)
-    if chance is None or sample is None:
-        return ""
-    num = len(sample.items)
-    return f"; choices by chance {chance * num:.3g} of {num} ({wording.share(chance)})"
+def _in_short(findings: Findings) -> list[Block]:
+    facts, many, blocks = findings.facts, len(findings.groups) > 1, list[Block]()
+    for dataset, groups in itertools.groupby(findings.groups, key=lambda group: group.dataset):
+        for group in groups:
+            told = facts.groups[group.base, group.dataset]
+            if many:
+                blocks.append(Paragraph(f"{words.code(group.base)} on {words.code(group.dataset)}:", introduces=True))
+            blocks += as_blocks((*told.recommendation, *told.findings))
+        if dataset in facts.across:
+            of_bases, *tokenizers = as_blocks(facts.across[dataset])
+            blocks.append(Paragraph(f"Across bases on {words.code(dataset)}:", introduces=True))
+            blocks += [of_bases, _across_table(findings, dataset), *tokenizers]
+    if facts.remarks:
+        blocks += [Paragraph("Of all of this:", introduces=True)] if many else []
+        blocks += as_blocks(facts.remarks)
+    blocks += [Paragraph(fact) for fact in facts.incomplete]
+    blocks.append(Picture(f"figures/{PARETO_NAME}", "quality against each cost, with the Pareto frontier"))
+    return [*blocks, *(Paragraph(fact) for fact in facts.use)]
 
 
-_METRIC_HEADS = {"accuracy": "accuracy (choices)", "exact_match": "exact match", "contains": "contains the answer"}
-
-
-def _slices_table(measured: Measured, group: Group, task: str, slices: Sequence[str], marks: Marks) -> Table:
-    known = quantities_of(measured, group)
-    metrics = [
-        metric for metric in (*ANSWER_METRICS, "log_likelihood") if any(q.task == task and q.metric == metric for q in known)
+def _across_table(findings: Findings, dataset: str) -> Table:
+    """All variants of all bases on one dataset, in bits per byte, the best first."""
+    quantities = {
+        entrant: group.headline
+        for group in findings.groups
+        if group.dataset == dataset and group.headline is not None and group.headline.metric == "bits_per_byte"
+        for entrant in group.entrants
+        if findings.estimate(entrant, group.headline) is not None
+    }
+    ranked = sorted(quantities, key=lambda entrant: findings.estimates[entrant][quantities[entrant]].mean)
+    split = next(group.headline.split for group in findings.groups if group.dataset == dataset and group.headline is not None)
+    columns: list[Column[Subject]] = [
+        Column("base and variant", lambda row: f"{row.entrant.base} {row.entrant.variant}"),
+        Column(
+            f"bits per byte ({interval_name(findings)})",
+            lambda row: estimate_cell(findings, row.entrant, quantities[row.entrant]),
+        ),
+        cost_column(findings, "model_bytes"),
     ]
-    rows = []
-    for name in slices:
-        for place in group.places:
-            found = [estimate_of(measured, place, Quantity(task, "", metric, name)) for metric in metrics]
-            if any(one is not None for one in found):
-                mark = marks.of(place, task, "")
-                cells = [
-                    mean_cell(one) + mark if metric == "log_likelihood" else _answers(one, mark, interval=False)
-                    for metric, one in zip(metrics, found, strict=True)
-                ]
-                rows.append([name, place.variant, *cells])
-    heads = [_METRIC_HEADS.get(metric, "log-likelihood") for metric in metrics]
-    return Table(("slice", "variant", *heads), rows, f"{task} by slice", words=2, grouped=True)
+    return make_table(map(Subject, ranked), columns, f"Best first, {split}")
 
 
-def _telling(measured: Measured, group: Group, task: str, slices: Sequence[str]) -> list[str]:
-    """Without the fields whose slices are the kinds of question: right answers are counted kind by kind already."""
-    fields: dict[str, list[str]] = {}
-    for name in slices:
-        fields.setdefault(name.partition(": ")[0], []).append(name)
-    sizes = {
-        (quantity.slice, quantity.metric): len(sample.items)
-        for place in group.places
-        for quantity, sample in measured.samples.get(place, {}).items()
-        if quantity.task == task and quantity.metric in ANSWER_METRICS
-    }
-    repeated = {
-        field
-        for field, names in fields.items()
-        if all(size == sizes["", metric] for (name, metric), size in sizes.items() if name in names)
-    }
-    return [name for field, names in fields.items() if field not in repeated for name in names]
+def _compared(findings: Findings) -> list[Block]:
+    facts = findings.facts
+    blocks = [*as_blocks(facts.setup), _variants_table(findings.study.variants)]
+    if findings.results.data:
+        blocks += [_data_table(findings), *as_blocks(facts.data)]
+    deviations = as_blocks(facts.deviations)
+    if any(isinstance(block, Bullets) for block in deviations):
+        blocks.append(Paragraph("Deviations:", introduces=True))
+    return [*blocks, *deviations]
 
 
-def _answers(found: Estimate | None, mark: str, *, interval: bool = True) -> str:
-    """`4 of 10 (17 to 69 %)`, or of several seeds `mean 3.5 of 10 (14 to 65 %)`."""
-    if found is None:
-        return wording.UNKNOWN
-    right_of = f"{wording.part_of_mean(found.mean, found.n_examples)}{mark}"
-    if not interval or math.isnan(found.low):
-        return right_of
-    places = 0 if found.n_examples < 200 else 1
-    return f"{right_of} ({100 * found.low:.{places}f} to {100 * found.high:.{places}f} %)"
+def _variants_table(variants: Mapping[str, Variant]) -> Table:
+    def methods(row: tuple[str, Variant]) -> str:
+        parts = []
+        for uses in zip(*row[1].chains, strict=True):
+            use, dumps = uses[0], [use.config.model_dump() for use in uses]
+            fields = [name for name in dumps[0] if name in use.config.model_fields_set or name == "learning_rate"]
+            values = {name: list(dict.fromkeys(_setting(dump[name]) for dump in dumps)) for name in fields}
+            settings = [f"{name} {'tuned over ' if len(one) > 1 else ''}{'/'.join(one)}" for name, one in values.items()]
+            parts.append(f"{use.name} ({', '.join(settings)})" if fields else use.name)
+        return ", then ".join(parts) or "the base as it is"
+
+    columns = [Column[tuple[str, Variant]]("variant", lambda row: row[0]), Column("methods", methods)]
+    return make_table(variants.items(), columns, "Variants", words=2)
 
 
-def _trained_share(costs: Mapping[str, Cost], trains: bool) -> str:
-    if "trainable_parameters" not in costs:
-        return wording.UNKNOWN if trains else "0"
-    part = costs["trainable_parameters"].mean
-    whole = costs["parameters"].mean if "parameters" in costs else math.nan
-    return f"{part:,.0f}" if math.isnan(whole) else f"{100 * part / whole:.4g} %"
+def _setting(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_setting(item)}" for name, item in value.items())
+    return ", ".join(str(item) for item in value) if isinstance(value, tuple | list) else str(value)
 
 
-def _trained_lines(measured: Measured, places: Sequence[Place]) -> list[str]:
-    lines = []
-    for place in places:
-        costs = measured.costs.get(place, {})
-        if "trainable_parameters" in costs and "parameters" in costs:
-            part, whole = round(costs["trainable_parameters"].mean), round(costs["parameters"].mean)
-            if part < whole:
-                lines.append(f"{wording.code(place.variant)} trains {wording.part_of(part, whole)} parameters.")
-    return lines
+def _data_table(findings: Findings) -> Table:
+    """What is trained and scored on, base by base where they differ: tokenizers make different texts too long.
+
+    Bytes are counted as in the data where nothing was left out: of a dataset with tasks these hold contexts and prompts too.
+    """
+    data, tokens, bases = findings.results.data, findings.results.tokens, list(findings.study.bases)
+    skipping = {where: record for where, record in tokens.items() if record.metrics.get("skipped_examples")}
+
+    def kept(what: str) -> Callable[[tuple[str, str]], str]:
+        def cell(row: tuple[str, str]) -> str:
+            dataset, split = row
+            whole = data[dataset].metrics.get(f"{what}_{split}", 0)
+            records = [skipping.get((base, dataset)) for base in bases]
+            counts = [whole if record is None else record.metrics.get(f"kept_{what}_{split}", whole) for record in records]
+            return " / ".join(words.count(count) for count in dict.fromkeys(counts))
+
+        return cell
+
+    def num_tokens(base: str) -> Callable[[tuple[str, str]], str | None]:
+        def cell(row: tuple[str, str]) -> str | None:
+            record = tokens.get((base, row[0]))
+            return None if record is None else words.count(record.metrics.get(f"tokens_{row[1]}", 0))
+
+        return cell
+
+    columns = [
+        Column[tuple[str, str]]("data", lambda row: row[0]),
+        Column("split", lambda row: row[1]),
+        *(Column(what, kept(what)) for what in ("documents", "examples", "bytes")),
+        *(Column(f"tokens ({base})" if len(bases) > 1 else "tokens", num_tokens(base)) for base in bases),
+    ]
+    known = all("kept_examples_train" in record.metrics for record in skipping.values())
+    counted = "as trained and scored on" if known else "documents, examples and bytes before what is too long was left out"
+    return make_table(itertools.product(data, SPLITS), columns, f"Data, {counted}", words=2, grouped=True)
 
 
-def _seed_spread(found: Estimate | None) -> str:
-    if found is None or found.spread is None:
-        return wording.UNKNOWN
-    return f"± {wording.number(found.spread, 2)}"
+def _other_section(findings: Findings, group: Group) -> Section | None:
+    """What evaluations without a section of their own have measured: their metrics with every variant."""
+    blocks: list[Block] = []
+    timed = timed_evaluations(findings.study)
+    for name, use in findings.study.evaluations_of(group.dataset).items():
+        if use.row.section is not None:
+            continue
+        costs = [cost_name(row.name, name, timed) for row in use.row.metrics if row.cost]
+        if any(cost in findings.costs.get(entrant, {}) for cost in costs for entrant in group.entrants):
+            columns = [VARIANT, *(cost_column(findings, cost, optional=True) for cost in costs)]
+            blocks.append(make_table(subjects(group), columns, f"{name}, means over seeds"))
+        quantities = [quantity for quantity in group.quantities if quantity.task == name and not quantity.slice]
+        for split, of_split in itertools.groupby(sorted(quantities, key=lambda q: q.split), key=lambda q: q.split):
+            columns = [VARIANT, *(estimate_column(findings, quantity) for quantity in of_split)]
+            caption = f"{name}{f', {split}' if split else ''}, {interval_name(findings)}s"
+            blocks.append(make_table(subjects(group), columns, caption))
+    return Section("Other measurements", blocks, level=3) if blocks else None
+
+
+class _AuditRow(NamedTuple):
+    dataset: str
+    finding: str
+    task: str
+    """Of a finding that is of one task."""
+    by_split: Mapping[str, Mapping[str, Any]]
+
+
+def _audit_section(findings: Findings) -> Section | None:
+    """What cleaning did and what the audit found, dataset by dataset."""
+    rows, order = list[_AuditRow](), list(FINDINGS)
+    for dataset, of_dataset in findings.audit.items():
+        kinds: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+        for row in of_dataset:
+            if row["finding"] in order:
+                kind = (row["finding"], row["detail"] if row["finding"] == "answer_in_prompt" else "")
+                kinds.setdefault(kind, {})[row["split"]] = row
+        for kind in sorted(kinds, key=lambda kind: (order.index(kind[0]), kind[1])):
+            rows.append(_AuditRow(dataset, *kind, kinds[kind]))
+
+    def in_split(split: str) -> Column[_AuditRow]:
+        def cell(row: _AuditRow) -> str:
+            found = row.by_split.get(split)
+            return "0" if found is None else f"{words.count(found['count'])} ({words.share(found['count'] / found['of'])})"
+
+        return Column(split, cell)
+
+    def examples(row: _AuditRow) -> str:
+        numbers = [str(number) for found in row.by_split.values() for number in found["records"]]
+        return ", ".join(numbers[:_RECORDS_SHOWN])
+
+    columns = [
+        Column[_AuditRow]("data", lambda row: row.dataset),
+        Column("records with", lambda row: FINDINGS[row.finding] + (f" ({row.task})" if row.task else "")),
+        *map(in_split, SPLITS),
+        Column("for example", examples),
+    ]
+    caption = "Audit before training; `audit.csv` names more records"
+    blocks: list[Block] = [make_table(rows, columns, caption, words=2, grouped=True)] if rows else []
+    blocks += as_blocks(findings.facts.audit)
+    return Section("Audit of the data", blocks) if blocks else None

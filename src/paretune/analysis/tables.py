@@ -1,193 +1,204 @@
-"""The tidy files: results.csv, estimates.csv, comparisons.csv, curves.csv, audit.csv and generations.jsonl.
+"""The tables of a report: one builder, and the columns that they are declared with.
 
-`trial` names what a tuned variant was chosen from, in results.csv and curves.csv alone, and is empty otherwise; `seed` is
-empty for a variant that no seed enters; `n` is the number of examples behind a score and empty for costs.
+A table is its rows (what each row is about) and its columns (a heading, and a function of the row that makes the cell). What a
+figure looks like follows from the row of its metric; the builder puts a dash where there is none.
 """
 
-import json
 import math
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
-import pandas as pd
-
-from paretune.analysis.audit import audit_table
+from paretune.analysis import words
+from paretune.analysis.compare import Difference, Estimate
 from paretune.analysis.costs import Cost
-from paretune.analysis.curves import CURVE_COLUMNS, read_curve
-from paretune.analysis.measured import Measured, baseline, cell_generations, difference_of, estimates_of
-from paretune.analysis.scores import Place
-from paretune.analysis.trust import WITHHELD, withheld
-from paretune.pipeline.records import Cell
-from paretune.study.compare import QUALITY
+from paretune.analysis.document import Table
+from paretune.analysis.findings import Findings, Group
+from paretune.analysis.scores import Entrant, Quantity
+from paretune.study.registry import metric_of
 
-RESULT_COLUMNS = ("base", "dataset", "variant", "seed", "trial", "split", "task", "slice", "metric", "value", "n")
-ESTIMATE_COLUMNS = (
-    *("base", "dataset", "variant", "split", "task", "slice", "metric"),
-    *("mean", "ci_low", "ci_high", "n_examples", "n_documents", "n_seeds"),
-)
-COMPARISON_COLUMNS = (
-    *("base", "dataset", "variant", "baseline", "split", "task", "slice", "metric"),
-    *("difference", "ci_low", "ci_high", "p", "p_adjusted", "mde", "verdict"),
-)
-CURVE_FILE_COLUMNS = ("base", "dataset", "variant", "seed", "trial", *CURVE_COLUMNS)
-GENERATION_FIELDS = (
-    *("base", "dataset", "variant", "seed", "task"),
-    *("prompt", "text", "reference", "new_tokens", "seconds", "stopped_by"),
-    *("document", "example", "references", "filtered"),
-)
+Row = TypeVar("Row")
+UNKNOWN = words.UNKNOWN
+_HARNESS = "lm_eval"
+_TEXTS: Mapping[str, Callable[[float], str]] = {"bytes": words.size, "seconds": words.seconds, "count": words.count}
+"""How costs are written by their unit; others are measures that scatter, shown with their spread over seeds."""
 
 
-_SPENT = ("train_seconds", "steps")
-"""Costs of a trial."""
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    heading: str
+    cell: Callable[[Row], str | None]
+    """None where there is nothing: a dash."""
+    optional: bool = False
+    """Left out where no row has a cell."""
 
 
-def results_table(measured: Measured) -> pd.DataFrame:
-    """One row a number: RESULT_COLUMNS."""
-    rows = [row for group in measured.groups for place in group.places for row in _results(measured, place)]
-    table = pd.DataFrame(rows, columns=list(RESULT_COLUMNS))
-    return table.astype({"seed": "Int64", "n": "Int64"})
+class Subject(NamedTuple):
+    """What most rows are about: a variant, in all of its examples or a slice of them."""
+
+    entrant: Entrant
+    slice: str = ""
 
 
-def estimates_table(measured: Measured) -> pd.DataFrame:
-    """Over seeds and examples: ESTIMATE_COLUMNS; costs have no interval and count no examples."""
-    rows = [row for group in measured.groups for place in group.places for row in _estimates(measured, place)]
-    table = pd.DataFrame(rows, columns=list(ESTIMATE_COLUMNS))
-    return table.astype(dict.fromkeys(("n_examples", "n_documents", "n_seeds"), "Int64"))
+VARIANT: Column[Subject] = Column("variant", lambda row: row.entrant.variant)
+SLICE: Column[Subject] = Column("slice", lambda row: row.slice)
 
 
-def comparisons_table(measured: Measured, reference: str | None = None) -> pd.DataFrame:
-    """Paired differences of every variant from `reference` (the study's baseline unless named): COMPARISON_COLUMNS.
+def make_table(
+    rows: Iterable[Row], columns: Sequence[Column[Row]], caption: str = "", *, words: int = 1, grouped: bool = False
+) -> Table:
+    """The cells of every row; `words` and `grouped` are those of the table."""
+    rows = list(rows)
+    cells = {column: [column.cell(row) for row in rows] for column in columns}
+    shown = [column for column in columns if not column.optional or any(cell is not None for cell in cells[column])]
+    texts = [[cells[column][index] for column in shown] for index in range(len(rows))]
+    dashed = [[UNKNOWN if text is None else text for text in row] for row in texts]
+    return Table(tuple(column.heading for column in shown), dashed, caption, words, grouped)
 
-    `mde` is the smallest difference that would have been detected with probability 0.8; empty where none would have been.
+
+def subjects(group: Group, slices: Sequence[str] = ("",)) -> list[Subject]:
+    """Every variant of a group, slice by slice."""
+    return [Subject(entrant, part) for part in slices for entrant in group.entrants]
+
+
+def interval_name(findings: Findings) -> str:
+    """`95 % interval`."""
+    return f"{100 * findings.level:g} % interval"
+
+
+def estimate_text(metric: str, estimate: Estimate, *, interval: bool = True) -> str:
+    """`38.6 % (36.1 to 41.2 %)`, `0.412 (0.398 to 0.427)` or `1.53 (1.51 to 1.56)`, by what the metric is.
+
+    Without the interval for what is compared with nothing, and where there are too few documents for one.
     """
-    rows = []
-    for group in measured.groups:
-        other = baseline(measured, group) if reference is None else group.place(reference)
-        if other is not None and other.variant in group.variants:
-            rows += [row for place in group.places for row in _comparisons(measured, place, other)]
-    return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
+    row = metric_of(metric)
+    if not row.better:
+        return words.share(estimate.mean) if row.unit == "share" else words.number(estimate.mean, 2)
+    interval = interval and not math.isnan(estimate.low)
+    if row.unit == "share":
+        ends = f" ({100 * estimate.low:.1f} to {100 * estimate.high:.1f} %)" if interval else ""
+        return words.share(estimate.mean) + ends
+    if row.width == 1:
+        ends = f" ({estimate.low:.3f} to {estimate.high:.3f})" if interval else ""
+        return f"{estimate.mean:.3f}{ends}"
+    return words.with_interval(estimate.mean, estimate.low, estimate.high) if interval else words.number(estimate.mean)
 
 
-def curves_table(measured: Measured) -> pd.DataFrame:
-    """One row a step: CURVE_FILE_COLUMNS."""
-    parts = []
-    for (place, seed), curve in measured.curves.items():
-        if not curve.empty:
-            owner = {**place._asdict(), "seed": seed, "trial": None}
-            parts.append(curve.assign(**owner)[list(CURVE_FILE_COLUMNS)])
-    for tuning, trial in ((one, trial) for one in measured.results.tunings for trial in one.trials):
-        curve = read_curve(Cell(tuning.base, tuning.dataset, tuning.variant, tuning.seed, trial.methods, {}))
-        if not curve.empty:
-            owner = {"base": tuning.base, "dataset": tuning.dataset, "variant": tuning.variant}
-            owner |= {"seed": tuning.seed, "trial": trial.name}
-            parts.append(curve.assign(**owner)[list(CURVE_FILE_COLUMNS)])
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(CURVE_FILE_COLUMNS))
-    return table.astype({"seed": "Int64", "step": "Int64", "tokens": "Int64"})
+def mark_of(findings: Findings, entrant: Entrant, quantity: Quantity) -> str:
+    """What stands behind a figure of which some texts stand in the training data, or whose bytes and tokens do not match.
+
+    Tasks of lm-evaluation-harness are looked up under the evaluation that names them, or the first that could hold one as the
+    member of a group.
+    """
+    study, task = findings.study, quantity.task
+    if task not in study.evaluate and task not in study.data[entrant.dataset].scored:
+        uses = {name: use.config.model_dump()["tasks"] for name, use in study.evaluate.items() if use.kind == _HARNESS}
+        task = next((name for name, tasks in uses.items() if task in tasks), next(iter(uses), task))
+    lossy = findings.marks.lossy(entrant) if quantity.metric == "bits_per_byte" else ""
+    return findings.marks.of(entrant, task, quantity.split) + lossy
 
 
-def generations(measured: Measured) -> Iterator[dict[str, Any]]:
-    """Every generated text of the study: GENERATION_FIELDS."""
-    for cell in measured.results.cells:
-        for task in cell.evaluations:
-            for row in cell_generations(cell, task):
-                owner = {"base": cell.base, "dataset": cell.dataset, "variant": cell.variant, "seed": cell.seed, "task": task}
-                yield {name: (owner | row).get(name) for name in GENERATION_FIELDS}
+def estimate_cell(findings: Findings, entrant: Entrant, quantity: Quantity, *, interval: bool = True) -> str | None:
+    estimate = findings.estimate(entrant, quantity)
+    if estimate is None:
+        return None
+    return estimate_text(quantity.metric, estimate, interval=interval) + mark_of(findings, entrant, quantity)
 
 
-def write_tables(measured: Measured, out: Path) -> list[Path]:
-    tables = {"results": results_table, "estimates": estimates_table, "comparisons": comparisons_table, "curves": curves_table}
-    tables["audit"] = audit_table
-    for name, make in tables.items():
-        _whole_numbers(make(measured)).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
-    with (out / "generations.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in generations(measured))
-    return [*(out / f"{name}.csv" for name in tables), out / "generations.jsonl"]
+def estimate_column(
+    findings: Findings, quantity: Quantity, heading: str | None = None, *, interval: bool = True
+) -> Column[Subject]:
+    """A quantity of every variant, or of the slice that a row is about."""
+
+    def cell(row: Subject) -> str | None:
+        return estimate_cell(findings, row.entrant, quantity._replace(slice=row.slice or quantity.slice), interval=interval)
+
+    return Column(metric_of(quantity.metric).column if heading is None else heading, cell)
 
 
-def _results(measured: Measured, place: Place) -> Iterator[dict[str, Any]]:
-    blank = {**place._asdict(), "trial": None, "split": "", "slice": ""}
-    for quantity, by_seed in measured.scores.get(place, {}).items():
-        sample = measured.samples[place].get(quantity)
-        if sample is None:
-            continue
-        for seed, scores in by_seed.items():
-            value = float((scores.values * scores.weights).sum() / scores.weights.sum())
-            row = blank | quantity._asdict() | {"seed": seed, "n": len(scores.items)}
-            yield row | {"value": value}
-            if quantity.metric == "loss":
-                yield row | {"metric": "perplexity", "value": math.exp(value) if value < 700 else math.inf}
-    for metric, cost in measured.costs.get(place, {}).items():
-        for seed, value in cost.by_seed.items():
-            yield blank | {"task": "cost", "metric": metric, "seed": seed, "value": value, "n": None}
-    yield from _trials(measured, place)
+def answers_column(findings: Findings, quantity: Quantity, *, interval: bool = True) -> Column[Subject]:
+    """Right answers: `4 of 10 (17 to 69 %)`, or of several seeds `mean 3.5 of 10 (14 to 65 %)`."""
+
+    def cell(row: Subject) -> str | None:
+        estimate = findings.estimate(row.entrant, quantity._replace(slice=row.slice))
+        if estimate is None:
+            return None
+        right = words.part_of_mean(estimate.mean, estimate.n_examples) + mark_of(findings, row.entrant, quantity)
+        if not interval or math.isnan(estimate.low):
+            return right
+        places = 0 if estimate.n_examples < 200 else 1
+        return f"{right} ({100 * estimate.low:.{places}f} to {100 * estimate.high:.{places}f} %)"
+
+    return Column(metric_of(quantity.metric).column, cell)
 
 
-def _trials(measured: Measured, place: Place) -> Iterator[dict[str, Any]]:
-    """What each trial was judged by, and what it cost."""
-    for tuning in measured.results.tunings:
-        for trial in tuning.trials if (tuning.base, tuning.dataset, tuning.variant) == place else ():
-            row = {**place._asdict(), "seed": tuning.seed, "trial": trial.name, "slice": "", "n": None}
-            if trial.score is not None:
-                judged = {"split": "validation", "task": "training", "metric": measured.study.train.chosen_by}
-                yield row | judged | {"value": trial.score}
-            spent = [(name, [one.metrics[name] for one in trial.methods if name in one.metrics]) for name in _SPENT]
-            for name, values in spent:
-                if values:
-                    yield row | {"split": "", "task": "cost", "metric": name, "value": sum(values)}
+def seeds_column(findings: Findings, quantity: Quantity) -> Column[Subject]:
+    """Half the distance between the lowest and the highest seed: `± 0.14`."""
+
+    def cell(row: Subject) -> str | None:
+        estimate = findings.estimate(row.entrant, quantity)
+        return None if estimate is None or estimate.spread is None else f"± {words.number(estimate.spread, 2)}"
+
+    return Column(f"seeds, {metric_of(quantity.metric).column}", cell)
 
 
-def _estimates(measured: Measured, place: Place) -> Iterator[dict[str, Any]]:
-    for quantity, found in estimates_of(measured, place):
-        yield {
-            **place._asdict(),
-            **quantity._asdict(),
-            "mean": found.mean,
-            "ci_low": found.low,
-            "ci_high": found.high,
-            "n_examples": found.n_examples,
-            "n_documents": found.n_documents,
-            "n_seeds": found.n_seeds,
-        }
-    for metric, cost in measured.costs.get(place, {}).items():
-        yield {**place._asdict(), "split": "", "task": "cost", "slice": "", "metric": metric} | _cost(cost)
+def cost_column(findings: Findings, name: str, *, mark: str = "", optional: bool = False) -> Column[Subject]:
+    """A cost by its unit, the mean over seeds: `28.4 MB`, `812 ± 14`; `mark` goes behind the heading."""
+    row, evaluation = metric_of(name), name.rpartition(".")[0]
+    heading = f"{row.column}, {evaluation}" if evaluation else row.column
+
+    def cell(subject: Subject) -> str | None:
+        cost = findings.costs.get(subject.entrant, {}).get(name)
+        return None if cost is None else cost_text(name, cost)
+
+    return Column(f"{heading} {mark}".rstrip(), cell, optional)
 
 
-def _comparisons(measured: Measured, place: Place, reference: Place) -> Iterator[dict[str, Any]]:
-    for quantity in measured.samples.get(place, {}) if place != reference else ():
-        units = [quantity, quantity._replace(metric="perplexity")] if quantity.metric == "loss" else [quantity]
-        for unit in units if quantity.metric in QUALITY else ():
-            found = difference_of(measured, place, reference, unit)
-            if found is not None:
-                yield {
-                    **place._asdict(),
-                    **unit._asdict(),
-                    "baseline": reference.variant,
-                    "difference": found.mean,
-                    "ci_low": _finite(found.low),
-                    "ci_high": _finite(found.high),
-                    "p": found.p,
-                    "p_adjusted": found.p_adjusted,
-                    "mde": _finite(found.mde),
-                    "verdict": WITHHELD if withheld(measured, unit) else found.verdict,
-                }
+def cost_text(name: str, cost: Cost) -> str:
+    unit = metric_of(name).unit
+    if unit in _TEXTS:
+        return _TEXTS[unit](cost.mean)
+    half = "" if len(cost.by_seed) == 1 else f" ± {words.number((cost.high - cost.low) / 2, 2)}"
+    return f"{words.number(cost.mean)}{half}"
 
 
-def _finite(value: float) -> float | None:
-    """Empty where there is no bound: so few documents reject nothing."""
-    return value if math.isfinite(value) else None
+def signed(mean: float, low: float, high: float, places: int) -> str:
+    """`+0.045 (+0.031 to +0.059)`; without an interval where there is none."""
+    ends = f" ({low:+.{places}f} to {high:+.{places}f})" if math.isfinite(high - low) else ""
+    return f"{mean:+.{places}f}{ends}"
 
 
-def _cost(cost: Cost) -> dict[str, Any]:
-    return {"mean": cost.mean, "n_seeds": len(cost.by_seed)}
+def p_text(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
-def _whole_numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """Counts and bytes among the costs without `.0`."""
-    name = "value" if "value" in table else "mean"
-    if "task" not in table or name not in table:
-        return table
-    whole = (table["task"] == "cost") & (table[name] % 1 == 0)
-    column = table[name].astype(object)
-    column[whole] = [int(value) for value in table.loc[whole, name]]
-    return table.assign(**{name: column})
+def comparisons_table(differences: Sequence[Difference], level: str, caption: str) -> Table:
+    """Differences with what they could have shown; the measure names the unit."""
+
+    def measure(row: Difference) -> str:
+        unit = words.unit(row.quantity)
+        return f"{words.noun(row.quantity, str)}{f', {unit}' if unit else ''}"
+
+    columns: list[Column[Difference]] = [
+        Column("measure", measure),
+        Column("variant", lambda row: row.variant.variant),
+        Column("change", lambda row: words.bare_amount(row.quantity, row.mean, signed=True)),
+        Column(level, lambda row: words.ends(row, bare=True)),
+        Column("p", lambda row: p_text(row.p_adjusted)),
+        Column("detectable", lambda row: words.detectable(row, bare=True) or None),
+        Column("verdict", lambda row: row.verdict),
+    ]
+    return make_table(differences, columns, caption, words=2, grouped=True)
+
+
+def noise_table(differences: Sequence[Difference], caption: str) -> Table:
+    """Standard errors of differences, by what they come from."""
+    columns: list[Column[Difference]] = [
+        Column("variant", lambda row: row.variant.variant),
+        Column("difference", lambda row: f"{row.mean:+.{words.decimals(row.mean, 2)}f}"),
+        Column("error over documents", lambda row: words.number(row.errors.documents, 2)),
+        Column("error over seeds", lambda row: words.number(row.errors.seeds, 2)),
+        Column("seeds' share", lambda row: f"{100 * (row.errors.seeds / row.errors.total) ** 2:.0f} %"),
+        Column("seeds", lambda row: str(row.n_seeds)),
+    ]
+    return make_table(differences, columns, caption)

@@ -1,148 +1,251 @@
-"""The training part of a report: loss and time of each epoch, totals, speed, and what the curves show."""
+"""How models were made: loss curves, what each epoch brought and cost, and which blocks a measured choice removed.
+
+`curves.jsonl` has a line for every optimizer step and one for every evaluation. A variant that trains more than once gets one
+curve: steps, epochs, seconds and tokens of a later training continue those of the one before. `block_scores.parquet` beside the
+records of `prune.blocks` has the columns `removed` (list of block indices), `document`, `sum` and `tokens`.
+"""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from paretune.analysis import wording
-from paretune.analysis.caveats import falling
-from paretune.analysis.cells import cost_cell, spread_cell
+import numpy as np
+import pandas as pd
+
 from paretune.analysis.costs import trained_records
-from paretune.analysis.curves import Epoch, epochs_of
-from paretune.analysis.document import Block, Bullets, Picture, Section, Table
-from paretune.analysis.figures import curves_name
-from paretune.analysis.measured import Group, Measured, baseline, cells_of
-from paretune.analysis.scores import Place, Seed
-from paretune.analysis.sentences import training_speed
+from paretune.analysis.inference import ratio_interval
+from paretune.pipeline.records import Cell, Record, read_lines
 
-_EPOCHS_SHOWN = 12
+CURVE_COLUMNS = (
+    "epoch",
+    "step",
+    "train_loss",
+    "validation_loss",
+    "train_token_accuracy",
+    "validation_token_accuracy",
+    "learning_rate",
+    "seconds",
+    "tokens",
+)
+_PARTS = 4
+_STEPS_TO_COMPARE = 8
+_COUNTED = ("epoch", "step", "seconds", "tokens")
+_FALLING = 0.005
+"""Relative drop of a loss at the end of a training that counts as still falling."""
+_STEPS_TO_JUDGE = 16
+"""Of a training whose train loss is judged."""
+_CERTAIN = 2.0
+"""Standard errors by which the train loss of the last quarter has to lie below that of the quarter before."""
 
 
-def training_section(measured: Measured, group: Group, figures: frozenset[str]) -> Section | None:
-    """Loss and time of each epoch, totals and speed; None if nothing was trained."""
-    epochs = {name: _epochs(measured, group.place(name)) for name in group.variants}
-    trained = {name: by_seed for name, by_seed in epochs.items() if any(by_seed.values())}
-    if not trained:
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training split, or what was done of it."""
+
+    number: int
+    end: float
+    """Where it ended, in epochs: `number`, or less where training stopped inside it."""
+    train_loss: float
+    """Mean over the tokens of its steps."""
+    validation_loss: float | None
+    """Of the last evaluation in it."""
+    validation_token_accuracy: float | None
+    seconds: float
+    """Of optimizer steps."""
+
+
+@dataclass(frozen=True)
+class BlockScore:
+    """How a model does without a set of blocks, and by how much its score is higher than that of the chosen set."""
+
+    removed: tuple[int, ...]
+    mean: float
+    low: float
+    high: float
+    more: float
+    more_low: float
+    more_high: float
+    is_reference: bool
+    """What the others are compared with."""
+    is_removed: bool
+
+
+@dataclass(frozen=True)
+class BlockChoice:
+    """A choice of blocks that was measured on training text."""
+
+    entrants: tuple[tuple[str, int | None], ...]
+    """Variants that share it, with the seed where the choice differs from seed to seed."""
+    removed: tuple[int, ...]
+    num_blocks: int
+    """Before the removal."""
+    criterion: str
+    """`loss`, `influence` or `angular`."""
+    tried: str
+    """Which sets: `all sets`, `one at a time`, `runs` or `blocks`."""
+    num_tokens: int
+    num_documents: int
+    scores: tuple[BlockScore, ...]
+    """The whole model, then the sets of the size that was compared, the best first."""
+
+
+def read_curve(cell: Cell) -> pd.DataFrame:
+    """One row a step with CURVE_COLUMNS, NaN where nothing was measured; no rows for a variant that does not train."""
+    parts, done = [], dict.fromkeys(_COUNTED, 0.0)
+    for record in trained_records(cell):
+        file = record.path / "curves.jsonl"
+        if not file.exists():
+            continue
+        part = _by_step(read_lines(file))
+        for name in _COUNTED:
+            part[name] += done[name]
+            done[name] = float(part[name].max())
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(CURVE_COLUMNS), dtype=float)
+
+
+def epochs_of(curve: pd.DataFrame) -> list[Epoch]:
+    """The epochs of one cell's curve, in order."""
+    steps = curve.dropna(subset=["train_loss"])
+    if steps.empty:
+        return []
+    tokens = np.diff(steps["tokens"].to_numpy(), prepend=0.0)
+    seconds = np.diff(steps["seconds"].to_numpy(), prepend=0.0)
+    numbers = _number(steps["epoch"])
+    evaluations = curve.dropna(subset=["validation_loss"])
+    evaluated = _number(evaluations["epoch"])
+    found = []
+    for number in np.unique(numbers):
+        inside = numbers == number
+        last = evaluations[evaluated == number].tail(1)
+        found.append(
+            Epoch(
+                number=int(number),
+                end=float(steps["epoch"].to_numpy()[inside].max()),
+                train_loss=float(np.average(steps["train_loss"].to_numpy()[inside], weights=tokens[inside])),
+                validation_loss=_only(last["validation_loss"]),
+                validation_token_accuracy=_only(last["validation_token_accuracy"]),
+                seconds=float(seconds[inside].sum()),
+            )
+        )
+    return found
+
+
+def disturbance(curve: pd.DataFrame) -> float | None:
+    """The largest ratio between the speeds, in tokens a second, of the quarters of one training; None below 8 steps.
+
+    Its first step is left out: it also warms up caches. What the quarters hold is shuffled, so their speeds differ by what else
+    the machine did.
+    """
+    steps = curve.dropna(subset=["train_loss"])
+    tokens, seconds = (np.diff(steps[name].to_numpy()) for name in ("tokens", "seconds"))
+    if len(tokens) < _STEPS_TO_COMPARE - 1:
         return None
-    rows = [row for name, by_seed in trained.items() for row in _epoch_rows(name, list(by_seed.values()))]
-    header = ("variant", "epoch", "train loss", "validation loss", "token accuracy", "time")
-    seeds = max(len(by_seed) for by_seed in trained.values())
-    spread = "; mean over seeds, ± is half their range" if seeds > 1 else ""
-    blocks: list[Block] = [Table(header, rows, f"Losses in nats per token, accuracy on validation{spread}", grouped=True)]
-    blocks.append(_totals(measured, group, list(trained)))
-    if notes := list(_training_notes(measured, group, trained)):
-        blocks.append(Bullets(notes))
-    if curves_name(group) in figures:
-        blocks.append(Picture(f"figures/{curves_name(group)}", f"loss curves of {group.base} on {group.dataset}"))
-    return Section("Training", blocks, level=3)
+    parts = np.array_split(np.arange(len(tokens)), _PARTS)
+    each = [seconds[part].sum() / tokens[part].sum() for part in parts if tokens[part].sum() > 0]
+    return float(max(each) / min(each)) if len(each) == _PARTS and min(each) > 0 else None
 
 
-def _epochs(measured: Measured, place: Place) -> dict[Seed, list[Epoch]]:
-    found = {cell.seed: epochs_of(measured.curves[(place, cell.seed)]) for cell in cells_of(measured, place)}
-    return {seed: epochs for seed, epochs in found.items() if epochs}
+def loss_falls(curves: Sequence[pd.DataFrame]) -> tuple[bool, bool]:
+    """Of the curves of a variant's seeds: whether the validation loss fell in the last epoch, or, where it was evaluated once,
+    the train loss in the last quarter.
+
+    In every seed, by at least 0.5 %; the train loss, which scatters from step to step, also by two standard errors.
+    """
+    ends = [[epoch.validation_loss for epoch in epochs_of(curve)[-2:] if epoch.validation_loss is not None] for curve in curves]
+    validation = all(len(losses) == 2 and losses[1] < losses[0] * (1 - _FALLING) for losses in ends)
+    train = all(len(losses) < 2 for losses in ends) and all(_train_loss_falls(curve) for curve in curves)
+    return bool(curves) and validation, bool(curves) and train
 
 
-def _epoch_rows(name: str, seeds: Sequence[Sequence[Epoch]]) -> Iterator[list[str]]:
-    longest = max(seeds, key=len)
-    shown = range(len(longest))
-    if len(longest) > _EPOCHS_SHOWN:
-        step = math.ceil(len(longest) / _EPOCHS_SHOWN)
-        shown = range(0, len(longest), step)
-    for index in [*shown, *([len(longest) - 1] if shown[-1] != len(longest) - 1 else [])]:
-        here = [epochs[index] for epochs in seeds if index < len(epochs)]
-        yield [
-            name,
-            _epoch_name(here[0]),
-            _mean_spread([epoch.train_loss for epoch in here]),
-            _mean_spread([epoch.validation_loss for epoch in here if epoch.validation_loss is not None]),
-            _accuracy([epoch.validation_token_accuracy for epoch in here if epoch.validation_token_accuracy is not None]),
-            wording.seconds(fmean(epoch.seconds for epoch in here)),
-        ]
+def read_block_choices(cells: Iterable[Cell], level: float) -> list[BlockChoice]:
+    """The measured choices of some cells, each once; what is chosen before a training is one for all of its seeds."""
+    chosen: dict[str, tuple[Record, list[tuple[str, int | None]]]] = {}
+    by_variant: dict[str, list[tuple[int | None, Record]]] = {}
+    for cell in cells:
+        found = [(cell.seed, record) for record in cell.methods if "block_scores" in record.metrics]
+        by_variant.setdefault(cell.variant, []).extend(found)
+    for variant, records in by_variant.items():
+        by_seed = len({record.key for _, record in records}) == len(records) > 1
+        for seed, record in records:
+            chosen.setdefault(record.key, (record, []))[1].append((variant, seed if by_seed else None))
+    return [_block_choice(record, tuple(dict.fromkeys(entrants)), level) for record, entrants in chosen.values()]
 
 
-def _epoch_name(epoch: Epoch) -> str:
-    whole = math.isclose(epoch.end, epoch.number, abs_tol=1e-6)
-    return str(epoch.number) if whole else f"{epoch.number} (ended at {epoch.end:.2f} epochs)"
+def smoothed(values: Sequence[float], window: int) -> np.ndarray:
+    """Running mean over `window` values around each; symmetric where the curve is steep, at its start, one-sided at its end."""
+    whole = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
+    centre = np.arange(len(values))
+    half = np.minimum(centre, window // 2)
+    first, last = centre - half, np.minimum(centre + half, len(values) - 1)
+    means: np.ndarray = (whole[last + 1] - whole[first]) / (last + 1 - first)
+    return means
 
 
-def _mean_spread(values: Sequence[float]) -> str:
-    if not values:
-        return wording.UNKNOWN
-    mean = fmean(values)
-    if len(values) == 1:
-        return wording.number(mean)
-    half = (max(values) - min(values)) / 2
-    return f"{wording.number(mean)} ± {half:.{max(3, wording.decimals(mean))}f}"
+def _by_step(written: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    rows: dict[float, dict[str, float]] = {}
+    for row in written:
+        rows.setdefault(row["step"], {}).update(row)
+    table = pd.DataFrame([rows[step] for step in sorted(rows)], columns=list(CURVE_COLUMNS))
+    return table.astype(float)
 
 
-def _accuracy(values: Sequence[float]) -> str:
-    return wording.share(fmean(values)) if values else wording.UNKNOWN
+def _number(epochs: pd.Series) -> np.ndarray:
+    # The step that ends epoch 2 has epoch 2.0, perhaps a rounding above it.
+    numbers: np.ndarray = np.maximum(1, np.ceil(epochs.to_numpy() - 1e-6)).astype(int)
+    return numbers
 
 
-def _totals(measured: Measured, group: Group, trained: Sequence[str]) -> Table:
-    reference = baseline(measured, group)
-    header = ["variant", "tokens", "training", "tokens per second", "all in all", "peak memory"]
-    compare = reference is not None and reference.variant in trained
-    if compare and reference is not None:
-        header.append(f"speed against {reference.variant}")
-    rows = []
-    for name in trained:
-        place = group.place(name)
-        costs = measured.costs[place]
-        row = [
-            name,
-            cost_cell(costs, "train_tokens", wording.count),
-            cost_cell(costs, "train_seconds", wording.seconds),
-            spread_cell(costs, "train_tokens_per_second"),
-            cost_cell(costs, "wall_seconds", wording.seconds),
-            cost_cell(costs, "peak_memory_bytes", wording.size),
-        ]
-        if compare and reference is not None:
-            row.append(_speed(measured, place, reference))
-        rows.append(row)
-    caption = "Totals; training is optimizer steps only, tokens are real tokens without padding, all in all includes evaluation"
-    return Table(header, rows, caption)
+def _only(values: pd.Series) -> float | None:
+    return None if values.empty or pd.isna(values.iloc[0]) else float(values.iloc[0])
 
 
-def _speed(measured: Measured, place: Place, reference: Place) -> str:
-    if place == reference:
-        return "1 (baseline)"
-    one, other = (measured.costs[each].get("train_tokens_per_second") for each in (place, reference))
-    if one is None or other is None:
-        return wording.UNKNOWN
-    if one.machines != other.machines or len(one.machines) > 1:
-        return "other machine"
-    value = wording.times(one.mean / other.mean)
-    return value if training_speed(measured, place, reference) is not None else f"{value} (not clear)"
+def _train_loss_falls(curve: pd.DataFrame) -> bool:
+    losses = curve["train_loss"].dropna().to_numpy()
+    if len(losses) < _STEPS_TO_JUDGE:
+        return False
+    *_, before, last = np.array_split(losses, 4)
+    error = math.sqrt(before.var(ddof=1) / len(before) + last.var(ddof=1) / len(last))
+    return bool(before.mean() - last.mean() > max(_FALLING * before.mean(), _CERTAIN * error))
 
 
-def _training_notes(measured: Measured, group: Group, trained: Mapping[str, Mapping[Seed, Sequence[Epoch]]]) -> Iterator[str]:
-    for name, by_seed in trained.items():
-        yield from _best_epoch(name, by_seed)
-    validation, train = falling(measured, group)
-    if validation:
-        yield f"Validation loss was still falling in the last epoch for {wording.listed(validation)}: more training may help."
-    if train:
-        yield f"Train loss was still falling in the last quarter for {wording.listed(train)}: more training may help."
-    dropouts = {
-        tuple(record.metrics.get("base_dropout") or [])
-        for name in trained
-        for cell in cells_of(measured, group.place(name))
-        for record in trained_records(cell)
-    }
-    for rates in dropouts:
-        if any(rates):
-            yield f"The base's own dropout was on in training ({', '.join(f'{rate:g}' for rate in sorted(set(rates)))})."
-
-
-def _best_epoch(name: str, by_seed: Mapping[Seed, Sequence[Epoch]]) -> Iterator[str]:
-    best = []
-    for epochs in by_seed.values():
-        losses = [epoch.validation_loss for epoch in epochs]
-        known = [loss for loss in losses if loss is not None]
-        if known and losses[-1] is not None and losses[-1] > min(known):
-            best.append(epochs[losses.index(min(known))].number)
-    if best and len(best) == len(by_seed):
-        last = max(len(epochs) for epochs in by_seed.values())
-        which = wording.listed([str(number) for number in sorted(set(best))], "or")
-        yield f"{wording.code(name)}: validation loss was lowest after epoch {which} of {last} and rose after it (overfitting)."
+def _block_choice(record: Record, entrants: tuple[tuple[str, int | None], ...], level: float) -> BlockChoice:
+    metrics = record.metrics
+    removed = tuple(metrics["removed_blocks"])
+    table = pd.read_parquet(record.path / "block_scores.parquet")
+    sets = [tuple(map(int, entry["removed"])) for entry in metrics["block_scores"]]
+    names = [",".join(map(str, blocks)) for blocks in sets]
+    table["set"] = [",".join(map(str, blocks)) for blocks in table["removed"]]
+    by_document = table.pivot_table(index="document", columns="set", values="sum", aggfunc="sum", sort=True)
+    weights = table.drop_duplicates("document").set_index("document")["tokens"].loc[by_document.index]
+    sums, tokens = by_document[names].to_numpy(dtype=np.float64), weights.to_numpy(dtype=np.float64)
+    means = sums.sum(0) / tokens.sum()
+    # A choice by influence takes several blocks that were scored apart: the worst of them is what the others must beat.
+    taken = [index for index, blocks in enumerate(sets) if blocks and set(blocks) <= set(removed)]
+    reference = sets.index(removed) if removed in sets else max(taken, key=lambda index: means[index])
+    order = [index for index, blocks in enumerate(sets) if len(blocks) == len(sets[reference])]
+    order.sort(key=lambda index: means[index])
+    scores = []
+    for index in [index for index, blocks in enumerate(sets) if not blocks] + order:
+        more = sums[:, index] - sums[:, reference]
+        scores.append(
+            BlockScore(
+                sets[index],
+                float(means[index]),
+                *ratio_interval(sums[:, index], tokens, level),
+                float(more.sum() / tokens.sum()),
+                *ratio_interval(more, tokens, level),
+                is_reference=index == reference,
+                is_removed=index == reference or (removed not in sets and index in taken),
+            )
+        )
+    return BlockChoice(
+        entrants=entrants,
+        removed=removed,
+        num_blocks=metrics["blocks_before"],
+        criterion=record.config["method"]["choose"],
+        tried=metrics["tried"],
+        num_tokens=metrics["calibration_tokens"],
+        num_documents=metrics["calibration_documents"],
+        scores=tuple(scores),
+    )

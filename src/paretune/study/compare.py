@@ -10,7 +10,6 @@ from typing import Annotated, Self, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from paretune.study.base import Spec, suggestion
-from paretune.study.metrics import METRICS
 from paretune.study.registry import metric_of, metrics
 
 NamesT = TypeVar("NamesT", bound=Collection[str])
@@ -41,12 +40,6 @@ def _qualities(names: NamesT) -> NamesT:
 
 def _costs(names: NamesT) -> NamesT:
     return _known(names, cost_names())
-
-
-LOWER_IS_BETTER = frozenset(row.name for row in METRICS if row.better == "lower" and not row.cost)
-TO_ONE = frozenset(row.name for row in METRICS if (row.low, row.high) == (0, 1) and row.is_quality)
-QUALITY = frozenset(row.name for row in METRICS if row.is_quality)
-OF_HARNESS = frozenset({"acc", "acc_norm", "acc_bytes", "em", "f1"})
 
 
 class Bound(Spec):

@@ -232,6 +232,7 @@ EVALUATIONS = (
         scores_texts=True,
         fits=_check_stride,
         check="paretune.data.checks:check_outside",
+        section="paretune.analysis.qualities:forgetting_section",
     ),
     Evaluation(
         "generate",
@@ -240,6 +241,7 @@ EVALUATIONS = (
         writes_text=True,
         texts_are_rated=True,
         check="paretune.pipeline.checks:check_prompts",
+        section="paretune.analysis.qualities:generations_section",
     ),
     Evaluation(
         "judge",
@@ -248,6 +250,7 @@ EVALUATIONS = (
         content=judge_content,
         rates_texts=True,
         fits=judge_fits,
+        section="paretune.analysis.qualities:ratings_section",
     ),
     Evaluation(
         "latency",
@@ -256,6 +259,7 @@ EVALUATIONS = (
         uses_tokens=True,
         measures_time=True,
         check="paretune.pipeline.checks:check_latency",
+        section="paretune.analysis.making:cost_section",
     ),
     Evaluation(
         "lm_eval",
@@ -268,6 +272,7 @@ EVALUATIONS = (
             package="lm_eval",
         ),
         needs=("lm_eval",),
+        section="paretune.analysis.qualities:harness_section",
     ),
     Evaluation(
         "perplexity",
@@ -276,6 +281,7 @@ EVALUATIONS = (
         uses_tokens=True,
         scores_texts=True,
         fits=_check_stride,
+        section="paretune.analysis.qualities:held_out_section",
     ),
     Evaluation(
         "qa",
@@ -285,6 +291,7 @@ EVALUATIONS = (
         scores_texts=True,
         writes_text=True,
         check="paretune.data.checks:check_questions",
+        section="paretune.analysis.qualities:questions_section",
     ),
     Evaluation(
         "ratings",
@@ -293,6 +300,7 @@ EVALUATIONS = (
         content=ratings_content,
         rates_texts=True,
         check="paretune.data.checks:check_sheets",
+        section="paretune.analysis.qualities:ratings_section",
     ),
     Evaluation(
         "tasks",
@@ -306,5 +314,6 @@ EVALUATIONS = (
         fits=_check_encoder_is_named,
         check="paretune.pipeline.checks:check_encoder",
         revision=2,
+        section="paretune.analysis.qualities:tasks_section",
     ),
 )

@@ -40,7 +40,7 @@ class Metric:
     exp_of: str = ""
     """Another metric that this one is the exp of; it is stored nowhere, and computed from that."""
     told_as: str = ""
-    """The view in whose words its differences are told."""
+    """The metric, of the same task, whose differences are told in place of its own where they were measured."""
     hypothesis: str = ""
     """The metric that says the same in other units: one hypothesis, one p value."""
     cost: bool = False
@@ -99,7 +99,6 @@ METRICS = (
         title="Loss, nats per token",
         of_text=True,
         per_token=True,
-        told_as="perplexity",
         hypothesis="bits_per_byte",
     ),
     _share("accuracy", heading="accuracy (likelihood)", title="Accuracy"),

@@ -1,0 +1,408 @@
+"""What a study shows, as facts: the recommendation, the trades and what was learned, each only where it holds.
+
+`find` is the way from a study's records to all that is told of it. A variant is recommended if it cannot be told apart from the
+best and none of those that cannot is cheaper; under a limit of the study, the same among those that are shown to keep to it.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from paretune.analysis import answers, caveats, setup
+from paretune.analysis.compare import NO_DIFFERENCE, Difference, Estimate
+from paretune.analysis.costs import cost_name, timed_evaluations
+from paretune.analysis.decision import HELD_OUT, SIZE_STEP, as_compared, is_cheaper, where_judged
+from paretune.analysis.deviations import deviations
+from paretune.analysis.findings import Choice, Fact, Facts, Findings, Group, GroupFacts, Limit
+from paretune.analysis.measure import measure
+from paretune.analysis.scores import Entrant, Quantity
+from paretune.pipeline.records import Results
+from paretune.study.compare import Bound
+from paretune.study.grid import file_name
+from paretune.study.registry import metric_of
+
+_MEMORISED = 1.5
+"""Perplexity of held-out text below which memorised text is likelier than a good model."""
+_THIN = 30
+"""Documents or questions below which `cannot be told apart` says little."""
+_MOST_COMPARED = 6
+"""Variants that are compared with the baseline in words; a study of many reads better in its tables."""
+_COMPARED_COSTS = ("model_bytes", "train_tokens_per_second", "peak_memory_bytes", "ms_per_token")
+"""Costs that a sentence compares. Adapters are merged before they are shipped: the exported weights are the size."""
+
+
+@dataclass(frozen=True)
+class CostDifference:
+    """A cost in which a variant clearly differs from a reference."""
+
+    metric: str
+    evaluation: str
+    """That measured it, where several evaluations measure such costs; else empty."""
+    ratio: float
+    """The variant's over the reference's."""
+    cheaper: bool
+
+
+@dataclass(frozen=True)
+class NothingRanked(Fact):
+    """No variant has a figure that variants are ranked by."""
+
+
+@dataclass(frozen=True)
+class OnlyOne(Fact):
+    entrant: Entrant
+
+
+@dataclass(frozen=True)
+class NoRecommendation(Fact):
+    """No interval of a difference from the best is finite."""
+
+    difference: Difference | None
+    """The first of those differences, for what it is over."""
+
+
+@dataclass(frozen=True)
+class BestChosen(Fact):
+    entrant: Entrant
+    is_untouched: bool
+    quantity: Quantity
+    """Of `estimate`."""
+    estimate: Estimate
+    near: tuple[Entrant, ...]
+    """Others that cannot be told apart from it; none of them is clearly cheaper."""
+    all_measured: bool
+    """Every variant of the study was ranked."""
+
+
+@dataclass(frozen=True)
+class CheaperChosen(Fact):
+    """A variant is recommended that cannot be told apart from the best and is cheaper."""
+
+    difference: Difference
+    """From the best."""
+    is_untouched: bool
+    is_thin: bool
+    """On few documents or questions."""
+    cheaper: tuple[CostDifference, ...]
+
+
+@dataclass(frozen=True)
+class Trade(Fact):
+    """A variant against a reference, in cost and quality."""
+
+    difference: Difference
+    cheaper: tuple[CostDifference, ...]
+    dearer: tuple[CostDifference, ...]
+
+    @property
+    def is_contrast(self) -> bool:
+        """A gain on one side and a loss on the other."""
+        verdict = self.difference.verdict
+        return (verdict == "worse" and not self.dearer) if self.cheaper else bool(self.dearer) and verdict == "better"
+
+
+@dataclass(frozen=True)
+class CheaperForPrice(Fact):
+    """A variant that is cheaper than the recommended one and worse."""
+
+    trade: Trade
+
+
+@dataclass(frozen=True)
+class UnderLimit(Fact):
+    """What to take under a limit of the study."""
+
+    limit: Limit
+    bounds: tuple[tuple[str, Quantity | None, Bound], ...]
+    """By metric; with where a quality is judged."""
+    baseline: Entrant | None
+    """What `within` of a bound is counted from."""
+    quantity: Quantity
+    """That the chosen one is the best in, where it is."""
+
+
+@dataclass(frozen=True)
+class Frontier(Fact):
+    """The variants that none beats in quality and cost together."""
+
+    quantity: Quantity
+    costs: tuple[str, ...]
+    entrants: tuple[Entrant, ...]
+    beaten: tuple[tuple[Entrant, tuple[Entrant, ...]], ...]
+    """By a rival: what it beats."""
+
+
+@dataclass(frozen=True)
+class BetterThanBase(Fact):
+    differences: tuple[Difference, ...]
+    """From the untouched base, best first."""
+    is_every_variant: bool
+
+
+@dataclass(frozen=True)
+class WorseThanBase(Fact):
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class EquivalentToBase(Fact):
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class NotToldFromBase(Fact):
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class MoreVariants(Fact):
+    """Variants that are not compared with the baseline in words."""
+
+    count: int
+    quantity: Quantity
+
+
+@dataclass(frozen=True)
+class LikelyMemorised(Fact):
+    """A perplexity of held-out text that only text which was seen before can give."""
+
+    entrant: Entrant
+    quantity: Quantity
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class BasesCompared(Fact):
+    """The best variant of a base against that of the base that is ahead."""
+
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class NoBasesCompared(Fact):
+    """No two bases have figures that can be compared."""
+
+
+@dataclass(frozen=True)
+class TokenizersDiffer(Fact):
+    """Bases of a dataset have different tokenizers, which some metrics depend on."""
+
+    alone: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Incomplete(Fact):
+    variants: tuple[str, ...]
+    num_stages: int
+    """That failed or did not run."""
+
+
+@dataclass(frozen=True)
+class NothingMeasured(Fact):
+    """There is no cell."""
+
+
+@dataclass(frozen=True)
+class ToUse(Fact):
+    """How to export what is recommended, in the folder of the study."""
+
+    commands: tuple[str, ...]
+
+
+def find(results: Results, also_against: str | None = None) -> Findings:
+    """All that a study's records show; `also_against` is a variant that all others are compared with, as with the baseline."""
+    findings = measure(results, also_against)
+    missing = [(cell.variant, stage) for cell in results.cells for stage in cell.missing]
+    incomplete: list[Fact] = []
+    if missing:
+        variants, stages = zip(*missing, strict=True)
+        incomplete.append(Incomplete(tuple(dict.fromkeys(variants)), len(set(stages))))
+    if not results.cells:
+        incomplete.append(NothingMeasured())
+    choices = [group.choice for group in findings.groups if group.choice is not None]
+    recommended = [choice.chosen for choice in choices if choice.verdict == "recommended"]
+    all_facts = Facts(
+        groups={(group.base, group.dataset): _group_facts(findings, group) for group in findings.groups},
+        across={dataset: tuple(facts) for dataset in findings.study.data if (facts := _across(findings, dataset))},
+        remarks=tuple(caveats.remarks(findings)),
+        incomplete=tuple(incomplete),
+        use=(ToUse(tuple(export_command(findings, entrant) for entrant in recommended)),) if recommended else (),
+        setup=tuple(setup.setup(findings)),
+        data=tuple(setup.data_notes(findings)),
+        deviations=tuple(deviations(findings)),
+        audit=tuple(setup.audit(findings)),
+        notes=tuple(setup.notes(findings)),
+    )
+    return replace(findings, facts=all_facts)
+
+
+def export_command(findings: Findings, entrant: Entrant) -> str:
+    """How to write a variant as a directory, with the options that the study makes necessary."""
+    study = findings.study
+    seeds = [cell.seed for cell in sorted(findings.cells(entrant), key=lambda cell: bool(cell.missing))]
+    among = (entrant.base, len(study.bases)), (entrant.dataset, len(study.data)), (entrant.variant, 2)
+    words = ["paretune", "export", findings.results.study_file.name, entrant.variant]
+    words += ["--to", f"{'-'.join(file_name(name) for name, num in among if num > 1)}-exported"]
+    words += ["--base", entrant.base] if len(study.bases) > 1 else []
+    words += ["--data", entrant.dataset] if len(study.data) > 1 else []
+    words += ["--seed", str(seeds[0])] if len(seeds) > 1 else []
+    return shlex.join(words)
+
+
+def trade(findings: Findings, variant: Entrant, reference: Entrant, quantity: Quantity) -> Trade | None:
+    """`variant` against `reference` in cost, times in each evaluation of them, and quality; None where that is not compared."""
+    difference = findings.told(variant, reference, quantity)
+    if difference is None:
+        return None
+    timed, costs = timed_evaluations(findings.study), []
+    for metric in _COMPARED_COSTS:
+        row = metric_of(metric)
+        for evaluation in timed if row.unit == "ms" else [""]:
+            name = cost_name(metric, evaluation, timed) if evaluation else metric
+            ratio = findings.ratios.get((as_compared(findings, name, [variant, reference]), variant, reference))
+            if ratio is not None and ratio.clear and abs(ratio.value - 1) > SIZE_STEP:
+                cheaper = ratio.value > 1 if row.better == "higher" else ratio.value < 1
+                costs.append(CostDifference(metric, evaluation if len(timed) > 1 else "", ratio.value, cheaper))
+    dearer = tuple(cost for cost in costs if not cost.cheaper)
+    return Trade(difference, tuple(cost for cost in costs if cost.cheaper), dearer)
+
+
+def _group_facts(findings: Findings, group: Group) -> GroupFacts:
+    """All lists of a group; what was found stands in the order of its weight for a decision, caveats last."""
+    choice, quantity, facts = group.choice, group.headline, list[Fact]()
+    if choice is None or quantity is None:
+        recommendation: list[Fact] = [NothingRanked()]
+        facts += answers.rating_facts(findings, group)
+    else:
+        recommendation = _recommendation(findings, group, choice, quantity)
+        facts += [
+            *(_against_costs(findings, group, choice, quantity) if choice.verdict != "cannot tell" else []),
+            *_comparisons(findings, group, choice, quantity, recommendation),
+            *answers.answer_facts(findings, group),
+            *answers.rating_facts(findings, group),
+            *answers.forgetting_facts(findings, group),
+            *(
+                LikelyMemorised(entrant, of, estimate.mean)
+                for entrant in choice.ranked
+                for of, estimate in findings.estimates[entrant].items()
+                if of.metric == "perplexity" and of.split in HELD_OUT and not of.slice and estimate.mean < _MEMORISED
+            ),
+            *caveats.short_training(findings, group),
+            *caveats.chosen_on_validation(findings, group),
+        ]
+    return GroupFacts(
+        recommendation=tuple(recommendation),
+        findings=tuple(facts),
+        trained=tuple(caveats.trained_shares(findings, group)),
+        training=tuple(caveats.training_notes(findings, group)),
+        tuning=tuple(caveats.tuning_facts(findings, group)),
+        blocks=tuple(caveats.block_facts(findings, group)),
+        confounded=answers.confounded_facts(findings, group),
+    )
+
+
+def _recommendation(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> list[Fact]:
+    """What to take, and what is cheaper at a price."""
+    best, *others = choice.ranked
+    if choice.verdict == "only one":
+        return [OnlyOne(best)]
+    if choice.verdict == "cannot tell":
+        known = (findings.told(entrant, best, quantity) for entrant in others)
+        return [NoRecommendation(next((difference for difference in known if difference is not None), None))]
+    chosen, facts = choice.chosen, list[Fact]()
+    is_untouched = findings.is_untouched(chosen)
+    if chosen == best:
+        shown = findings.shown(best, quantity)
+        all_measured = len(choice.ranked) == len(findings.study.variants)
+        estimate = findings.estimates[best][shown]
+        facts.append(BestChosen(best, is_untouched, shown, estimate, choice.near[1:], all_measured))
+    elif (against_best := trade(findings, chosen, best, quantity)) is not None:
+        is_thin = against_best.difference.n_documents < _THIN
+        facts.append(CheaperChosen(against_best.difference, is_untouched, is_thin, against_best.cheaper))
+    for entrant in choice.ranked:
+        if entrant in choice.near or findings.is_untouched(entrant) or not is_cheaper(findings, entrant, chosen):
+            continue
+        price = trade(findings, entrant, chosen, quantity)
+        against_base = findings.told(entrant, group.untouched, quantity)
+        is_bargain = against_base is None or against_base.verdict != "worse"
+        if price is not None and price.cheaper and is_bargain:
+            facts.append(CheaperForPrice(price))
+    return facts
+
+
+def _against_costs(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> list[Fact]:
+    """What to take under each limit of the study, and the Pareto frontier."""
+    facts: list[Fact] = []
+    for limit in group.limits:
+        bounds = [
+            (metric, where_judged(group, metric) if metric_of(metric).is_quality else None, bound)
+            for metric, bound in limit.bounds.items()
+        ]
+        shown = findings.shown(limit.chosen or choice.ranked[0], quantity)
+        facts.append(UnderLimit(limit, tuple(bounds), group.baseline, shown))
+    unbeaten = tuple(entrant for entrant, rival in choice.beaten.items() if rival is None)
+    if len(choice.ranked) > 2 and choice.costs and unbeaten:
+        by_rival: dict[Entrant, tuple[Entrant, ...]] = {}
+        for entrant, rival in choice.beaten.items():
+            if rival is not None:
+                by_rival[rival] = (*by_rival.get(rival, ()), entrant)
+        shown = findings.shown(choice.ranked[0], quantity)
+        facts.append(Frontier(shown, choice.costs, unbeaten, tuple(by_rival.items())))
+    return facts
+
+
+def _comparisons(
+    findings: Findings, group: Group, choice: Choice, quantity: Quantity, recommendation: Sequence[Fact]
+) -> list[Fact]:
+    """What the methods brought against the base as it came, and the others against the baseline; no pair that the
+    recommendation has compared."""
+    parts = [fact.trade if isinstance(fact, CheaperForPrice) else fact for fact in recommendation]
+    differences = [fact.difference for fact in parts if isinstance(fact, Trade | CheaperChosen)]
+    compared = {frozenset((difference.variant, difference.reference)) for difference in differences}
+    facts: list[Fact] = []
+    base, baseline = group.untouched, group.baseline
+    if base in choice.ranked:
+        others = [entrant for entrant in choice.ranked if entrant != base]
+        known = [difference for entrant in others if (difference := findings.told(entrant, base, quantity)) is not None]
+        better = tuple(difference for difference in known if difference.verdict == "better")
+        facts += [BetterThanBase(better, is_every_variant=len(better) == len(others))] if better else []
+        rest = [
+            difference
+            for difference in known
+            if difference.verdict != "better" and frozenset((difference.variant, base)) not in compared
+        ]
+        facts += [WorseThanBase(difference) for difference in rest if difference.verdict == "worse"]
+        equivalent = tuple(difference for difference in rest if difference.verdict == "equivalent")
+        facts += [EquivalentToBase(equivalent)] if equivalent else []
+        alike = tuple(difference for difference in rest if difference.verdict == NO_DIFFERENCE)
+        facts += [NotToldFromBase(alike)] if alike else []
+    if baseline in choice.ranked and not findings.is_untouched(baseline):  # else all have been compared with it
+        others = [
+            entrant
+            for entrant in choice.ranked
+            if entrant != baseline and not findings.is_untouched(entrant) and frozenset((entrant, baseline)) not in compared
+        ]
+        trades = [trade(findings, entrant, baseline, quantity) for entrant in others[:_MOST_COMPARED]]
+        facts += [fact for fact in trades if fact is not None]
+        facts += [MoreVariants(len(others) - _MOST_COMPARED, quantity)] if len(others) > _MOST_COMPARED else []
+    return facts
+
+
+def _across(findings: Findings, dataset: str) -> list[Fact]:
+    """Which base is ahead on a dataset, in bits per byte, which tokenizers do not bend; nothing for a single base."""
+    groups = [group for group in findings.groups if group.dataset == dataset]
+    best: list[tuple[float, Entrant, Quantity]] = []
+    for group in groups:
+        if group.choice is not None and group.headline is not None and group.headline.metric == "bits_per_byte":
+            entrant = group.choice.ranked[0]
+            best.append((findings.estimates[entrant][group.headline].mean, entrant, group.headline))
+    if len(groups) < 2 or not best:
+        return []
+    (_, first, quantity), *others = sorted(best, key=lambda entry: entry[0])
+    differences = [findings.difference(other, first, quantity) for _, other, _ in others]
+    facts: list[Fact] = [BasesCompared(difference) for difference in differences if difference is not None]
+    records = [findings.results.tokens.get((group.base, dataset)) for group in groups]
+    digests = {None if record is None else record.config["base"]["digest"] for record in records}
+    is_same = len(digests) == 1 and None not in digests
+    return [*(facts or [NoBasesCompared()]), *([] if is_same else [TokenizersDiffer()])]
