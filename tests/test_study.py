@@ -14,7 +14,7 @@ from paretune.cli import main
 from tests.conftest import write_study
 
 OUTPUTS = [
-    *("audit.csv", "comparisons.csv", "curves.csv", "estimates.csv", "figures", "generations.jsonl"),
+    *("audit.csv", "comparisons.csv", "curves.csv", "estimates.csv", "figures", "findings.json", "generations.jsonl"),
     *("report.html", "report.md", "report.txt", "results.csv"),
 ]
 
