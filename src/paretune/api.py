@@ -85,8 +85,8 @@ def compare(file: str | Path, reference: str | None = None, store: str | Path | 
 
     SpecError if the study has no such variant.
     """
-    from paretune.analysis.csv import comparisons
     from paretune.analysis.measure import measure
+    from paretune.analysis.outputs import comparisons
 
     results = open_results(file, store)
     if reference is not None and reference not in results.study.variants:

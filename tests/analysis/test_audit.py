@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from paretune.analysis.conclusions import find
-from paretune.analysis.document import Bullets, Section, Table
 from paretune.analysis.outputs import write_outputs
+from paretune.analysis.render import Bullets, Section, Table
 from paretune.analysis.sections import build_report
 from paretune.analysis.setup import AuditClean, CleaningProposed, DataCleaned, LabelsCounted
 from paretune.pipeline.records import Results

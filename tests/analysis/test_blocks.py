@@ -11,9 +11,8 @@ import pytest
 
 from paretune.analysis.caveats import BlocksChosen
 from paretune.analysis.conclusions import find
-from paretune.analysis.document import Paragraph, Section, Table
 from paretune.analysis.making import blocks_section
-from paretune.analysis.render import as_text
+from paretune.analysis.render import Paragraph, Section, Table, as_text
 from paretune.analysis.sections import build_report
 from paretune.pipeline.records import Cell, Results
 from tests.analysis.synthetic import Shape, make_results

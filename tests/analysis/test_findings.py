@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from paretune.analysis.conclusions import find
-from paretune.analysis.csv import findings_json
 from paretune.analysis.findings import Findings
+from paretune.analysis.outputs import findings_json
 from paretune.analysis.words import say
 from tests.analysis.synthetic import Shape, make_results
 from tests.analysis.test_answers import OF_PEOPLE, fair, rated

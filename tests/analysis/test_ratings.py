@@ -7,9 +7,9 @@ import pandas as pd
 
 from paretune.analysis.compare import WITHHELD
 from paretune.analysis.conclusions import find
-from paretune.analysis.csv import tables
-from paretune.analysis.document import Paragraph, Section, Table
+from paretune.analysis.outputs import csv_tables
 from paretune.analysis.qualities import comparisons_section, ratings_section
+from paretune.analysis.render import Paragraph, Section, Table
 from paretune.pipeline.records import Results
 from tests.analysis.test_answers import OF_JUDGE, OF_PEOPLE, PROMPTS, fair, mixed, rated
 
@@ -48,7 +48,7 @@ def test_what_nobody_else_rated_has_no_agreement(tmp_path: Path) -> None:
 
 def test_the_files_hold_the_figures_and_no_verdict_that_is_withheld(tmp_path: Path) -> None:
     findings = find(rated(tmp_path, ratings=mixed))
-    files = {name: pd.read_csv(io.StringIO(text), keep_default_na=False) for name, text in tables(findings).items()}
+    files = {name: pd.read_csv(io.StringIO(text), keep_default_na=False) for name, text in csv_tables(findings).items()}
     verdicts = files["comparisons"].query("task == 'ratings'").groupby("metric")["verdict"].unique()
     assert set(verdicts["relevance"]) == {WITHHELD}
     assert WITHHELD not in verdicts["coherence"]

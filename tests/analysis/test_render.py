@@ -2,8 +2,22 @@ from pathlib import Path
 
 import pytest
 
-from paretune.analysis.document import Block, Bullets, Document, Paragraph, Section, SideBySide, Table, Text
-from paretune.analysis.render import as_html, as_markdown, as_text, escaped, fenced, visible
+from paretune.analysis.render import (
+    Block,
+    Bullets,
+    Document,
+    Paragraph,
+    Section,
+    SideBySide,
+    Table,
+    Text,
+    as_html,
+    as_markdown,
+    as_text,
+    escaped,
+    fenced,
+    visible,
+)
 
 
 def one(*blocks: Block) -> Document:

@@ -11,9 +11,8 @@ import pytest
 from rich.cells import cell_len
 
 from paretune.analysis.conclusions import find
-from paretune.analysis.document import Section
 from paretune.analysis.outputs import write_outputs
-from paretune.analysis.render import as_markdown, as_text
+from paretune.analysis.render import Section, as_markdown, as_text
 from paretune.analysis.sections import build_report
 from paretune.pipeline.records import Cell, Record, Results
 from paretune.study.registry import evaluations

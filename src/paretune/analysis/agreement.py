@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,9 @@ import pandas as pd
 from paretune.analysis.inference import SEED, Floats, Ints
 from paretune.pipeline.records import Cell, read_lines
 from paretune.study.ratings import Judge, Ratings
-from paretune.study.study import Study
+
+if TYPE_CHECKING:
+    from paretune.study.study import Study
 
 RELIABLE, TENTATIVE = 0.8, 0.667
 """Of alpha: from the first on conclusions can be drawn, from the second on tentative ones, below it none (Krippendorff 2004,
@@ -78,7 +80,7 @@ class Rating:
     """By rater: items on the sheet that are no texts of this study, and all items of the sheet; where there are any."""
 
 
-def read_ratings(study: Study, cells: Sequence[Cell]) -> dict[str, Rating]:
+def read_ratings(study: "Study", cells: Sequence[Cell]) -> dict[str, Rating]:
     """By evaluation that rates texts and was measured."""
     uses = {name: use.config for name, use in study.evaluate.items() if isinstance(use.config, Judge | Ratings)}
     records = {name: [cell.evaluations[name] for cell in cells if name in cell.evaluations] for name in uses}

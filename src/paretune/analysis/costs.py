@@ -7,12 +7,14 @@ charged for all of it.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paretune.analysis.scores import Entrant, Seed, entrant_of
 from paretune.pipeline.records import Cell, Record, Results, Trial, Tuning
 from paretune.study.registry import metric_of
-from paretune.study.study import Study
+
+if TYPE_CHECKING:
+    from paretune.study.study import Study
 
 _SIZES = ("parameters", "model_bytes", "adapter_bytes")
 _SUMMED = ("train_seconds", "wall_seconds", "train_tokens")
@@ -84,7 +86,7 @@ def read_costs(
     return by_entrant
 
 
-def timed_evaluations(study: Study) -> list[str]:
+def timed_evaluations(study: "Study") -> list[str]:
     """Names of the evaluations that measure costs."""
     return [name for name, use in study.evaluate.items() if use.row.measures_time]
 

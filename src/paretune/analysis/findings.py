@@ -5,19 +5,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 
-from paretune.analysis.agreement import Rating
 from paretune.analysis.compare import Difference, Estimate, Pair
 from paretune.analysis.costs import Costs, Ratio
 from paretune.analysis.scores import Entrant, Quantity, Seed, entrant_of
 from paretune.analysis.training import BlockChoice, Epoch
 from paretune.pipeline.records import Cell, Results
-from paretune.study.compare import Bound
 from paretune.study.registry import metric_of, metrics
-from paretune.study.study import Study
+
+if TYPE_CHECKING:
+    from paretune.analysis.agreement import Rating
+    from paretune.study.compare import Bound
+    from paretune.study.study import Study
 
 Beaten = Mapping[Entrant, Entrant | None]
 """Every variant with one that makes it pointless; None for those on the Pareto frontier."""
@@ -56,7 +58,7 @@ class Choice:
 class Limit:
     """What to take of those that are shown to keep to a limit of the study."""
 
-    bounds: Mapping[str, Bound]
+    bounds: Mapping[str, "Bound"]
     kept: tuple[Entrant, ...]
     """Best mean first."""
     chosen: Entrant | None
@@ -184,7 +186,7 @@ class Findings:
     """Of trainings."""
     block_choices: Mapping[tuple[str, str], Sequence[BlockChoice]]
     """By base and dataset: removed blocks whose choice was measured."""
-    ratings: Mapping[str, Rating]
+    ratings: Mapping[str, "Rating"]
     """By evaluation whose texts were rated."""
     audit: Mapping[str, Sequence[Mapping[str, Any]]]
     """By audited dataset: what was found, as in `audit.jsonl`."""
@@ -192,7 +194,7 @@ class Findings:
     facts: Facts = field(default_factory=Facts)
 
     @property
-    def study(self) -> Study:
+    def study(self) -> "Study":
         return self.results.study
 
     @property

@@ -8,15 +8,15 @@ from typing import NamedTuple
 from paretune.analysis import words
 from paretune.analysis.costs import DISTURBED, cost_name, timed_evaluations, trial_cost
 from paretune.analysis.decision import as_compared
-from paretune.analysis.document import (
+from paretune.analysis.figures import comparison_name, curves_name
+from paretune.analysis.findings import Findings, Group
+from paretune.analysis.render import (
     Block,
     Paragraph,
     Picture,
     Section,
     as_blocks,
 )
-from paretune.analysis.figures import comparison_name, curves_name
-from paretune.analysis.findings import Findings, Group
 from paretune.analysis.scores import Entrant
 from paretune.analysis.tables import (
     VARIANT,

@@ -8,7 +8,9 @@ from typing import Any
 from paretune.analysis import words
 from paretune.analysis.agreement import RELIABLE, TENTATIVE, Agreement
 from paretune.analysis.answers import ANSWER_METRICS, forgotten, learned, task_metrics
-from paretune.analysis.document import (
+from paretune.analysis.figures import tasks_name
+from paretune.analysis.findings import Findings, Group
+from paretune.analysis.render import (
     Block,
     Paragraph,
     Picture,
@@ -18,8 +20,6 @@ from paretune.analysis.document import (
     Text,
     as_blocks,
 )
-from paretune.analysis.figures import tasks_name
-from paretune.analysis.findings import Findings, Group
 from paretune.analysis.scores import Entrant, Quantity, read_generations
 from paretune.analysis.tables import (
     SLICE,

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 from paretune.analysis import words
 from paretune.analysis.costs import cost_name, timed_evaluations
-from paretune.analysis.document import (
+from paretune.analysis.figures import PARETO_NAME
+from paretune.analysis.findings import Findings, Group
+from paretune.analysis.render import (
     Block,
     Bullets,
     Document,
@@ -23,8 +25,6 @@ from paretune.analysis.document import (
     Table,
     as_blocks,
 )
-from paretune.analysis.figures import PARETO_NAME
-from paretune.analysis.findings import Findings, Group
 from paretune.analysis.tables import (
     VARIANT,
     Column,

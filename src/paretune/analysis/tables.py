@@ -12,8 +12,8 @@ from typing import Generic, NamedTuple, TypeVar
 from paretune.analysis import words
 from paretune.analysis.compare import Difference, Estimate
 from paretune.analysis.costs import Cost
-from paretune.analysis.document import Table
 from paretune.analysis.findings import Findings, Group
+from paretune.analysis.render import Table
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.study.registry import metric_of
 

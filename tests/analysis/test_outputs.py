@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from paretune.analysis.csv import comparisons, generations, tables
 from paretune.analysis.measure import measure
+from paretune.analysis.outputs import comparisons, csv_tables, generations
 from tests.analysis.synthetic import Shape, make_results
 
 SMALL = Shape(documents=8, epochs=1)
@@ -17,7 +17,7 @@ SMALL = Shape(documents=8, epochs=1)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tables")
     findings = measure(make_results(root, SMALL))
-    for name, text in tables(findings).items():
+    for name, text in csv_tables(findings).items():
         (root / f"{name}.csv").write_text(text, encoding="utf-8")
     (root / "generations.jsonl").write_text("".join(generations(findings)), encoding="utf-8")
     return root
@@ -83,7 +83,7 @@ def test_comparisons_are_of_every_variant_with_the_baseline_and_of_whatever_is_a
     assert set(table.variant) == {"base", "original", "reduced"}
     assert set(table.baseline) == {"full"}
     assert not set(table.metric) & {"new_tokens"}
-    estimates = pd.read_csv(io.StringIO(tables(findings)["estimates"]), keep_default_na=False)
+    estimates = pd.read_csv(io.StringIO(csv_tables(findings)["estimates"]), keep_default_na=False)
     keys = ["base", "dataset", "split", "task", "slice", "metric"]
     means = estimates[estimates.metric.isin(set(table.metric) - {"log_likelihood"})].set_index([*keys, "variant"])["mean"]
     for row in table[table.metric != "log_likelihood"].itertuples():
