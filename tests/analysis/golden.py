@@ -1,4 +1,4 @@
-"""What is written of four small studies that never ran, kept to the last byte: `python -m tests.analysis.golden` writes it anew.
+"""What is written of four small studies that never ran, to the last byte: `python -m tests.analysis.golden` writes it anew.
 
 A change of these files is read line by line before it is committed.
 """
