@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Pretrained
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import fetch_model
 from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage_configs import TokenizeConfig
 from paretune.study.data import SPLITS
 
 SCHEMA = pa.schema(
@@ -117,22 +118,23 @@ def tokenize(context: StageContext) -> dict[str, Any]:
 
     Raises DataError for a document longer than `max_length` where the study says `too_long: error`.
     """
+    config = context.parse(TokenizeConfig)
     tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
     documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
-    rows, skipped, max_length = [], 0, context.config["max_length"]
+    rows, skipped, max_length = [], 0, config.max_length
     lengths: list[int] = []
     for number, row in enumerate(documents):
         ids = tokenizer.encode(row["text"])
         # The prefix and EOS belong to the example as it is trained.
         lengths.append(len(ids) + 2)
-        if lengths[-1] > max_length and context.config["too_long"] != "windows":
+        if lengths[-1] > max_length and config.too_long != "windows":
             skipped += 1
             continue
         text = row.pop("text")
         rows.append({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
         if number % 200 == 0:
             context.emit(done=number, total=len(documents))
-    if skipped and context.config["too_long"] == "error":
+    if skipped and config.too_long == "error":
         longest = documents[int(np.argmax(lengths))]
         named = f"document `{longest['document']}` (record {longest['example']})"
         raise DataError(too_long(named, lengths, max_length, "`too_long: windows` or `too_long: skip`"))
