@@ -209,7 +209,7 @@ def whole_counts(quotas: Sequence[Fraction], total: int) -> list[int]:
 
 def _read(dataset: Dataset, source: Source, split: str, counts: Counter[str], context: StageContext) -> Iterator[SourceRecord]:
     """The records of `source`; one of nothing but white space has no text. `counts` gains what was cleaned."""
-    file, form = context.resources[_role(split)], parse_form(dataset, "the dataset")
+    file, form = str(context.resources[_role(split)]), parse_form(dataset, "the dataset")
     named = [name for name in (dataset.document, dataset.stratify) if name is not None]
     # The characters rendered so far, out of the bytes of the file: near enough for the time left.
     size, done = Path(file).stat().st_size if source.path and Path(file).exists() else 0, 0
@@ -369,7 +369,7 @@ def _digests(record: SourceRecord, fields: Collection[str]) -> list[int]:
 def _items(context: StageContext, configs: Mapping[str, ItemsConfig]) -> dict[str, list[str]]:
     """The texts of each evaluation's items, read by the reader that its row names."""
     return {
-        name: load_function(config.reader)(context.resources[f"items.{name}"], **config.fields)
+        name: load_function(config.reader)(str(context.resources[f"items.{name}"]), **config.fields)
         for name, config in configs.items()
     }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import regex
 
 from paretune.errors import DataError, NeedsError
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage_configs import ClassifierConfig, SafetyConfig
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ class Filter:
         return unsafe
 
 
-def load_filter(config: SafetyConfig, resources: Mapping[str, str]) -> Filter:
+def load_filter(config: SafetyConfig, resources: Mapping[str, Resource]) -> Filter:
     """The filter of a stage: `words` and `classifier` of `config`, at the resources `safety.words` and `safety.classifier`."""
-    words = read_words(Path(resources["safety.words"])) if config.words is not None else {}
+    words = read_words(Path(str(resources["safety.words"]))) if config.words is not None else {}
     if config.classifier is None:
         return Filter(words, None)
     return Filter(words, load_classifier(config.classifier, resources["safety.classifier"], config.device or "cpu"))
@@ -99,8 +100,8 @@ def _tokens(text: str) -> tuple[str, ...]:
     return tuple(_TOKEN.findall(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())))
 
 
-def load_classifier(config: ClassifierConfig, resource: str, device: str) -> Classifier:
-    """The classifier at `resource`, a directory or `hub:NAME@COMMIT`; NeedsError for one that is none, or lacks weights."""
+def load_classifier(config: ClassifierConfig, resource: Resource, device: str) -> Classifier:
+    """The classifier at `resource`; NeedsError for one that is none, or lacks weights."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

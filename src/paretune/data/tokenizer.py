@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Pretrained
 
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import fetch_model
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import TokenizeConfig
 from paretune.study.data import SPLITS
@@ -68,17 +69,16 @@ class TextTokenizer:
         return str(self.hf.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
-def pretrained_arguments(base: Mapping[str, Any], resource: str) -> tuple[str, dict[str, Any]]:
+def pretrained_arguments(base: Mapping[str, Any], resource: Resource) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes for a base: a directory, in the cache for one of the hub, and keyword arguments.
 
     Not the name of a hub repository: `from_pretrained` would ask the hub a dozen times, also for what the cache holds. A run
     has fetched the model before its first stage; an export may find the cache cleared, and says that it downloads.
     """
     arguments: dict[str, Any] = {"trust_remote_code": base["trust_remote_code"]}
-    if not resource.startswith("hub:"):
-        return resource, arguments
-    name, _, commit = resource.removeprefix("hub:").rpartition("@")
-    return str(fetch_model(name, commit, lambda text: print(text, file=sys.stderr))), arguments  # noqa: T201  seen before it begins
+    if not resource.hub:
+        return str(resource), arguments
+    return str(fetch_model(resource.hub, str(resource.commit), lambda text: print(text, file=sys.stderr))), arguments  # noqa: T201  seen before it begins
 
 
 def usable_positions(config: PretrainedConfig) -> int:
@@ -88,7 +88,7 @@ def usable_positions(config: PretrainedConfig) -> int:
     return int(positions - (config.pad_token_id or 0) - 1 if behind else positions)
 
 
-def load_tokenizer(base: Mapping[str, Any], resource: str) -> TextTokenizer:
+def load_tokenizer(base: Mapping[str, Any], resource: Resource) -> TextTokenizer:
     """The tokenizer of a base; NeedsError if its files are missing or it has no end-of-text token."""
     name, arguments = pretrained_arguments(base, resource)
     try:
