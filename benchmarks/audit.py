@@ -18,6 +18,7 @@ from paretune.data.audit import audit_data
 from paretune.data.cleaning import find_personal
 from paretune.data.prepare import iterate_records, prepare_data, record_text
 from paretune.pipeline.records import Record
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Artifact, RunOptions, StageContext
 from paretune.study.base import validate
 from paretune.study.data import SPLITS, Dataset
@@ -66,8 +67,8 @@ def prepared(folder: Path, dataset: dict[str, Any]) -> Artifact:
     spec = validate(Dataset, dataset, "data")
     content = spec.content
     content["source"] |= {"path": "sha256:0", "format": spec.source.resolved_format}
-    place = spec.source.path
-    metrics, seconds = run(prepare_data, folder / "data", {"dataset": content}, {"source": place}, {})
+    place = Path(str(spec.source.path))
+    metrics, seconds = run(prepare_data, folder / "data", {"dataset": content}, {"source": Resource(path=place)}, {})
     print(f"data stage: {metrics['records']} records in {seconds:.1f} s of one core, peak {peak_mib()} MiB")
     record = Record("0", "data", 1, {}, {}, "", 0.0, "cpu", {}, 0, {}, None, (), {}, metrics, {})
     return Artifact(folder / "data", record, {})

@@ -41,6 +41,7 @@ from paretune.evaluate.lm_eval import ParetuneLM
 from paretune.evaluate.qa import answer_likelihoods, choices_of
 from paretune.evaluate.scorers import rouge
 from paretune.model.forward import score
+from paretune.pipeline.resources import Resource
 
 LIMIT = 1e-4
 CHOICE = {"acc": "accuracy_unnormalised", "acc_bytes": "accuracy"}
@@ -175,7 +176,7 @@ def compare_bert_scores(encoder: Path, pairs: Sequence[tuple[str, str]]) -> None
         expected = package.score(
             texts, references, model_type=str(encoder), num_layers=2, device="cpu", use_fast_tokenizer=True
         )
-    found = bert_score(load_encoder({"layer": 2}, str(encoder), torch.device("cpu")), texts, references)
+    found = bert_score(load_encoder({"layer": 2}, Resource(path=encoder), torch.device("cpu")), texts, references)
     for name, values in zip(("precision", "recall", "f1"), expected, strict=True):
         compare_lists(f"bert_score_{name}, bert-score", values.tolist(), [one[f"bert_score_{name}"] for one in found])
 

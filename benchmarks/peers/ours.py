@@ -98,7 +98,7 @@ def serve_choices(opened: OpenStudy, turns: Turns, shared: Path, _: str, per_tur
     """The next questions a turn, from their texts to log-likelihoods."""
     stage = next(cell for cell in opened.plan.cells if cell.variant == "base").evaluations["qa"]
     settings = Qa.model_validate(stage.config["evaluation"], strict=False)
-    questions = read_questions(stage.resources["items"])
+    questions = read_questions(str(stage.resources["items"]))
     prompt, option = parse_template(settings.prompt), parse_template(settings.answer)
     requests = [request_of(question, prompt, option) for question in questions]
     loaded = load_model(_context(opened, stage, lambda **_: None), fused=True)

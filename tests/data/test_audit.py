@@ -7,6 +7,7 @@ import pytest
 
 from paretune.data.audit import answer_stands_in, audit_data, found_in, language_of, length_fences
 from paretune.data.leakage import words_of
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, StageContext
 from tests.data.test_prepare import prepare, write_rows
 
@@ -25,7 +26,7 @@ def audit(folder: Path, rows: list[dict[str, Any]], dataset: dict[str, Any], **c
     _, data = prepare(folder, {"source": source} | dataset)
     draft = folder / "audit"
     draft.mkdir()
-    resources = {"safety.words": str(folder / "words.txt")}
+    resources = {"safety.words": Resource(path=folder / "words.txt")}
     context = StageContext({"labels": []} | config, {"data": data}, resources, RunOptions(), draft, lambda **_: None)
     metrics = audit_data(context)
     return metrics, [json.loads(line) for line in (draft / "audit.jsonl").read_text(encoding="utf-8").splitlines()]

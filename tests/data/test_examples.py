@@ -11,6 +11,7 @@ import pytest
 from paretune.data.examples import examples_of, tokenize_tasks
 from paretune.data.tokenizer import load_tokenizer, read_tokens
 from paretune.errors import DataError
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, StageContext
 from paretune.study.data import SPLITS
 from tests.data.test_prepare import prepare, write_rows, written
@@ -40,14 +41,16 @@ def tokenized(
     _, data = prepare(folder, dataset | {"source": {"path": str(write_rows(folder / "a.jsonl", rows))}})
     (folder / "tokens").mkdir()
     config = {"base": BASE, "max_length": length, "too_long": rule}
-    context = StageContext(config, {"data": data}, {"base": str(base)}, RunOptions(), folder / "tokens", lambda **_: None)
+    context = StageContext(
+        config, {"data": data}, {"base": Resource(path=base)}, RunOptions(), folder / "tokens", lambda **_: None
+    )
     return tokenize_tasks(context), read_tokens(folder / "tokens")
 
 
 def test_examples_are_the_literal_text_and_share_the_trunk_of_their_document(tmp_path: Path, base: Path) -> None:
     dataset = {"document": "doc", "context": "{{ text }}\n\n", "tasks": TASKS}
     _, rows = tokenized(tmp_path, base, dataset, records())
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     examples = examples_of(rows, tokenizer, 128)
     assert len(examples) == len(rows) == 60
     for row, example in zip(rows, examples, strict=True):
@@ -73,7 +76,7 @@ def test_records_of_a_document_that_lie_apart_are_brought_together(tmp_path: Pat
 
 def test_without_a_context_the_prefix_stands_before_the_prompt(tmp_path: Path, base: Path) -> None:
     _, rows = tokenized(tmp_path, base, {"tasks": {"a": TASKS["a"]}}, records())
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     example, scored = (examples_of(rows[:1], tokenizer, 128, end=end)[0] for end in (True, False))
     assert example.trunk is None
     assert tokenizer.decode(example.ids[: example.first_target]) == "<bos>A: "
@@ -82,7 +85,7 @@ def test_without_a_context_the_prefix_stands_before_the_prompt(tmp_path: Path, b
 
 
 def test_plain_texts_are_windows_as_before(base: Path) -> None:
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     rows = [{"ids": np.arange(5, 25, dtype=np.int32)}]
     assert [list(example.ids) for example in examples_of(rows, tokenizer, 12)] == [
         [0, *range(5, 16)],
@@ -125,7 +128,7 @@ def test_skip_leaves_out_and_counts(tmp_path: Path, base: Path) -> None:
 def test_cut_shortens_the_context_of_all_tasks_alike_at_its_end(tmp_path: Path, base: Path) -> None:
     metrics, rows = tokenized(tmp_path, base, LONG, long_records(), 64, "cut")
     assert (metrics["skipped_examples"], metrics["cut_examples"], len(rows)) == (0, 16, 60)
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     examples = examples_of(rows, tokenizer, 64)
     lengths = [len(example.trunk) + len(example.ids) for example in examples if example.trunk is not None]
     assert max(lengths) == 64
@@ -145,7 +148,7 @@ def test_a_chat_template_of_the_base_writes_the_turns(tmp_path: Path) -> None:
     said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me é"}] * 2
     chats = [{"messages": [*said, {"role": "user", "content": str(n)}]} for n in range(10)]
     _, rows = tokenized(tmp_path, base, {"records": "messages"}, chats)
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     texts = [tokenizer.decode(example.ids) for example in examples_of(rows[:2], tokenizer, 128)]
     first = "<bos><|user|>Who?<|endoftext|>\n<|assistant|>Me é<|endoftext|>"
     assert texts == [first, f"{first}\n{first.removeprefix('<bos>')}"]
@@ -159,7 +162,7 @@ def test_a_base_without_a_chat_template_gets_the_stated_form(tmp_path: Path, bas
         {"messages": [{"role": "user", "content": f"Who? {n}"}, {"role": "assistant", "content": "Me"}]} for n in range(10)
     ]
     _, rows = tokenized(tmp_path, base, {"records": "messages"}, chats)
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     (example,) = examples_of(rows[:1], tokenizer, 128)
     assert tokenizer.decode(example.ids).endswith("\n\nAssistant: Me<|endoftext|>")
     assert tokenizer.decode(example.ids[example.first_target :]) == " Me<|endoftext|>"

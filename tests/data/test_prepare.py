@@ -10,6 +10,7 @@ import pytest
 from paretune.data.prepare import check_leakage, prepare_data, read_documents
 from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.records import Record
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Artifact, RunOptions, StageContext
 from paretune.study.base import validate
 from paretune.study.data import SPLITS, Dataset
@@ -37,7 +38,8 @@ def rows_of(count: int) -> list[dict[str, Any]]:
 
 def context_of(folder: Path, config: dict[str, Any], resources: dict[str, str], inputs: dict[str, Artifact]) -> StageContext:
     folder.mkdir()
-    return StageContext(config, inputs, resources, RunOptions(), folder, lambda **_: None)
+    places = {role: Resource(path=Path(place)) for role, place in resources.items()}
+    return StageContext(config, inputs, places, RunOptions(), folder, lambda **_: None)
 
 
 def prepare(folder: Path, dataset: dict[str, Any], *, items: dict[str, str] | None = None) -> tuple[dict[str, Any], Artifact]:

@@ -7,6 +7,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from paretune.data.safety import Filter, holds_words, labels_of, load_classifier, load_filter, read_words, unsafe_probabilities
 from paretune.errors import DataError, NeedsError
+from paretune.pipeline.resources import Resource
+from paretune.pipeline.stage_configs import ClassifierConfig, SafetyConfig
 from tests.tiny import make_model
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "kind", "cruel", "word", "another"]
@@ -66,6 +68,10 @@ def classifier_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def judged(threshold: float, *unsafe: str) -> ClassifierConfig:
+    return ClassifierConfig(unsafe=unsafe, threshold=threshold, digest="0")
+
+
 def expected(directory: Path, ids: list[int]) -> torch.Tensor:
     model = BertForSequenceClassification.from_pretrained(directory).eval()
     with torch.no_grad():
@@ -73,8 +79,8 @@ def expected(directory: Path, ids: list[int]) -> torch.Tensor:
 
 
 def test_probabilities_are_those_of_the_model_whatever_the_batch(classifier_directory: Path) -> None:
-    config = {"unsafe": ["toxic", "rude"], "threshold": 0.5}
-    classifier = load_classifier(config, str(classifier_directory), "cpu")
+    config = judged(0.5, "toxic", "rude")
+    classifier = load_classifier(config, Resource(path=classifier_directory), "cpu")
     found = unsafe_probabilities(classifier, ["kind word", "cruel", "", "cruel word another kind"])
     for text, ids in ((0, [4, 6]), (1, [5]), (3, [5, 6, 7, 4])):
         share = expected(classifier_directory, ids).softmax(0)[1:].sum().item()
@@ -83,14 +89,14 @@ def test_probabilities_are_those_of_the_model_whatever_the_batch(classifier_dire
 
 
 def test_a_long_text_is_as_unsafe_as_its_worst_part(classifier_directory: Path) -> None:
-    classifier = load_classifier({"unsafe": ["toxic"], "threshold": 0.5}, str(classifier_directory), "cpu")
+    classifier = load_classifier(judged(0.5, "toxic"), Resource(path=classifier_directory), "cpu")
     text = "kind kind kind kind kind kind cruel cruel cruel"
     parts = [expected(classifier_directory, ids).softmax(0)[2].item() for ids in ([4] * 6, [5] * 3)]
     assert unsafe_probabilities(classifier, [text])[0] == pytest.approx(max(parts), abs=1e-5)
 
 
 def test_labels_that_do_not_exclude_each_other_have_a_sigmoid_each(classifier_directory: Path) -> None:
-    classifier = load_classifier({"unsafe": ["toxic", "rude"], "threshold": 0.5}, str(classifier_directory), "cpu")
+    classifier = load_classifier(judged(0.5, "toxic", "rude"), Resource(path=classifier_directory), "cpu")
     classifier.model.config.problem_type = "multi_label_classification"
     largest = expected(classifier_directory, [5]).sigmoid()[1:].max().item()
     assert unsafe_probabilities(classifier, ["cruel"])[0] == pytest.approx(largest, abs=1e-5)
@@ -98,11 +104,13 @@ def test_labels_that_do_not_exclude_each_other_have_a_sigmoid_each(classifier_di
 
 def test_a_filter_is_its_words_or_its_classifier(tmp_path: Path, classifier_directory: Path) -> None:
     texts = ["kind word", "cruel", "another"]
-    classifier = load_classifier({"unsafe": ["toxic"], "threshold": 1.0}, str(classifier_directory), "cpu")
+    classifier = load_classifier(judged(1.0, "toxic"), Resource(path=classifier_directory), "cpu")
     shares = unsafe_probabilities(classifier, texts)
     middle = sorted(shares)[1]
-    config = {"words": "0", "classifier": {"unsafe": ["toxic"], "threshold": middle}, "device": "cpu"}
-    places = {"safety.words": str(words_file(tmp_path, "word\n")), "safety.classifier": str(classifier_directory)}
+    classifier_config = judged(middle, "toxic")
+    config = SafetyConfig(words="0", classifier=classifier_config, device="cpu")
+    words = words_file(tmp_path, "word\n")
+    places = {"safety.words": Resource(path=words), "safety.classifier": Resource(path=classifier_directory)}
     flags = load_filter(config, places).flags(texts)
     assert flags == ["word" in text or p >= middle for text, p in zip(texts, shares, strict=True)]
     assert Filter({}, None).flags(texts) == [False] * 3
@@ -110,7 +118,7 @@ def test_a_filter_is_its_words_or_its_classifier(tmp_path: Path, classifier_dire
 
 def test_a_causal_model_is_no_classifier(tmp_path: Path) -> None:
     with pytest.raises(NeedsError, match="is no trained classifier, its weights lack"):
-        load_classifier({"unsafe": ["LABEL_1"], "threshold": 0.5}, str(make_model("llama", tmp_path)), "cpu")
+        load_classifier(judged(0.5, "LABEL_1"), Resource(path=make_model("llama", tmp_path)), "cpu")
 
 
 def test_labels_are_in_the_order_of_the_outputs() -> None:

@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer
 from paretune.errors import NeedsError
+from paretune.pipeline.resources import Resource
 from tests.tiny import make_model, make_tokenizer
 
 
@@ -43,7 +44,7 @@ def test_a_beginning_does_get_the_dummy_space(with_dummy_space):
 
 def test_special_ids_come_from_tokenizer_and_configs(tmp_path):
     directory = make_model("llama", tmp_path, eos_token_id=[1, 7])
-    tokenizer = load_tokenizer({"trust_remote_code": False}, str(directory))
+    tokenizer = load_tokenizer({"trust_remote_code": False}, Resource(path=directory))
     assert (tokenizer.prefix_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 1)
     assert tokenizer.stop_ids == {1, 7}
 
@@ -53,7 +54,7 @@ def test_without_bos_the_end_of_text_stands_before_every_text(tmp_path):
     make_tokenizer().save_pretrained(directory)
     config = directory / "tokenizer_config.json"
     config.write_text(config.read_text().replace('"bos_token": "<bos>",', ""))
-    assert load_tokenizer({"trust_remote_code": False}, str(directory)).prefix_id == 1
+    assert load_tokenizer({"trust_remote_code": False}, Resource(path=directory)).prefix_id == 1
 
 
 def test_a_tokenizer_without_an_end_is_refused(tmp_path):
@@ -61,4 +62,4 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
     config = directory / "tokenizer_config.json"
     config.write_text(config.read_text().replace('"eos_token": "<|endoftext|>",', ""))
     with pytest.raises(NeedsError, match="no end-of-text token; add `eos_token`"):
-        load_tokenizer({"trust_remote_code": False}, str(directory))
+        load_tokenizer({"trust_remote_code": False}, Resource(path=directory))

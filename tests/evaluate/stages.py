@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from paretune.data.examples import SCHEMA as TASK_SCHEMA
 from paretune.data.tokenizer import SCHEMA, load_tokenizer
 from paretune.pipeline.records import Record
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Artifact, RunOptions, StageContext
 
 BASE = {"digest": "sha256:0", "trust_remote_code": False}
@@ -33,7 +34,7 @@ def make_context(
     return StageContext(
         config={"base": BASE, "evaluation": evaluation, "precision": "float32", "device": "cpu", "max_length": max_length},
         inputs=inputs or {},
-        resources={"base": str(base)} | ({"items": str(items)} if items else {}),
+        resources={"base": Resource(path=base)} | ({"items": Resource(path=items)} if items else {}),
         options=RunOptions(forward_tokens=forward_tokens),
         draft=draft,
         emit=lambda **_: None,
@@ -65,7 +66,7 @@ def make_artifact(path: Path, **metrics: Any) -> Artifact:
 
 def write_tokens(base: Path, texts: Sequence[tuple[str, str, str]], directory: Path) -> Artifact:
     """An artifact of the tokenize stage with (split, document, text); every text is an example of its own."""
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     rows = [
         {
             "split": split,
@@ -84,7 +85,7 @@ def write_tokens(base: Path, texts: Sequence[tuple[str, str, str]], directory: P
 
 def write_task_tokens(base: Path, rows: Sequence[tuple[str, str, str, str, str]], directory: Path) -> Artifact:
     """An artifact of the tokenize stage with (split, document, context, prompt, completion); two tasks `t0`, `t1` a record."""
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     written = [
         {
             "split": split,

@@ -15,6 +15,7 @@ from paretune.evaluate.answers import Decoding, Prompt, continuation_text, write
 from paretune.model.forward import num_positions
 from paretune.model.load import LoadedModel, load_pretrained
 from paretune.model.shared_context import SharedContexts, bytes_per_entry
+from paretune.pipeline.resources import Resource
 from tests.evaluate.stages import BASE
 from tests.tiny import VOCABULARY_SIZE, make_model
 
@@ -29,7 +30,7 @@ PROMPTS = ["\nTitle:", "", "\nWhich of these is a metal? Answer:"]
 def load(architecture: str, folder: Path) -> LoadedModel:
     base = make_model(architecture, folder)
     model = load_pretrained(str(base), torch.float32).eval()
-    return LoadedModel(model, load_tokenizer(BASE, str(base)), torch.device("cpu"), num_positions(model))
+    return LoadedModel(model, load_tokenizer(BASE, Resource(path=base)), torch.device("cpu"), num_positions(model))
 
 
 def prompts_of(loaded: LoadedModel, limit: int = 12) -> list[Prompt]:

@@ -12,6 +12,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from paretune.errors import NeedsError
 from paretune.evaluate.bert_score import bert_score, load_encoder
 from paretune.evaluate.tasks import evaluate_tasks
+from paretune.pipeline.resources import Resource
 from tests.evaluate.stages import make_context, read_scores, write_task_tokens
 from tests.tiny import make_model, randomise
 
@@ -78,7 +79,7 @@ def test_scores_are_those_of_the_package(encoder_directory: Path) -> None:
     package = pytest.importorskip("bert_score")
     texts, references = [list(side) for side in zip(*PAIRS, strict=True)]
     for layer in (1, LAYERS):
-        found = bert_score(load_encoder({"layer": layer}, str(encoder_directory), "cpu"), texts, references)
+        found = bert_score(load_encoder({"layer": layer}, Resource(path=encoder_directory), "cpu"), texts, references)
         # Without the empty text: the package's way to write special tokens is gone from transformers.
         filled = [n for n, text in enumerate(texts) if text]
         sides = [[side[n] for n in filled] for side in (texts, references)]
@@ -90,7 +91,7 @@ def test_scores_are_those_of_the_package(encoder_directory: Path) -> None:
 
 
 def test_a_score_by_hand(encoder_directory: Path) -> None:
-    encoder = load_encoder({"layer": 2}, str(encoder_directory), "cpu")
+    encoder = load_encoder({"layer": 2}, Resource(path=encoder_directory), "cpu")
     with torch.no_grad():
         one, other = (
             torch.nn.functional.normalize(
@@ -107,14 +108,14 @@ def test_a_score_by_hand(encoder_directory: Path) -> None:
 
 
 def test_the_same_text_is_1_and_an_empty_one_0(encoder_directory: Path) -> None:
-    found = bert_score(load_encoder({"layer": 2}, str(encoder_directory), "cpu"), *zip(*PAIRS, strict=True))
+    found = bert_score(load_encoder({"layer": 2}, Resource(path=encoder_directory), "cpu"), *zip(*PAIRS, strict=True))
     assert found[2]["bert_score_f1"] == pytest.approx(1)
     assert set(found[3].values()) == {0.0}
 
 
 def test_a_causal_model_is_no_encoder(tmp_path: Path) -> None:
     with pytest.raises(NeedsError, match=r"no \[CLS\], \[SEP\] or padding token"):
-        load_encoder({"layer": 1}, str(make_model("llama", tmp_path)), "cpu")
+        load_encoder({"layer": 1}, Resource(path=make_model("llama", tmp_path)), "cpu")
 
 
 def test_answers_of_a_task_are_scored_with_the_encoder(tmp_path: Path, encoder_directory: Path) -> None:
@@ -124,11 +125,13 @@ def test_answers_of_a_task_are_scored_with_the_encoder(tmp_path: Path, encoder_d
     scoring: dict[str, Any] = {"max_new_tokens": 4, "stop": []}
     tasks = {"t0": scoring | {"score": ["bert_score", "contains"]}, "t1": scoring | {"score": ["contains"]}}
     context = make_context(base, {"tasks": tasks, "encoder": {"layer": 2}}, tmp_path / "draft", inputs={"tokens": tokens})
-    context.resources["encoder"] = str(encoder_directory)
+    context.resources["encoder"] = Resource(path=encoder_directory)
     evaluate_tasks(context)
     scores = read_scores(tmp_path / "draft")
     written = [json.loads(line) for line in (tmp_path / "draft" / "generations.jsonl").read_text().splitlines()]
     of_bert = scores[scores.metric == "bert_score_f1"]
     assert of_bert.task.tolist() == ["t0"]
-    expected = bert_score(load_encoder({"layer": 2}, str(encoder_directory), "cpu"), [written[0]["text"]], [" copper"])
+    expected = bert_score(
+        load_encoder({"layer": 2}, Resource(path=encoder_directory), "cpu"), [written[0]["text"]], [" copper"]
+    )
     assert of_bert.value.tolist() == pytest.approx([expected[0]["bert_score_f1"]])

@@ -11,6 +11,7 @@ from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import DataError
 from paretune.evaluate.cost import evaluate_latency, evaluate_size, time_generation
 from paretune.model.load import load_model
+from paretune.pipeline.resources import Resource
 from tests.evaluate.stages import BASE, make_artifact, make_context, write_tokens
 from tests.tiny import make_model
 
@@ -54,7 +55,7 @@ def test_timed_steps_read_one_token_each_with_the_cache(tmp_path: Path) -> None:
 def test_the_prompt_is_real_text_beginning_with_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = make_model("gpt2", tmp_path / "base")
     tokens = write_tokens(base, TEXTS, tmp_path / "tokens")
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     prompts = []
     whole = [token for text in ("The driver waits.", "A new engine.", "The last resort.") for token in tokenizer.encode(text)]
 

@@ -12,6 +12,7 @@ from paretune.data.outside import outside_documents, outside_texts
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import DataError, SpecError
 from paretune.evaluate.forgetting import evaluate_forgetting
+from paretune.pipeline.resources import Resource
 from tests.conftest import STUDY, write_study
 from tests.evaluate.stages import BASE, make_artifact, make_context, read_scores, reference_nats
 from tests.tiny import make_model
@@ -45,7 +46,7 @@ def test_forgetting_is_the_difference_in_bits_per_byte_of_each_document(tmp_path
     evaluate_forgetting(make_context(after, FIELDS, tmp_path / "after", items=file, inputs={"untouched": untouched}))
     assert set(read_scores(tmp_path / "before").metric) == {"loss", "bits_per_byte", "token_accuracy"}
     scores = read_scores(tmp_path / "after").query("metric == 'forgetting'").set_index("document")
-    tokenizer = load_tokenizer(BASE, str(before))
+    tokenizer = load_tokenizer(BASE, Resource(path=before))
     for name, text in outside_documents(file, "{{ body }}", "name"):
         ids = [tokenizer.prefix_id, *tokenizer.encode(text)]
         bits = [float(reference_nats(base)(ids)[0].sum()) / math.log(2) / len(text.encode()) for base in (before, after)]

@@ -18,6 +18,7 @@ from paretune.evaluate import answers
 from paretune.evaluate.answers import GREEDY, Decoding
 from paretune.evaluate.generate import evaluate_generate, generate
 from paretune.model.load import LoadedModel, load_model
+from paretune.pipeline.resources import Resource
 from tests.evaluate.stages import make_context, read_scores, reference_logits
 from tests.tiny import ARCHITECTURES, make_model
 
@@ -237,7 +238,7 @@ def test_texts_are_marked_and_counted_by_the_safety_of_the_study(base: Path, tmp
     (tmp_path / "words.txt").write_text(f"{words[0].upper()}\n")
     context = make_context(base, {"prompts": list(PROMPTS), "max_new_tokens": 12}, tmp_path / "safe")
     context.config["safety"] = {"words": "sha256:0"}
-    context.resources["safety.words"] = str(tmp_path / "words.txt")
+    context.resources["safety.words"] = Resource(path=tmp_path / "words.txt")
     evaluate_generate(context)
     rows = [json.loads(line) for line in (tmp_path / "safe" / "generations.jsonl").read_text().splitlines()]
     scores = read_scores(tmp_path / "safe")

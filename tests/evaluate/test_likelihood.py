@@ -11,6 +11,7 @@ import torch
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import DataError
 from paretune.evaluate.likelihood import Window, evaluate_perplexity, scored_windows
+from paretune.pipeline.resources import Resource
 from tests.evaluate.stages import BASE, make_context, read_scores, reference_nats, write_task_tokens, write_tokens
 from tests.tiny import make_model
 
@@ -57,7 +58,7 @@ def test_scores_equal_a_float64_reference(architecture: str, tmp_path: Path) -> 
     context = make_context(base, {"stride": 20}, tmp_path / "draft", inputs={"tokens": tokens}, max_length=48)
     metrics = evaluate_perplexity(context)
     scores = read_scores(tmp_path / "draft").set_index(["example", "metric"])
-    nats_of, tokenizer = reference_nats(base), load_tokenizer(BASE, str(base))
+    nats_of, tokenizer = reference_nats(base), load_tokenizer(BASE, Resource(path=base))
     assert set(scores.index.get_level_values("example")) == {"0", "1", "2", "3"}
     for number in range(4):
         split, document, text = TEXTS[number]
@@ -81,7 +82,7 @@ def test_each_scored_token_sees_its_context_and_no_more(tmp_path: Path) -> None:
     tokens = write_tokens(base, [("test", "timetable", LONG[:160])], tmp_path / "tokens")
     config = {"splits": ["test"], "stride": 1}
     evaluate_perplexity(make_context(base, config, tmp_path / "draft", inputs={"tokens": tokens}, max_length=16))
-    tokenizer, nats_of = load_tokenizer(BASE, str(base)), reference_nats(base)
+    tokenizer, nats_of = load_tokenizer(BASE, Resource(path=base)), reference_nats(base)
     ids = [tokenizer.prefix_id, *tokenizer.encode(LONG[:160])]
     nats = [nats_of(ids[max(0, t - 15) : t + 1])[0][-1].item() for t in range(1, len(ids))]
     loss = read_scores(tmp_path / "draft").query("metric == 'loss'").value.item()
@@ -111,7 +112,7 @@ def test_counts_leave_out_bos_and_eos_and_tell_lossy_documents(tmp_path: Path) -
     tokens = write_tokens(base, texts, tmp_path / "tokens")
     context = make_context(base, {"splits": ["test"]}, tmp_path / "draft", inputs={"tokens": tokens})
     metrics = evaluate_perplexity(context)
-    encode = load_tokenizer(BASE, str(base)).encode
+    encode = load_tokenizer(BASE, Resource(path=base)).encode
     assert metrics["tokens_test"] == sum(len(encode(text)) for _, _, text in texts)
     assert metrics["bytes_test"] == sum(len(text.encode()) for _, _, text in texts)
     assert (metrics["documents_test"], metrics["lossy_documents_test"]) == (3, 1)
@@ -143,7 +144,7 @@ TASK_ROWS = [
 
 def test_of_tasks_the_completions_are_scored_and_nothing_else(tmp_path: Path) -> None:
     base = make_model("llama", tmp_path / "base")
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     tokens = write_task_tokens(base, TASK_ROWS, tmp_path / "tokens")
     metrics = evaluate_perplexity(make_context(base, {}, tmp_path / "draft", inputs={"tokens": tokens}, max_length=64))
     scores = read_scores(tmp_path / "draft").set_index(["example", "metric"])

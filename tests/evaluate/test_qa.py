@@ -13,6 +13,7 @@ from paretune.data.templates import parse_template
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import DataError
 from paretune.evaluate.qa import Likelihoods, choices_of, evaluate_qa
+from paretune.pipeline.resources import Resource
 from tests.evaluate.stages import BASE, make_context, read_scores, reference_nats
 from tests.tiny import make_model
 
@@ -133,7 +134,7 @@ def test_what_stands_before_a_question_is_read_and_makes_a_cluster(base: Path, t
     run(base, tmp_path, rows, prompt="{{ question }}?")
     scores = read_scores(tmp_path).query("metric == 'log_likelihood'")
     assert list(zip(scores.example, scores.document, strict=True)) == [("1", "1"), ("2", "1"), ("3", "3")]
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     head = [tokenizer.prefix_id, *tokenizer.encode("The lamp is out.\n\nis it lit?")]
     nats = reference_nats(base)([*head, *tokenizer.encode(" no.")])[0][len(head) - 1 :]
     assert scores.value.iloc[0] == pytest.approx(-float(nats.mean()), rel=1e-5)
@@ -150,7 +151,7 @@ def test_a_question_that_does_not_fit_is_refused(base: Path, tmp_path: Path) -> 
 
 
 def _nats(base: Path, question: str, option: str) -> np.ndarray:
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     head = [tokenizer.prefix_id, *tokenizer.encode(f" Question: {question}\nAnswer:")]
     nats: torch.Tensor = reference_nats(base)([*head, *tokenizer.encode(f" {option}.")])[0]
     return nats[len(head) - 1 :].numpy()

@@ -10,6 +10,7 @@ import pytest
 
 from paretune.data.sheets import read_contexts, read_texts, write_sheet
 from paretune.evaluate.ratings import evaluate_ratings
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Artifact, RunOptions, StageContext
 from tests.evaluate.stages import make_artifact, read_scores
 
@@ -53,7 +54,7 @@ def make_context(folder: Path, inputs: dict[str, Artifact], **sheets: Path) -> S
     return StageContext(
         config={"evaluation": {"criteria": CRITERIA}, "sheets": dict.fromkeys(sheets, "sha256:0")},
         inputs=inputs,
-        resources={f"sheet.{name}": str(file) for name, file in sheets.items()},
+        resources={f"sheet.{name}": Resource(path=file) for name, file in sheets.items()},
         options=RunOptions(),
         draft=folder / "draft",
         emit=lambda **_: None,

@@ -11,6 +11,7 @@ from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import DataError
 from paretune.evaluate.scorers import rouge
 from paretune.evaluate.tasks import evaluate_tasks
+from paretune.pipeline.resources import Resource
 from tests.evaluate.stages import BASE, make_context, read_scores, reference_nats, write_task_tokens
 from tests.tiny import make_model, make_tokenizer
 
@@ -55,7 +56,7 @@ def test_the_likeliest_label_is_that_of_a_float64_reference(tmp_path: Path) -> N
     evaluation = {"tasks": {"t1": SCORING | {"labels": LABELS}}}
     metrics, scores = evaluate(tmp_path, base, **evaluation)
     assert metrics["labels_unseen_t1"] == 0
-    tokenizer, nats_of = load_tokenizer(BASE, str(base)), reference_nats(base)
+    tokenizer, nats_of = load_tokenizer(BASE, Resource(path=base)), reference_nats(base)
     expected = []
     for _, _, context, prompt, completion in ROWS[5::2]:
         head = [tokenizer.prefix_id, *tokenizer.encode(context), *tokenizer.encode(prompt)]

@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from paretune.errors import SpecError
 from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_base_dropout
+from paretune.study.methods import TrainLora
 from tests.tiny import make_model
 
 LORA = {"r": 8, "alpha": 16, "dropout": 0.0, "bias": "none", "targets": "default"}
@@ -18,7 +19,7 @@ def tiny(architecture: str, directory, **overrides) -> torch.nn.Module:
 def test_gpt2_with_rank_8_on_c_attn_trains_294912_of_124734720():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(GPT2Config())
-        add_lora(model, LORA | {"targets": ["c_attn"]}, seed=0)
+        add_lora(model, TrainLora.model_validate(LORA | {"targets": ["c_attn"]}, strict=False), seed=0)
     parameters, trainable = count_parameters(model)
     assert (parameters, trainable) == (124_734_720, 294_912)
     assert f"{trainable / parameters:.4%}" == "0.2364%"
@@ -27,7 +28,7 @@ def test_gpt2_with_rank_8_on_c_attn_trains_294912_of_124734720():
 def test_default_targets_of_gpt2_are_c_attn():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(GPT2Config())
-        add_lora(model, LORA, seed=0)
+        add_lora(model, TrainLora.model_validate(LORA, strict=False), seed=0)
     assert count_parameters(model)[1] == 294_912
 
 
@@ -53,7 +54,7 @@ def test_the_seed_alone_decides_what_an_adapter_begins_with(tmp_path):
     def first(seed: int, before: int) -> torch.Tensor:
         model = tiny("llama", tmp_path / "model")
         torch.manual_seed(before)
-        add_lora(model, LORA, seed)
+        add_lora(model, TrainLora.model_validate(LORA, strict=False), seed)
         return next(p for name, p in model.named_parameters() if "lora_A" in name).detach()
 
     assert torch.equal(first(1, before=5), first(1, before=6))
@@ -62,7 +63,7 @@ def test_the_seed_alone_decides_what_an_adapter_begins_with(tmp_path):
 
 def test_all_linear_leaves_the_head_and_reaches_every_block(tmp_path):
     model = tiny("gpt-neox", tmp_path)
-    add_lora(model, LORA | {"targets": "all-linear"}, seed=0)
+    add_lora(model, TrainLora.model_validate(LORA | {"targets": "all-linear"}, strict=False), seed=0)
     trained = {name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 4 * 4
     assert not any("embed_out" in name for name in trained)
@@ -70,17 +71,17 @@ def test_all_linear_leaves_the_head_and_reaches_every_block(tmp_path):
 
 def test_unknown_targets_name_the_modules_that_there_are(tmp_path):
     with pytest.raises(SpecError, match=r"no module `c_attn` in `llama`; linear modules: `down_proj`.*`q_proj`"):
-        add_lora(tiny("llama", tmp_path), LORA | {"targets": ["c_attn"]}, seed=0)
+        add_lora(tiny("llama", tmp_path), TrainLora.model_validate(LORA | {"targets": ["c_attn"]}, strict=False), seed=0)
 
 
 def test_an_architecture_without_default_asks_for_targets(tmp_path):
     with pytest.raises(SpecError, match=r"no default is known for `smollm3`.*write `all-linear` or a list out of"):
-        add_lora(tiny("smollm3", tmp_path), LORA, seed=0)
+        add_lora(tiny("smollm3", tmp_path), TrainLora.model_validate(LORA, strict=False), seed=0)
 
 
 def test_frozen_matrices_change_format_and_nothing_else(tmp_path):
     model = tiny("llama", tmp_path)
-    add_lora(model, LORA | {"targets": ["q_proj"]}, seed=0)
+    add_lora(model, TrainLora.model_validate(LORA | {"targets": ["q_proj"]}, strict=False), seed=0)
     freeze_in(model, torch.bfloat16)
     formats = {name: p.dtype for name, p in model.named_parameters()}
     assert formats["model.layers.0.self_attn.q_proj.base_layer.weight"] == torch.bfloat16
@@ -93,7 +94,7 @@ def test_frozen_matrices_change_format_and_nothing_else(tmp_path):
 
 def test_an_embedding_that_computes_with_its_weight_keeps_its_format(tmp_path):
     model = tiny("gemma", tmp_path)
-    add_lora(model, LORA | {"targets": ["q_proj"]}, seed=0)
+    add_lora(model, TrainLora.model_validate(LORA | {"targets": ["q_proj"]}, strict=False), seed=0)
     before = model.get_input_embeddings()(torch.arange(3))
     freeze_in(model, torch.bfloat16)
     assert torch.equal(model.get_input_embeddings()(torch.arange(3)), before)

@@ -19,6 +19,7 @@ from paretune.model.adapters import add_lora
 from paretune.model.attention import QUERIES, attending, block_bounds
 from paretune.model.forward import hidden_states, packed_model
 from paretune.model.loss import loss_of
+from paretune.study.methods import TrainLora
 from tests.tiny import ARCHITECTURES, VOCABULARY_SIZE, make_model
 
 LORA = {"r": 3, "alpha": 6, "dropout": 0.0, "bias": "none", "targets": "all-linear"}
@@ -39,7 +40,7 @@ def forest(*, longest_trunk: int = 21) -> list[Example]:
 
 def with_adapters(model: PreTrainedModel) -> PreTrainedModel:
     """Every weight trained, adapters beside them, and none of their matrices zero."""
-    add_lora(model, LORA, seed=0)
+    add_lora(model, TrainLora.model_validate(LORA, strict=False), seed=0)
     for name, p in model.named_parameters():
         p.requires_grad_(True)
         if "lora_" in name:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from paretune.model.adapters import add_lora, freeze_in
 from paretune.model.dropout import FastDropout, drop, keep_mask
 from paretune.model.fused import TanhGELU, _Lora, fuse
+from paretune.study.methods import TrainLora
 from tests.tiny import make_model
 
 IDS = torch.arange(2, 60)[None]
@@ -18,7 +19,7 @@ IDS = torch.arange(2, 60)[None]
 
 def adapted(architecture: str, directory, **lora) -> nn.Module:
     model = AutoModelForCausalLM.from_pretrained(make_model(architecture, directory), dtype=torch.float32)
-    add_lora(model, {"r": 4, "alpha": 8, "dropout": 0.0, "bias": "none", "targets": "all-linear"} | lora, seed=0)
+    add_lora(model, TrainLora.model_validate({"r": 4, "alpha": 8, "targets": "all-linear"} | lora, strict=False), seed=0)
     for name, p in model.named_parameters():
         if "lora_" in name:
             nn.init.normal_(p, std=0.05)

@@ -9,6 +9,7 @@ from paretune.model import loss as losses
 from paretune.model.adapters import add_lora
 from paretune.model.forward import head_of
 from paretune.model.loss import loss_of, matrix_head, token_nats
+from paretune.study.methods import TrainLora
 from tests.tiny import make_model
 
 IDS = torch.arange(2, 140)[None]
@@ -24,7 +25,7 @@ def small_chunks(monkeypatch):
 
 def adapted(directory, targets, **overrides) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(make_model("llama", directory, **overrides), dtype=torch.float64)
-    add_lora(model, {"r": 3, "alpha": 6, "dropout": 0.0, "bias": "none", "targets": targets}, seed=0)
+    add_lora(model, TrainLora.model_validate({"r": 3, "alpha": 6, "targets": targets}, strict=False), seed=0)
     model.double()
     with torch.no_grad():
         for p in model.parameters():

@@ -51,7 +51,7 @@ def wait_for(file: Path) -> None:
 
 
 def _begin(context: StageContext, body: str) -> Path:
-    folder = Path(context.resources["folder"])
+    folder = Path(str(context.resources["folder"]))
     with (folder / body).open("a") as file:
         file.write(f"{os.getpid()}\n")
     return folder
@@ -163,7 +163,7 @@ def trains(context: StageContext) -> dict[str, Any]:
 
     signal.signal(signal.SIGTERM, leave)
     context.emit(done=7, total=9)
-    (Path(context.resources["folder"]) / "at work").touch()
+    (Path(str(context.resources["folder"])) / "at work").touch()
     time.sleep(WAIT_SECONDS)
     return {}
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from paretune.data.tokenizer import SCHEMA
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, StageContext
 from paretune.pipeline.worker import PRELOAD
 from paretune.train import loop
@@ -169,7 +170,7 @@ def _context(training: Training, emit: Callable[..., None]) -> StageContext:
             "device": "cpu",
         },
         inputs={"tokens": make_artifact(training.tokens)},
-        resources={"base": str(training.base)},
+        resources={"base": Resource(path=training.base)},
         options=training.options,
         draft=training.draft,
         emit=emit,

@@ -15,6 +15,8 @@ from paretune.data.trees import Example, group_starts, unshared, windows
 from paretune.errors import DivergedError, StageError
 from paretune.model.adapters import add_lora
 from paretune.model.forward import packed_model
+from paretune.study.methods import TrainLora
+from paretune.study.study import Train
 from paretune.train import loop
 from paretune.train.loop import Run, fit, step_examples
 from tests.tiny import VOCABULARY_SIZE, make_model
@@ -39,8 +41,8 @@ def texts(count: int, seed: int) -> list[Example]:
     return [example for text in ids for example in windows(text, 32, prefix_id=0, eos_id=1)]
 
 
-def settings(**changes) -> dict:
-    return {
+def settings(**changes) -> Train:
+    fields = {
         "epochs": None,
         "max_steps": STEPS,
         "batch_size": BATCH,
@@ -51,7 +53,8 @@ def settings(**changes) -> dict:
         "evaluate_every": "epoch",
         "early_stopping": None,
         "keep": "last",
-    } | changes
+    }
+    return Train.model_validate(fields | changes, strict=False)
 
 
 def train(
@@ -117,8 +120,8 @@ def reference_losses(model, examples: list[Example]) -> list[float]:
 def test_losses_equal_a_plain_padded_reference(directory, tmp_path, method, options):
     model, plain = load(directory), load(directory)
     if method == "lora":
-        add_lora(model, LORA, seed=3)
-        add_lora(plain, LORA, seed=3)
+        add_lora(model, TrainLora.model_validate(LORA, strict=False), seed=3)
+        add_lora(plain, TrainLora.model_validate(LORA, strict=False), seed=3)
     expected = reference_losses(plain, texts(40, 0))
     rows = train(model, tmp_path, options=options)
     found = [row["train_loss"] for row in rows if "train_loss" in row]
@@ -146,8 +149,8 @@ def documents(count: int, seed: int) -> list[Example]:
 @pytest.mark.parametrize("layout", ["trees", "padded"])
 def test_losses_of_tasks_equal_a_plain_padded_reference(directory, tmp_path, layout, options):
     model, plain = load(directory), load(directory)
-    add_lora(model, LORA, seed=3)
-    add_lora(plain, LORA, seed=3)
+    add_lora(model, TrainLora.model_validate(LORA, strict=False), seed=3)
+    add_lora(plain, TrainLora.model_validate(LORA, strict=False), seed=3)
     examples = documents(14, 2)
     expected = reference_losses(plain, examples)
     rows = train(model, tmp_path, train=examples, options=options, layout=layout)
@@ -303,7 +306,7 @@ def test_float16_with_its_loss_scaled_learns_what_float32_learns(directory, tmp_
     losses = {}
     for precision in ("float32", "float16"):
         model = load(directory)
-        add_lora(model, LORA, seed=3)
+        add_lora(model, TrainLora.model_validate(LORA, strict=False), seed=3)
         rows = train(model, tmp_path / precision, precision=precision)
         losses[precision] = [row["train_loss"] for row in rows if "train_loss" in row]
     np.testing.assert_allclose(losses["float16"], losses["float32"], rtol=5e-3)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paretune.study.methods import Calibration
 from paretune.variants.calibration import draw_windows
 
 PREFIX = 99
@@ -16,7 +17,7 @@ def rows_of(*lengths: int) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]], max_length: int = 11, **fields: int) -> list[Any]:
-    return draw_windows(rows, {"documents": 64, "tokens": 10**6, "seed": 0} | fields, max_length, PREFIX)
+    return draw_windows(rows, Calibration(**({"tokens": 10**6} | fields)), max_length, PREFIX)
 
 
 def test_every_token_is_a_target_once_and_the_prefix_never() -> None:

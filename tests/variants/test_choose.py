@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from paretune.data.trees import Example
 from paretune.errors import SpecError, StageError
 from paretune.model.forward import score
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, StageContext
 from paretune.variants import choose
 from paretune.variants.blocks import remove_blocks, skipped_blocks
@@ -182,7 +183,7 @@ def context_of(
     return StageContext(
         config={"base": BASE, "method": fields | method, "max_length": 32, "precision": "float32", "device": "cpu"},
         inputs={"tokens": write_tokens(base, texts, folder / "tokens")},
-        resources={"base": str(base)},
+        resources={"base": Resource(path=base)},
         options=RunOptions(),
         draft=folder / "draft",
         emit=lambda **_: None,

@@ -23,6 +23,7 @@ from paretune.data.leakage import words_of
 from paretune.data.prepare import iterate_records, record_text
 from paretune.data.safety import load_filter
 from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage_configs import AuditConfig
 from paretune.study.data import MASKS, SPLITS
 
 HTML = re.compile(r"</?(?:p|br|div|span|a|b|i|em|strong|ul|ol|li|h[1-6]|table|t[dr]|img)\b[^<>]*>|&(?:#\d+|[a-z]+);")
@@ -96,7 +97,7 @@ def audit_data(context: StageContext) -> dict[str, Any]:
 
     Config: `labels`, the names of tasks with labels, and `safety` where unsafe records are counted.
     """
-    data = context.inputs["data"]
+    data, config = context.inputs["data"], context.parse(AuditConfig)
     columns = {split: _Column() for split in SPLITS}
     notes, languages, labels = _Notes(), list[str](), _Labels()
     total = data.record.metrics.get("records", 0)
@@ -124,8 +125,8 @@ def audit_data(context: StageContext) -> dict[str, Any]:
                     notes.add(split, f"answer_in_prompt:{row['task']}", number)
         if done % _EMIT_RECORDS == 0:
             context.emit(done=done, total=total)
-    if "safety" in context.config:
-        safety = load_filter(context.config["safety"], context.resources)
+    if config.safety is not None:
+        safety = load_filter(config.safety, context.resources)
         records = iterate_records(data.path / "documents.parquet")
         while batch := list(itertools.islice(records, _BATCH)):
             for rows, unsafe in zip(batch, safety.flags([record_text(rows) for rows in batch]), strict=True):
@@ -140,7 +141,7 @@ def audit_data(context: StageContext) -> dict[str, Any]:
         findings.append(Finding(split, kind, count, of, tuple(notes.first[split, name]), task))
     findings += [
         *_of_all_texts(columns, languages, main),
-        *_of_labels(labels, context.config["labels"]),
+        *_of_labels(labels, config.labels),
     ]
     with (context.draft / "audit.jsonl").open("w", encoding="utf-8") as out:
         for finding in sorted(findings, key=lambda finding: (finding.name, SPLITS.index(finding.split))):

@@ -18,6 +18,7 @@ from paretune.data.tokenizer import TextTokenizer, kept_counts, load_tokenizer, 
 from paretune.data.trees import Example, windows
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage_configs import TokenizeConfig
 from paretune.study.data import SPLITS
 
 _IDS = pa.list_(pa.int32())
@@ -90,7 +91,8 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
     """
     tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
     documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
-    max_length, rule = context.config["max_length"], context.config["too_long"]
+    config = context.parse(TokenizeConfig)
+    max_length, rule = config.max_length, config.too_long
     rows: list[dict[str, Any]] = []
     skipped = cut = 0
     lengths: list[tuple[int, Mapping[str, Any]]] = []

@@ -28,6 +28,7 @@ from paretune.data.sources import iterate_rows
 from paretune.data.templates import is_blank, named_value
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage_configs import DataConfig, ItemsConfig, LeakageConfig, SafetyConfig
 from paretune.study.data import SPLITS, Dataset, Source, Split, SplitSources
 from paretune.study.registry import load_function
 
@@ -66,11 +67,12 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     Memory: the rendered texts and some 350 bytes a record (10 million records of 90 characters: 5 GB). Raises SpecError for the
     template, DataError for what is wrong with the data, and NeedsError for a missing file or hub.
     """
-    dataset = Dataset.model_validate_json(json.dumps(context.config["dataset"]))
+    config = context.parse(DataConfig)
+    dataset = Dataset.model_validate_json(json.dumps(config.dataset))
     counts: Counter[str] = Counter()
     sources = {"": dataset.source} if isinstance(dataset.source, Source) else dict(dataset.source)
     read = {split: list(_read(dataset, source, split, counts, context)) for split, source in sources.items()}
-    wanted = {split: _wanted(records, split, dataset, counts, context) for split, records in read.items()}
+    wanted = {split: _wanted(records, split, dataset, counts, config.safety, context) for split, records in read.items()}
     parts, unused = _split(wanted, dataset)
     if dataset.clean.mask:
         parts = _with_masked_names(parts, dataset)
@@ -79,7 +81,7 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     for name, digest in (content for records in parts.values() for record in records for content in record.contents):
         values.setdefault(name, []).append(digest)
     fields = {name for name, digests in values.items() if len(set(digests)) >= CONTENT_SHARE * len(digests)}
-    removed = _remove_leaks(parts, fields, context) if "items" in context.config else set()
+    removed = _remove_leaks(parts, fields, context, config.items) if config.items is not None else set()
     if dataset.completes:
         # Records of one document stand together, and those of one context in it, in the order in which each first occurs.
         for split, records in parts.items():
@@ -107,7 +109,8 @@ def check_leakage(context: StageContext) -> dict[str, Any]:
     Memory: the texts and some 800 bytes a document, and for the held-out part about 75 bytes a word.
     """
     texts, contents = read_documents(context.inputs["data"].path / "documents.parquet")
-    items = _items(context)
+    config = context.parse(LeakageConfig)
+    items = _items(context, config.items)
     context.emit(done=0, total=2)
     between = find_pairs(texts, contents)
     context.emit(done=1, total=2)
@@ -115,7 +118,7 @@ def check_leakage(context: StageContext) -> dict[str, Any]:
     pairs = between + with_items
     context.emit(done=2, total=2)
     _write_pairs(context.draft / "pairs.jsonl", pairs)
-    if pairs and context.config["mode"] == "block":
+    if pairs and config.mode == "block":
         raise DataError(block_message(pairs))
     touched = {(pair.split, pair.document) for pair in pairs} | {(pair.other, pair.other_document) for pair in between}
     asked = {(pair.other, pair.other_document) for pair in with_items}
@@ -206,7 +209,7 @@ def whole_counts(quotas: Sequence[Fraction], total: int) -> list[int]:
 
 def _read(dataset: Dataset, source: Source, split: str, counts: Counter[str], context: StageContext) -> Iterator[SourceRecord]:
     """The records of `source`; one of nothing but white space has no text. `counts` gains what was cleaned."""
-    file, form = context.resources[_role(split)], parse_form(dataset, "the dataset")
+    file, form = str(context.resources[_role(split)]), parse_form(dataset, "the dataset")
     named = [name for name in (dataset.document, dataset.stratify) if name is not None]
     # The characters rendered so far, out of the bytes of the file: near enough for the time left.
     size, done = Path(file).stat().st_size if source.path and Path(file).exists() else 0, 0
@@ -245,7 +248,12 @@ def _role(split: str) -> str:
 
 
 def _wanted(
-    records: Sequence[SourceRecord], split: str, dataset: Dataset, counts: Counter[str], context: StageContext
+    records: Sequence[SourceRecord],
+    split: str,
+    dataset: Dataset,
+    counts: Counter[str],
+    safety: SafetyConfig | None,
+    context: StageContext,
 ) -> list[SourceRecord]:
     """The records with text, without repetitions and unsafe ones where the study says so; DataError where none is left."""
     wanted = [record for record in records if record.text]
@@ -264,8 +272,8 @@ def _wanted(
             first.setdefault(record.text, record)
         counts["records_duplicate"] += len(wanted) - len(first)
         wanted = list(first.values())
-    if "safety" in context.config:
-        unsafe = load_filter(context.config["safety"], context.resources).flags([record.text for record in wanted])
+    if safety is not None:
+        unsafe = load_filter(safety, context.resources).flags([record.text for record in wanted])
         counts["records_unsafe"] += sum(unsafe)
         wanted = [record for record, flag in zip(wanted, unsafe, strict=True) if not flag]
         if not wanted:
@@ -312,12 +320,14 @@ def _with_masked_names(parts: Parts, dataset: Dataset) -> Parts:
     }
 
 
-def _remove_leaks(parts: Parts, fields: Collection[str], context: StageContext) -> set[tuple[str, str]]:
+def _remove_leaks(
+    parts: Parts, fields: Collection[str], context: StageContext, configs: Mapping[str, ItemsConfig]
+) -> set[tuple[str, str]]:
     """Take the training side of every pair out of `parts`; returns its (split, document).
 
     Repeated until nothing is found: an n-gram that was boilerplate may no longer be, with fewer documents.
     """
-    items, removed, all_pairs = _items(context), set[tuple[str, str]](), list[Pair]()
+    items, removed, all_pairs = _items(context, configs), set[tuple[str, str]](), list[Pair]()
     while True:
         texts, contents = _by_document(
             (split, record.document, record.text, _digests(record, fields))
@@ -356,12 +366,11 @@ def _digests(record: SourceRecord, fields: Collection[str]) -> list[int]:
     return [digest for name, digest in record.contents if name in fields]
 
 
-def _items(context: StageContext) -> dict[str, list[str]]:
+def _items(context: StageContext, configs: Mapping[str, ItemsConfig]) -> dict[str, list[str]]:
     """The texts of each evaluation's items, read by the reader that its row names."""
-    items = context.config.get("items", {})
     return {
-        name: load_function(item["reader"])(context.resources[f"items.{name}"], **item.get("fields", {}))
-        for name, item in items.items()
+        name: load_function(config.reader)(str(context.resources[f"items.{name}"]), **config.fields)
+        for name, config in configs.items()
     }
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import regex
 
 from paretune.errors import DataError, NeedsError
+from paretune.pipeline.resources import Resource
+from paretune.pipeline.stage_configs import ClassifierConfig, SafetyConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,12 +58,12 @@ class Filter:
         return unsafe
 
 
-def load_filter(config: Mapping[str, Any], resources: Mapping[str, str]) -> Filter:
+def load_filter(config: SafetyConfig, resources: Mapping[str, Resource]) -> Filter:
     """The filter of a stage: `words` and `classifier` of `config`, at the resources `safety.words` and `safety.classifier`."""
-    words = read_words(Path(resources["safety.words"])) if "words" in config else {}
-    if "classifier" not in config:
+    words = read_words(Path(str(resources["safety.words"]))) if config.words is not None else {}
+    if config.classifier is None:
         return Filter(words, None)
-    return Filter(words, load_classifier(config["classifier"], resources["safety.classifier"], config["device"]))
+    return Filter(words, load_classifier(config.classifier, resources["safety.classifier"], config.device or "cpu"))
 
 
 def read_words(file: Path) -> Words:
@@ -98,8 +100,8 @@ def _tokens(text: str) -> tuple[str, ...]:
     return tuple(_TOKEN.findall(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())))
 
 
-def load_classifier(config: Mapping[str, Any], resource: str, device: str) -> Classifier:
-    """The classifier at `resource`, a directory or `hub:NAME@COMMIT`; NeedsError for one that is none, or lacks weights."""
+def load_classifier(config: ClassifierConfig, resource: Resource, device: str) -> Classifier:
+    """The classifier at `resource`; NeedsError for one that is none, or lacks weights."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -120,9 +122,9 @@ def load_classifier(config: Mapping[str, Any], resource: str, device: str) -> Cl
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     labels = labels_of(model.config.to_dict())
-    unsafe = tuple(labels.index(label) for label in config["unsafe"])
+    unsafe = tuple(labels.index(label) for label in config.unsafe)
     longest = min(tokenizer.model_max_length, usable_positions(model.config))
-    return Classifier(model.to(device).eval(), tokenizer, unsafe, config["threshold"], longest)
+    return Classifier(model.to(device).eval(), tokenizer, unsafe, config.threshold, longest)
 
 
 def unsafe_probabilities(classifier: Classifier, texts: Sequence[str]) -> list[float]:

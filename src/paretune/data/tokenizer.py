@@ -19,7 +19,9 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Pretrained
 
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import fetch_model
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage_configs import TokenizeConfig
 from paretune.study.data import SPLITS
 
 SCHEMA = pa.schema(
@@ -67,17 +69,16 @@ class TextTokenizer:
         return str(self.hf.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
-def pretrained_arguments(base: Mapping[str, Any], resource: str) -> tuple[str, dict[str, Any]]:
+def pretrained_arguments(base: Mapping[str, Any], resource: Resource) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes for a base: a directory, in the cache for one of the hub, and keyword arguments.
 
     Not the name of a hub repository: `from_pretrained` would ask the hub a dozen times, also for what the cache holds. A run
     has fetched the model before its first stage; an export may find the cache cleared, and says that it downloads.
     """
     arguments: dict[str, Any] = {"trust_remote_code": base["trust_remote_code"]}
-    if not resource.startswith("hub:"):
-        return resource, arguments
-    name, _, commit = resource.removeprefix("hub:").rpartition("@")
-    return str(fetch_model(name, commit, lambda text: print(text, file=sys.stderr))), arguments  # noqa: T201  seen before it begins
+    if not resource.hub:
+        return str(resource), arguments
+    return str(fetch_model(resource.hub, str(resource.commit), lambda text: print(text, file=sys.stderr))), arguments  # noqa: T201  seen before it begins
 
 
 def usable_positions(config: PretrainedConfig) -> int:
@@ -87,7 +88,7 @@ def usable_positions(config: PretrainedConfig) -> int:
     return int(positions - (config.pad_token_id or 0) - 1 if behind else positions)
 
 
-def load_tokenizer(base: Mapping[str, Any], resource: str) -> TextTokenizer:
+def load_tokenizer(base: Mapping[str, Any], resource: Resource) -> TextTokenizer:
     """The tokenizer of a base; NeedsError if its files are missing or it has no end-of-text token."""
     name, arguments = pretrained_arguments(base, resource)
     try:
@@ -117,22 +118,23 @@ def tokenize(context: StageContext) -> dict[str, Any]:
 
     Raises DataError for a document longer than `max_length` where the study says `too_long: error`.
     """
+    config = context.parse(TokenizeConfig)
     tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
     documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
-    rows, skipped, max_length = [], 0, context.config["max_length"]
+    rows, skipped, max_length = [], 0, config.max_length
     lengths: list[int] = []
     for number, row in enumerate(documents):
         ids = tokenizer.encode(row["text"])
         # The prefix and EOS belong to the example as it is trained.
         lengths.append(len(ids) + 2)
-        if lengths[-1] > max_length and context.config["too_long"] != "windows":
+        if lengths[-1] > max_length and config.too_long != "windows":
             skipped += 1
             continue
         text = row.pop("text")
         rows.append({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
         if number % 200 == 0:
             context.emit(done=number, total=len(documents))
-    if skipped and context.config["too_long"] == "error":
+    if skipped and config.too_long == "error":
         longest = documents[int(np.argmax(lengths))]
         named = f"document `{longest['document']}` (record {longest['example']})"
         raise DataError(too_long(named, lengths, max_length, "`too_long: windows` or `too_long: skip`"))

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from paretune.data.tokenizer import pretrained_arguments, usable_positions
 from paretune.errors import NeedsError
+from paretune.pipeline.resources import Resource
 
 _BATCH = 32
 """Texts of like length in one pass."""
@@ -40,8 +41,8 @@ class _Vectors:
     counted_T: torch.Tensor
 
 
-def load_encoder(config: Mapping[str, Any], resource: str, device: torch.device) -> Encoder:
-    """The encoder at `resource`, a directory or `hub:NAME@COMMIT`, and `layer` of `config`; NeedsError for another model."""
+def load_encoder(config: Mapping[str, Any], resource: Resource, device: torch.device) -> Encoder:
+    """The encoder at `resource`, and `layer` of `config`; NeedsError for another model."""
     name, arguments = pretrained_arguments({"trust_remote_code": False}, resource)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **arguments)

@@ -26,7 +26,7 @@ def evaluate_forgetting(context: StageContext) -> dict[str, Any]:
     """Stage body: `loss`, `bits_per_byte` and `token_accuracy` of each document, and `forgetting` where a base was before."""
     fields = context.config["evaluation"]
     chosen = {name: fields.get(name) for name in ("text", "document", "format", "max_documents")}
-    documents = outside_documents(context.resources["items"], **chosen)
+    documents = outside_documents(str(context.resources["items"]), **chosen)
     if not documents:
         raise DataError(f"{context.resources['items']}: no record has a text; look at `text` and its fields")
     loaded = load_model(context)

@@ -37,7 +37,7 @@ _RATIOS = (harness_metrics.bits_per_byte, harness_metrics.weighted_perplexity)
 def evaluate_lm_eval(context: StageContext) -> dict[str, Any]:
     """Stage body: a score for each document and metric in `scores.parquet`, and the harness' own figures in the record."""
     fields = context.config["evaluation"]
-    folder = context.resources["items"]
+    folder = str(context.resources["items"])
     loaded = load_model(context)
     with _working_in(folder):
         loaded_tasks = _load_tasks(folder, fields["tasks"])

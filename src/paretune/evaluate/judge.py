@@ -48,7 +48,7 @@ def evaluate_judge(context: StageContext) -> dict[str, Any]:
     """
     settings = Judge.model_validate(context.config["evaluation"], strict=False)
     texts = choose(texts_of(context.inputs), settings.of, settings.items)
-    variable, headers = context.resources.get(ENVIRONMENT), {}
+    variable, headers = context.settings.get(ENVIRONMENT), {}
     if variable:
         if not (key := os.environ.get(variable, "").strip()):
             raise NeedsError(f"judge: the environment variable `{variable}` of `key` is not set; set it and run again")
@@ -56,7 +56,7 @@ def evaluate_judge(context: StageContext) -> dict[str, Any]:
     journal = context.resume / JOURNAL
     replies = _read_journal(journal)
     ratings: list[tuple[Text, Rating]] = []
-    client = httpx2.Client(timeout=float(context.resources["timeout"]), headers=headers)
+    client = httpx2.Client(timeout=context.settings["timeout"], headers=headers)
     with client, journal.open("a", encoding="utf-8") as file:
         address = Address(client, settings, context.config["rubric"])
         for done, (text, repeat) in enumerate(itertools.product(texts, range(settings.repeats)), start=1):

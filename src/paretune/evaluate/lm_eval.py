@@ -8,6 +8,7 @@ are equal; a context is encoded once for all of its continuations, and texts of 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from paretune.errors import DataError
 from paretune.evaluate.answers import Prompt, write_answers
 from paretune.model.forward import num_positions, score
 from paretune.model.load import LoadedModel, load_pretrained
+from paretune.pipeline.resources import Resource
 
 Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
 """The texts of a request, and the tokens of its context and its continuation."""
@@ -156,7 +158,7 @@ def _load(pretrained: str, adapter: str | None, dtype: str, device: str | None) 
     model = load_pretrained(pretrained, getattr(torch, dtype))
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    tokenizer = load_tokenizer({"trust_remote_code": False}, pretrained)
+    tokenizer = load_tokenizer({"trust_remote_code": False}, Resource(path=Path(pretrained)))
     return LoadedModel(model.to(of_model).eval(), tokenizer, of_model, num_positions(model))
 
 

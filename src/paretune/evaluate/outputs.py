@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from paretune.data.safety import load_filter
 from paretune.pipeline.records import SLICE_PREFIX
 from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage_configs import SafetyConfig
 
 StoppedBy = Literal["eos", "line_break", "stop", "max_new_tokens", "context"]
 """`line_break` ends answers only, `stop` those of tasks; `context`: prompt and text fill the positions of the model."""
@@ -72,7 +73,8 @@ def with_safety(context: StageContext, generations: Sequence[Generation]) -> lis
     """The texts marked by the `safety` of the study; as they are where the stage's config has none."""
     if "safety" not in context.config:
         return list(generations)
-    flags = load_filter(context.config["safety"], context.resources).flags([each.text for each in generations])
+    safety = SafetyConfig.model_validate(context.config["safety"], strict=False)
+    flags = load_filter(safety, context.resources).flags([each.text for each in generations])
     return [replace(each, filtered=flag) for each, flag in zip(generations, flags, strict=True)]
 
 

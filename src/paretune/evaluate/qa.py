@@ -41,7 +41,7 @@ class Likelihoods:
 def evaluate_qa(context: StageContext) -> dict[str, Any]:
     """Stage body: scores of every question, and the generated answers of the factual ones in `generations.jsonl`."""
     settings = Qa.model_validate(context.config["evaluation"], strict=False)
-    questions = read_questions(context.resources["items"], settings.format)
+    questions = read_questions(str(context.resources["items"]), settings.format)
     slices = [slices_of(question, settings.slice_by) for question in questions]
     templates = [parse_template(source) for source in (settings.prompt, settings.answer, settings.context)]
     requests = [request_of(question, *templates) for question in questions]

@@ -48,7 +48,7 @@ def evaluate_ratings(context: StageContext) -> dict[str, Any]:
     ratings: list[tuple[Text, Rating]] = []
     counts: dict[str, Any] = {}
     for rater in context.config["sheets"]:
-        sheet = read_sheet(Path(context.resources[f"sheet.{rater}"]), criteria)
+        sheet = read_sheet(Path(str(context.resources[f"sheet.{rater}"])), criteria)
         counts[f"items_{rater}"] = len(sheet)
         for text in texts:
             for occasion in range(OCCASIONS):

@@ -1,8 +1,6 @@
 """Low-rank adapters through PEFT, and what of a model is trained."""
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -11,15 +9,16 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from paretune.errors import SpecError
+from paretune.study.methods import TrainLora
 
 
-def add_lora(model: PreTrainedModel, method: Mapping[str, Any], seed: int) -> PeftModel:
+def add_lora(model: PreTrainedModel, method: TrainLora, seed: int) -> PeftModel:
     """Freeze `model` and put trainable float32 adapters beside its target modules, in place.
 
     The seed is set here, before the adapter draws its weights. Raises SpecError for targets that the model does not have.
     """
     torch.manual_seed(seed)
-    targets = method["targets"]
+    targets = method.targets
     linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
     known = ", ".join(f"`{name}`" for name in sorted({name.rpartition(".")[2] for name in linear}))
     names = [name for name, _ in model.named_modules()]
@@ -28,11 +27,11 @@ def add_lora(model: PreTrainedModel, method: Mapping[str, Any], seed: int) -> Pe
             raise SpecError(f"train.lora.targets: no module `{target}` in `{model.config.model_type}`; linear modules: {known}")
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        r=method["r"],
-        lora_alpha=method["alpha"],
-        lora_dropout=method["dropout"],
-        bias=method["bias"],
-        target_modules=None if targets == "default" else targets,
+        r=method.r,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        bias=method.bias,
+        target_modules=None if targets == "default" else targets if isinstance(targets, str) else list(targets),
         # GPT-2's Conv1D keeps its weight transposed; PEFT must be told.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )

@@ -13,6 +13,7 @@ from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_ar
 from paretune.errors import NeedsError, StageError
 from paretune.model.forward import PackedModel, num_positions, packed_model
 from paretune.model.fused import fuse
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Artifact, StageContext
 
 ADAPTER = "adapter"
@@ -69,7 +70,7 @@ def load_pretrained(name: str, dtype: torch.dtype, **arguments: Any) -> PreTrain
     return model
 
 
-def _load(artifact: Artifact | None, base: tuple[Mapping[str, Any], str], dtype: torch.dtype) -> PreTrainedModel:
+def _load(artifact: Artifact | None, base: tuple[Mapping[str, Any], Resource], dtype: torch.dtype) -> PreTrainedModel:
     if artifact is None:
         name, arguments = pretrained_arguments(*base)
         return load_pretrained(name, dtype, **arguments)

@@ -109,12 +109,13 @@ class StageContext:
 
     config: Mapping[str, Any]
     inputs: Mapping[str, Artifact]
-    resources: Mapping[str, str]
+    resources: Mapping[str, Resource]
     options: RunOptions
     draft: Path
     """Directory to write files into, empty at first; it becomes the artifact."""
     emit: Callable[..., None]
     """`emit(done=..., total=..., **numbers)` reports progress; cheap."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def parse(self, model: type[SpecT]) -> SpecT:
         """The config as a class of `paretune.pipeline.stage_configs`."""

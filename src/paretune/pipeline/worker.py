@@ -136,10 +136,11 @@ def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
     context = StageContext(
         config=stage.config,
         inputs={role: store.artifact(parent) for role, parent in stage.inputs.items()},
-        resources={name: str(value) for name, value in {**stage.resources, **stage.settings}.items()},
+        resources=stage.resources,
         options=run.options,
         draft=draft,
         emit=_throttled(EventLog(store.events_file, run.run), stage),
+        settings=stage.settings,
     )
     set_threads(run.options)
     metrics = load_function(stage.body)(context)

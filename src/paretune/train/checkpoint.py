@@ -23,6 +23,7 @@ from torch import nn
 from paretune.errors import StageError
 from paretune.pipeline.stage import CHECKPOINT
 from paretune.pipeline.store import flush
+from paretune.study.study import EarlyStopping
 
 _JOURNAL = "curves.jsonl"
 _BEST = "best-"
@@ -53,16 +54,16 @@ class Progress:
     evaluations_since_best: int = 0
     stopped_early: bool = False
 
-    def note_evaluation(self, measured: Mapping[str, float], stopping: Mapping[str, Any] | None) -> bool:
+    def note_evaluation(self, measured: Mapping[str, float], stopping: EarlyStopping | None) -> bool:
         """Update best and patience by an evaluation after this step; True if it is the best so far."""
-        by_loss = stopping is None or stopping["metric"] == "loss"
+        by_loss = stopping is None or stopping.metric == "loss"
         value = measured["validation_loss"] if by_loss else -measured["validation_token_accuracy"]
         better = self.best is None or value < self.best
         if better:
             self.best, self.best_step, self.evaluations_since_best = value, self.step, 0
         else:
             self.evaluations_since_best += 1
-        self.stopped_early = stopping is not None and self.evaluations_since_best >= stopping["patience"]
+        self.stopped_early = stopping is not None and self.evaluations_since_best >= stopping.patience
         return better
 
 

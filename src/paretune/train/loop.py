@@ -24,7 +24,7 @@ from paretune.model.forward import PackedModel, hidden_states, score
 from paretune.model.fused import fuse
 from paretune.model.loss import loss_of
 from paretune.model.memory import fitting_tokens
-from paretune.study.study import DEFAULT_EPOCHS
+from paretune.study.study import Train
 from paretune.train import checkpoint as ckpt
 
 _CHECKPOINT_SHARE = 20
@@ -35,8 +35,7 @@ _CHECKPOINT_SHARE = 20
 class Run:
     """What the loop is given besides the model."""
 
-    train: Mapping[str, Any]
-    """The study's `train` section."""
+    train: Train
     learning_rate: float
     seed: int
     precision: str
@@ -74,11 +73,11 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
     # Of float16, whose small gradients vanish otherwise; does nothing in other formats.
     scaler = torch.amp.GradScaler(run.device, enabled=dtype == torch.float16)
 
-    steps_per_epoch = math.ceil(len(train) / settings["batch_size"])
-    num_steps = settings["max_steps"] or steps_per_epoch * (settings["epochs"] or DEFAULT_EPOCHS)
-    evaluate_every = steps_per_epoch if settings["evaluate_every"] == "epoch" else settings["evaluate_every"]
-    optimizer = torch.optim.AdamW(_groups(trained, settings["weight_decay"]), lr=run.learning_rate, fused=True)
-    scheduler = get_scheduler(settings["schedule"], optimizer, round(settings["warmup"] * num_steps), num_steps)
+    steps_per_epoch = math.ceil(len(train) / settings.batch_size)
+    num_steps = settings.max_steps or steps_per_epoch * (settings.num_epochs or 0)
+    evaluate_every = steps_per_epoch if settings.evaluate_every == "epoch" else settings.evaluate_every
+    optimizer = torch.optim.AdamW(_groups(trained, settings.weight_decay), lr=run.learning_rate, fused=True)
+    scheduler = get_scheduler(settings.schedule, optimizer, round(settings.warmup * num_steps), num_steps)
     torch.manual_seed(run.seed)  # of dropout; the adapter was drawn before
     progress = ckpt.Progress(forward_tokens=forward_tokens)
     if checkpoint := ckpt.find_checkpoint(run.resume):
@@ -92,7 +91,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
     for step in range(progress.step + 1, num_steps + 1):
         started = time.perf_counter()
         model.train()
-        examples = step_examples(train, step, settings["batch_size"], run.seed)
+        examples = step_examples(train, step, settings.batch_size, run.seed)
         num_targets = sum(example.num_targets for example in examples)
         while True:
             loss, correct = 0.0, 0
@@ -114,7 +113,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
             progress.forward_tokens = max(ROUND_TO, progress.forward_tokens // 2)
             progress.out_of_memory += 1
         scaler.unscale_(optimizer)
-        norm = float(nn.utils.clip_grad_norm_(trained.values(), settings["max_grad_norm"]))
+        norm = float(nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm))
         # A float16 gradient beyond its range is skipped, and the next ones are scaled less; so often, it is the rate's fault.
         overflow = scaler.is_enabled() and scaler.get_scale() > 1
         if not (math.isfinite(loss) and (overflow or math.isfinite(norm))):
@@ -137,7 +136,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
             with autocast():
                 measured = _validate(packed, validation, progress.forward_tokens)
             ckpt.write_line(journal, position | measured)
-            if progress.note_evaluation(measured, settings["early_stopping"]) and settings["keep"] == "best":
+            if progress.note_evaluation(measured, settings.early_stopping) and settings.keep == "best":
                 ckpt.save_best(run.resume, trained, step)
             if progress.stopped_early:
                 break
@@ -153,7 +152,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
             raise SystemExit(1)
     journal.close()
     progress.wall_seconds = wall_before + time.perf_counter() - opened
-    if settings["keep"] == "best":
+    if settings.keep == "best":
         ckpt.load_best(run.resume, trained, progress.best_step)
     return progress
 
@@ -185,7 +184,7 @@ def _groups(trained: Mapping[str, nn.Parameter], weight_decay: float) -> list[di
 
 
 def _micro_batches(examples: Sequence[Example], run: Run, forward_tokens: int, isolates: bool) -> Iterator[Batch]:
-    if run.train.get("layout") == "padded":
+    if run.train.layout == "padded":
         examples = [unshared(example) for example in examples]
     size = math.ceil(len(examples) / run.options["accumulate"])
     for start in range(0, len(examples), size):

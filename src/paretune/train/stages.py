@@ -3,7 +3,7 @@
 import json
 import math
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.model.memory import available_bytes
 from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage_configs import TrainConfig
+from paretune.study.methods import TrainFull, TrainLora
+from paretune.study.study import Train
 from paretune.train.allocator import keep_freed_memory
 from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, told_to_stop, write_curves
 from paretune.train.loop import Run, fit
@@ -38,27 +41,31 @@ def train_full(context: StageContext) -> dict[str, Any]:
         loaded.model.save_pretrained(context.draft)
         loaded.tokenizer.hf.save_pretrained(context.draft)
 
-    return _train(context, make_trainable, save)
+    return _train(context, context.parse(TrainConfig[TrainFull]), make_trainable, save)
 
 
 def train_lora(context: StageContext) -> dict[str, Any]:
     """Stage body: adapters on frozen weights; the artifact is `adapter/` in PEFT's format."""
+    config = context.parse(TrainConfig[TrainLora])
     wrapped = {}
 
     def make_trainable(model: PreTrainedModel) -> None:
-        wrapped["peft"] = add_lora(model, context.config["method"], context.config["seed"])
+        wrapped["peft"] = add_lora(model, config.method, config.seed)
 
     def save(_: LoadedModel) -> None:
         wrapped["peft"].save_pretrained(str(context.draft / ADAPTER), save_embedding_layers=False)
         _make_reproducible(context.draft / ADAPTER)
 
-    return _train(context, make_trainable, save)
+    return _train(context, config, make_trainable, save)
 
 
 def _train(
-    context: StageContext, make_trainable: Callable[[PreTrainedModel], None], save: Callable[[LoadedModel], None]
+    context: StageContext,
+    config: TrainConfig[TrainFull] | TrainConfig[TrainLora],
+    make_trainable: Callable[[PreTrainedModel], None],
+    save: Callable[[LoadedModel], None],
 ) -> dict[str, Any]:
-    config, settings, asked = context.config, context.config["train"], context.options
+    settings, asked = config.train, context.options
     # A checkpoint may be there from options that rounded otherwise; the run goes on with those it began with.
     checkpoint = find_checkpoint(context.resume)
     bit_options = {name: getattr(asked, name) for name in _BIT_OPTIONS} | {"threads": torch.get_num_threads()}
@@ -70,13 +77,13 @@ def _train(
     keep_freed_memory()
     loaded = load_model(context, torch.float32)
     model = loaded.model
-    dropout = set_base_dropout(model, settings["base_dropout"])
+    dropout = set_base_dropout(model, settings.base_dropout)
     make_trainable(model)
     packed = packed_model(model)
-    if config["precision"] != "float32":
-        freeze_in(model, getattr(torch, config["precision"]))
+    if config.precision != "float32":
+        freeze_in(model, getattr(torch, config.precision))
     train, validation = (
-        examples_of(read_tokens(context.inputs["tokens"].path, split), loaded.tokenizer, settings["max_length"])
+        examples_of(read_tokens(context.inputs["tokens"].path, split), loaded.tokenizer, settings.max_length)
         for split in ("train", "validation")
     )
     _check_layout(settings, packed, train)
@@ -84,10 +91,10 @@ def _train(
     with told_to_stop() as stop:
         run = Run(
             train=settings,
-            learning_rate=config["method"]["learning_rate"],
-            seed=config["seed"],
-            precision=config["precision"],
-            device=config["device"],
+            learning_rate=config.method.learning_rate,
+            seed=config.seed,
+            precision=config.precision,
+            device=config.device,
             options=options,
             checkpoint_seconds=asked.checkpoint_seconds,
             resume=context.resume,
@@ -117,13 +124,13 @@ def _train(
         "train_tokens_per_second": progress.tokens_read / progress.train_seconds,
         "peak_memory_bytes": int(memory),
         "steps": progress.step,
-        "epochs_done": progress.step / math.ceil(len(train) / settings["batch_size"]),
+        "epochs_done": progress.step / math.ceil(len(train) / settings.batch_size),
         "best_step": progress.best_step,
         "best_validation_loss": best_loss,
         "stopped_early": progress.stopped_early,
         "repeated_steps": repeated_steps,
         "resumed_from": checkpoint_step(checkpoint) if checkpoint else 0,
-        "precision": config["precision"],
+        "precision": config.precision,
         "base_dropout": dropout,
         "packed": options["pack"] and packed.isolates,
         "flex_failure": flex_failure(),
@@ -143,9 +150,9 @@ def _make_reproducible(adapter: Path) -> None:
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _check_layout(settings: Mapping[str, Any], packed: PackedModel, examples: Sequence[Example]) -> None:
+def _check_layout(settings: Train, packed: PackedModel, examples: Sequence[Example]) -> None:
     """StageError if contexts are to be shared in an architecture that cannot keep the branches of a tree apart."""
-    shared = settings.get("layout", "trees") == "trees" and any(example.trunk is not None for example in examples)
+    shared = settings.layout == "trees" and any(example.trunk is not None for example in examples)
     if shared and not packed.isolates:
         raise StageError(
             f"{type(packed.model).__name__} cannot keep tasks apart that share a context; write `layout: padded` under `train`"

@@ -18,6 +18,8 @@ from paretune.data.tokenizer import read_tokens
 from paretune.data.trees import Example
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage_configs import MethodConfig
+from paretune.study.methods import Calibration, PruneBlocks
 from paretune.variants.walk import Removed
 
 
@@ -27,18 +29,19 @@ class Window:
     example: Example
 
 
-def read_windows(context: StageContext, prefix_id: int) -> list[Window]:
+def read_windows(context: StageContext, config: MethodConfig[PruneBlocks], prefix_id: int) -> list[Window]:
     """The windows that a stage's config asks for, from its input `tokens`; DataError if training has no tokens."""
     rows = read_tokens(context.inputs["tokens"].path, "train")
-    windows = draw_windows(rows, context.config["method"]["calibration"], context.config["max_length"], prefix_id)
+    calibration, max_length = config.method.calibration, config.max_length
+    assert calibration is not None, "a choice that is measured has it"
+    assert max_length is not None, "a method that takes the tokens has it"
+    windows = draw_windows(rows, calibration, max_length, prefix_id)
     if not windows:
         raise DataError("the training split has no tokens to measure blocks on; name them with `blocks: [...]`")
     return windows
 
 
-def draw_windows(
-    rows: Sequence[Mapping[str, Any]], calibration: Mapping[str, int], max_length: int, prefix_id: int
-) -> list[Window]:
+def draw_windows(rows: Sequence[Mapping[str, Any]], calibration: Calibration, max_length: int, prefix_id: int) -> list[Window]:
     """Windows of `documents` documents, one of each in turn and in random order, until they hold `tokens` tokens.
 
     `rows` are those of tokens.parquet. The first document's first window is always taken.
@@ -47,10 +50,10 @@ def draw_windows(
     for row in rows:
         if len(row.get("completion", row["ids"])):
             by_document.setdefault(row["document"], []).append(row)
-    generator = np.random.default_rng(calibration["seed"])
+    generator = np.random.default_rng(calibration.seed)
     names = list(by_document)
     piles = []
-    for index in generator.permutation(len(names))[: calibration["documents"]]:
+    for index in generator.permutation(len(names))[: calibration.documents]:
         examples: list[Example] = []
         for row in by_document[names[index]]:
             whole = np.concatenate([[prefix_id], row["ids"]]).astype(np.int32)
@@ -63,7 +66,7 @@ def draw_windows(
     taken: list[Window] = []
     tokens = 0
     for window in itertools.chain.from_iterable(itertools.zip_longest(*piles)):
-        if window is not None and tokens < calibration["tokens"]:
+        if window is not None and tokens < calibration.tokens:
             taken.append(window)
             tokens += len(window.example.ids) - 1
     return taken

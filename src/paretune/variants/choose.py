@@ -24,6 +24,8 @@ from paretune.model.forward import head_of
 from paretune.model.load import load_model
 from paretune.model.loss import token_nats
 from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage_configs import MethodConfig
+from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, check_count
 from paretune.variants.calibration import read_windows, write_block_scores
 from paretune.variants.walk import Removed, agrees, block_inputs, live_removals, make_walk, sets_of
@@ -47,26 +49,26 @@ class Choice:
     tried: Literal["all sets", "one at a time", "runs", "blocks"]
 
 
-def choose_measured(context: StageContext) -> tuple[Removed, dict[str, Any]]:
+def choose_measured(context: StageContext, config: MethodConfig[PruneBlocks]) -> tuple[Removed, dict[str, Any]]:
     """The blocks that a stage's config asks for by a measured choice, and what the record says of it.
 
     Leaves `block_scores.parquet`. SpecError if `count` does not fit the model.
     """
-    method, started = context.config["method"], time.perf_counter()
+    method, started = config.method, time.perf_counter()
     loaded = load_model(context)
-    windows = read_windows(context, loaded.tokenizer.prefix_id)
+    windows = read_windows(context, config, loaded.tokenizer.prefix_id)
     examples = [window.example for window in windows]
-    count = check_count(len(block_list(loaded.model)[1]), method["count"])
-    if method["choose"] == "loss":
+    count = check_count(len(block_list(loaded.model)[1]), method.count or 0)
+    if method.choose == "loss":
         choice = choose_by_loss(loaded.model, examples, count, forward_tokens=context.options.forward_tokens, emit=context.emit)
     else:
-        choice = choose_by_turn(loaded.model, examples, count, choose=method["choose"])
+        choice = choose_by_turn(loaded.model, examples, count, choose=method.choose)
     write_block_scores(choice.scores, windows, context)
     tokens = sum(example.num_targets for example in examples)
     means = mean_scores(choice.scores, examples)
     if broken := [list(removed) for removed, score in means.items() if not math.isfinite(score)]:
         raise StageError(
-            f"without blocks {broken[0]} the model's {method['choose']} is no finite number in {context.config['precision']}; "
+            f"without blocks {broken[0]} the model's {method.choose} is no finite number in {config.precision}; "
             "write `precision: {evaluate: float32}`, or name the blocks"
         )
     return choice.removed, {

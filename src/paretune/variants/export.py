@@ -20,6 +20,7 @@ from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import SpecError, StoreError
 from paretune.model.load import ADAPTER, load_model
 from paretune.pipeline.plan import Plan, PlannedCell
+from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store
 from paretune.study.base import suggestion
@@ -93,18 +94,18 @@ def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path, datas
     if last is None or artifact is None or not (artifact.path / ADAPTER).is_dir():
         raise SpecError(f"--format adapter: `{cell.variant}` does not end in an adapter; use `--format hf`")
     shutil.copytree(artifact.path / ADAPTER, draft, dirs_exist_ok=True)
-    base = str(last.resources["base"])
+    base = last.resources["base"]
     if "model" in last.inputs:
         # Merged and whole, in float32: what the adapter was trained on is not to be had anywhere else.
         parent = load_model(_context(last, {"model": artifact.inputs["model"]}))
         parent.model.save_pretrained(draft / "base")
         parent.tokenizer.hf.save_pretrained(draft / "base")
-        base = str((to / "base").resolve())  # PEFT looks for a relative path where it is called from, and not here
-    tokenizer = load_tokenizer(last.config["base"], str(last.resources["base"]))
+        base = Resource(path=(to / "base").resolve())  # PEFT looks for a relative path where it is called from, and not here
+    tokenizer = load_tokenizer(last.config["base"], last.resources["base"])
     tokenizer.hf.save_pretrained(draft)
-    name, _, commit = base.removeprefix("hub:").partition("@") if base.startswith("hub:") else (base, "", "")
+    name, commit = base.hub or str(base), base.commit
     config_file = draft / "adapter_config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8")) | {"base_model_name_or_path": name, "revision": commit or None}
+    config = json.loads(config_file.read_text(encoding="utf-8")) | {"base_model_name_or_path": name, "revision": commit}
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     arguments = f'"{"base" if "model" in last.inputs else name}"' + (f', revision="{commit}"' if commit else "")
     (draft / CARD).write_text(model_card(cell, dataset, tokenizer, arguments), encoding="utf-8")
@@ -112,9 +113,7 @@ def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path, datas
 
 def _context(stage: Stage, inputs: dict) -> StageContext:
     config = {**stage.config, "device": "cpu", "precision": "float32" if "train" in stage.config else stage.config["precision"]}
-    return StageContext(
-        config, inputs, {role: str(one) for role, one in stage.resources.items()}, RunOptions(), Path(), lambda **_: None
-    )
+    return StageContext(config, inputs, stage.resources, RunOptions(), Path(), lambda **_: None)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import torch
 from paretune.model.adapters import count_parameters
 from paretune.model.load import load_model
 from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage_configs import MethodConfig
+from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, choose_blocks
 from paretune.variants.choose import choose_measured, choose_random
 from paretune.variants.proof import prune_blocks as prune_and_prove
@@ -14,18 +16,19 @@ from paretune.variants.proof import prune_blocks as prune_and_prove
 
 def prune_blocks(context: StageContext) -> dict[str, Any]:
     """Stage body: remove blocks, show that nothing else changed, and leave a model directory that plain transformers loads."""
-    method = context.config["method"]
-    chosen, measured = choose_measured(context) if "calibration" in method else (method["blocks"], {})
+    config = context.parse(MethodConfig[PruneBlocks])
+    method = config.method
+    chosen, measured = choose_measured(context, config) if method.is_measured else (method.blocks, {})
     loaded = load_model(context, torch.float32)
     before, _ = count_parameters(loaded.model)
     num_blocks = len(block_list(loaded.model)[1])
     if chosen:
         drop = chosen
-    elif method["choose"] == "random":
-        drop = choose_random(num_blocks, method["count"], method["seed"])
+    elif method.choose == "random":
+        drop = choose_random(num_blocks, method.count or 0, method.seed or 0)
     else:
-        drop = choose_blocks(num_blocks, count=method["count"], choose=method["choose"])
-    proof = prune_and_prove(loaded.model, drop, context.draft, base_fingerprint=context.config["base"]["digest"])
+        drop = choose_blocks(num_blocks, count=method.count or 0, choose=method.choose)
+    proof = prune_and_prove(loaded.model, drop, context.draft, base_fingerprint=config.base.digest)
     loaded.tokenizer.hf.save_pretrained(context.draft)
     after, _ = count_parameters(loaded.model)
     return {
