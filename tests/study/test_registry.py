@@ -20,6 +20,7 @@ METHOD = '''
 from pydantic import Field
 
 from paretune.study.base import Spec
+from paretune.study.metrics import Metric
 from paretune.study.registry import Evaluation, Method
 
 
@@ -31,7 +32,8 @@ class Scale(Spec):
 
 
 METHOD = Method("scale.all", Scale, "enlarger.work:scale", revision=3)
-EVALUATION = Evaluation("count", Scale, "enlarger.work:count")
+LARGEST = Metric("largest", "largest share of a tensor", "lower", "share", 0.0, 1.0, title="Largest share")
+EVALUATION = Evaluation("count", Scale, "enlarger.work:count", metrics=(LARGEST,))
 '''
 WORK = """
 import pandas as pd
@@ -51,11 +53,14 @@ def scale(context):
 
 
 def count(context):
-    model = load_model(context).model
-    largest = max(float(parameter.abs().max()) for parameter in model.parameters())
-    row = {"split": "", "document": "0", "example": "0", "metric": "largest", "value": largest, "weight": 1.0}
-    pd.DataFrame([row]).to_parquet(context.draft / "scores.parquet")
-    return {"largest": largest}
+    tensors = dict(load_model(context).model.named_parameters())
+    rows = [
+        {"split": "", "document": name, "example": name, "metric": "largest", "weight": 1.0}
+        | {"value": min(1.0, float(tensor.abs().mean()))}
+        for name, tensor in tensors.items()
+    ]
+    pd.DataFrame(rows).to_parquet(context.draft / "scores.parquet")
+    return {"largest": max(row["value"] for row in rows)}
 """
 POINTS = "[paretune.methods]\nscale.all = enlarger:METHOD\n\n[paretune.evaluations]\ncount = enlarger:EVALUATION\n"
 STUDY = """
@@ -104,10 +109,17 @@ def test_a_method_and_an_evaluation_of_a_package_run_in_a_study(tmp_path: Path) 
     assert scaled["revision"] == 3
     assert scaled["config"]["method"] == {"by": 2.0}
     assert scaled["metrics"]["scaled"] > 10
-    small, large = sorted(record["metrics"]["largest"] for record in records if record["kind"] == "evaluate.count")
-    assert large == pytest.approx(2 * small)
-    results = (tmp_path / "out" / "results.csv").read_text()
-    assert ",count,,largest," in results
+    assert len([record for record in records if record["kind"] == "evaluate.count"]) == 2
+    out = tmp_path / "out"
+    for name in ("results", "estimates", "comparisons"):
+        assert ",count,,largest," in (out / f"{name}.csv").read_text(), name
+    report = (out / "report.md").read_text()
+    assert "largest share of a tensor" in report.split("## What was compared")[0]  # it decides, for nothing else was measured
+    assert "Other measurements" in report
+    assert re.search(r"^\| largest share of a tensor on count, points \| twice \|", report, re.MULTILINE)
+    assert (out / "figures" / "pareto.png").stat().st_size > 0
+    findings = json.loads((out / "findings.json").read_text())
+    assert findings["groups"][0]["headline"]["metric"] == "largest"
     # Without the package the same study is refused, and says what it does not know.
     refused = paretune(tmp_path, "plan", str(study))
     assert refused.returncode == 2
