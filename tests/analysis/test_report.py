@@ -528,3 +528,26 @@ def test_a_report_without_figures_draws_none(tmp_path: Path) -> None:
         *("generations.jsonl", "findings.json", "report.txt", "report.md", "report.html"),
     }
     assert "![" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_two_evaluations_of_each_kind_are_both_told(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    text = results.study_file.read_text(encoding="utf-8")
+    lines = re.findall(r"^  (perplexity|qa|generate|latency): \{(.*)\}$", text, re.MULTILINE)
+    assert len(lines) == 4
+    again = "".join(f"  {name}-again: {{kind: {name}, {fields}}}\n" for name, fields in lines)
+    results.study_file.write_text(text + again, encoding="utf-8")
+    cells = tuple(
+        replace(cell, evaluations={**cell.evaluations, **{f"{name}-again": cell.evaluations[name] for name, _ in lines}})
+        for cell in results.cells
+    )
+    findings = find(replace(results, study=load_study(results.study_file), cells=cells))
+    markdown = as_markdown(build_report(findings, frozenset()))
+    assert "perplexity-again, test, 12 documents" in part(markdown, "Held-out text")
+    assert "qa-again: right answers" in part(markdown, "Questions and answers")
+    assert "ms per token, latency-again" in part(markdown, "Cost")
+    assert any("latency-again" in name for name in findings.groups[0].choice.costs)
+    texts = part(markdown, "Generations side by side")
+    assert texts.count("**full**") == 2 * len(SMALL.prompts)
+    tasks = {quantity.task for quantity in findings.groups[0].quantities}
+    assert {"perplexity", "perplexity-again", "qa", "qa-again", "generate", "generate-again"} <= tasks
