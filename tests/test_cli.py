@@ -60,6 +60,7 @@ def test_plan_and_report_load_no_torch(folder):
     file = str(folder / "study.yaml")
     assert not loaded_by("plan", file, modules=LIGHT)
     assert not loaded_by("report", file, "--out", str(folder / "again"), modules=LIGHT)
+    assert not loaded_by("report", file, "--out", str(folder / "again"), "--no-figures", modules=LIGHT | {"matplotlib"})
 
 
 def test_plan_before_the_first_run_shows_every_stage_as_new(tmp_path, capsys):

@@ -119,13 +119,18 @@ def run_command(
 
 
 @app.command("report")
-def report_command(study: StudyFile, store: StorePath = None, out: OutPath = None) -> None:
+def report_command(
+    study: StudyFile,
+    store: StorePath = None,
+    out: OutPath = None,
+    figures: Annotated[bool, typer.Option(help="Draw the figures.")] = True,
+) -> None:
     """Write the outputs again from what is in the store."""
     from paretune.api import open_study
     from paretune.pipeline.plan import cell_name
 
     opened = open_study(study, store)
-    if not _write_report(opened, out):
+    if not _write_report(opened, out, figures=figures):
         raise StoreError(f"{opened.store.root}: holds no result of this study; first: `paretune run {study}`")
     cells = opened.plan.cells
     missing = [cell_name(cell) for cell in cells if not all(map(opened.store.find, cell.stages))]
@@ -236,7 +241,7 @@ def clean_command(
         typer.echo(f"removed {len(unused)} directories")
 
 
-def _write_report(opened: "OpenStudy", out: Path | None) -> bool:
+def _write_report(opened: "OpenStudy", out: Path | None, *, figures: bool = True) -> bool:
     """Write and print the comparison; False, with nothing written, where nothing has been measured yet."""
     from paretune.analysis.outputs import write_outputs
     from paretune.pipeline.results import read_results
@@ -246,7 +251,7 @@ def _write_report(opened: "OpenStudy", out: Path | None) -> bool:
     if not any(set(cell.evaluations) - {SIZE.name} for cell in results.cells):
         return False
     directory = out or opened.results_directory
-    written = write_outputs(results, directory)
+    written = write_outputs(results, directory, figures=figures)
     report = directory / "report.txt"
     if report in written:
         typer.echo(report.read_text(encoding="utf-8"))
