@@ -1,11 +1,14 @@
 """The study file: what it means, and what is told, with the line, about every mistake in it."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from paretune.errors import NeedsError, SpecError
+from paretune.study.base import FROM_KEY, validate
+from paretune.study.registry import methods
 from paretune.study.study import Study, load_study, located
 
 STUDY = """study: small
@@ -240,3 +243,22 @@ def test_errors_of_later_checks_get_their_line_too(tmp_path: Path) -> None:
         raise NeedsError("data.notes.source.path: no file")
     with pytest.raises(SpecError, match=r"^notes.jsonl: line 3: not JSON$"), located(file):
         raise SpecError("notes.jsonl: line 3: not JSON")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("prune.blocks", {"blocks": [0, 2]}),
+        ("prune.blocks", {"count": 1}),
+        ("prune.blocks", {"count": 2, "choose": "loss", "calibration": {"documents": 4}}),
+        ("prune.blocks", {"count": 2, "choose": "random", "seed": 3}),
+        ("train.full", {}),
+        ("train.lora", {"targets": "all-linear"}),
+        ("train.lora", {"targets": ["q_proj", "v_proj"], "bias": "all", "dropout": 0.1}),
+    ],
+)
+def test_a_method_reads_back_what_stands_in_its_key(name, fields):
+    model = methods()[name].config
+    written = validate(model, fields, "here").model_dump(mode="json")
+    read = model.model_validate_json(json.dumps(written), context=FROM_KEY)
+    assert read.model_dump(mode="json") == written

@@ -15,7 +15,7 @@ from typing import Any
 
 from paretune.pipeline.records import Record
 from paretune.pipeline.resources import Resource
-from paretune.study.base import SpecT
+from paretune.study.base import FROM_KEY, SpecT
 
 ENVIRONMENT = "environment"
 """Among a stage's settings, the name of an environment variable that must be set."""
@@ -120,7 +120,7 @@ class StageContext:
     def parse(self, model: type[SpecT]) -> SpecT:
         """The config as a class of `paretune.pipeline.stage_configs`."""
         # Through JSON: strict mode then takes a list for a tuple.
-        return model.model_validate_json(json.dumps(dict(self.config)))
+        return model.model_validate_json(json.dumps(dict(self.config)), context=FROM_KEY)
 
     @property
     def resume(self) -> Path:

@@ -45,6 +45,10 @@ FOLDER: dict[str, Any] = {"outside": "folder"}
 """The same mark of a field that names a folder."""
 
 
+FROM_KEY = "from a key"
+"""Context of validation: what is read has been checked before, and its defaults are written out."""
+
+
 class Spec(BaseModel):
     """A closed value: frozen, no unknown keys, no silent conversion, no NaN or infinity."""
 

@@ -2,9 +2,9 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from paretune.study.base import Spec
+from paretune.study.base import FROM_KEY, Spec
 from paretune.study.registry import Method
 
 
@@ -66,11 +66,11 @@ class PruneBlocks(Spec):
         return self.choose in ("loss", "influence", "angular")
 
     @model_validator(mode="after")
-    def _named_or_counted(self) -> Self:
+    def _named_or_counted(self, info: ValidationInfo) -> Self:
         if (self.blocks is None) == (self.count is None):
             raise ValueError("name either `blocks: [...]` or `count: N`")
         if self.blocks is not None:
-            if "choose" in self.model_fields_set:
+            if "choose" in self.model_fields_set and info.context != FROM_KEY:
                 raise ValueError("`choose` goes with `count`; `blocks` names the blocks already")
             if len(set(self.blocks)) < len(self.blocks) or min(self.blocks) < 0:
                 raise ValueError("`blocks` are distinct indices from 0")
