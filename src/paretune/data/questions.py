@@ -2,7 +2,8 @@
 
 A file is a JSON list, an object with `questions`, JSON lines, or CSV. The format of a record is known by its fields:
 
-    own         {"question": ..., "options": [...], "answer": ..., "answer_index": ...}; no options: a factual question
+    own         {"question": ..., "options": [...], "answer": ..., "answer_index": ...}; no options: a factual question, which
+                may have several right answers: "answers": [...], or SQuAD's {"text": [...]}
     openbookqa  {"question": {"stem": ..., "choices": [{"text": ..., "label": ...}]}, "answerKey": ...}, or the hub's
                 {"question_stem": ..., "choices": {"text": [...], "label": [...]}, "answerKey": ...}
     arc         {"question": ..., "choices": {"text": [...], "label": [...]}, "answerKey": ...}
@@ -33,7 +34,9 @@ from paretune.errors import DataError
 from paretune.study.base import shown
 
 NEWSROOM = "builtin:newsroom"
-_READ_FIELDS = frozenset({"id", "question", "question_stem", "options", "choices", "answer", "answer_index", "answerKey"})
+_READ_FIELDS = frozenset(
+    {"id", "question", "question_stem", "options", "choices", "answer", "answers", "answer_index", "answerKey"}
+)
 _LETTERS = tuple(ascii_uppercase)
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _READ_BY_OTHERS = _READ_FIELDS | {
@@ -62,6 +65,8 @@ class Question:
     """What else the record holds, to slice by and for templates."""
     context: str = ""
     """What stands before the question, where the format has such a text."""
+    others: tuple[str, ...] = ()
+    """What would be right too as an answer to a factual question."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,13 @@ def parse_question(record: Any, where: str, number: str, format: str | None = No
     stem = record.get("question", record.get("question_stem", record.get("QUESTION")))
     question = _text(stem.get("stem") if isinstance(stem, Mapping) else stem, "question", where)
     format = format or _format_of(record)
+    answers: tuple[str, ...] = ()
+    if format == "own" and (given := record.get("answers")) is not None:
+        texts = given.get("text") if isinstance(given, Mapping) else given
+        if not isinstance(texts, list) or not texts or record.get("options"):
+            _refuse(where, f"`answers` is {shown(given)}; expected a list of texts, all right, of a question without `options`")
+        answers = tuple(_text(text, "answers", where) for text in texts)
+        record = {"answer": answers[0], **record}
     context, options, index, answer = _READERS[format](record, question, where)
     if index is not None and options.count(answer) > 1:
         _refuse(where, f"`options` holds the answer {shown(answer)} twice; remove one of them")
@@ -132,7 +144,8 @@ def parse_question(record: Any, where: str, number: str, format: str | None = No
     name = record.get("id", number)
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
         _refuse(where, f"`id` is {shown(name)}; expected a text or a whole number")
-    return Question(str(name), question, options, answer, index, fields, context)
+    others = tuple(text for text in dict.fromkeys(answers) if text != answer)
+    return Question(str(name), question, options, answer, index, fields, context, others)
 
 
 def request_of(question: Question, prompt: Template, answer: Template, context: Template | None = None) -> Request:

@@ -6,7 +6,7 @@ import unicodedata
 import regex
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
-_IGNORED = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
+IGNORED = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 """Soft hyphens, zero-width characters, variation selectors: nothing that is seen, and a word would be cut at them."""
 ALONE = (
     r"\p{Script_Extensions=Han}\p{Script_Extensions=Hiragana}\p{Script_Extensions=Katakana}\p{Line_Break=SA}"
@@ -14,8 +14,9 @@ ALONE = (
 )
 """Inside of a character class: scripts without spaces between words. `SA` are those whose line breaks need a dictionary: Thai,
 Lao, Khmer, Myanmar, Tai Le, New Tai Lue, Tai Tham, Tai Viet and Ahom."""
-WORD = rf"[[\p{{L}}\p{{N}}]--[{ALONE}]][[\p{{L}}\p{{N}}\p{{M}}]--[{ALONE}]]*+|(?=[\p{{L}}\p{{N}}])\X\p{{M}}*+"
-_WORD = regex.compile(WORD, regex.V1)
+_WORD = regex.compile(
+    rf"[[\p{{L}}\p{{N}}]--[{ALONE}]][[\p{{L}}\p{{N}}\p{{M}}]--[{ALONE}]]*+|(?=[\p{{L}}\p{{N}}])\X\p{{M}}*+", regex.V1
+)
 
 
 def words_of(text: str) -> list[str]:
@@ -28,4 +29,4 @@ def words_of(text: str) -> list[str]:
     """
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
-    return _WORD.findall(unicodedata.normalize("NFKC", _IGNORED.sub("", text)).casefold())
+    return _WORD.findall(unicodedata.normalize("NFKC", IGNORED.sub("", text)).casefold())

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from paretune.data.words import words_of
 from paretune.errors import DataError
 from paretune.evaluate.answers import GREEDY, LINE_BREAKS, Decoding, Prompt, write_answers
 from paretune.evaluate.outputs import Generation, Score, safety_scores, with_safety, write_outputs
@@ -26,7 +27,7 @@ def evaluate_generate(context: StageContext) -> dict[str, Any]:
     for index, generation in enumerate(generations):
         values = {
             "new_tokens": generation.new_tokens,
-            "new_words": len(generation.text.split()),
+            "new_words": len(words_of(generation.text)),
             "stopped_by_eos": generation.stopped_by == "eos",
         }
         of_text = [Score(metric, float(value), example=str(index), document=str(index)) for metric, value in values.items()]

@@ -19,7 +19,7 @@ from paretune.data.trees import Example
 from paretune.errors import DataError
 from paretune.evaluate.generate import generate
 from paretune.evaluate.outputs import Generation, Score, safety_scores, with_safety, write_outputs
-from paretune.evaluate.scorers import contains, exact_match
+from paretune.evaluate.scorers import best_of, score_answer
 from paretune.model.forward import score
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
@@ -51,7 +51,13 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
     factual = [request for request in requests if request.factual]
     generations = generate(loaded, [request.prompt for request in factual], settings.max_new_tokens, end_at_line_break=True)
     pairs = zip(generations, factual, strict=True)
-    generations = with_safety(context, [replace(each, reference=request.question.answer) for each, request in pairs])
+    generations = with_safety(
+        context,
+        [
+            replace(each, reference=asked.answer, references=(asked.answer, *asked.others) if asked.others else None)
+            for each, asked in ((each, request.question) for each, request in pairs)
+        ],
+    )
     answers = {request.question.id: each for request, each in zip(factual, generations, strict=True)}
     scores, first, ties = [], dict[str, str](), 0
     for question, likelihood, of_question in zip(questions, likelihoods, slices, strict=True):
@@ -94,6 +100,7 @@ def question_scores(
 ) -> list[Score]:
     """`log_likelihood` of the gold answer, weighted by its tokens, and what is right and wrong, weighted 1.
 
+    Of several right answers the likelihood is that of the first, the same text for every model, and the rest of the best.
     `generation` is the answer to a factual question, None for multiple choice.
     """
     gold = question.answer_index or 0
@@ -101,8 +108,8 @@ def question_scores(
     if generation is None:
         values |= {metric: float(index == gold) for metric, index in choices_of(question, likelihoods)[0].items()}
     else:
-        values["exact_match"] = float(exact_match(generation.text, question.answer))
-        values["contains"] = float(contains(generation.text, question.answer))
+        right = (question.answer, *question.others)
+        values |= best_of([score_answer(("exact_match", "contains"), generation.text, answer) for answer in right])
     weights = {"log_likelihood": likelihoods.num_tokens[gold]}
     scores = [
         Score(metric, value, example=question.id, document=document, weight=weights.get(metric, 1), slices=slices)
