@@ -34,9 +34,7 @@ from paretune.errors import DataError
 from paretune.study.base import shown
 
 NEWSROOM = "builtin:newsroom"
-_READ_FIELDS = frozenset(
-    {"id", "question", "question_stem", "options", "choices", "answer", "answers", "answer_index", "answerKey"}
-)
+_READ_FIELDS = frozenset({"id", "question", "question_stem", "options", "choices", "answer", "answer_index", "answerKey"})
 _LETTERS = tuple(ascii_uppercase)
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _READ_BY_OTHERS = _READ_FIELDS | {
@@ -139,7 +137,7 @@ def parse_question(record: Any, where: str, number: str, format: str | None = No
     context, options, index, answer = _READERS[format](record, question, where)
     if index is not None and options.count(answer) > 1:
         _refuse(where, f"`options` holds the answer {shown(answer)} twice; remove one of them")
-    read = _READ_FIELDS if format == "own" else _READ_BY_OTHERS
+    read = _READ_FIELDS | {"answers"} if format == "own" else _READ_BY_OTHERS
     fields = {name: value for name, value in record.items() if name not in read}
     name = record.get("id", number)
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":

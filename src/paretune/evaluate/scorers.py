@@ -1,10 +1,10 @@
 """Scores of a generated answer against its reference, as pure functions of two texts, and of how a text repeats itself.
 
 ROUGE is rouge-score's (Lin 2004, https://aclanthology.org/W04-1013), F-measure, without stemming; words are those of
-`paretune.data.words`, rouge-score's own for ASCII text. `exact_match` and `contains` compare words, numbers and signs, and numbers
-by their value. `squad_em` is exact match after the normalisation of the official SQuAD evaluation script (Rajpurkar et al. 2016,
-https://arxiv.org/abs/1606.05250, `evaluate-v1.1.py`), which knows neither letters nor numbers as answers: to it 314 is 3.14, C# is
-C++, and nothing is A.
+`paretune.data.words`, rouge-score's own for ASCII text. `exact_match` and `contains` compare words, signs, and numbers by their
+value. `squad_em` is exact match after the normalisation of the official SQuAD evaluation script (Rajpurkar et al. 2016,
+https://arxiv.org/abs/1606.05250, `evaluate-v1.1.py`), which was not made for letters and numbers: to it 314 is 3.14, C# is C++,
+and an empty answer is A.
 """
 
 import functools
