@@ -20,7 +20,6 @@ where its templates or `slice_by` do not fit its questions.
 
 import csv
 import io
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from string import ascii_uppercase
 from typing import Any, NoReturn
 
 from paretune.data.newsroom import questions
+from paretune.data.sources import parse_json, separator_of
 from paretune.data.templates import Template, render
 from paretune.errors import DataError
 from paretune.study.base import shown
@@ -298,12 +298,12 @@ def _records(file: Path) -> list[tuple[str, Any]]:
     if file.suffix.lower() in _SEPARATORS:
         return _records_of_table(file, text, _SEPARATORS[file.suffix.lower()])
     try:
-        content = _parse(text)
+        content = parse_json(text)
     except ValueError as whole_error:
         lines: list[tuple[str, Any]] = []
         for n, line in enumerate(text.split("\n"), start=1):
             try:
-                lines += [(f"line {n}", _parse(line))] if line.strip() else []
+                lines += [(f"line {n}", parse_json(line))] if line.strip() else []
             except ValueError as error:
                 # A first line that is no record means that the file is one broken piece of JSON, not JSON lines.
                 where, reason = (f"line {n}: ", error) if lines else ("", whole_error)
@@ -324,6 +324,9 @@ def _records(file: Path) -> list[tuple[str, Any]]:
 
 def _records_of_table(file: Path, text: str, separator: str) -> list[tuple[str, Any]]:
     """Rows by a header that names `question`, or rows of MMLU: question, options and a letter."""
+    first, line_end, rest = text.partition("\n")
+    if separator_of(first):
+        separator, text = separator_of(first) or separator, line_end + rest
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
@@ -348,13 +351,6 @@ def _records_of_table(file: Path, text: str, separator: str) -> list[tuple[str, 
             record["answer"] = record["answer"].lower() == "true"  # the type that BoolQ has in JSON
         records.append((f"line {line}", record))
     return records
-
-
-def _parse(text: str) -> Any:
-    def refuse_constant(name: str) -> NoReturn:
-        raise ValueError(f"`{name}` is no JSON value")
-
-    return json.loads(text, parse_constant=refuse_constant)
 
 
 def _option_texts(values: list[Any], field: str, where: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from paretune.evaluate.answers import GREEDY, LINE_BREAKS, Decoding, Prompt, wri
 from paretune.evaluate.outputs import Generation, Score, safety_scores, with_safety, write_outputs
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
-from paretune.study.evaluations import Generate
+from paretune.study.evaluations import Generate, Prefix
 
 
 def evaluate_generate(context: StageContext) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def generate(
     *,
     seed: int = 0,
     end_at_line_break: bool = False,
+    prefix: Prefix = "auto",
     emit: Callable[..., None] = lambda **_: None,
 ) -> list[Generation]:
     """The continuation of each prompt, in the order of `prompts`; with `end_at_line_break` its first line.
@@ -54,8 +55,10 @@ def generate(
     asked: list[Prompt] = []
     times_seen = Counter[str]()
     stops = {"stops": LINE_BREAKS, "at_stop": "line_break"} if end_at_line_break else {}
+    before = np.array(loaded.tokenizer.prefix_ids(prefix), np.int32)
     for text in prompts:
-        context, ids = np.array([loaded.tokenizer.prefix_id], np.int32), np.array(loaded.tokenizer.encode(text), np.int32)
+        ids = np.array(loaded.tokenizer.encode(text), np.int32)
+        context, ids = (before.copy(), ids) if len(before) else (ids, before)
         # A prompt that is given twice is sampled twice.
         digest = hashlib.sha256(f"{seed}\0{times_seen[text]}\0{text}".encode()).digest()
         times_seen[text] += 1
