@@ -57,8 +57,8 @@ class Qa(Spec):
     builtin: str | None = None
     """A question set that ships with the package."""
     format: Literal["own", "openbookqa", "arc", "mmlu", "sciq", "boolq", "pubmedqa"] | None = None
-    """`own` (`question`, `options`, `answer`), `openbookqa`, `arc`, `mmlu`, `sciq`, `boolq` (yes or no) or `pubmedqa` (yes, no
-    or maybe); the fields of a record say it unless given."""
+    """`own` (`question`, `options`, `answer`; or no options, and `answers` where several are right), `openbookqa`, `arc`,
+    `mmlu`, `sciq`, `boolq` (yes or no) or `pubmedqa` (yes, no or maybe); the fields of a record say it unless given."""
     slice_by: tuple[str, ...] = ()
     """Fields of a question that the scores are broken down by."""
     context: str = CONTEXT
