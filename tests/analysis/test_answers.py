@@ -12,6 +12,7 @@ import pytest
 
 from paretune.analysis.answers import (
     AnswersUndecided,
+    BelowChance,
     Confounded,
     ForgettingUnknown,
     Forgotten,
@@ -48,15 +49,15 @@ def of_class(facts: list[Fact], kind: type[FactT]) -> list[FactT]:
     return [fact for fact in facts if isinstance(fact, kind)]
 
 
-def with_answers(tmp_path: Path, **right: int) -> Findings:
-    """A study of ten questions of which each variant answers the first `right` ones."""
+def with_answers(tmp_path: Path, num: int = 10, **right: int) -> Findings:
+    """A study of `num` questions of which each variant answers the first `right` ones."""
     variants = {name: VARIANTS[name] for name in ("original", "reduced")}
     results = make_results(tmp_path, Shape(variants, (0,), documents=40, epochs=1, evaluations=("perplexity", "qa")))
     for cell in results.cells:
         rows = [
             {"split": "", "document": str(index), "example": str(index), "metric": "accuracy", "weight": 1.0}
             | {"value": float(index < right[cell.variant])}
-            for index in range(10)
+            for index in range(num)
         ]
         write_scores(cell.evaluations["qa"].path, rows)
     return measure(results)
@@ -93,6 +94,15 @@ def test_answers_that_guessing_gives_are_said_to_be_so(tmp_path: Path) -> None:
     assert fact.answers == ((REDUCED, 0.3, pytest.approx(0.718, abs=1e-3)),)
     (tmp_path / "known").mkdir()
     assert not of_class(answers(with_answers(tmp_path / "known", original=9, reduced=8)), LikeGuessing)
+
+
+def test_answers_far_below_chance_are_remarked_on(tmp_path: Path) -> None:
+    facts = answers(with_answers(tmp_path, original=9, reduced=0, num=20))
+    (fact,) = of_class(facts, BelowChance)
+    assert (fact.chance, fact.num_questions) == (0.25, 20)
+    assert fact.answers == ((REDUCED, 0.0, pytest.approx(0.75**20)),)
+    (tmp_path / "few").mkdir()
+    assert not of_class(answers(with_answers(tmp_path / "few", original=9, reduced=0)), BelowChance)  # p = 0.056
 
 
 TASKS = """tasks: {summary: {completion: "{{ s }}", score: [rouge_l]}, kind: {completion: "{{ k }}", labels: from_train}}"""

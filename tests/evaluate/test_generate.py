@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from paretune.data.words import words_of
 from paretune.errors import DataError
 from paretune.evaluate import answers
 from paretune.evaluate.answers import GREEDY, Decoding
@@ -197,7 +198,7 @@ def test_the_stage_writes_texts_in_the_order_of_the_prompts(base: Path, loaded: 
     assert all(line["seconds"] > 0 for line in lines)
     values = read_scores(tmp_path).pivot(index="example", columns="metric", values="value")
     assert list(values.new_tokens) == [line["new_tokens"] for line in lines]
-    assert list(values.new_words) == [len(line["text"].split()) for line in lines]
+    assert list(values.new_words) == [len(words_of(line["text"])) for line in lines]
     assert list(values.stopped_by_eos) == [line["stopped_by"] == "eos" for line in lines]
     assert metrics["prompts"] == len(PROMPTS)
 

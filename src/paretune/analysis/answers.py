@@ -30,6 +30,8 @@ ANSWER_METRICS = ("accuracy", "exact_match", "contains")
 """Of questions, each 0 or 1."""
 _TOLD_TASKS = 5
 """Of lm-evaluation-harness, in words."""
+_BELOW_CHANCE = 0.01
+"""One-sided p value from which on a score is too low to be that of guessing."""
 _NEAR = 0.8
 """Cramer's V from which two fields count as one."""
 
@@ -55,6 +57,17 @@ class LikeGuessing(Fact):
     chance: float
     answers: tuple[tuple[Entrant, float, float], ...]
     """Share of right answers and p value of each."""
+
+
+@dataclass(frozen=True)
+class BelowChance(Fact):
+    """The variants that are right less often than guessing would be: as with a swapped key, or a letter that is off by one."""
+
+    quantity: Quantity
+    num_questions: int
+    chance: float
+    answers: tuple[tuple[Entrant, float, float], ...]
+    """Share of right answers and one-sided p value of each."""
 
 
 @dataclass(frozen=True)
@@ -280,12 +293,16 @@ def _questions(findings: Findings, group: Group, task: str) -> Iterator[Fact]:
                 widest = max(differences, key=lambda difference: abs(difference.mean), default=None)
                 yield AnswersUndecided(quantity, num_questions, (worst, means[-1]), (best, means[0]), widest)
         if metric == "accuracy" and task in group.chance:
-            chance, guessed, num_questions = group.chance[task], [], 0
+            chance, guessed, below, num_questions = group.chance[task], [], [], 0
             for entrant, estimate in estimates.items():
                 num_questions = estimate.n_examples
                 p = chance_p(round(estimate.mean * num_questions), num_questions, chance)
                 if p > 1 - findings.level:
                     guessed.append((entrant, estimate.mean, p))
+                if (less := chance_p(round(estimate.mean * num_questions), num_questions, chance, "less")) < _BELOW_CHANCE:
+                    below.append((entrant, estimate.mean, less))
+            if below:
+                yield BelowChance(quantity, num_questions, chance, tuple(below))
             if guessed:
                 yield LikeGuessing(quantity, num_questions, chance, tuple(guessed))
     yield from _scores(findings, group, Quantity(task, "", "log_likelihood"))

@@ -9,6 +9,7 @@ equal input gives equal figures.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -188,9 +189,9 @@ def fisher_p(right: int, num: int, other_right: int, other_num: int) -> float:
     return float(stats.fisher_exact([[right, num - right], [other_right, other_num - other_right]]).pvalue)
 
 
-def chance_p(right: int, num: int, chance: float) -> float:
+def chance_p(right: int, num: int, chance: float, alternative: Literal["two-sided", "less"] = "two-sided") -> float:
     """Exact binomial test of `right` of `num` answers against guessing; of unequal chances the mean, which is conservative."""
-    return float(stats.binomtest(right, num, chance).pvalue)
+    return float(stats.binomtest(right, num, chance, alternative).pvalue)
 
 
 def with_seeds(p: float, mean: float, errors: Errors) -> float:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from paretune.data.cleaning import find_personal, has_control_characters, is_damaged, repaired
-from paretune.data.leakage import words_of
 from paretune.data.prepare import iterate_records, record_text
 from paretune.data.safety import load_filter
+from paretune.data.words import words_of
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import AuditConfig
 from paretune.study.data import MASKS, SPLITS

@@ -7,7 +7,7 @@ SentencePiece-style tokenizers put before what they take for the beginning of a 
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import TokenizeConfig
 from paretune.study.data import SPLITS
+from paretune.study.evaluations import Prefix
 
 SCHEMA = pa.schema(
     {
@@ -54,16 +55,45 @@ class TextTokenizer:
         return list(self.hf(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def encode_continuation(self, text: str) -> list[int]:
-        """Ids of a piece that follows other text, without the dummy space of a beginning."""
-        if not text or not self.hf.convert_ids_to_tokens(self.encode("a"))[0].startswith("▁"):
+        """Ids of a piece that follows other text, without the dummy space of a beginning.
+
+        NeedsError for a tokenizer that puts a space there all the same: what is scored would be another text.
+        """
+        start = self.encode("a")
+        if not text or not self.hf.convert_ids_to_tokens(start)[0].startswith(("▁", "Ġ")):
             return self.encode(text)
+        before, first = self.decode(start), None
+        for ids in self._without_space(text):
+            joined = self.decode([*start, *ids])
+            if joined == before + text:
+                return ids
+            first = first or (ids, joined)
+        if first is None or first[1] == f"{before} {text}":
+            raise NeedsError(
+                f"its tokenizer puts a space before every piece of a text, also before {text[:20]!r} in the middle of one; "
+                "write `add_prefix_space: false` into tokenizer_config.json"
+            )
+        return first[0]  # of a text that the tokenizer does not give back
+
+    def _without_space(self, text: str) -> Iterator[list[int]]:
+        """The ways to the ids of a piece by a tokenizer that puts a space before the beginning of a text."""
         if text.startswith(" "):
-            return self.encode(text[1:])  # the dummy space is the space that the piece begins with
+            # The dummy space is that of the piece; byte-level tokenizers add none where there is one.
+            yield self.encode(text[1:])
+            yield self.encode(text)
         for mark in _MARKS:
             marked, begun = self.encode(mark + text), self.encode(mark)
             if marked[: len(begun)] == begun:
-                return marked[len(begun) :]
-        return self.encode(text)
+                yield marked[len(begun) :]
+
+    def prefix_ids(self, prefix: Prefix) -> list[int]:
+        """The tokens before a text; NeedsError for a BOS token that there is not."""
+        if prefix == "tokenizer":
+            ids, alone = list(self.hf("a")["input_ids"]), self.encode("a")
+            return ids[: next(n for n in range(len(ids)) if ids[n : n + len(alone)] == alone)]
+        if prefix == "bos" and self.hf.bos_token_id is None and self.prefix_id == self.eos_id:
+            raise NeedsError("`prefix: bos`: its tokenizer has no BOS token; write `auto` or `eos`")
+        return {"none": [], "eos": [self.eos_id]}.get(prefix, [self.prefix_id])
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.hf.decode(list(ids), clean_up_tokenization_spaces=False))

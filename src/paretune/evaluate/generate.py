@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from paretune.data.words import words_of
 from paretune.errors import DataError
 from paretune.evaluate.answers import GREEDY, LINE_BREAKS, Decoding, Prompt, write_answers
 from paretune.evaluate.outputs import Generation, Score, safety_scores, with_safety, write_outputs
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
-from paretune.study.evaluations import Generate
+from paretune.study.evaluations import Generate, Prefix
 
 
 def evaluate_generate(context: StageContext) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def evaluate_generate(context: StageContext) -> dict[str, Any]:
     for index, generation in enumerate(generations):
         values = {
             "new_tokens": generation.new_tokens,
-            "new_words": len(generation.text.split()),
+            "new_words": len(words_of(generation.text)),
             "stopped_by_eos": generation.stopped_by == "eos",
         }
         of_text = [Score(metric, float(value), example=str(index), document=str(index)) for metric, value in values.items()]
@@ -44,6 +45,7 @@ def generate(
     *,
     seed: int = 0,
     end_at_line_break: bool = False,
+    prefix: Prefix = "auto",
     emit: Callable[..., None] = lambda **_: None,
 ) -> list[Generation]:
     """The continuation of each prompt, in the order of `prompts`; with `end_at_line_break` its first line.
@@ -53,8 +55,10 @@ def generate(
     asked: list[Prompt] = []
     times_seen = Counter[str]()
     stops = {"stops": LINE_BREAKS, "at_stop": "line_break"} if end_at_line_break else {}
+    before = np.array(loaded.tokenizer.prefix_ids(prefix), np.int32)
     for text in prompts:
-        context, ids = np.array([loaded.tokenizer.prefix_id], np.int32), np.array(loaded.tokenizer.encode(text), np.int32)
+        ids = np.array(loaded.tokenizer.encode(text), np.int32)
+        context, ids = (before.copy(), ids) if len(before) else (ids, before)
         # A prompt that is given twice is sampled twice.
         digest = hashlib.sha256(f"{seed}\0{times_seen[text]}\0{text}".encode()).digest()
         times_seen[text] += 1

@@ -18,6 +18,7 @@ import numpy as np
 from paretune.data.examples import examples_of
 from paretune.data.tokenizer import TextTokenizer, read_tokens
 from paretune.data.trees import Example
+from paretune.data.words import words_of
 from paretune.errors import DataError
 from paretune.evaluate.answers import Answer, Prompt, write_answers
 from paretune.evaluate.bert_score import bert_score, load_encoder
@@ -160,7 +161,7 @@ def answer_scores(
         **similarity,
         **shape_of(text, references),
         "new_tokens": len(answer.ids),
-        "new_words": len(text.split()),
+        "new_words": len(words_of(text)),
         "stopped_by_eos": answer.stopped_by == "eos",
     }
     if label is not None:

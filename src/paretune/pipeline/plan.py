@@ -209,20 +209,22 @@ class _Planner:
             items=parts.all_items() if dataset.leakage == "remove" else None,
             safety=parts.safety() if drops else None,
         )
-        return Stage("data", config.model_dump(mode="json"), "paretune.data.prepare:prepare_data", resources=parts.resources)
+        return Stage(
+            "data", config.model_dump(mode="json"), "paretune.data.prepare:prepare_data", resources=parts.resources, revision=2
+        )
 
     def leakage(self, dataset: Dataset, data: Stage) -> Stage:
         parts = Parts(self.study, self.lock, self.folder)
         config = LeakageConfig(mode=dataset.leakage, items=parts.all_items())
         body = "paretune.data.prepare:check_leakage"
-        return Stage("leakage", config.model_dump(mode="json"), body, {"data": data}, resources=parts.resources)
+        return Stage("leakage", config.model_dump(mode="json"), body, {"data": data}, resources=parts.resources, revision=2)
 
     def audit(self, dataset: Dataset, data: Stage) -> Stage:
         parts = Parts(self.study, self.lock, self.folder)
         counts = self.study.safety is not None and self.study.safety.data == "count"
         labels = tuple(sorted(name for name, task in dataset.tasks.items() if task.labels))
         config = AuditConfig(labels=labels, safety=parts.safety() if counts else None).model_dump(mode="json")
-        return Stage("audit", config, "paretune.data.audit:audit_data", {"data": data}, resources=parts.resources)
+        return Stage("audit", config, "paretune.data.audit:audit_data", {"data": data}, resources=parts.resources, revision=2)
 
     def tokens(self, base: str, dataset: Dataset, data: Stage) -> Stage:
         locked = self.lock.bases[base]

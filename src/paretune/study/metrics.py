@@ -106,6 +106,7 @@ METRICS = (
     _share("acc", "accuracy"),
     _share("exact_match", title="Exact match"),
     _share("contains", "share of answers that contain the right one", heading="contains the answer", title="Answer contained"),
+    _share("squad_em", "exact match as SQuAD has it", heading="exact match (SQuAD)"),
     _score("set_f1", "F1 of sets"),
     _score("rouge_l", "ROUGE-L"),
     Metric("bert_score_f1", "BERTScore", "higher"),

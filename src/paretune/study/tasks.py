@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from paretune.study.base import Spec, distinct
 
-Scorer = Literal["rouge_1", "rouge_2", "rouge_l", "bert_score", "exact_match", "contains", "set_f1", "accuracy"]
+Scorer = Literal["rouge_1", "rouge_2", "rouge_l", "bert_score", "exact_match", "contains", "squad_em", "set_f1", "accuracy"]
 BERT_SCORE = "bert_score"
 """The scorer that needs an encoder."""
 METRICS = {BERT_SCORE: "bert_score_f1"}
@@ -22,8 +22,11 @@ class Scoring(Spec):
     """How the answers to a task are made and scored on held-out records. Nothing of it changes what is trained."""
 
     score: tuple[Scorer, ...] = ()
-    """What a generated answer is scored by; nothing is generated for a task without `score` and `labels`. `bert_score` needs
-    the `encoder` of the evaluation `tasks`. Where several answers to the same prompt are right, the best score counts."""
+    """What a generated answer is scored by; nothing is generated for a task without `score` and `labels`. `exact_match` ignores
+    case, white space and the punctuation around an answer, and takes numbers as numbers (3.140 is 3.14, 314 is not);
+    `contains` looks for the right answer so among whole words; `squad_em` removes ASCII punctuation and articles first, as
+    SQuAD's script does, to which 314 is 3.14. `bert_score` needs the `encoder` of the evaluation `tasks`. Where several answers
+    to the same prompt are right, the best score counts."""
     max_new_tokens: int = Field(128, ge=1)
     """Longest generated answer; it ends at the end-of-text token or at a `stop`."""
     stop: tuple[str, ...] = ()
