@@ -1,5 +1,6 @@
 """Load a base or an artifact: weights from safetensors, adapters merged, nothing left at random."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_arguments
 from paretune.errors import NeedsError, StageError
+from paretune.model.adapters import untie_adapted
 from paretune.model.forward import PackedModel, num_positions, packed_model
 from paretune.model.fused import fuse
 from paretune.pipeline.stage import Artifact, StageContext
@@ -77,4 +79,8 @@ def _load(artifact: Artifact | None, base: tuple[Mapping[str, Any], str], dtype:
     if not adapter.is_dir():
         return load_pretrained(str(artifact.path), dtype)
     parent = _load(artifact.inputs.get("model"), base, dtype)
-    return PeftModel.from_pretrained(parent, str(adapter)).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        adapted = PeftModel.from_pretrained(parent, str(adapter))
+    untie_adapted(adapted)
+    return adapted.merge_and_unload()
