@@ -149,15 +149,22 @@ def untie_adapted(adapted: PeftModel) -> int:
             continue
         if {id(module) for module in modules} != {id(head), id(embedding)}:
             raise SpecError(
-                f"train.lora.targets: a target of `{model.config.model_type}` shares its weight with another part of the model, "
-                "which would get the update of the adapter too; leave it out"
+                f"train.lora.targets: a target of `{model.config.model_type}` shares its weight with another part of the "
+                "model, which would get the update of the adapter too; leave it out"
             )
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        untie_head(model)
         added += head.weight.numel()
-        for config in (model.config, model.config.get_text_config()):
-            config.tie_word_embeddings = False
-        model.all_tied_weights_keys = {}
     return added
+
+
+def untie_head(model: PreTrainedModel) -> None:
+    """Give the head of `model`, which has an adapter or none, a copy of the matrix that it shares with the embedding."""
+    head = model.get_output_embeddings()
+    head = head.get_base_layer() if isinstance(head, LoraLayer) else head
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}
 
 
 def _name_targets(model: PreTrainedModel, config: LoraConfig, wanted: set[str], experts: list[str]) -> None:
@@ -173,7 +180,8 @@ def _name_targets(model: PreTrainedModel, config: LoraConfig, wanted: set[str], 
     config.target_parameters = sorted([*experts, *(f"{name}.weight" for name in modules if name not in kept)]) or None
     if config.target_parameters and config.lora_dropout:
         raise SpecError(
-            f"train.lora.dropout: adapters of fused weights, like `{config.target_parameters[0]}`, take none; write `dropout: 0`"
+            f"train.lora.dropout: adapters of fused weights, like `{config.target_parameters[0]}`, take none; write "
+            "`dropout: 0`"
         )
 
 

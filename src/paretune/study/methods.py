@@ -31,11 +31,11 @@ class TrainLora(Spec):
     """Which bias vectors are trained as well."""
     targets: Literal["default", "all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "default"
     """Modules by the end of their name; `default` is PEFT's choice for the architecture, `all-linear` all but the head
-    and, of a mixture of experts, its routed experts and the router. A target that shares its weight with the embedding or the head
-    (tied embeddings) gets a matrix of its own, which makes the model larger."""
+    and, of a mixture of experts, its routed experts and the router. A target that shares its weight with the embedding or the
+    head (tied embeddings) gets a matrix of its own, which makes the model larger."""
     experts: bool = False
-    """Whether the routed experts of a mixture are adapted besides, each with matrices of rank `r`; they are left out unless asked
-    for, on every base alike."""
+    """Whether the routed experts of a mixture are adapted besides, each with matrices of rank `r`; on every base alike they
+    are left out unless asked for."""
 
     @model_validator(mode="after")
     def _no_dropout_of_experts(self) -> Self:

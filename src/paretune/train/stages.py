@@ -52,9 +52,9 @@ def train_full(context: StageContext) -> dict[str, Any]:
 def train_lora(context: StageContext) -> dict[str, Any]:
     """Stage body: adapters on frozen weights; the artifact is `adapter/` in PEFT's format.
 
-    Of the record, in parameters of the model that the method was given: `base_parameters` all of them, `adapted_parameters` those
-    of matrices with an adapter, `expert_parameters` those of routed experts; `untied_parameters` are what it took besides to give
-    the head a matrix of its own.
+    Of the record, in parameters of the model that the method was given: `base_parameters` all of them, `adapted_parameters`
+    those of matrices with an adapter, `expert_parameters` those of routed experts; `untied_parameters` are what it took besides
+    to give the head a matrix of its own.
     """
     wrapped = {}
 

@@ -1,8 +1,9 @@
 """Export a variant: a directory that transformers or PEFT loads with no Paretune installed.
 
 `hf` writes whole weights, adapters merged, in the precision that the study measured in, so that the directory gives the
-numbers of the report. `adapter` writes the PEFT adapter, and beside it the pruned base that it belongs to where there is one:
-PEFT would load an adapter onto other blocks without a word.
+numbers of the report. `adapter` writes the PEFT adapter, and beside it the base that it belongs to where that is another than
+the study's, pruned or with a head of its own: PEFT would load an adapter onto other blocks, or merge it into a head that shares
+the embedding's matrix, without a word.
 """
 
 import json
@@ -18,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import SpecError, StoreError
+from paretune.model.adapters import untie_head
 from paretune.model.load import ADAPTER, load_model
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
@@ -94,9 +96,12 @@ def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path, datas
         raise SpecError(f"--format adapter: `{cell.variant}` does not end in an adapter; use `--format hf`")
     shutil.copytree(artifact.path / ADAPTER, draft, dirs_exist_ok=True)
     base = str(last.resources["base"])
-    if "model" in last.inputs:
-        # Merged and whole, in float32: what the adapter was trained on is not to be had anywhere else.
-        parent = load_model(_context(last, {"model": artifact.inputs["model"]}))
+    own_base = "model" in last.inputs or bool(artifact.record.metrics.get("untied_parameters"))
+    if own_base:
+        # Whole, merged and untied: what the adapter was trained on is not to be had anywhere else.
+        parent = load_model(_context(last, {role: parent for role, parent in artifact.inputs.items() if role == "model"}))
+        if artifact.record.metrics.get("untied_parameters"):
+            untie_head(parent.model)
         parent.model.save_pretrained(draft / "base")
         parent.tokenizer.hf.save_pretrained(draft / "base")
         base = str((to / "base").resolve())  # PEFT looks for a relative path where it is called from, and not here
@@ -106,7 +111,7 @@ def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path, datas
     config_file = draft / "adapter_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8")) | {"base_model_name_or_path": name, "revision": commit or None}
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    arguments = f'"{"base" if "model" in last.inputs else name}"' + (f', revision="{commit}"' if commit else "")
+    arguments = f'"{"base" if own_base else name}"' + (f', revision="{commit}"' if commit else "")
     (draft / CARD).write_text(model_card(cell, dataset, tokenizer, arguments), encoding="utf-8")
 
 
