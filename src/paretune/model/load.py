@@ -37,17 +37,35 @@ class LoadedModel:
 
 
 def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused: bool = False) -> LoadedModel:
-    """The model that a stage is given: its input `model`, or the base; in `dtype`, or the precision of the stage's config.
+    """The model that a stage is given: its input `model`, or the base.
 
+    As it ships, in the precision of the stage's config; or as it is, in `dtype`, for what changes it further.
     `fused` is for what is only measured: the same function, computed faster, by modules that are not all transformers' own.
     """
+    ships = None if dtype else context.config.get("ships")
     dtype = dtype or getattr(torch, context.config["precision"])
+    artifact = context.inputs.get("model")
     base = (context.config["base"], context.resources["base"])
     device = torch.device(context.config.get("device", "cpu"))
-    model = _load(context.inputs.get("model"), base, dtype).to(device).eval()
+    # An adapter is merged in float32, and rounded once.
+    model = _load(artifact, base, torch.float32 if ships and artifact else dtype).to(device).eval()
+    if ships:
+        cast(model, getattr(torch, ships))
+        cast(model, dtype)
     if fused:
         fuse(model)
     return LoadedModel(model, load_tokenizer(*base), device, num_positions(model))
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype, *, only_if_exact: bool = False) -> None:
+    """Round the weights of `model` to `dtype`, but those that transformers keeps in float32; with `only_if_exact` only where
+    nothing is lost."""
+    kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    weights = [p for name, p in model.named_parameters() if not any(part in kept for part in name.split("."))]
+    if only_if_exact and not all(torch.equal(weight, weight.to(dtype).to(weight.dtype)) for weight in weights):
+        return
+    for weight in weights:
+        weight.data = weight.data.to(dtype)
 
 
 def load_pretrained(name: str, dtype: torch.dtype, **arguments: Any) -> PreTrainedModel:

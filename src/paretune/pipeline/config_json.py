@@ -103,6 +103,12 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def dtype(config: Mapping[str, Any]) -> str | None:
+    """Number format of the weights, as torch calls it; None where it names none."""
+    name = str(config.get("dtype") or config.get("torch_dtype"))
+    return name if name in ("float32", "bfloat16", "float16") else None
+
+
 def width(config: Mapping[str, Any]) -> int:
     """Of the hidden states; 0 where it is not known."""
     return int(config.get("hidden_size") or config.get("n_embd") or 0)

@@ -103,8 +103,8 @@ def _check_vocabulary(base: LockedBase, where: str, *, chats: bool) -> None:
         if token >= rows and (name in always or not special or (chats and name in text)):
             raise NeedsError(
                 f"{where}: its tokenizer has {max(*ids.values(), token) + 1} tokens, its embedding {rows} rows: `{name}` is "
-                f"token {token}, which the model cannot read; take the tokenizer that belongs to it, or resize its embedding and "
-                "save it"
+                f"token {token}, which the model cannot read; take the tokenizer that belongs to it, or resize its "
+                "embedding and save it"
             )
 
 

@@ -1,9 +1,9 @@
 """Export a variant: a directory that transformers or PEFT loads with no Paretune installed.
 
-`hf` writes whole weights, adapters merged, in the precision that the study measured in, so that the directory gives the
-numbers of the report. `adapter` writes the PEFT adapter, and beside it the base that it belongs to where that is another than
-the study's, pruned or with a head of its own: PEFT would load an adapter onto other blocks, or merge it into a head that shares
-the embedding's matrix, without a word.
+`hf` writes whole weights, adapters merged, in the number format that the study ships and measured, so that the directory gives
+the numbers of the report. `adapter` writes the PEFT adapter, and beside it the base that it belongs to where that is another
+than the study's, pruned or with a head of its own: PEFT would load an adapter onto other blocks, or merge it into a matrix that
+the head shares, without a word.
 """
 
 import json
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import SpecError, StoreError
 from paretune.model.adapters import untie_head
-from paretune.model.load import ADAPTER, load_model
+from paretune.model.load import ADAPTER, cast, load_model
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store
@@ -62,6 +63,7 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
         measured = next(iter(cell.evaluations.values()))
         inputs = {role: store.artifact(parent) for role, parent in measured.inputs.items() if role == "model"}
         loaded = load_model(_context(measured, inputs))
+        cast(loaded.model, getattr(torch, measured.config.get("ships") or measured.config["precision"]))
         loaded.model.save_pretrained(draft)
         loaded.tokenizer.hf.save_pretrained(draft)
         (draft / CARD).write_text(model_card(cell, dataset, loaded.tokenizer), encoding="utf-8")
@@ -102,6 +104,8 @@ def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path, datas
         parent = load_model(_context(last, {role: parent for role, parent in artifact.inputs.items() if role == "model"}))
         if artifact.record.metrics.get("untied_parameters"):
             untie_head(parent.model)
+        if ships := next(iter(cell.evaluations.values())).config.get("ships"):
+            cast(parent.model, getattr(torch, ships), only_if_exact=True)
         parent.model.save_pretrained(draft / "base")
         parent.tokenizer.hf.save_pretrained(draft / "base")
         base = str((to / "base").resolve())  # PEFT looks for a relative path where it is called from, and not here

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from paretune.model.adapters import count_parameters
-from paretune.model.load import load_model
+from paretune.model.load import cast, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.variants.blocks import block_list, choose_blocks
 from paretune.variants.choose import choose_measured, choose_random
@@ -26,6 +26,9 @@ def prune_blocks(context: StageContext) -> dict[str, Any]:
     else:
         drop = choose_blocks(num_blocks, count=method["count"], choose=method["choose"])
     proof = prune_and_prove(loaded.model, drop, context.draft, base_fingerprint=context.config["base"]["digest"])
+    if ships := context.config.get("ships"):
+        cast(loaded.model, getattr(torch, ships), only_if_exact=True)  # so that what was shown holds of it
+        loaded.model.save_pretrained(context.draft)
     loaded.tokenizer.hf.save_pretrained(context.draft)
     after, _ = count_parameters(loaded.model)
     return {
