@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from paretune.errors import SpecError
-from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_base_dropout
-from tests.tiny import make_model
+from paretune.model.adapters import adapted_weights, add_lora, count_parameters, freeze_in, mixture_of, set_base_dropout
+from tests.tiny import MIXTURES, make_model
 
 LORA = {"r": 8, "alpha": 16, "dropout": 0.0, "bias": "none", "targets": "default"}
 
@@ -66,6 +67,59 @@ def test_all_linear_leaves_the_head_and_reaches_every_block(tmp_path):
     trained = {name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 4 * 4
     assert not any("embed_out" in name for name in trained)
+
+
+@pytest.mark.parametrize("architecture", MIXTURES)
+@pytest.mark.parametrize("experts", [False, True])
+def test_all_linear_means_the_same_of_every_mixture(architecture, experts, tmp_path):
+    model = tiny(architecture, tmp_path / "model")
+    routed = {name: p.numel() for name, p in model.named_parameters() if p.ndim == 3}
+    linear = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "router" not in name and name != "lm_head"
+    }
+    assert sorted(mixture_of(model).experts) == sorted(routed)
+    assert len(mixture_of(model).routers) == len(routed) // 2  # two tensors of experts have one
+    adapted = add_lora(model, LORA | {"targets": "all-linear", "experts": experts}, seed=0)
+    assert set(adapted_weights(adapted)) == {f"{name}.weight" for name in linear} | (set(routed) if experts else set())
+
+
+@pytest.mark.parametrize("architecture", MIXTURES)
+@pytest.mark.parametrize("targets", ["all-linear", ["kv_proj", "v_proj", "down_proj", "gate", "layer"]])
+def test_an_adapter_of_a_mixture_is_the_same_live_reloaded_merged_and_exported(architecture, targets, tmp_path):
+    model = tiny(architecture, tmp_path / "model")
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    targets = targets if isinstance(targets, str) else [target for target in targets if target in names]
+    adapted = add_lora(model, LORA | {"targets": targets, "experts": targets == "all-linear"}, seed=0).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.arange(2, 22)[None]
+    with torch.no_grad():
+        live = adapted(ids).logits
+        adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+        again = PeftModel.from_pretrained(tiny(architecture, tmp_path / "model"), tmp_path / "adapter").eval()
+        torch.testing.assert_close(again(ids).logits, live)
+        assert set(adapted_weights(again)) == set(adapted_weights(adapted))
+        again.merge_and_unload().save_pretrained(tmp_path / "merged")
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+        torch.testing.assert_close(merged(ids).logits, live, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_are_asked_for_only_where_there_are_some(tmp_path):
+    with pytest.raises(SpecError, match="`llama` has no routed experts; leave the field out"):
+        add_lora(tiny("llama", tmp_path), LORA | {"experts": True}, seed=0)
+    with pytest.raises(SpecError, match=r"adapters of fused weights, like `model.*`, take none; write `dropout: 0`"):
+        add_lora(tiny("mixtral", tmp_path), LORA | {"experts": True, "dropout": 0.1}, seed=0)
+
+
+def test_a_weight_that_other_parts_share_is_no_target(tmp_path):
+    model = tiny("llama", tmp_path)
+    model.model.layers[1].mlp.down_proj.weight = model.model.layers[0].mlp.down_proj.weight
+    with pytest.raises(SpecError, match="shares its weight with another part of the model"):
+        add_lora(model, LORA | {"targets": ["down_proj"]}, seed=0)
+    add_lora(tiny("llama", tmp_path), LORA | {"targets": ["down_proj"]}, seed=0)
 
 
 def test_unknown_targets_name_the_modules_that_there_are(tmp_path):

@@ -10,6 +10,7 @@ from paretune.errors import NeedsError
 
 _BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HEADS = re.compile(r"(attention|query)_heads$|^n_heads?$")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _POSITIONS = ("max_position_embeddings", "n_positions")
 
 
@@ -95,6 +96,13 @@ def with_num_blocks(config: Mapping[str, Any], count: int) -> dict[str, Any]:
     if "text_config" in config:
         return {**config, "text_config": with_num_blocks(config["text_config"], count)}
     return {**config, **{name: count for name in _BLOCKS if name in config}}
+
+
+def num_experts(config: Mapping[str, Any]) -> int | None:
+    """Routed experts of a layer; None for a dense model."""
+    text = config.get("text_config", config)
+    counts = (text.get(name) for name in _EXPERTS)
+    return next((count for count in counts if isinstance(count, int)), None)
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:

@@ -3,6 +3,7 @@
 A stage's config pins it by digest or commit; the Resource says where it is, and is no part of the key.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -80,10 +81,12 @@ def weight_shapes(directory: Path) -> Mapping[str, tuple[int, ...]]:
 
 
 def weight_dtype(directory: Path) -> str | None:
-    """The number format of most of the weights in `directory`, as torch calls it; None for one that nothing is trained in."""
+    """The number format of most of the weights in `directory`, as torch calls it; None for one that nothing is trained in, and
+    where they cannot be read."""
     sizes: dict[str, int] = {}
-    for shape, dtype in _tensors(directory).values():
-        sizes[dtype] = sizes.get(dtype, 0) + math.prod(shape)
+    with contextlib.suppress(NeedsError):  # told where the files are checked
+        for shape, dtype in _tensors(directory).values():
+            sizes[dtype] = sizes.get(dtype, 0) + math.prod(shape)
     return _FORMATS.get(max(sizes, key=lambda dtype: sizes[dtype], default=""))
 
 

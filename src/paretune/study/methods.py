@@ -117,6 +117,7 @@ METHODS = (
         "paretune.train.stages:train_lora",
         trains=True,
         check="paretune.pipeline.checks:check_targets",
+        tells="paretune.pipeline.checks:tell_reach",
         revision=2,
     ),
 )
