@@ -123,7 +123,9 @@ _BASES = (
     ),
     base("base with an adapter in it", _an_adapter_in_it, "holds an adapter", "name the directory of its base, or merge"),
     base("base in GGUF", _gguf_only, "study.yaml:3: bases.tiny.path: `model` is a GGUF model", "it was made from"),
-    base("base is a GGUF file", _gguf_file, "bases.tiny.path: `model.gguf` is a GGUF model", "config.json and model.safetensors"),
+    base(
+        "base is a GGUF file", _gguf_file, "bases.tiny.path: `model.gguf` is a GGUF model", "config.json and model.safetensors"
+    ),
     base(
         "base is quantized",
         _change_config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),

@@ -1,12 +1,14 @@
 """The seam rule on the two families of tokenizers: bytes, and SentencePiece with its dummy space."""
 
+from pathlib import Path
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer
-from paretune.errors import NeedsError
-from tests.tiny import make_model, make_tokenizer
+from paretune.errors import DataError, NeedsError
+from tests.tiny import VOCABULARY_SIZE, make_model, make_tokenizer
 
 
 def test_padding_beyond_the_embedding_is_that_of_a_token_that_exists(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What config.json of a model says. The names of its fields differ between architectures, and are known here alone."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ def check_whole(path: Path, where: str) -> None:
     """NeedsError, beginning with `where`, for what is no model in Hugging Face format and looks like one: an adapter, a GGUF
     file."""
     adapter = path / "adapter_config.json"
-    if adapter.is_file():
+    if os.path.isfile(adapter):  # False, too, where that cannot be told
         try:
             base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
         except (ValueError, AttributeError):
