@@ -107,6 +107,23 @@ def test_an_adapter_of_a_mixture_is_the_same_live_reloaded_merged_and_exported(a
         torch.testing.assert_close(merged(ids).logits, live, rtol=1e-4, atol=1e-4)
 
 
+def test_experts_in_a_list_are_left_out_with_their_router_unless_asked_for(tmp_path):
+    class Routed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = torch.nn.Linear(32, 3)
+            self.experts = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(3))
+
+    for experts in (False, True):
+        model = tiny("llama", tmp_path, num_experts=3)
+        for block in model.model.layers:
+            block.mlp = Routed()
+        adapted = add_lora(model, LORA | {"targets": "all-linear", "experts": experts}, seed=0)
+        ends = {name.split(".", 3)[3].removesuffix(".weight") for name in adapted_weights(adapted)}
+        attention = {f"self_attn.{kind}_proj" for kind in "qkvo"}
+        assert ends == attention | ({f"mlp.experts.{index}" for index in range(3)} if experts else set())
+
+
 def test_experts_are_asked_for_only_where_there_are_some(tmp_path):
     with pytest.raises(SpecError, match="`llama` has no routed experts; leave the field out"):
         add_lora(tiny("llama", tmp_path), LORA | {"experts": True}, seed=0)

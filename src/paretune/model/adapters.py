@@ -1,8 +1,9 @@
 """Low-rank adapters through PEFT, and what of a model is trained."""
 
 import copy
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,27 +70,31 @@ def add_lora(model: PreTrainedModel, method: Mapping[str, Any], seed: int) -> Pe
         head = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
         left_out = head | set(mixture.routers) | set(mixture.modules)
         chosen = [name for name in linear if name not in left_out]
-        if not isinstance(targets, str):
-            chosen = [name for name in names if any(_ends_in(name, target) for target in targets)]
-            chosen = [name for name in chosen if name not in mixture.modules]
+        if targets != "all-linear":
+            regular = isinstance(targets, str)  # the default of some architectures
+            chosen = [name for name in names if name not in mixture.modules]
+            chosen = [
+                name
+                for name in chosen
+                if (re.fullmatch(targets, name) if regular else any(_ends_in(name, target) for target in targets))
+            ]
         experts = mixture.experts if method.get("experts") else []
-        wanted = {*chosen, *(mixture.modules if method.get("experts") else []), *experts}
-        _name_targets(model, config, wanted, experts)
+        wanted = {*chosen, *(mixture.modules if method.get("experts") else [])}
+        _name_targets(model, config, sorted(wanted), experts)
+        wanted = {f"{name}.weight" for name in wanted} | set(experts)
     elif method.get("experts"):
         raise SpecError(f"train.lora.experts: `{model.config.model_type}` has no routed experts; leave the field out")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")  # what is tied is untied below
         adapted = get_peft_model(model, config)
-    reached = {name.removesuffix(".weight") for name in adapted_weights(adapted)}
-    if wanted is not None and reached != {name.removesuffix(".weight") for name in wanted}:
-        missed = sorted(reached ^ {name.removesuffix(".weight") for name in wanted})
-        raise StageError(f"train.lora: PEFT adapts other parts of `{model.config.model_type}` than asked, like `{missed[0]}`")
+    if wanted is not None and (missed := wanted ^ adapted_weights(adapted).keys()):
+        raise StageError(f"train.lora: PEFT adapts other parts of `{model.config.model_type}` than asked, like `{min(missed)}`")
     untie_adapted(adapted)
     return adapted
 
 
-def mixture_of(model: nn.Module) -> Mixture:
+def mixture_of(model: PreTrainedModel) -> Mixture:
     """The routed experts of `model`, fused (a parameter of three dimensions) or a list of modules in each block, and routers:
     what stands beside the experts of a layer and gives as many numbers as there are experts."""
     modules = dict(model.named_modules())
@@ -100,10 +105,14 @@ def mixture_of(model: nn.Module) -> Mixture:
         for key, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3
     }
+    fields = model.config.get_text_config().to_dict().items()
+    counts = {value for key, value in fields if "expert" in key and isinstance(value, int)}
     listed: dict[str, int] = {}
     for name, module in modules.items():
-        lists = [outer for outer in _ancestors(name) if isinstance(modules[outer], nn.ModuleList)]
-        if isinstance(module, nn.Linear) and len(lists) > 1:
+        parts = name.split(".")
+        outer = (".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1))
+        lists = [each for each in outer if isinstance(modules[each], nn.ModuleList)]
+        if isinstance(module, nn.Linear) and len(lists) > 1 and len(modules[lists[0]]) in counts:  # type: ignore[arg-type]
             listed[name] = len(modules[lists[0]])  # type: ignore[arg-type]
     layers = {name.rpartition(".")[0].rpartition(".")[0]: len(parameter) for name, parameter in fused.items()}
     layers |= {name.rpartition(".")[0].rpartition(".")[0].rpartition(".")[0]: count for name, count in listed.items()}
@@ -167,10 +176,10 @@ def untie_head(model: PreTrainedModel) -> None:
     model.all_tied_weights_keys = {}
 
 
-def _name_targets(model: PreTrainedModel, config: LoraConfig, wanted: set[str], experts: list[str]) -> None:
-    """Write exactly `wanted` into `config`. PEFT reads the names of some mixtures as those of the experts of an older
-    transformers, and takes others than were named: such a module is named by its weight, which is taken as it stands."""
-    modules = sorted(wanted - set(experts))
+def _name_targets(model: PreTrainedModel, config: LoraConfig, modules: list[str], experts: list[str]) -> None:
+    """Write exactly `modules` and the parameters `experts` into `config`. PEFT reads the names of some mixtures as those of the
+    experts of an older transformers, and takes others than were named: such a module is named by its weight, which is taken as
+    it stands."""
     config.target_modules = set(modules)
     tried = copy.deepcopy(config)
     convert_peft_config_for_transformers(tried, model, None)
@@ -187,12 +196,6 @@ def _name_targets(model: PreTrainedModel, config: LoraConfig, wanted: set[str], 
 
 def _ends_in(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
-
-
-def _ancestors(name: str) -> Iterator[str]:
-    """Names of what a module stands in, the nearest first, without the model itself."""
-    while name := name.rpartition(".")[0]:
-        yield name
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
