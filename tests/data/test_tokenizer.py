@@ -1,13 +1,36 @@
 """The seam rule on the two families of tokenizers: bytes, and SentencePiece with its dummy space."""
 
+from pathlib import Path
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer
-from paretune.errors import NeedsError
+from paretune.errors import DataError, NeedsError
 from paretune.pipeline.resources import Resource
-from tests.tiny import make_model, make_tokenizer
+from tests.tiny import VOCABULARY_SIZE, make_model, make_tokenizer
+
+
+def test_padding_beyond_the_embedding_is_that_of_a_token_that_exists(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path)
+    hf = AutoTokenizer.from_pretrained(base)
+    hf.add_special_tokens({"pad_token": "<pad>"})
+    assert hf.pad_token_id == VOCABULARY_SIZE
+    hf.save_pretrained(base)
+    tokenizer = load_tokenizer({"trust_remote_code": False}, Resource(path=base))
+    assert tokenizer.pad_id == tokenizer.hf.pad_token_id == tokenizer.eos_id
+    with pytest.raises(DataError, match=r"holds the token `<pad>`, 300, and the embedding of the base has 300 rows"):
+        tokenizer.encode("a <pad> b")
+
+
+def test_a_beginning_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path)
+    hf = AutoTokenizer.from_pretrained(base)
+    hf.add_special_tokens({"bos_token": "<new>"})
+    hf.save_pretrained(base)
+    with pytest.raises(NeedsError, match="has 301 tokens, its embedding 300 rows: `<new>` is token 300"):
+        load_tokenizer({"trust_remote_code": False}, Resource(path=base))
 
 
 def wrapped(hf: PreTrainedTokenizerFast) -> TextTokenizer:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from paretune.data.words import words_of
 from paretune.errors import DataError
@@ -55,6 +56,16 @@ def test_greedy_texts_of_a_batch_equal_the_reference(architecture: str, tmp_path
     loaded = load_model(make_context(base, {}, tmp_path))
     found = [each.text for each in generate(loaded, PROMPTS, 12)]
     assert found == [_reference_text(base, loaded, prompt, 12) for prompt in PROMPTS]
+
+
+@pytest.mark.usefixtures("path")
+def test_padding_beyond_the_embedding_changes_no_text(base: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    hf = AutoTokenizer.from_pretrained(base)
+    hf.add_special_tokens({"pad_token": "<pad>"})
+    hf.save_pretrained(tmp_path / "base")
+    padded = load_model(make_context(tmp_path / "base", {}, tmp_path / "draft"))
+    assert [each.text for each in generate(padded, PROMPTS, 12)] == [each.text for each in generate(loaded, PROMPTS, 12)]
 
 
 @pytest.mark.parametrize("sampled", [False, True])

@@ -156,7 +156,7 @@ def test_a_question_stands_behind_the_prefix_that_is_asked_for(
     base: Path, tmp_path: Path, prefix: str, before: list[int]
 ) -> None:
     metrics = run(base, tmp_path, QUESTIONS[1:2], prefix=prefix)
-    tokenizer = load_tokenizer(BASE, str(base))
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
     assert metrics["prefix"] == tokenizer.decode(before)
     head = [*before, *tokenizer.encode(" Question: When does the train leave?\nAnswer:")]
     nats = reference_nats(base)([*head, *tokenizer.encode(" at seven.")])[0][len(head) - 1 :]

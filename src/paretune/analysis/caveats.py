@@ -144,6 +144,17 @@ class PartTrained(Fact):
 
 
 @dataclass(frozen=True)
+class PartAdapted(Fact):
+    """What the targets of an adapter reach of the model that it was trained on."""
+
+    entrant: Entrant
+    num_adapted: int
+    num_parameters: int
+    num_left_out: int
+    """Parameters of routed experts without an adapter."""
+
+
+@dataclass(frozen=True)
 class BlocksChosen(Fact):
     choice: BlockChoice
 
@@ -209,6 +220,17 @@ def trained_shares(findings: Findings, group: Group) -> list[Fact]:
         if "trainable_parameters" in costs and "parameters" in costs:
             part, whole = round(costs["trainable_parameters"].mean), round(costs["parameters"].mean)
             facts += [PartTrained(entrant, part, whole)] if part < whole else []
+        records = [record for cell in findings.cells(entrant) for record in trained_records(cell)]
+        reached = {
+            (
+                record.metrics["adapted_parameters"],
+                record.metrics["base_parameters"],
+                0 if record.config["method"].get("experts") else record.metrics["expert_parameters"],
+            )
+            for record in records
+            if "adapted_parameters" in record.metrics
+        }
+        facts += [PartAdapted(entrant, *each) for each in sorted(reached)]
     return facts
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paretune.study.study import Study
 
 _SIZES = ("parameters", "model_bytes", "adapter_bytes")
-_SUMMED = ("train_seconds", "wall_seconds", "train_tokens")
+_SUMMED = ("train_seconds", "wall_seconds", "train_tokens", "train_tokens_read")
 DISTURBED = 1.15
 """Ratio of times that should be equal from which the machine counts as busy with something else."""
 _BEYOND = 1.5
@@ -181,12 +181,12 @@ def _cell_costs(cell: Cell, latencies: Sequence[str]) -> dict[str, tuple[float, 
     if trained := trained_records(cell):
         each = [_numbers(record.metrics) for record in trained]
         summed = {name: sum(metrics.get(name, 0.0) for metrics in each) for name in _SUMMED}
+        summed["train_tokens_read"] = summed["train_tokens_read"] or summed["train_tokens"]
         summed["trainable_parameters"] = each[-1]["trainable_parameters"]
         summed["peak_memory_bytes"] = max(metrics.get("peak_memory_bytes", 0.0) for metrics in each)
         if summed["train_seconds"] > 0:
             # Each example with its context, once: what is learned is only part of that where a dataset has tasks.
-            read = sum(metrics.get("train_tokens_read", metrics.get("train_tokens", 0.0)) for metrics in each)
-            summed["train_tokens_per_second"] = read / summed["train_seconds"]
+            summed["train_tokens_per_second"] = summed["train_tokens_read"] / summed["train_seconds"]
         machine = " and ".join(sorted({fingerprint(record) for record in trained}))
         costs |= {name: (value, machine if metric_of(name).of_machine else None) for name, value in summed.items()}
     for name in latencies:

@@ -12,7 +12,7 @@ from paretune.study.data import SPLITS
 
 _BUDGET = ("train_tokens", "train_tokens_read", "epochs_done", "steps", "precision")
 """What is the same for all variants of a base on a dataset, over all trainings of a variant."""
-_OF_RUNS = ("stopped_early", "out_of_memory", "flex_failure", "repeated_steps")
+_OF_RUNS = ("stopped_early", "out_of_memory", "flex_failure", "repeated_steps", "untied_parameters")
 """Metrics of a training that went otherwise than those of other variants."""
 
 

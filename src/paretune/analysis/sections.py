@@ -189,18 +189,27 @@ def _data_table(findings: Findings) -> Table:
 
         return cell
 
-    def num_tokens(base: str) -> Callable[[tuple[str, str]], str | None]:
+    def num_tokens(base: str, what: str) -> Column[tuple[str, str]]:
         def cell(row: tuple[str, str]) -> str | None:
             record = tokens.get((base, row[0]))
-            return None if record is None else words.count(record.metrics.get(f"tokens_{row[1]}", 0))
+            if record is None:
+                return None
+            learned = record.metrics.get(f"tokens_{row[1]}", 0)
+            return words.count(record.metrics.get(f"read_tokens_{row[1]}", learned) if what == "tokens read" else learned)
 
-        return cell
+        return Column(f"{what} ({base})" if len(bases) > 1 else what, cell)
 
+    # All of a text is learned, of a task its completion alone.
+    completes = any(dataset.completes for dataset in findings.study.data.values())
     columns = [
         Column[tuple[str, str]]("data", lambda row: row[0]),
         Column("split", lambda row: row[1]),
         *(Column(what, kept(what)) for what in ("documents", "examples", "bytes")),
-        *(Column(f"tokens ({base})" if len(bases) > 1 else "tokens", num_tokens(base)) for base in bases),
+        *(
+            num_tokens(base, what)
+            for base in bases
+            for what in (("tokens read", "tokens learned") if completes else ("tokens",))
+        ),
     ]
     known = all("kept_examples_train" in record.metrics for record in skipping.values())
     counted = "as trained and scored on" if known else "documents, examples and bytes before what is too long was left out"

@@ -49,10 +49,18 @@ class TextTokenizer:
     """All ids that end a generation: EOS, and what the model's generation config adds."""
     pad_id: int
     """Only ever under a mask."""
+    num_rows: int | None = None
+    """Of the model's embedding; None where that is not known."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text from its beginning, without special tokens."""
-        return list(self.hf(text, add_special_tokens=False, verbose=False)["input_ids"])
+        """Ids of a text from its beginning, without special tokens; DataError for one that the model has no row for."""
+        ids = list(self.hf(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if self.num_rows is not None and max(ids, default=0) >= self.num_rows:
+            raise DataError(
+                f"the text `{text[:40]}` holds the token `{self.hf.convert_ids_to_tokens(max(ids))}`, {max(ids)}, and the "
+                f"embedding of the base has {self.num_rows} rows; take it out of the text, or resize the embedding of the base"
+            )
+        return ids
 
     def encode_continuation(self, text: str) -> list[int]:
         """Ids of a piece that follows other text, without the dummy space of a beginning.
@@ -119,7 +127,7 @@ def usable_positions(config: PretrainedConfig) -> int:
 
 
 def load_tokenizer(base: Mapping[str, Any], resource: Resource) -> TextTokenizer:
-    """The tokenizer of a base; NeedsError if its files are missing or it has no end-of-text token."""
+    """The tokenizer of a base; NeedsError if its files are missing, or it has no end-of-text token that the model can read."""
     name, arguments = pretrained_arguments(base, resource)
     try:
         hf = AutoTokenizer.from_pretrained(name, **arguments)
@@ -134,12 +142,22 @@ def load_tokenizer(base: Mapping[str, Any], resource: Resource) -> TextTokenizer
     if eos_id is None:
         raise NeedsError(f"{name}: its tokenizer has no end-of-text token; add `eos_token` to tokenizer_config.json")
     bos_id = hf.bos_token_id if hf.bos_token_id is not None else _first(config.bos_token_id)
+    rows = config.get_text_config().vocab_size
+    for token in (eos_id, bos_id):
+        if token is not None and token >= rows:
+            raise NeedsError(
+                f"{name}: its tokenizer has {len(hf)} tokens, its embedding {rows} rows: `{hf.convert_ids_to_tokens(token)}` "
+                f"is token {token}, which the model cannot read; take the tokenizer that belongs to it"
+            )
+    if hf.pad_token_id is not None and hf.pad_token_id >= rows:
+        hf.pad_token = hf.convert_ids_to_tokens(eos_id)  # what is padded stands under a mask, so any token does
     return TextTokenizer(
         hf=hf,
         prefix_id=eos_id if bos_id is None else bos_id,
         eos_id=eos_id,
         stop_ids=frozenset({eos_id, *_all(generation.eos_token_id)}),
         pad_id=eos_id if hf.pad_token_id is None else hf.pad_token_id,
+        num_rows=rows,
     )
 
 

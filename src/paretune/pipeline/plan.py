@@ -259,7 +259,9 @@ class _Planner:
             if waits and index in waits:
                 inputs["choice"] = waits[index]
             base_config, device = self._base(given), self.lock.device
-            config: TrainConfig[Spec] | MethodConfig[Spec] = MethodConfig(base=base_config, method=use.config)
+            config: TrainConfig[Spec] | MethodConfig[Spec] = MethodConfig(
+                base=base_config, method=use.config, ships=self._ships(given)
+            )
             after: tuple[Stage, ...] = ()
             if use.row.trains:
                 assert seed is not None, "a variant that trains has seeds"
@@ -273,9 +275,7 @@ class _Planner:
                 )
             elif use.row.uses_tokens(use.config):
                 length, precision = self.study.train.max_length, self.lock.evaluate
-                config = MethodConfig(
-                    base=base_config, method=use.config, max_length=length, precision=precision, device=device
-                )
+                config = config.model_copy(update={"max_length": length, "precision": precision, "device": device})
             if use.row.trains or use.row.uses_tokens(use.config):
                 inputs["tokens"] = given.tokens
                 after = (given.gate,)
@@ -323,9 +323,14 @@ class _Planner:
                 max_length=self.study.train.max_length if row.uses_tokens else None,
                 machine=fingerprint() if row.measures_time else None,
                 safety=parts.safety() if row.writes_text else None,
+                ships=self._ships(given),
             )
         kind, key, after = f"evaluate.{row.name}", config.model_dump(mode="json"), () if row is SIZE else (given.gate,)
         return Stage(kind, key, row.body, inputs, after, parts.resources, row.revision, parts.unhashed)
+
+    def _ships(self, given: _Given) -> str | None:
+        dtype = self.lock.bases[given.base].dtype
+        return None if dtype == "float32" or self.study.precision.export == "float32" else dtype
 
     def _base(self, given: _Given) -> BaseConfig:
         trusted = self.study.bases[given.base].trust_remote_code

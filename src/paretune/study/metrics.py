@@ -181,8 +181,16 @@ METRICS = (
         of_machine=True,
         median_of="first_token_ms",
     ),
-    _cost("train_tokens", "tokens", unit="count", better=""),
-    _cost("train_tokens_per_second", "tokens per second", unit="tokens/s", better="higher", of_machine=True),
+    _cost("train_tokens", "tokens learned", unit="count", better=""),
+    _cost("train_tokens_read", "tokens read", unit="count", better=""),
+    _cost(
+        "train_tokens_per_second",
+        "tokens per second",
+        unit="tokens/s",
+        better="higher",
+        heading="tokens read per second",
+        of_machine=True,
+    ),
     _cost("tuning_seconds", "time of tuning", unit="seconds", better="", of_machine=True),
     _cost("tuning_steps", "steps of tuning", unit="count", better=""),
 )
