@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from paretune.data.control import ControlTokens, sources_of
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import fetch_model
 from paretune.pipeline.stage import StageContext
@@ -47,21 +49,29 @@ class TextTokenizer:
     pad_id: int
     """Only ever under a mask."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text from its beginning, without special tokens."""
-        return list(self.hf(text, add_special_tokens=False, verbose=False)["input_ids"])
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Of control tokens, which are no text."""
+        special = {token_id for token_id, token in self.hf.added_tokens_decoder.items() if token.special}
+        return frozenset({self.eos_id, *self.stop_ids, *special})
 
-    def encode_continuation(self, text: str) -> list[int]:
+    def encode(self, text: str, *, literally: bool = False) -> list[int]:
+        """Ids of a text from its beginning, without special tokens but those that are written in it; `literally` without these
+        too: what looks like one is then text."""
+        split = {"split_special_tokens": True} if literally else {}
+        return list(self.hf(text, add_special_tokens=False, verbose=False, **split)["input_ids"])
+
+    def encode_continuation(self, text: str, *, literally: bool = False) -> list[int]:
         """Ids of a piece that follows other text, without the dummy space of a beginning."""
         if not text or not self.hf.convert_ids_to_tokens(self.encode("a"))[0].startswith("▁"):
-            return self.encode(text)
+            return self.encode(text, literally=literally)
         if text.startswith(" "):
-            return self.encode(text[1:])  # the dummy space is the space that the piece begins with
+            return self.encode(text[1:], literally=literally)  # the dummy space is the space that the piece begins with
         for mark in _MARKS:
-            marked, begun = self.encode(mark + text), self.encode(mark)
+            marked, begun = self.encode(mark + text, literally=literally), self.encode(mark)
             if marked[: len(begun)] == begun:
                 return marked[len(begun) :]
-        return self.encode(text)
+        return self.encode(text, literally=literally)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.hf.decode(list(ids), clean_up_tokenization_spaces=False))
@@ -121,14 +131,19 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
     rows, skipped, max_length = [], 0, context.config["max_length"]
     lengths: list[int] = []
+    dataset = context.inputs["data"].record.config["dataset"]
+    control = ControlTokens(tokenizer, context.config.get("control_tokens"), sources_of(dataset))
+    control.check((row["example"], [("text", row["text"])]) for row in documents)
     for number, row in enumerate(documents):
-        ids = tokenizer.encode(row["text"])
+        treated = control.treated("text", row["text"])
+        ids = control.encode(treated, continues=False)
         # The prefix and EOS belong to the example as it is trained.
         lengths.append(len(ids) + 2)
         if lengths[-1] > max_length and context.config["too_long"] != "windows":
             skipped += 1
             continue
-        text = row.pop("text")
+        del row["text"]
+        text = control.plain(treated)
         rows.append({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
         if number % 200 == 0:
             context.emit(done=number, total=len(documents))
@@ -143,7 +158,8 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     # Training examples: prefix, ids and EOS in windows that overlap by one token.
     windows = {f"windows_{split}": sum(math.ceil((size + 1) / (max_length - 1)) for size in sizes[split]) for split in SPLITS}
     lossy = sum(not row["lossless"] for row in rows)
-    return {**tokens, **windows, **kept_counts(rows), "skipped_examples": skipped, "lossy_examples": lossy}
+    counts = {"skipped_examples": skipped, "lossy_examples": lossy, "control_examples": control.num_examples}
+    return {**tokens, **windows, **kept_counts(rows), **counts}
 
 
 def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any]]:
