@@ -81,7 +81,7 @@ def test_a_chat_that_begins_with_the_assistant(name: str) -> None:
 
 
 def test_a_template_that_refuses_such_a_chat_is_told() -> None:
-    with pytest.raises(DataError, match="record 1: the chat template of the base refuses the messages .Roles must alternate"):
+    with pytest.raises(DataError, match=r"record 1: the chat template of the base refuses the messages .Roles must alternate"):
         turn(TEMPLATES["gemma"], "in", [])
 
 
@@ -93,7 +93,7 @@ def test_a_template_that_refuses_such_a_chat_is_told() -> None:
         "{% for m in messages %}{{ m.content }} {{ m.content }}{% endfor %}",
         "{% for m in messages | reverse %}{{ m.content }}{{ m.content | length }}{% endfor %}",
         "{% for m in messages %}{{ m.content | replace('n', 'm') }}{% endfor %}",
-        "{% for m in messages %}{{ m.content | truncate(1, true, '') }}{% endfor %}",
+        "{% for m in messages %}{{ m.content | truncate(1, true, '', 0) }}{% endfor %}",
         "{% for m in messages %}{% if m.content != 'in' %}{{ m.content }}{% endif %}{% endfor %}",
     ],
 )

@@ -258,6 +258,11 @@ def turn_end(tokenizer: "TextTokenizer", end: Sequence[int] | None = None) -> tu
     return tuple(ids) if tokenizer.decode(ids).strip() else ()
 
 
+def ending_ids(tokenizer: "TextTokenizer") -> set[int]:
+    """The ids that end an answer, each by itself: EOS, and the special token that a turn ends with."""
+    return {*tokenizer.stop_ids, *(token for token in turn_end(tokenizer)[-1:] if token in tokenizer.special_ids)}
+
+
 def turn_of(content: str) -> Message:
     """A turn of the assistant."""
     return {"role": "assistant", "content": content}
