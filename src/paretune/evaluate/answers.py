@@ -107,8 +107,8 @@ class _Draft:
 
     prompt: Prompt
     limit: int
-    """New tokens at most: those asked for and the rest of a turn's end that begins among them or right behind, or as many as
-    the positions leave room for."""
+    """New tokens at most: those asked for and the rest of a turn's end that begins among them, or as many as the positions
+    leave room for."""
     generator: torch.Generator
     ids: list[int] = field(default_factory=list)
     stopped_by: StoppedBy | None = None

@@ -127,7 +127,7 @@ def _answers(cell: PlannedCell, tokenizer: TextTokenizer, example: Mapping[str, 
         text=text,
         prefix=tokenizer.prefix_id,
         ids=ids,
-        limit=next(limits, 60),
+        limit=next(limits, 60) + max(0, len(end) - 1),
         before_end=f".split({tokenizer.decode(end)!r})[0]" if end and end[-1] not in tokenizer.special_ids else "",
     )
 
