@@ -94,6 +94,7 @@ def test_the_card_of_an_export_gives_the_answer_of_the_study(
     code = card.split("```python\n")[1].split("```")[0]
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=to)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.strip() == written(folder, "response", variant)["text"].strip() == "in"
+    assert finished.stdout.strip() == written(folder, "response", variant)["text"].strip()
+    assert variant == "lora" or finished.stdout.strip() == "in"
     if name in ("token", "thoughts") and form == "hf":
         assert len(json.loads((to / "generation_config.json").read_text())["eos_token_id"]) == 2

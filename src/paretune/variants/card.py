@@ -51,8 +51,12 @@ from transformers import GenerationConfig
 model.generation_config = GenerationConfig(eos_token_id={stops})
 {text}
 ids = torch.tensor([[{prefix}, {ids}]])
-written = model.generate(ids, max_new_tokens={limit}, do_sample=False)[0]
-print(tokenizer.decode(written[ids.shape[1] :], skip_special_tokens=True){before_end})"""
+written = model.generate(ids, max_new_tokens={most}, do_sample=False)[0, ids.shape[1] :]
+{shown}"""
+_PRINT = "print(tokenizer.decode(written, skip_special_tokens=True))"
+_PRINT_TO_END = """\
+text = tokenizer.decode(written, skip_special_tokens=True)
+print(text.split({end!r})[0] if {end!r} in text else tokenizer.decode(written[:{limit}], skip_special_tokens=True))"""
 
 
 def model_card(
@@ -122,13 +126,14 @@ def _answers(cell: PlannedCell, tokenizer: TextTokenizer, example: Mapping[str, 
                 break
     tasks = (stage.config["evaluation"].get("tasks", {}) for stage in cell.evaluations.values() if "evaluation" in stage.config)
     limits = (of_stage[example["task"]]["max_new_tokens"] for of_stage in tasks if example["task"] in of_stage)
+    limit, ends_in_text = next(limits, 60), bool(end) and end[-1] not in tokenizer.special_ids
     return _ANSWER.format(
         stops=sorted(ending_ids(tokenizer)),
         text=text,
         prefix=tokenizer.prefix_id,
         ids=ids,
-        limit=next(limits, 60) + max(0, len(end) - 1),
-        before_end=f".split({tokenizer.decode(end)!r})[0]" if end and end[-1] not in tokenizer.special_ids else "",
+        most=limit + max(0, len(end) - 1),
+        shown=_PRINT_TO_END.format(end=tokenizer.decode(end), limit=limit) if ends_in_text else _PRINT,
     )
 
 
