@@ -9,9 +9,11 @@ from paretune.analysis.findings import Fact, Findings, Group
 from paretune.analysis.scores import Entrant, Seed, entrant_of
 from paretune.pipeline.records import Cell
 from paretune.study.data import SPLITS
+from paretune.study.tasks import RESPONSE
 
 _BUDGET = ("train_tokens", "train_tokens_read", "epochs_done", "steps", "precision")
 """What is the same for all variants of a base on a dataset, over all trainings of a variant."""
+_CHANGED = ("cut_examples", "lossy_examples", "control_examples")
 _OF_RUNS = ("stopped_early", "out_of_memory", "flex_failure", "repeated_steps", "untied_parameters")
 """Metrics of a training that went otherwise than those of other variants."""
 
@@ -44,10 +46,13 @@ class ExamplesChanged(Fact):
     base: str
     dataset: str
     metric: str
-    """Of the record of the tokens: `cut_examples` to fit, or `lossy_examples` that are not given back exactly."""
+    """Of the record of the tokens: `cut_examples` to fit, `lossy_examples` that are not given back exactly, `control_examples`
+    with control tokens as text, or `unwritten_FIELD`, a field of messages that the chat template leaves out."""
     num_examples: int
     max_length: int
     """In tokens."""
+    control_tokens: str | None = None
+    """The dataset's rule."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +150,10 @@ def deviations(findings: Findings) -> list[Fact]:
     too_long = left_out(findings)
     for (base, dataset), record in results.tokens.items():
         facts += [too_long[base, dataset]] if (base, dataset) in too_long else []
-        for metric in ("cut_examples", "lossy_examples"):
-            if num_examples := record.metrics.get(metric, 0):
-                facts.append(ExamplesChanged(base, dataset, metric, num_examples, study.train.max_length))
+        rule = study.data[dataset].control_tokens
+        for metric, num_examples in record.metrics.items():
+            if num_examples and (metric in _CHANGED or metric.startswith("unwritten_")):
+                facts.append(ExamplesChanged(base, dataset, metric, num_examples, study.train.max_length, rule))
     alone = len(study.bases) == len(study.data) == 1
     kept = []
     for cell in results.cells:
@@ -206,7 +212,7 @@ def _data_deviations(findings: Findings) -> Iterator[Fact]:
     for name, record in findings.results.data.items():
         dataset = study.data[name]
         # Of a single task, records without a completion are counted as such.
-        tasks = sorted(dataset.tasks) if len(dataset.tasks) > 1 else []
+        tasks = sorted(dataset.tasks) if len(dataset.tasks) > 1 else [RESPONSE] if dataset.chats else []
         asked = [("records_empty", ""), ("records_duplicate", ""), ("records_unsafe", "")]
         asked += [*(("completions_empty", task) for task in tasks), ("documents_removed", "")]
         sizes = ((metric, task, record.metrics.get(f"{metric}_{task}" if task else metric, 0)) for metric, task in asked)

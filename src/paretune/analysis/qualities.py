@@ -38,6 +38,7 @@ from paretune.analysis.tables import (
     signed,
     subjects,
 )
+from paretune.study.evaluations import Generate
 from paretune.study.registry import metric_of
 
 _SPLIT_ORDER = ("test", "validation", "train", "")
@@ -312,6 +313,10 @@ def generations_section(findings: Findings, group: Group) -> Section | None:
             for row in read_generations(cells[0], task) if cells else ():
                 seed = "" if cells[0].seed is None or len(cells) == 1 else f"seed {cells[0].seed}, "
                 texts.setdefault(row["prompt"], []).append(Text(entrant.variant, f"{seed}{_stopped(row)}", row["text"]))
+        config = findings.study.evaluate[task].config
+        if texts and findings.study.data[group.dataset].chats and isinstance(config, Generate):
+            form = "continued as they are (`raw: true`)" if config.raw else "what a user says, in the form of the base's chats"
+            blocks.append(Paragraph(f"Prompts of `{task}`: {form}."))
         blocks += [SideBySide(prompt, entries) for prompt, entries in texts.items()]
     blocks += _task_texts(findings, group)
     where = f", {group.base} on {group.dataset}" if len(findings.groups) > 1 else ""

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from paretune.data.control import ControlTokens, sources_of
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import fetch_model
 from paretune.pipeline.resources import Resource
@@ -52,9 +54,17 @@ class TextTokenizer:
     num_rows: int | None = None
     """Of the model's embedding; None where that is not known."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text from its beginning, without special tokens; DataError for one that the model has no row for."""
-        ids = list(self.hf(text, add_special_tokens=False, verbose=False)["input_ids"])
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Of control tokens, which are no text."""
+        special = {token_id for token_id, token in self.hf.added_tokens_decoder.items() if token.special}
+        return frozenset({self.eos_id, *self.stop_ids, *special})
+
+    def encode(self, text: str, *, literally: bool = False) -> list[int]:
+        """Ids of a text from its beginning, without special tokens but those that are written in it; `literally` without these
+        too: what looks like one is then text. DataError for a text that the model has no row for."""
+        split = {"split_special_tokens": True} if literally else {}
+        ids = list(self.hf(text, add_special_tokens=False, verbose=False, **split)["input_ids"])
         if self.num_rows is not None and max(ids, default=0) >= self.num_rows:
             raise DataError(
                 f"the text `{text[:40]}` holds the token `{self.hf.convert_ids_to_tokens(max(ids))}`, {max(ids)}, and the "
@@ -62,16 +72,16 @@ class TextTokenizer:
             )
         return ids
 
-    def encode_continuation(self, text: str) -> list[int]:
-        """Ids of a piece that follows other text, without the dummy space of a beginning.
+    def encode_continuation(self, text: str, *, literally: bool = False) -> list[int]:
+        """Ids of a piece that follows other text, without the dummy space of a beginning; `literally` as of `encode`.
 
         NeedsError for a tokenizer that puts a space there all the same: what is scored would be another text.
         """
         start = self.encode("a")
         if not text or not self.hf.convert_ids_to_tokens(start)[0].startswith(("▁", "Ġ")):
-            return self.encode(text)
+            return self.encode(text, literally=literally)
         before, first = self.decode(start), None
-        for ids in self._without_space(text):
+        for ids in self._without_space(text, literally):
             joined = self.decode([*start, *ids])
             if joined == before + text:
                 return ids
@@ -83,14 +93,14 @@ class TextTokenizer:
             )
         return first[0]  # of a text that the tokenizer does not give back
 
-    def _without_space(self, text: str) -> Iterator[list[int]]:
+    def _without_space(self, text: str, literally: bool) -> Iterator[list[int]]:
         """The ways to the ids of a piece by a tokenizer that puts a space before the beginning of a text."""
         if text.startswith(" "):
             # The dummy space is that of the piece; byte-level tokenizers add none where there is one.
-            yield self.encode(text[1:])
-            yield self.encode(text)
+            yield self.encode(text[1:], literally=literally)
+            yield self.encode(text, literally=literally)
         for mark in _MARKS:
-            marked, begun = self.encode(mark + text), self.encode(mark)
+            marked, begun = self.encode(mark + text, literally=literally), self.encode(mark)
             if marked[: len(begun)] == begun:
                 yield marked[len(begun) :]
 
@@ -171,14 +181,19 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
     rows, skipped, max_length = [], 0, config.max_length
     lengths: list[int] = []
+    dataset = context.inputs["data"].record.config["dataset"]
+    control = ControlTokens(tokenizer, config.control_tokens, sources_of(dataset))
+    control.check((row["example"], [("text", row["text"])]) for row in documents)
     for number, row in enumerate(documents):
-        ids = tokenizer.encode(row["text"])
+        treated = control.treated("text", row["text"])
+        ids = control.encode(treated, continues=False)
         # The prefix and EOS belong to the example as it is trained.
         lengths.append(len(ids) + 2)
         if lengths[-1] > max_length and config.too_long != "windows":
             skipped += 1
             continue
-        text = row.pop("text")
+        del row["text"]
+        text = control.plain(treated)
         rows.append({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
         if number % 200 == 0:
             context.emit(done=number, total=len(documents))
@@ -193,7 +208,8 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     # Training examples: prefix, ids and EOS in windows that overlap by one token.
     windows = {f"windows_{split}": sum(math.ceil((size + 1) / (max_length - 1)) for size in sizes[split]) for split in SPLITS}
     lossy = sum(not row["lossless"] for row in rows)
-    return {**tokens, **windows, **kept_counts(rows), "skipped_examples": skipped, "lossy_examples": lossy}
+    counts = {"skipped_examples": skipped, "lossy_examples": lossy, "control_examples": control.num_examples}
+    return {**tokens, **windows, **kept_counts(rows), **counts}
 
 
 def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any]]:

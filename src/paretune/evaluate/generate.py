@@ -3,10 +3,12 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from paretune.data.chat import chat_prompt, turn_end
 from paretune.data.words import words_of
 from paretune.errors import DataError
 from paretune.evaluate.answers import GREEDY, LINE_BREAKS, Decoding, Prompt, write_answers
@@ -17,11 +19,23 @@ from paretune.study.evaluations import Generate, Prefix
 
 
 def evaluate_generate(context: StageContext) -> dict[str, Any]:
-    """Stage body: `generations.jsonl` in the order of the prompts, and scores `new_tokens`, `new_words`, `stopped_by_eos`."""
-    config = Generate.model_validate(context.config["evaluation"], strict=False)
+    """Stage body: `generations.jsonl` in the order of the prompts, and scores `new_tokens`, `new_words`, `stopped_by_eos`.
+
+    The evaluation's config is `Generate`, with `chats` where each prompt is what a user says.
+    """
+    fields = dict(context.config["evaluation"])
+    chats = fields.pop("chats", False)
+    config = Generate.model_validate(fields, strict=False)
     decoding = Decoding(config.temperature, config.top_p, config.top_k, config.repetition_penalty)
     loaded = load_model(context)
-    generations = generate(loaded, config.prompts, config.max_new_tokens, decoding, seed=config.seed, emit=context.emit)
+    prompts = config.prompts
+    if chats:
+        asked = ([{"role": "user", "content": prompt}] for prompt in prompts)
+        prompts = tuple(chat_prompt(loaded.tokenizer, messages, where="evaluate.generate") for messages in asked)
+    generations = generate(loaded, prompts, config.max_new_tokens, decoding, seed=config.seed, emit=context.emit)
+    if chats:
+        pairs = zip(generations, config.prompts, strict=True)
+        generations = [replace(each, prompt=prompt, read=each.prompt) for each, prompt in pairs]
     generations = with_safety(context, generations)
     scores: list[Score] = []
     for index, generation in enumerate(generations):
@@ -53,7 +67,7 @@ def generate(
     Prompt and text together stay within the positions of the model; DataError for a prompt that leaves no room for a token.
     """
     asked: list[Prompt] = []
-    times_seen = Counter[str]()
+    times_seen, end = Counter[str](), turn_end(loaded.tokenizer)
     stops = {"stops": LINE_BREAKS, "at_stop": "line_break"} if end_at_line_break else {}
     before = np.array(loaded.tokenizer.prefix_ids(prefix), np.int32)
     for text in prompts:
@@ -62,7 +76,7 @@ def generate(
         # A prompt that is given twice is sampled twice.
         digest = hashlib.sha256(f"{seed}\0{times_seen[text]}\0{text}".encode()).digest()
         times_seen[text] += 1
-        asked.append(Prompt(context, ids, max_new_tokens, seed=int.from_bytes(digest[:7]), **stops))
+        asked.append(Prompt(context, ids, max_new_tokens, turn_end=end, seed=int.from_bytes(digest[:7]), **stops))
         if loaded.max_positions is not None and asked[-1].num_tokens >= loaded.max_positions:
             raise DataError(
                 f"the prompt `{text[:60]}...` has {asked[-1].num_tokens} tokens and the model {loaded.max_positions} "

@@ -209,9 +209,8 @@ class _Planner:
             items=parts.all_items() if dataset.leakage == "remove" else None,
             safety=parts.safety() if drops else None,
         )
-        return Stage(
-            "data", config.model_dump(mode="json"), "paretune.data.prepare:prepare_data", resources=parts.resources, revision=2
-        )
+        body = "paretune.data.prepare:prepare_data"
+        return Stage("data", config.model_dump(mode="json"), body, resources=parts.resources, revision=2)
 
     def leakage(self, dataset: Dataset, data: Stage) -> Stage:
         parts = Parts(self.study, self.lock, self.folder)
@@ -224,7 +223,8 @@ class _Planner:
         counts = self.study.safety is not None and self.study.safety.data == "count"
         labels = tuple(sorted(name for name, task in dataset.tasks.items() if task.labels))
         config = AuditConfig(labels=labels, safety=parts.safety() if counts else None).model_dump(mode="json")
-        return Stage("audit", config, "paretune.data.audit:audit_data", {"data": data}, resources=parts.resources, revision=2)
+        body = "paretune.data.audit:audit_data"
+        return Stage("audit", config, body, {"data": data}, resources=parts.resources, revision=2)
 
     def tokens(self, base: str, dataset: Dataset, data: Stage) -> Stage:
         locked = self.lock.bases[base]
@@ -232,6 +232,7 @@ class _Planner:
             base=BaseConfig(digest=locked.tokenizer_digest, trust_remote_code=self.study.bases[base].trust_remote_code),
             max_length=self.study.train.max_length,
             too_long=dataset.length_rule,
+            control_tokens=dataset.control_tokens,
         )
         body = "paretune.data.examples:tokenize_tasks" if dataset.completes else "paretune.data.tokenizer:tokenize"
         return Stage("tokenize", config.model_dump(mode="json"), body, {"data": data}, resources={"base": locked.resource})

@@ -85,9 +85,11 @@ class AuditConfig(Spec):
 class TokenizeConfig(Spec):
     """Documents to tokens."""
 
+    LATER: ClassVar = ("control_tokens",)
     base: BaseConfig
     max_length: int
     too_long: LengthRule
+    control_tokens: Literal["strip", "text", "learn"] | None = None
 
 
 class MethodConfig(Spec, Generic[SpecT]):

@@ -84,8 +84,11 @@ class Qa(Spec):
 class Generate(Spec):
     """Continuations of prompts, side by side for all variants."""
 
+    LATER: ClassVar = ("raw",)
     prompts: tuple[str, ...] = Field(min_length=1)
-    """Texts to continue."""
+    """Texts to continue; of a dataset of chats (`records: messages | sharegpt`), what a user says, to be answered."""
+    raw: bool = False
+    """Continue the prompts as they are, of a dataset of chats too."""
     max_new_tokens: int = Field(100, ge=1)
     """Longest continuation."""
     temperature: float = Field(0.0, ge=0)
@@ -220,6 +223,11 @@ def _forgetting_content(config: Forgetting, parts: StageParts) -> dict[str, Any]
     return {"evaluation": config.model_dump(mode="json") | {"max_length": parts.max_length}}
 
 
+def _generate_content(config: Generate, parts: StageParts) -> dict[str, Any]:
+    chats = {"chats": True} if parts.chats and not config.raw else {}
+    return {"evaluation": config.model_dump(mode="json", exclude={"raw"}) | chats}
+
+
 def _tasks_content(config: Tasks, parts: StageParts) -> dict[str, Any]:
     content = config.model_dump(mode="json", exclude={"encoder"}) | {"tasks": parts.tasks}
     if any(BERT_SCORE in task["score"] for task in parts.tasks.values()):
@@ -249,6 +257,7 @@ EVALUATIONS = (
         "generate",
         Generate,
         "paretune.evaluate.generate:evaluate_generate",
+        content=_generate_content,
         writes_text=True,
         texts_are_rated=True,
         check="paretune.pipeline.checks:check_prompts",

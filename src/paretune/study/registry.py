@@ -26,6 +26,10 @@ class StageParts(Protocol):
         """`train.max_length`."""
 
     @property
+    def chats(self) -> bool:
+        """Whether the dataset's records are conversations."""
+
+    @property
     def tasks(self) -> Mapping[str, Mapping[str, Any]]:
         """The dataset's tasks that are scored, with how that is done."""
 

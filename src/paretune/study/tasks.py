@@ -67,7 +67,11 @@ class Records(Scoring):
     """Records in a format that many people have; written `records: alpaca`, or with more fields `records: {format: alpaca}`."""
 
     format: RecordFormat
-    """`alpaca` (`instruction`, `input`, `output`), `prompt_completion`, `messages` or `sharegpt` (`conversations`)."""
+    """`alpaca` (`instruction`, `input`, `output`), `prompt_completion`, `messages` or `sharegpt` (`conversations`).
+
+    Of conversations each turn of the assistant is learned as the chat template of the base writes it, with thoughts
+    (`reasoning_content`), calls of tools and the record's `tools` where it does; turns of `weight: 0`, `train: false` or
+    `loss: false` are read and not learned."""
 
     @model_validator(mode="after")
     def _no_labels(self) -> Self:
