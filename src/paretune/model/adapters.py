@@ -77,11 +77,11 @@ def add_lora(model: PreTrainedModel, method: TrainLora, seed: int) -> PeftModel:
                 for name in chosen
                 if (re.fullmatch(targets, name) if regular else any(_ends_in(name, target) for target in targets))
             ]
-        experts = mixture.experts if method.get("experts") else []
-        wanted = {*chosen, *(mixture.modules if method.get("experts") else [])}
+        experts = mixture.experts if method.experts else []
+        wanted = {*chosen, *(mixture.modules if method.experts else [])}
         _name_targets(model, config, sorted(wanted), experts)
         wanted = {f"{name}.weight" for name in wanted} | set(experts)
-    elif method.get("experts"):
+    elif method.experts:
         raise SpecError(f"train.lora.experts: `{model.config.model_type}` has no routed experts; leave the field out")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
