@@ -8,9 +8,8 @@ was. Ratings on which raters do not agree conclude nothing.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from scipy.sparse import bmat
@@ -24,7 +23,7 @@ from paretune.analysis.findings import Fact, Findings, Group
 from paretune.analysis.inference import chance_p
 from paretune.analysis.scores import Entrant, Quantity, read_generations
 from paretune.study.registry import metrics
-from paretune.study.tasks import METRICS
+from paretune.study.tasks import task_metrics
 
 ANSWER_METRICS = ("accuracy", "exact_match", "contains")
 """Of questions, each 0 or 1."""
@@ -192,12 +191,6 @@ def answer_facts(findings: Findings, group: Group) -> list[Fact]:
         facts += _scores(findings, group, first) if first is not None and first != group.headline else []
         facts += _labels(findings, group, task)
     return facts
-
-
-def task_metrics(scoring: Mapping[str, Any]) -> list[str]:
-    """The metrics that a task of a dataset is judged by, the most telling first."""
-    labelled = ["accuracy", "accuracy_generated"] if scoring.get("labels") else []
-    return list(dict.fromkeys([*labelled, *(METRICS.get(name, name) for name in scoring["score"])]))
 
 
 def rating_facts(findings: Findings, group: Group) -> list[Fact]:

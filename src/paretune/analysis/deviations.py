@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from paretune.analysis.costs import fingerprint, trained_records
+from paretune.analysis.costs import fingerprint, options_of, timed_evaluations, trained_records
 from paretune.analysis.findings import Fact, Findings, Group
 from paretune.analysis.scores import Entrant, Seed, entrant_of
 from paretune.pipeline.records import Cell
@@ -119,6 +119,17 @@ class SeveralMachines(Fact):
     where: tuple[str, str] | None
     """Base and dataset; None where the study has one of each."""
     num_machines: int
+
+
+@dataclass(frozen=True)
+class OptionsUnequal(Fact):
+    """Runs of one base on one dataset that went under other options: their times and memory are not compared."""
+
+    where: tuple[str, str] | None
+    """Base and dataset; None where the study has one of each."""
+    option: str
+    values: tuple[tuple[str, tuple[str, ...]], ...]
+    """Each with the variants that had it."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +254,16 @@ def _unequal_runs(findings: Findings, group: Group) -> Iterator[Fact]:
     machines = {fingerprint(record) for cell in cells for record in trained_records(cell)}
     if len(machines) > 1:
         yield SeveralMachines(where_of(findings, group), len(machines))
+    options: dict[str, dict[str, dict[str, None]]] = {}
+    for cell in cells:
+        timed = (cell.evaluations[name] for name in timed_evaluations(findings.study) if name in cell.evaluations)
+        for record in (*trained_records(cell), *timed):
+            for option, value in options_of(record).items():
+                options.setdefault(option, {}).setdefault("none" if value is None else str(value), {})[cell.variant] = None
+    for option, by_value in options.items():
+        if len(by_value) > 1:
+            runs = tuple((value, tuple(names)) for value, names in by_value.items())
+            yield OptionsUnequal(where_of(findings, group), option, runs)
 
 
 def _spent(cell: Cell, name: str) -> float | tuple[str, ...] | None:

@@ -4,7 +4,7 @@ How a task is asked and answered decides what is trained; how its answers are sc
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -16,6 +16,12 @@ BERT_SCORE = "bert_score"
 METRICS = {BERT_SCORE: "bert_score_f1"}
 """The metric that a scorer stands for, where it has another name."""
 RecordFormat = Literal["alpaca", "prompt_completion", "messages", "sharegpt"]
+
+
+def task_metrics(scoring: Mapping[str, Any]) -> list[str]:
+    """The metrics that a task of a dataset is judged by, the most telling first."""
+    labelled = ["accuracy", "accuracy_generated"] if scoring.get("labels") else []
+    return list(dict.fromkeys([*labelled, *(METRICS.get(name, name) for name in scoring["score"])]))
 
 
 class Scoring(Spec):
