@@ -33,7 +33,9 @@ def tokenized(
     _, data = prepare(folder, dataset | {"source": {"path": str(write_rows(folder / "a.jsonl", rows))}})
     (folder / "tokens").mkdir()
     config = {"base": BASE, "max_length": 128, "too_long": "error"} | ({"control_tokens": rule} if rule else {})
-    context = StageContext(config, {"data": data}, {"base": str(base)}, RunOptions(), folder / "tokens", lambda **_: None)
+    context = StageContext(
+        config, {"data": data}, {"base": Resource(path=base)}, RunOptions(), folder / "tokens", lambda **_: None
+    )
     metrics = (tokenize if "text" in dataset else tokenize_tasks)(context)
     return metrics, read_tokens(folder / "tokens")
 

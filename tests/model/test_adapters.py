@@ -130,8 +130,8 @@ def test_experts_in_a_list_are_left_out_with_their_router_unless_asked_for(tmp_p
 def test_experts_are_asked_for_only_where_there_are_some(tmp_path):
     with pytest.raises(SpecError, match="`llama` has no routed experts; leave the field out"):
         add_lora(tiny("llama", tmp_path), lora({"experts": True}), seed=0)
-    with pytest.raises(SpecError, match=r"adapters of fused weights, like `model.*`, take none; write `dropout: 0`"):
-        add_lora(tiny("mixtral", tmp_path), lora({"experts": True, "dropout": 0.1}), seed=0)
+    with pytest.raises(ValueError, match="`experts` goes without `dropout`: the adapters of fused experts take none"):
+        lora({"experts": True, "dropout": 0.1})
 
 
 def test_a_weight_that_other_parts_share_is_no_target(tmp_path):
