@@ -15,6 +15,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,8 +32,10 @@ from paretune.analysis.inference import (
     wilson_interval,
 )
 from paretune.analysis.scores import Entrant, Quantity, Sample, Samples, Seed, SeedScores, average, common_items
-from paretune.study.compare import Compare
 from paretune.study.registry import metric_of, metrics
+
+if TYPE_CHECKING:
+    from paretune.study.compare import Compare
 
 _LARGEST = 700
 """Of the arguments of `exp`."""
@@ -209,7 +212,7 @@ def in_units(loss: Difference, bits: Difference, margin: float | None = None) ->
     return replace(same_test, low=low, high=high, mde=mde, margin=margin, contrast=None)
 
 
-def margin_of(compare: Compare, quantity: Quantity, reference_mean: float) -> float:
+def margin_of(compare: "Compare", quantity: Quantity, reference_mean: float) -> float:
     """A loss against the reference that does not matter: the study's margin, or the default of the metric."""
     row = metric_of(quantity.metric)
     default = row.margin * abs(reference_mean) if row.margin_is_relative else row.margin
@@ -286,7 +289,7 @@ class Comparer:
 
     scores: Mapping[Entrant, Mapping[Quantity, SeedScores]]
     samples: Samples
-    compare: Compare
+    compare: "Compare"
     tokenizers: Mapping[tuple[str, str], str]
     """Digest by (base, dataset), as far as it is known."""
     withheld: Collection[tuple[str, str]]
@@ -377,7 +380,7 @@ class Comparer:
         return (variant.base, variant.dataset, quantity.task, quantity.split, bool(quantity.slice))
 
 
-def with_views(differences: Mapping[Pair, Difference], compare: Compare) -> dict[Pair, Difference]:
+def with_views(differences: Mapping[Pair, Difference], compare: "Compare") -> dict[Pair, Difference]:
     """`differences` and, behind each in a metric that another is the exp of, the same in that one's units.
 
     They are those of a ratio, like the `+3 %` of a report, at the reference's figure.

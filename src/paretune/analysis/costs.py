@@ -168,10 +168,6 @@ def noise_of(costs: Costs, name: str, entrant: Entrant) -> float | None:
     return max(ratios or parts, default=None)
 
 
-def trained_records(cell: Cell) -> list[Record]:
-    return [record for record in cell.methods if "train_seconds" in record.metrics]
-
-
 def fingerprint(record: Record) -> str:
     return json.dumps(record.machine, sort_keys=True, ensure_ascii=False)
 
@@ -193,7 +189,7 @@ def _cell_costs(cell: Cell, latencies: Sequence[str]) -> dict[str, tuple[float, 
     if "size" in cell.evaluations:
         metrics = cell.evaluations["size"].metrics
         costs |= {name: (float(metrics[name]), None) for name in _SIZES if name in metrics}
-    if trained := trained_records(cell):
+    if trained := cell.trained:
         each = [_numbers(record.metrics) for record in trained]
         summed = {name: sum(metrics.get(name, 0.0) for metrics in each) for name in _SUMMED}
         summed["train_tokens_read"] = summed["train_tokens_read"] or summed["train_tokens"]

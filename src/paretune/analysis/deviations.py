@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from paretune.analysis.costs import fingerprint, options_of, timed_evaluations, trained_records
+from paretune.analysis.costs import fingerprint, options_of, timed_evaluations
 from paretune.analysis.findings import Fact, Findings, Group
 from paretune.analysis.scores import Entrant, Seed, entrant_of
 from paretune.pipeline.records import Cell
@@ -169,7 +169,7 @@ def deviations(findings: Findings) -> list[Fact]:
     kept = []
     for cell in results.cells:
         run = Run(entrant_of(cell), cell.seed if len(study.seeds) > 1 else None, alone)
-        for record in trained_records(cell):
+        for record in cell.trained:
             facts += [RunDeviates(run, metric, record.metrics) for metric in _OF_RUNS if record.metrics.get(metric)]
             best, steps = record.metrics.get("best_step", 0), record.metrics.get("steps", 0)
             if study.train.keep == "best" and 0 < best < steps:
@@ -251,13 +251,13 @@ def _unequal_runs(findings: Findings, group: Group) -> Iterator[Fact]:
                 values = tuple((spent, tuple(sorted(names))) for spent, names in variants.items())
                 yield BudgetUnequal(where_of(findings, group), metric, values)
                 break
-    machines = {fingerprint(record) for cell in cells for record in trained_records(cell)}
+    machines = {fingerprint(record) for cell in cells for record in cell.trained}
     if len(machines) > 1:
         yield SeveralMachines(where_of(findings, group), len(machines))
     options: dict[str, dict[str, dict[str, None]]] = {}
     for cell in cells:
         timed = (cell.evaluations[name] for name in timed_evaluations(findings.study) if name in cell.evaluations)
-        for record in (*trained_records(cell), *timed):
+        for record in (*cell.trained, *timed):
             for option, value in options_of(record).items():
                 options.setdefault(option, {}).setdefault("none" if value is None else str(value), {})[cell.variant] = None
     for option, by_value in options.items():
@@ -268,7 +268,7 @@ def _unequal_runs(findings: Findings, group: Group) -> Iterator[Fact]:
 
 def _spent(cell: Cell, name: str) -> float | tuple[str, ...] | None:
     """A metric of all trainings of a cell: their sum (four digits where it is not whole) or words; None without one."""
-    values = [record.metrics[name] for record in trained_records(cell) if record.metrics.get(name) is not None]
+    values = [record.metrics[name] for record in cell.trained if record.metrics.get(name) is not None]
     if all(isinstance(value, int | float) for value in values):
         total = float(sum(values))
         return (total if total.is_integer() else float(f"{total:.4g}")) if values else None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from paretune.analysis.costs import trained_records
 from paretune.analysis.inference import ratio_interval
 from paretune.pipeline.records import Cell, Record, read_lines
 
@@ -96,7 +95,7 @@ class BlockChoice:
 def read_curve(cell: Cell) -> pd.DataFrame:
     """One row a step with CURVE_COLUMNS, NaN where nothing was measured; no rows for a variant that does not train."""
     parts, done = [], dict.fromkeys(_COUNTED, 0.0)
-    for record in trained_records(cell):
+    for record in cell.trained:
         file = record.path / "curves.jsonl"
         if not file.exists():
             continue

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paretune.data.records import Rendered
 from paretune.errors import DataError
 
 if TYPE_CHECKING:
+    from paretune.data.records import Rendered
     from paretune.data.tokenizer import TextTokenizer
 
 KNOWN = re.compile(
@@ -47,7 +47,7 @@ def sources_of(dataset: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def pieces_of(rendered: Rendered) -> list[tuple[str, str]]:
+def pieces_of(rendered: "Rendered") -> list[tuple[str, str]]:
     """Name (as `sources_of` has it) and text of the pieces of a record, of conversations the messages."""
     if not rendered.branches:
         return [("text", rendered.context)]
