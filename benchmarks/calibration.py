@@ -1,6 +1,7 @@
-"""How often two identical variants are declared different, and how small a difference is found, in simulated studies.
+"""How often two identical variants are declared different, how small a difference is found, and how often a cheaper variant
+is recommended that is worse than the margin, or one that is as good, in simulated studies.
 
-    python benchmarks/calibration.py [STUDY [--store DIR]] [--studies 400] [--scale EXAMPLES]
+    python benchmarks/calibration.py [STUDY [--store DIR]] [--studies 400] [--only TABLE ...] [--scale EXAMPLES]
 
 Without a study the scores are synthetic; with one that has run with two seeds or more, documents, their sizes and what seeds
 do to each of them are drawn from its scores. `trained_pairs.py` asks the same of models that were really trained. Each table is
@@ -12,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,13 +22,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from scipy import stats
 
-from paretune.analysis.compare import Difference, difference
+from paretune.analysis.compare import Difference, difference, margin_of
 from paretune.analysis.inference import DRAWS
 from paretune.analysis.measure import measure
 from paretune.analysis.scores import Entrant, Items, Quantity, Scores, SeedScores, average, make_samples, read_scores
 from paretune.api import open_results
+from paretune.study.compare import Compare
 
 DOCUMENTS = (20, 50, 100, 500, 1000)
+DECIDED_ON = (6, 20, 60, 200)
+"""Documents of the studies whose recommendation is looked at."""
 SEEDS = (1, 3, 5)
 QUANTITY = Quantity("perplexity", "test", "bits_per_byte")
 ONE, OTHER = Entrant("base", "data", "one"), Entrant("base", "data", "other")
@@ -45,6 +49,8 @@ class Population:
     """How far two seeds lie apart on the document, over the square root of 2, without what the seeds have in common."""
     seed_effect: float
     """Standard deviation of what a seed does to all documents."""
+    between: np.ndarray
+    """How far two variants lie apart on the document, without what all documents have in common."""
 
 
 def main() -> None:
@@ -53,13 +59,12 @@ def main() -> None:
     parser.add_argument("--store")
     parser.add_argument("--studies", type=int, default=400, help="simulated for each cell of a table")
     parser.add_argument("--scale", type=int, default=0, help="time 20 variants on so many examples")
-    parser.add_argument("--skip-simulated", action="store_true")
+    tables = {"alike": show_alike, "power": show_power, "answers": show_answers, "decisions": show_decisions}
+    parser.add_argument("--only", nargs="*", choices=list(tables), default=list(tables), help="tables")
     arguments = parser.parse_args()
     population = synthetic() if arguments.study is None else of_study(arguments.study, arguments.store)
-    if not arguments.skip_simulated:
-        show_alike(population, arguments.studies)
-        show_power(population, arguments.studies)
-        show_answers(arguments.studies)
+    for name in arguments.only:
+        tables[name](population, arguments.studies)
     if arguments.scale:
         show_scale(arguments.scale)
 
@@ -67,42 +72,53 @@ def main() -> None:
 def synthetic(documents: int = 2000) -> Population:
     rng = np.random.default_rng(0)
     sizes = np.exp(rng.normal(7, 0.8, documents))
-    return Population(rng.normal(1.0, 0.15, documents), sizes, rng.standard_t(5, documents) * 0.02, 0.002)
+    return Population(
+        rng.normal(1.0, 0.15, documents), sizes, rng.standard_t(5, documents) * 0.02, 0.002, rng.standard_t(5, documents) * 0.03
+    )
 
 
 def of_study(study: str, store: str | None) -> Population:
-    """The first variant with several seeds, in the quantity that its study is judged by."""
+    """The first two variants with several seeds, in the quantity that their study is judged by."""
     results = open_results(study, store)
     scores = read_scores(results)
     samples = make_samples(scores)
     for group in measure(results).groups:
         quantity = group.headline
-        for entrant in group.entrants:
-            sample = samples.get(entrant, {}).get(quantity) if quantity is not None else None
-            if quantity is None or sample is None or len(sample.seeds) < 2:
-                continue
-            one, other = (average({seed: scores[entrant][quantity][seed]}) for seed in sample.seeds[:2])
-            assert one is not None
-            assert other is not None
-            apart = (one.sums - other.sums) / sample.weights / np.sqrt(2)
-            effect = float(np.std(list(sample.by_seed.values()), ddof=1))
-            print(f"Drawn from {len(apart)} documents of `{entrant.variant}`, {quantity.metric} on {quantity.split}.\n")
-            values = sample.sums / sample.weights
-            return Population(values, sample.weights, apart - np.average(apart, weights=sample.weights), effect)
-    raise SystemExit("the study has no variant with two seeds of scores")
+        known = {entrant: samples[entrant].get(quantity) for entrant in group.entrants} if quantity is not None else {}
+        several = {entrant: sample for entrant, sample in known.items() if sample is not None and len(sample.seeds) > 1}
+        if quantity is None or len(several) < 2:
+            continue
+        (entrant, sample), *_, (other, against) = several.items()
+        one, two = (average({seed: scores[entrant][quantity][seed]}) for seed in sample.seeds[:2])
+        assert one is not None
+        assert two is not None
+        apart, between = (one.sums - two.sums) / sample.weights / np.sqrt(2), (against.sums - sample.sums) / sample.weights
+        apart, between = (residual - np.average(residual, weights=sample.weights) for residual in (apart, between))
+        effect = float(np.std(list(sample.by_seed.values()), ddof=1))
+        print(f"Drawn from {len(apart)} documents of `{entrant.variant}` and `{other.variant}`, {quantity.metric}.\n")
+        return Population(sample.sums / sample.weights, sample.weights, apart, effect, between)
+    raise SystemExit("the study has no two variants with two seeds of scores")
 
 
-def draw(population: Population, documents: int, seeds: int, gap: float, rng: np.random.Generator) -> list[SeedScores]:
-    """The scores of two variants on the same documents; the second is worse by `gap`."""
+def draw(
+    population: Population,
+    documents: int,
+    seeds: int,
+    gap: float,
+    rng: np.random.Generator,
+    kind: float = 0.0,
+    others: int = 1,
+) -> list[SeedScores]:
+    """The scores of a variant and of `others`, each worse by `gap` and apart by `kind` times what lies between two variants."""
     picked = rng.integers(0, len(population.values), documents)
     names = np.arange(documents).astype(object)
     items = Items(names, names)
     sides: list[SeedScores] = []
-    for side in (0, 1):
-        found = {}
+    for side in range(others + 1):
+        found, own = {}, kind * population.between[picked] * rng.choice([-1, 1], documents) * (side > 0)
         for seed in range(seeds):
             residual = population.apart[picked] * rng.choice([-1, 1], documents)
-            moved = residual + rng.normal(0, population.seed_effect) + gap * side
+            moved = residual + rng.normal(0, population.seed_effect) + gap * (side > 0) + own
             found[seed] = Scores(items, population.values[picked] + moved, population.sizes[picked])
         sides.append(found)
     return sides
@@ -135,6 +151,38 @@ def show_alike(population: Population, studies: int) -> None:
     print_table(header, rows)
 
 
+def show_decisions(population: Population, studies: int) -> None:
+    """The rule of a recommendation: the whole interval of a cheaper variant's loss, corrected for their number, inside 1 %."""
+    level, margin = 0.95, 0.01 * float(np.average(population.values, weights=population.sizes))
+    for others in (1, 3):
+        rows = []
+        for documents in DECIDED_ON:
+            row = [str(documents)]
+            for seeds in SEEDS:
+                # One seed: the verdict is about these weights, of which a seed has no more to say.
+                drawn_from = population if seeds > 1 else replace(population, seed_effect=0.0)
+                for gap in (margin, 0.0):
+                    rng = np.random.default_rng([documents, seeds, others])
+                    shown, ahead = [], []
+                    for _ in range(studies):
+                        best, *cheaper = draw(drawn_from, documents, seeds, gap, rng, 1.0, others)
+                        found = [difference((OTHER, side), (ONE, best), QUANTITY, 1 - (1 - level) / others) for side in cheaper]
+                        limits = [(one, margin_of(Compare(), QUANTITY, one.reference_mean)) for one in found if one is not None]
+                        ahead.append(any(one.mean < 0 for one, _ in limits))
+                        shown.append(not ahead[-1] and any(one.loses_at_most(limit) for one, limit in limits))
+                    row += [rate(shown)] + ([rate(ahead)] if gap else [])
+            rows.append(row)
+        each = ("worse by the margin", "worse, ahead by chance", "as good")
+        header = ["documents", *(f"{seeds} seed{'s' * (seeds > 1)}: {what}" for seeds in SEEDS for what in each)]
+        print(f"{others} cheaper, 1 % margin: how often one is recommended as no worse than the margin where each is truly")
+        print(
+            "worse by just that (aim: at most 5 %); how often one that is worse by that is recommended as the best, having the"
+        )
+        print("best mean by chance; how often one is recommended so where each is truly as good, and none has the best")
+        print(f"mean anyway. {studies} simulated studies a cell.\n")
+        print_table(header, rows)
+
+
 def show_power(population: Population, studies: int) -> None:
     gaps = [gap * float(np.mean(population.values)) for gap in (0.001, 0.003, 0.01, 0.03)]
     rows = []
@@ -151,7 +199,7 @@ def show_power(population: Population, studies: int) -> None:
     print_table(["documents", *(f"{gap:.4f} bits per byte" for gap in gaps), "smallest detectable (median)"], rows)
 
 
-def show_answers(studies: int) -> None:
+def show_answers(_: Population, studies: int) -> None:
     """Right-or-wrong answers of which a quarter differ between the variants."""
     gaps, differ = (0.0, 0.05, 0.1, 0.2), 0.25
     rows = []

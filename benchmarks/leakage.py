@@ -16,10 +16,11 @@ from functools import partial
 
 import numpy as np
 
-from paretune.data.leakage import COMMON, NGRAM, Pair, _distinct_grams, _hashes, _positions, find_pairs, words_of
+from paretune.data.leakage import COMMON, NGRAM, Pair, _distinct_grams, _hashes, _positions, find_pairs
 from paretune.data.prepare import split_documents
 from paretune.data.sources import iterate_rows
 from paretune.data.templates import parse_template, render
+from paretune.data.words import words_of
 from paretune.study.data import SPLITS, Source, Split
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.7)

@@ -57,6 +57,22 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """The keyword arguments of each architecture's config; `sliding` layers alternate with full ones where it has both."""
 
+_ROUTED = _GROUPED | {"num_experts_per_tok": 2, "router_aux_loss_coef": 0.0}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4} | _ROUTED,
+    "granite-moe": {"model_type": "granitemoe", "num_local_experts": 4} | _ROUTED,
+    "qwen2-moe": {
+        "model_type": "qwen2_moe",
+        "num_experts": 4,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 24,
+    }
+    | _ROUTED,
+    "olmoe": {"model_type": "olmoe", "num_experts": 4} | _ROUTED,
+    "jetmoe": {"model_type": "jetmoe", "num_local_experts": 4, "num_key_value_heads": 2, "kv_channels": 8} | _MODERN,
+}
+"""Mixtures of experts: fused experts and a router, with or without a shared expert and an attention of experts."""
+
 
 def make_model(architecture: str, directory: Path, *, seed: int = 0, **overrides: Any) -> Path:
     """Write config, safetensors and tokenizer of a tiny model into `directory` (made if missing) and return it.
@@ -70,9 +86,11 @@ def make_model(architecture: str, directory: Path, *, seed: int = 0, **overrides
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": None,
     }
-    config = AutoConfig.for_model(**(fields | ARCHITECTURES[architecture] | overrides))
+    dtype = getattr(torch, str(overrides.pop("dtype", "float32")))
+    config = AutoConfig.for_model(**(fields | (ARCHITECTURES | MIXTURES)[architecture] | overrides))
     model = AutoModelForCausalLM.from_config(config)
     randomise(model, seed=seed)
+    model.to(dtype)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

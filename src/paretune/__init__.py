@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paretune.api import compare, load_study, open_results, plan, run
+    from paretune.api import compare, compare_counts, load_study, open_results, plan, run
 
-__all__ = ["compare", "load_study", "open_results", "plan", "run"]
+__all__ = ["compare", "compare_counts", "load_study", "open_results", "plan", "run"]
 
 
 def __getattr__(name: str) -> Any:

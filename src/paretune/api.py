@@ -1,4 +1,4 @@
-"""The verbs of the command line as functions, for notebooks: load_study, plan, run, open_results, compare.
+"""The verbs of the command line as functions, for notebooks: load_study, plan, run, open_results, compare, compare_counts.
 
 `with open_study(file)` is what they share: the study, its lock, plan and store. Nothing here imports torch.
 """
@@ -23,6 +23,8 @@ from paretune.study.study import Study, load_study, located
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from paretune.analysis.counts import CountComparison
 
 
 @dataclass(frozen=True)
@@ -94,4 +96,11 @@ def compare(file: str | Path, reference: str | None = None, store: str | Path | 
     return comparisons(measure(results, also_against=reference), reference)
 
 
-__all__ = ["OpenStudy", "compare", "load_study", "open_results", "open_study", "plan", "run"]
+def compare_counts(right: int, num: int, other_right: int, other_num: int, level: float = 0.95) -> "CountComparison":
+    """Two published counts of right answers: exact p, interval, smallest detectable difference, items needed."""
+    from paretune.analysis import counts
+
+    return counts.compare_counts(right, num, other_right, other_num, level)
+
+
+__all__ = ["OpenStudy", "compare", "compare_counts", "load_study", "open_results", "open_study", "plan", "run"]

@@ -12,6 +12,7 @@ import pytest
 
 from paretune.analysis.answers import (
     AnswersUndecided,
+    BelowChance,
     Confounded,
     ForgettingUnknown,
     Forgotten,
@@ -31,7 +32,7 @@ from paretune.analysis.answers import (
 )
 from paretune.analysis.findings import Fact, Findings
 from paretune.analysis.measure import measure
-from paretune.analysis.scores import Entrant
+from paretune.analysis.scores import Entrant, Quantity
 from paretune.data.sheets import Text
 from paretune.evaluate.ratings import Rating, write_ratings
 from paretune.pipeline.records import Results
@@ -48,15 +49,15 @@ def of_class(facts: list[Fact], kind: type[FactT]) -> list[FactT]:
     return [fact for fact in facts if isinstance(fact, kind)]
 
 
-def with_answers(tmp_path: Path, **right: int) -> Findings:
-    """A study of ten questions of which each variant answers the first `right` ones."""
+def with_answers(tmp_path: Path, num: int = 10, **right: int) -> Findings:
+    """A study of `num` questions of which each variant answers the first `right` ones."""
     variants = {name: VARIANTS[name] for name in ("original", "reduced")}
     results = make_results(tmp_path, Shape(variants, (0,), documents=40, epochs=1, evaluations=("perplexity", "qa")))
     for cell in results.cells:
         rows = [
             {"split": "", "document": str(index), "example": str(index), "metric": "accuracy", "weight": 1.0}
             | {"value": float(index < right[cell.variant])}
-            for index in range(10)
+            for index in range(num)
         ]
         write_scores(cell.evaluations["qa"].path, rows)
     return measure(results)
@@ -95,6 +96,15 @@ def test_answers_that_guessing_gives_are_said_to_be_so(tmp_path: Path) -> None:
     assert not of_class(answers(with_answers(tmp_path / "known", original=9, reduced=8)), LikeGuessing)
 
 
+def test_answers_far_below_chance_are_remarked_on(tmp_path: Path) -> None:
+    facts = answers(with_answers(tmp_path, original=9, reduced=0, num=20))
+    (fact,) = of_class(facts, BelowChance)
+    assert (fact.chance, fact.num_questions) == (0.25, 20)
+    assert fact.answers == ((REDUCED, 0.0, pytest.approx(0.75**20)),)
+    (tmp_path / "few").mkdir()
+    assert not of_class(answers(with_answers(tmp_path / "few", original=9, reduced=0)), BelowChance)  # p = 0.056
+
+
 TASKS = """tasks: {summary: {completion: "{{ s }}", score: [rouge_l]}, kind: {completion: "{{ k }}", labels: from_train}}"""
 
 
@@ -121,10 +131,12 @@ def test_the_tasks_of_a_dataset_are_told_with_their_labels(tmp_path: Path) -> No
         written = [{"task": "kind", "document": "", "prompt": "", "text": "", "reference": f" kind {n % 3}"} for n in range(3)]
         (record.path / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
         cells.append(replace(cell, evaluations={**cell.evaluations, "tasks": record}))
-    facts = answers(measure(replace(results, study=load_study(results.study_file), cells=tuple(cells))))
-    on_summary = [fact for fact in of_class(facts, ScoresDiffer) if fact.differences[0].quantity.task == "summary"]
-    assert {each.variant for each in on_summary[0].differences} == {BASE, LORA, REDUCED}
-    assert all(each.verdict == "worse" for each in on_summary[0].differences)
+    findings = measure(replace(results, study=load_study(results.study_file), cells=tuple(cells)))
+    facts, (group,) = answers(findings), findings.groups
+    # The study asks for answers, so the score of the first task decides.
+    assert (group.headline, group.decided_by) == (Quantity("summary", "test", "rouge_l"), "answers")
+    differences = [findings.difference(entrant, group.baseline, group.headline) for entrant in (BASE, LORA, REDUCED)]
+    assert {each.verdict for each in differences if each is not None} == {"worse"}
     (form,) = of_class(facts, WrittenWorse)
     assert form == WrittenWorse("kind", tuple((entrant, 0.3, 0.0) for entrant in (BASE, LORA, REDUCED)))  # but not `full`
     (commonest,) = of_class(facts, LikeCommonest)

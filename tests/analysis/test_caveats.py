@@ -418,7 +418,7 @@ def test_notes_are_of_what_the_study_has(tmp_path: Path) -> None:
         facts = notes(measure(make_results(tmp_path / name, shape)))
         terms[name] = [(fact.term, fact.several_seeds) for fact in of_class(facts, Definition)]
         answered[name] = of_class(facts, AnswersDefined)
-    assert [term for term, _ in terms["plain"]] == ["interval", "difference", "p", "loss", "files"]
+    assert [term for term, _ in terms["plain"]] == ["interval", "difference", "p", "margin", "loss", "files"]
     assert [several for _, several in (terms["plain"][1], terms["whole"][1])] == [False, True]
     assert answered == {"plain": [], "whole": [AnswersDefined(("accuracy", "log_likelihood", "exact_match"))]}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paretune.analysis.compare import Comparer, Difference, Estimate, difference, estimates_of, with_views
+from paretune.analysis.compare import Comparer, Difference, Estimate, difference, estimates_of, margin_of, with_views
 from paretune.analysis.inference import holm
 from paretune.analysis.measure import measure
 from paretune.analysis.scores import Entrant, Items, Quantity, Scores, Seed, SeedScores, common_items, make_samples
@@ -242,12 +242,25 @@ def test_loss_and_perplexity_say_what_bits_per_byte_say() -> None:
         assert perplexity.verdict == bits.verdict
 
 
-def test_a_verdict_needs_the_corrected_p_value() -> None:
-    found = replace(decided()["reduced", BITS], p_adjusted=0.06)
-    assert found.low > 0
-    assert found.verdict == "no difference detected"
-    assert replace(found, p_adjusted=0.05).verdict == "worse"
-    assert replace(found, p_adjusted=0.05, margin=1.0).verdict == "equivalent"
+def test_a_verdict_is_read_off_the_interval_at_the_level_of_its_step() -> None:
+    found = decided()
+    steps = sorted((found[name, BITS] for name in ("base", "full", "reduced")), key=lambda one: one.p)
+    assert steps[0].verdict == "worse"
+    assert [one.level for one in steps] == pytest.approx([1 - 0.05 / 3, 0.975, 0.975])
+    for one in found.values():
+        assert one.detected == (one.p_adjusted <= 0.05)
+    assert replace(steps[0], low=-0.01).verdict == "no difference detected"
+    assert replace(steps[0], margin=1.0).verdict == "equivalent"
+    assert replace(steps[0], withheld=True).verdict.startswith("withheld")
+    assert not replace(steps[0], withheld=True).loses_at_most(1.0)
+
+
+def test_without_a_margin_of_the_study_the_metric_has_one() -> None:
+    assert margin_of(Compare(), BITS, 2.5) == pytest.approx(0.025)
+    assert margin_of(Compare(), RIGHT, 0.5) == 0.02
+    assert margin_of(Compare(), Quantity("qa", "", "log_likelihood"), -3.0) == pytest.approx(0.03)
+    assert margin_of(Compare(margin={"accuracy": 0.1}), RIGHT, 0.5) == 0.1
+    assert margin_of(Compare(), Quantity("qa", "", "of_a_third_party"), 0.5) == 0
 
 
 def test_a_pair_without_the_baseline_is_one_of_all_pairs(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from paretune.analysis import conclusions
@@ -17,8 +19,12 @@ from paretune.analysis.conclusions import (
     BetterThanBase,
     CheaperChosen,
     CheaperForPrice,
+    CheaperNotShown,
     CostDifference,
+    DecidedBy,
+    Drawbacks,
     EquivalentToBase,
+    Forbidden,
     Frontier,
     Incomplete,
     LikelyMemorised,
@@ -83,7 +89,7 @@ def pair(difference: Difference) -> tuple[str, str]:
 def test_a_detected_loss_of_quality_is_a_trade_with_its_price(tmp_path: Path) -> None:
     facts = study(tmp_path, original=LORA, reduced=REDUCED)
     best = only(facts, BestChosen)
-    assert (best.entrant.variant, best.quantity, best.near, best.all_measured) == ("original", PERPLEXITY, (), True)
+    assert (best.entrant.variant, best.quantity, best.near, best.leads) == ("original", PERPLEXITY, (), "all")
     trade = only(facts, CheaperForPrice).trade
     assert pair(trade.difference) == ("reduced", "original")
     assert trade.difference.verdict == "worse"
@@ -93,19 +99,49 @@ def test_a_detected_loss_of_quality_is_a_trade_with_its_price(tmp_path: Path) ->
     assert trade.is_contrast
 
 
-def test_where_no_difference_is_detected_the_cheaper_variant_is_recommended(tmp_path: Path) -> None:
+def test_a_cheaper_variant_that_is_shown_to_lose_no_more_than_the_margin_is_recommended(tmp_path: Path) -> None:
     facts = study(tmp_path, original=LORA, reduced=replace(REDUCED, loss=LORA.loss + 1e-3))
     chosen = only(facts, CheaperChosen)
     assert pair(chosen.difference) == ("reduced", "original")
-    assert chosen.difference.verdict == "no difference detected"
+    assert chosen.difference.margin is not None
+    assert chosen.difference.worst <= chosen.difference.margin == pytest.approx(0.01 * LORA.loss, rel=0.1)
     assert "model_bytes" in metrics_of(chosen.cheaper)
-    assert not chosen.is_thin
-    assert not having(facts, CheaperForPrice, Trade, BestChosen)  # the two have been compared
+    assert not having(facts, CheaperForPrice, Trade, BestChosen, CheaperNotShown)  # the two have been compared
 
 
-def test_few_documents_are_thin_evidence(tmp_path: Path) -> None:
-    shape = replace(QUIET, documents=20)
-    assert only(study(tmp_path, shape, original=LORA, reduced=replace(REDUCED, loss=LORA.loss + 0.01)), CheaperChosen).is_thin
+def noisy(results: Results, scatter: float, more: float) -> Results:
+    """The losses of `reduced` scatter by document, and are higher by `more`, both in nats."""
+    for cell in results.cells:
+        if cell.variant == "reduced":
+            file = cell.evaluations["perplexity"].path / "scores.parquet"
+            table = pd.read_parquet(file)
+            moved = dict(zip(table["document"].unique(), np.random.default_rng(0).normal(more, scatter, 1000), strict=False))
+            shift = table["document"].map(moved)
+            scale = table["metric"].map({"loss": 1.0, "bits_per_byte": 1 / math.log(2) / 4.4}).fillna(0)
+            table.assign(value=table["value"] + shift * scale).to_parquet(file, index=False)
+    return results
+
+
+@pytest.mark.parametrize(("documents", "scatter", "more"), [(6, 0.4, 0.5), (20, 0.4, 0.05), (200, 1.0, 0.15)])
+def test_what_cannot_be_told_apart_recommends_nothing_cheaper(
+    documents: int, scatter: float, more: float, tmp_path: Path
+) -> None:
+    """6 documents with +72 % perplexity and an interval up to more than double are no case for the cheaper variant."""
+    shape = replace(QUIET, documents=documents, variants={"original": LORA, "reduced": replace(REDUCED, loss=LORA.loss)})
+    facts = facts_of(noisy(make_results(tmp_path, shape), scatter, more))
+    assert only(facts, BestChosen).entrant.variant == "original"
+    open_one = only(facts, CheaperNotShown)
+    difference = open_one.difference
+    assert difference.margin is not None
+    assert difference.verdict == "no difference detected"
+    assert difference.worst > difference.margin
+    assert " may be up to " in say(open_one)
+    if difference.loss < difference.margin:
+        assert open_one.needed is not None
+        assert open_one.needed > documents
+    else:
+        assert open_one.needed is None
+    assert not having(facts, CheaperChosen)
 
 
 def test_a_variant_that_is_better_and_cheaper_is_no_trade(tmp_path: Path) -> None:
@@ -135,7 +171,7 @@ def test_what_is_worse_than_the_untouched_base_is_no_bargain(tmp_path: Path) -> 
     facts = study(tmp_path, base=BASE, original=LORA, reduced=replace(REDUCED, loss=6.5))
     assert not having(facts, CheaperForPrice)
     worse = say(only(facts, WorseThanBase))
-    assert " times as high (95 % interval " in worse
+    assert " times as high (98.3 % interval " in worse
     assert worse.endswith(" times).")
 
 
@@ -211,13 +247,12 @@ def test_times_of_two_evaluations_are_told_apart_by_their_names(tmp_path: Path) 
 
 def test_seeds_that_lie_too_far_apart_are_not_a_verdict_about_methods(tmp_path: Path) -> None:
     shape = replace(QUIET, seeds=(0, 1), seed_effect=0.05)
-    chosen = only(study(tmp_path, shape, full=replace(FULL, loss=4.08), original=LORA), CheaperChosen)
-    assert chosen.difference.detected_for_weights
-    assert not chosen.difference.detected
-    assert "; the 2 seeds lie far apart; " in say(chosen)
-    chosen = only(study(tmp_path, shape, base=BASE, cut=replace(LORA, loss=4.55)), CheaperChosen)
-    assert chosen.is_untouched
-    assert say(chosen).endswith("and it needs no training.")
+    facts = study(tmp_path, shape, full=replace(FULL, loss=4.08), original=LORA)
+    assert only(facts, BestChosen).entrant.variant == "full"
+    difference = only(facts, CheaperNotShown).difference
+    assert difference.detected_for_weights
+    assert not difference.detected
+    assert not replace(difference, withheld=True).detected_for_weights
 
 
 LIMITS = """
@@ -262,6 +297,58 @@ def test_a_difference_inside_the_margin_is_equivalent_and_the_cheaper_variant_is
     assert (pair(chosen.difference), chosen.difference.verdict) == (("reduced", "original"), "equivalent")
     (tmp_path / "no").mkdir()
     assert only(study(tmp_path / "no", **variants), BestChosen).entrant.variant == "original"
+
+
+def with_answers(tmp_path: Path, extra: str, right: float, **changed: Truth) -> list[Fact]:
+    """`reduced` is a little worse in perplexity, and answers `right` of 200 questions where `original` answers nine of ten."""
+    variants = {
+        "original": replace(LORA, right=0.9),
+        "reduced": replace(REDUCED, loss=LORA.loss + 1e-3, right=right),
+        **changed,
+    }
+    shape = replace(QUIET, evaluations=("perplexity", "qa"), questions=100, variants=variants, extra=extra)
+    return facts_of(make_results(tmp_path, shape))
+
+
+def test_a_recommendation_names_what_it_is_shown_to_lose(tmp_path: Path) -> None:
+    chosen = only(with_answers(tmp_path, "compare: {baseline: original}\n", 0.2), CheaperChosen)
+    lost = {difference.quantity.metric: difference for difference in chosen.drawbacks.lost}
+    assert {"accuracy", "log_likelihood"} <= set(lost)
+    assert "bits_per_byte" not in lost
+    assert all(difference.verdict == "worse" for difference in lost.values())
+    assert "; shown worse: " in say(chosen)
+    assert "accuracy on `qa` by " in say(chosen)
+    (tmp_path / "family").mkdir()
+    family = "compare: {baseline: original, family: [perplexity, accuracy]}\n"
+    chosen = only(with_answers(tmp_path / "family", family, 0.2), CheaperChosen)
+    assert [difference.quantity.metric for difference in chosen.drawbacks.lost] == ["accuracy"]
+
+
+def test_a_margin_forbids_what_is_shown_to_lose_more(tmp_path: Path) -> None:
+    margin = "compare: {baseline: original, margin: {accuracy: 0.05}}\n"
+    facts = with_answers(tmp_path, margin, 0.2)
+    assert only(facts, BestChosen).entrant.variant == "original"
+    (tmp_path / "ahead").mkdir()
+    facts = with_answers(tmp_path / "ahead", margin, 0.2, reduced=replace(REDUCED, loss=3.9, right=0.2))
+    assert pair(only(facts, Forbidden).difference) == ("reduced", "original")
+    best = only(facts, BestChosen)
+    assert (best.entrant.variant, best.of_others, best.leads, best.near) == ("original", True, "", ())
+
+
+def test_the_first_of_the_declared_family_decides(tmp_path: Path) -> None:
+    facts = with_answers(tmp_path, "compare: {baseline: original, family: [accuracy, perplexity]}\n", 0.2)
+    assert only(facts, BestChosen).quantity == Quantity("qa", "", "accuracy")
+    assert only(facts, DecidedBy).why == "family"
+    (tmp_path / "text").mkdir()
+    facts = with_answers(tmp_path / "text", "compare: {baseline: original, family: [perplexity, accuracy]}\n", 0.95)
+    assert only(facts, DecidedBy).quantity.metric == "bits_per_byte"
+
+
+def test_a_half_measured_variant_is_not_recommended_without_that_said(tmp_path: Path) -> None:
+    results = make_results(tmp_path, replace(QUIET, variants={"original": LORA, "reduced": REDUCED}))
+    cells = tuple(replace(cell, missing=("evaluate.qa",)) if cell.variant == "original" else cell for cell in results.cells)
+    best = only(facts_of(replace(results, cells=cells)), BestChosen)
+    assert best.drawbacks.num_missing == 1
 
 
 def test_one_document_gives_no_recommendation(tmp_path: Path) -> None:
@@ -394,6 +481,17 @@ DEARER = (
     CostDifference("train_tokens_per_second", "", 0.5, cheaper=False),
     CostDifference("peak_memory_bytes", "", 1.2, cheaper=False),
 )
+NOTHING = Drawbacks((), 0)
+LOST = difference_of(
+    quantity=Quantity("qa", "", "accuracy"),
+    mean=-0.1,
+    low=-0.15,
+    high=-0.05,
+    level=1 - 0.05 / 3,
+    reference_mean=0.5,
+    variant_mean=0.4,
+)
+CLOSE = difference_of("lora", mean=0.002, low=-0.008, high=0.012, margin=0.015)
 ESTIMATE = Estimate(16.4, 15.0, 18.0, 40, 40, {0: 16.4})
 LIMIT = Limit({"ms_per_token": Bound(at_most=50)}, (ONE, TWO), ONE, "cheaper")
 SENTENCES: list[tuple[Fact, str]] = [
@@ -401,25 +499,61 @@ SENTENCES: list[tuple[Fact, str]] = [
     (OnlyOne(ONE), "One variant was measured, `full`: there is nothing to choose between."),
     (NoRecommendation(None), "No recommendation: nothing cannot tell variants apart."),
     (
-        BestChosen(ONE, False, PERPLEXITY, ESTIMATE, (TWO,), True),
+        BestChosen(ONE, False, PERPLEXITY, ESTIMATE, (TWO,), "", False, NOTHING),
         (
             "Recommended: `full`. It has the lowest test perplexity (16.4) on 40 documents; `base` cannot be told apart from"
             " it and is not clearly cheaper."
         ),
     ),
     (
-        BestChosen(TWO, True, PERPLEXITY, ESTIMATE, (), False),
+        BestChosen(TWO, True, PERPLEXITY, ESTIMATE, (), "all measured", False, Drawbacks((), 2)),
         (
             "Recommended: the untouched base, `base`. It has the lowest test perplexity (16.4) on 40 documents, and its lead"
-            " over the others that were measured is detected."
+            " over the others that were measured is detected; only half measured: 2 stages failed or did not run."
         ),
     ),
     (
-        CheaperChosen(ALIKE, False, True, CHEAPER),
+        BestChosen(ONE, False, PERPLEXITY, ESTIMATE, (), "", True, Drawbacks((LOST,), 0)),
         (
-            "Recommended, on the thin evidence of 40 documents: `lora`. Its test perplexity on 40 documents cannot be told "
-            "apart from the best, that of `base` (+2.0 %, 95 % interval -7.7 to +12.7 %; 12.7 % would have been detected), "
-            "and it is 50.0 % smaller and generates 4.00x faster on `short`."
+            "Recommended: `full`. Of the others it has the lowest test perplexity (16.4) on 40 documents; shown worse: "
+            "accuracy on `qa` by 10.0 points than `base` (98.3 % interval -15.0 to -5.0 points)."
+        ),
+    ),
+    (
+        Forbidden(replace(LOST, margin=0.02)),
+        (
+            "Not recommended: `full`, whose accuracy on `qa` is 10.0 points lower (98.3 % interval 5.0 to 15.0 points), more "
+            "than the margin of 2.0 points from `base`."
+        ),
+    ),
+    (
+        CheaperChosen(CLOSE, False, CHEAPER, NOTHING),
+        (
+            "Recommended: `lora`. Its test perplexity on 40 documents is shown to be no more than 1.5 % worse than the best, "
+            "that of `base` (+0.20 %, 95 % interval -0.80 to +1.2 %), and it is 50.0 % smaller and generates 4.00x faster on "
+            "`short`."
+        ),
+    ),
+    (
+        CheaperNotShown(replace(ALIKE, margin=0.015), CHEAPER[:1], 812),
+        (
+            "Cheaper, but not shown to be as good: `lora` is 50.0 % smaller and may be up to 12.7 % worse than `base` (test "
+            "perplexity +2.0 %, 95 % interval -7.7 to +12.7 %; 1.5 % would not matter); about 812 documents would settle it."
+        ),
+    ),
+    (
+        CheaperNotShown(replace(LOST, margin=0.2), (), None),
+        (
+            "Cheaper, but not shown to be as good: `full` costs less and may be up to 15.0 points worse than `base` (accuracy "
+            "on `qa` -10.0 points, 98.3 % interval -15.0 to -5.0 points; 20.0 points would not matter); more seeds would have "
+            "to settle it."
+        ),
+    ),
+    (
+        DecidedBy(Quantity("summary", "test", "rouge_l"), "answers"),
+        (
+            "Decided by test ROUGE-L on `summary`: the study asks for answers, and this is the score of the first task; "
+            "`compare: {family: [METRIC]}` decides by another."
         ),
     ),
     (
@@ -451,19 +585,19 @@ SENTENCES: list[tuple[Fact, str]] = [
     (
         UnderLimit(LIMIT, (("ms_per_token", None, Bound(at_most=50)),), None, PERPLEXITY),
         (
-            "With time per token at most 50.0 ms: `full`; of those that keep to it (`full` and `base`) none is shown to be "
-            "better, and it is cheaper."
+            "With time per token at most 50.0 ms: `full`; of those that keep to it (`full` and `base`) it is shown to lose no "
+            "more than the margin against the best, and is cheaper."
         ),
     ),
     (
-        Frontier(PERPLEXITY, ("model_bytes", "ms_per_token"), (ONE,), ()),
+        Frontier(PERPLEXITY, ("model_bytes", "ms_per_token"), (ONE,), (), True),
         (
-            "On the Pareto frontier of test perplexity against model size and time per token is `full`: none is beaten by "
-            "another."
+            "On the Pareto frontier of test perplexity against model size and time per token is `full`: none is shown to "
+            "beat another."
         ),
     ),
     (
-        Frontier(PERPLEXITY, ("model_bytes",), (ONE,), ((ONE, (TWO,) * 7),)),
+        Frontier(PERPLEXITY, ("model_bytes",), (ONE,), ((ONE, (TWO,) * 7),), True),
         ("On the Pareto frontier of test perplexity against model size is `full`; beaten: 7 others (by `full`)."),
     ),
     (
@@ -492,10 +626,10 @@ SENTENCES: list[tuple[Fact, str]] = [
         ("`full` is worse than the untouched base: its test perplexity is 22.1 % higher (95 % interval 10.5 to 35.0 %)."),
     ),
     (
-        WorseThanBase(difference_of(mean=0.2, p_adjusted=0.2, errors=Errors(0.05, 40, 0.1, 1.0))),
+        WorseThanBase(difference_of(mean=0.2, low=-0.1, high=0.3, errors=Errors(0.05, 40, 0.1, 1.0))),
         (
             "`full` is worse than the untouched base: its test perplexity is 22.1 % higher in these runs, but the 2 seeds "
-            "lie too far apart to expect that of new ones (95 % interval +10.5 to +35.0 %)."
+            "lie too far apart to expect that of new ones (95 % interval -9.5 to +35.0 %)."
         ),
     ),
     (

@@ -2,6 +2,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from paretune.analysis.costs import Cost, noise_of, ratio, read_costs
+from paretune.analysis.deviations import OptionsUnequal, deviations
+from paretune.analysis.measure import measure
 from paretune.analysis.scores import Entrant
 from tests.analysis.synthetic import Shape, make_results
 
@@ -130,3 +132,19 @@ def test_a_small_difference_of_memory_is_that_of_processes() -> None:
 
     assert not clear(1.09e9)
     assert clear(1.12e9)
+
+
+def test_runs_under_other_options_have_no_ratio(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    cells = tuple(
+        replace(cell, methods=tuple(replace(record, options={"memory": 2_000_000_000}) for record in cell.methods))
+        if cell.variant == "full"
+        else cell
+        for cell in results.cells
+    )
+    limited = replace(results, cells=cells)
+    assert ratio(read_costs(limited), "peak_memory_bytes", LORA, FULL) is None
+    assert ratio(read_costs(limited), "model_bytes", LORA, FULL) is not None
+    (fact,) = (fact for fact in deviations(measure(limited)) if isinstance(fact, OptionsUnequal))
+    assert fact.option == "memory"
+    assert dict(fact.values) == {"2000000000": ("full",), "none": ("original", "reduced")}

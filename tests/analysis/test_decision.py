@@ -41,6 +41,38 @@ def test_a_variant_that_is_shown_to_be_better_stays_on_the_frontier(tmp_path: Pa
     assert choice.beaten == {ORIGINAL: None, CUT: None, BASE: ORIGINAL}
 
 
+def test_training_is_weighed_between_trained_variants_unless_asked_for(tmp_path: Path) -> None:
+    findings = findings_of(tmp_path, 4.2, "")
+    assert not is_cheaper(findings, BASE, ORIGINAL)
+    assert BASE not in choice_of(findings).beaten_by_cost["train_seconds"]
+    assert {entrant for entrant, rival in choice_of(findings).beaten.items() if rival is None} == {ORIGINAL, CUT}
+
+
+def test_a_cost_that_is_not_clear_says_not_that_nothing_is_dearer(tmp_path: Path) -> None:
+    findings = findings_of(tmp_path, LORA.loss - 0.5, "compare: {costs: [train_seconds]}\n")
+    assert choice_of(findings).beaten[ORIGINAL] == CUT
+    slow = {key: replace(ratio, clear=False, value=2.8) for key, ratio in findings.ratios.items() if key[1] == CUT}
+    findings = replace(findings, ratios={**findings.ratios, **slow})
+    choice = choose(findings, findings.groups[0])
+    assert choice is not None
+    assert choice.beaten[ORIGINAL] is None
+
+
+def test_what_is_not_shown_to_be_as_good_beats_nothing(tmp_path: Path) -> None:
+    findings = measure(make_results(tmp_path, replace(QUIET, documents=5)))
+    choice = choice_of(findings)
+    assert set(choice.beaten.values()) == {None}
+    assert (choice.tells, choice.verdict) == (False, "cannot tell")
+
+
+def test_a_margin_of_the_perplexity_counts_in_bits_per_byte(tmp_path: Path) -> None:
+    loss = LORA.loss + 0.1
+    for margin, chosen in (("{perplexity: 9.0}", CUT), ("{loss: 0.15}", CUT), ("{loss: 0.05}", ORIGINAL)):
+        (tmp_path / margin[1:5] / margin[-4:-1]).mkdir(parents=True)
+        extra = f"compare: {{costs: [model_bytes], margin: {margin}}}\n"
+        assert choice_of(findings_of(tmp_path / margin[1:5] / margin[-4:-1], loss, extra)).chosen == chosen
+
+
 def test_the_training_of_what_was_not_trained_costs_nothing(tmp_path: Path) -> None:
     findings = findings_of(tmp_path, 4.2, "compare: {costs: [train_seconds]}\n")
     assert findings.cost(BASE, "train_seconds") == 0

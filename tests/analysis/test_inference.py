@@ -5,22 +5,24 @@ import pytest
 from scipy import stats
 
 from paretune.analysis.inference import (
+    Contrast,
     Errors,
     _counts,
     _saddlepoint_p,
+    documents_needed,
     fisher_p,
     holm,
+    holm_alphas,
     mcnemar_interval,
+    mcnemar_p,
     mcnemar_power,
     ratio_interval,
-    sign_flip_interval,
     sign_flip_p,
     smallest_detectable,
     smallest_detectable_share,
     standard_error,
     widened,
     wilson_interval,
-    with_seeds,
 )
 
 
@@ -162,7 +164,7 @@ def test_a_rare_result_is_not_rounded_up_to_the_number_of_draws() -> None:
 def test_the_ends_of_a_sign_flip_interval_are_where_the_test_begins_to_reject() -> None:
     differences = np.random.default_rng(5).normal(0.4, 1, 12)
     weights = np.full(12, 1 / 12)
-    low, high = sign_flip_interval(differences / 12, weights, 0.95)
+    low, high = contrast_of(differences / 12, weights).interval(0.05)
     for end, inward in ((low, 1), (high, -1)):
         assert sign_flip_p(differences - (end + inward * 1e-3)) > 0.05
         assert sign_flip_p(differences - (end - inward * 1e-3)) <= 0.05
@@ -171,8 +173,8 @@ def test_the_ends_of_a_sign_flip_interval_are_where_the_test_begins_to_reject() 
 
 
 def test_five_documents_reject_nothing() -> None:
-    assert sign_flip_interval(np.full(5, 0.2), np.full(5, 0.2), 0.95) == (-math.inf, math.inf)
-    low, high = sign_flip_interval(np.full(6, 1 / 6), np.full(6, 1 / 6), 0.95)
+    assert contrast_of(np.full(5, 0.2), np.full(5, 0.2)).interval(0.05) == (-math.inf, math.inf)
+    low, high = contrast_of(np.full(6, 1 / 6), np.full(6, 1 / 6)).interval(0.05)
     assert low == pytest.approx(1, abs=1e-4)
     assert high == pytest.approx(1, abs=1e-4)
     assert smallest_detectable(Errors(0.1, 5), 0.05) == math.inf
@@ -234,10 +236,96 @@ def test_the_smallest_detectable_difference_is_detected_four_times_of_five() -> 
 
 
 def test_seeds_raise_a_p_value_and_never_lower_it() -> None:
-    assert with_seeds(0.01, 1.0, Errors(0.1, 60)) == 0.01
-    errors = Errors(0.1, 60, seeds=0.5, seed_freedom=2)
-    assert with_seeds(0.01, 1.0, errors) == pytest.approx(2 * stats.t.sf(1 / errors.total, errors.freedom))
-    assert with_seeds(0.9, 1.0, errors) == 0.9
+    differences = np.random.default_rng(1).normal(0.3, 1, 60)
+    alone = contrast_of(differences)
+    assert alone.p == alone.p_documents < 0.05
+    seeded = contrast_of(differences, seeds=0.5, seed_freedom=2)
+    assert seeded.p_documents == alone.p
+    errors = seeded.errors
+    assert seeded.p == pytest.approx(2 * stats.t.sf(alone.mean / errors.total, errors.freedom), rel=0.1)
+
+
+def contrast_of(sums: np.ndarray, weights: np.ndarray | None = None, seeds: float = 0.0, seed_freedom: float = 1.0) -> Contrast:
+    weights = np.ones(len(sums)) if weights is None else weights
+    return Contrast(sums, weights, Errors(standard_error(sums, weights), len(sums), seeds, seed_freedom))
+
+
+def some_contrasts(number: int) -> list[Contrast]:
+    """Of every kind: few and many documents, answers, seeds that scatter, documents that are all alike."""
+    rng, found = np.random.default_rng(number), []
+    for index in range(number):
+        num, shift = int(rng.choice([2, 5, 6, 9, 20, 49, 50, 80])), float(rng.choice([0.0, 0.2, 0.5, 2.0]))
+        if index % 4 == 0:
+            sums = rng.choice([-1.0, 0.0, 1.0], num, p=[0.1, 0.6, 0.3])
+            found.append(Contrast(sums, np.ones(num), Errors(standard_error(sums, np.ones(num)), num), wins_and_losses(sums)))
+        else:
+            weights, values = rng.uniform(0.5, 2, num), shift + rng.standard_t(4, num) * (index % 13 > 0)
+            found.append(contrast_of(values * weights, weights, *((0.3, 2.0) if index % 2 else ())))
+    return found
+
+
+def wins_and_losses(sums: np.ndarray) -> tuple[int, int]:
+    return int((sums > 0).sum()), int((sums < 0).sum())
+
+
+def test_intervals_are_nested_and_p_is_where_they_begin_to_leave_out_zero() -> None:
+    for contrast in some_contrasts(200):
+        alphas = [0.5, 0.1, 0.05, 0.01, 1e-3, 1e-4, 1e-6]
+        for alpha in (contrast.p * 0.999, min(0.9999, contrast.p * 1.001)):
+            low, high = contrast.interval(alpha)
+            assert (low > 0 or high < 0) == (contrast.p <= alpha)
+        ends = np.array([contrast.interval(alpha) for alpha in alphas])
+        assert (ends[:, 0] <= contrast.mean + 1e-12).all()
+        assert (ends[:, 1] >= contrast.mean - 1e-12).all()
+        inner, outer = ends[:-1], ends[1:]
+        slack = 2e-5 * np.ptp(contrast.sums / contrast.weights) + 1e-9
+        assert (outer[:, 0] <= inner[:, 0] + slack).all()
+        assert (outer[:, 1] >= inner[:, 1] - slack).all()
+        assert contrast.mirrored.interval(0.05) == pytest.approx(tuple(-end for end in contrast.interval(0.05)[::-1]), rel=1e-3)
+
+
+def test_intervals_of_a_family_never_contradict_its_p_values() -> None:
+    """Over 2,000 families of up to six comparisons each."""
+    rng, contrasts = np.random.default_rng(0), some_contrasts(300)
+    known: dict[tuple[int, float], tuple[float, float]] = {}
+    for _ in range(2000):
+        family = rng.choice(len(contrasts), int(rng.integers(1, 7)), replace=False)
+        p_values = [contrasts[index].p for index in family]
+        for index, adjusted, alpha in zip(family, holm(p_values), holm_alphas(p_values, 0.05), strict=True):
+            key = (int(index), alpha)
+            low, high = known.setdefault(key, contrasts[index].interval(alpha)) if key not in known else known[key]
+            assert (low > 0 or high < 0) == (adjusted <= 0.05)
+
+
+def test_quantiles_beyond_the_draws_go_on_like_those_of_students_t() -> None:
+    contrast = contrast_of(np.random.default_rng(0).normal(1.5, 1, 80))
+    assert 1e-30 < contrast.p < 1e-9
+    wide, wider = (np.diff(contrast.interval(alpha))[0] for alpha in (1e-3, 1e-6))
+    assert wider / wide == pytest.approx(stats.t.isf(5e-7, 79) / stats.t.isf(5e-4, 79))
+
+
+@pytest.mark.parametrize(("wins", "losses", "num"), [(2, 0, 20), (6, 0, 10), (9, 1, 17), (30, 12, 200)])
+def test_answers_have_the_larger_p_value_of_two_procedures(wins: int, losses: int, num: int) -> None:
+    p = mcnemar_p(wins, losses, num)
+    assert p >= stats.binomtest(wins, wins + losses).pvalue
+    for alpha in (p * 0.99, p * 1.01):
+        low, high = mcnemar_interval(wins, losses, num, 1 - min(alpha, 0.999))
+        assert (low > 0 or high < 0) == (alpha >= p)
+
+
+def test_where_holm_stops_the_level_stays() -> None:
+    assert holm_alphas([0.001, 0.9, 0.03, 0.04], 0.05) == pytest.approx([0.0125, 0.05 / 3, 0.05 / 3, 0.05 / 3])
+    assert holm_alphas([0.001, 0.01], 0.05) == pytest.approx([0.025, 0.05])
+
+
+def test_as_many_documents_as_are_needed_bring_the_interval_into_the_margin() -> None:
+    errors = Errors(0.1, 20)
+    needed = documents_needed(errors, 0.01, 0.05, 0.05)
+    assert needed is not None
+    there = errors.on(needed)
+    assert 0.01 + stats.t.ppf(0.975, needed - 1) * there.documents == pytest.approx(0.05, rel=1e-3)
+    assert documents_needed(errors, 0.05, 0.05, 0.05) is None  # the loss itself is no smaller
+    assert documents_needed(Errors(0.1, 20, seeds=0.1), 0.01, 0.05, 0.05) is None  # only more seeds would
 
 
 def test_examples_of_one_document_are_not_independent() -> None:

@@ -33,7 +33,7 @@ def test_the_columns_are_those_of_the_documentation(folder: Path) -> None:
         "base,dataset,variant,split,task,slice,metric,mean,ci_low,ci_high,n_examples,n_documents,n_seeds"
     )
     assert headers["comparisons"] == (
-        "base,dataset,variant,baseline,split,task,slice,metric,difference,ci_low,ci_high,p,p_adjusted,mde,verdict"
+        "base,dataset,variant,baseline,split,task,slice,metric,difference,ci_low,ci_high,level,p,p_adjusted,mde,verdict"
     )
     assert headers["curves"] == (
         "base,dataset,variant,seed,trial,epoch,step,train_loss,validation_loss,train_token_accuracy,validation_token_accuracy,"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from paretune.analysis.training import CURVE_COLUMNS, disturbance, epochs_of, read_curve, smoothed
+from paretune.analysis.training import CURVE_COLUMNS, disturbance, epochs_of, loss_falls, read_curve, smoothed
 from paretune.pipeline.records import Cell
 from tests.analysis.synthetic import Shape, make_results
 
@@ -71,3 +71,16 @@ def test_the_parts_of_one_training_show_how_disturbed_it_was() -> None:
     assert disturbance(run(41, 0)) == pytest.approx(1.0)  # the first step counts for nothing
     assert disturbance(run(41, 11)) == pytest.approx(2.0)
     assert disturbance(run(7, 3)) is None
+
+
+def test_a_train_loss_that_rises_at_its_end_is_not_falling() -> None:
+    falls = np.linspace(5.0, 3.0, 400)
+    rises = np.concatenate([np.linspace(5.0, 3.0, 370), np.linspace(3.0, 3.5, 30)])
+    assert loss_falls([pd.DataFrame({"epoch": np.linspace(0.01, 1, 400), **columns(falls)})]) == (False, True)
+    assert loss_falls([pd.DataFrame({"epoch": np.linspace(0.01, 1, 400), **columns(rises)})]) == (False, False)
+
+
+def columns(losses: np.ndarray) -> dict[str, np.ndarray]:
+    count, nothing = np.arange(1.0, len(losses) + 1), np.full(len(losses), np.nan)
+    rest = {"validation_loss": nothing, "validation_token_accuracy": nothing}
+    return {"train_loss": losses, "tokens": count, "seconds": count, "step": count, **rest}

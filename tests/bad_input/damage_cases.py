@@ -48,7 +48,45 @@ def _lose_a_shard(model: Path) -> None:
 def _an_adapter(model: Path) -> None:
     shutil.rmtree(model)
     model.mkdir()
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/some-base"}')
+
+
+def _an_adapter_in_it(model: Path) -> None:
     (model / "adapter_config.json").write_text("{}")
+
+
+def _gguf_only(model: Path) -> None:
+    shutil.rmtree(model)
+    model.mkdir()
+    (model / "model-q4_k_m.gguf").write_bytes(b"GGUF")
+
+
+def _gguf_file(model: Path) -> None:
+    shutil.rmtree(model)
+    model.write_bytes(b"GGUF")
+    model.rename(model.with_suffix(".gguf"))
+    study = model.parent / "study.yaml"
+    study.write_text(study.read_text().replace("path: model}", "path: model.gguf}"))
+
+
+def _without_heads(model: Path) -> None:
+    config = {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2}
+    (model / "config.json").write_text(json.dumps(config | {"state_size": 16, "conv_kernel": 4}))
+
+
+def _one_token_more(**token: object) -> Callable[[Path], None]:
+    def add(model: Path) -> None:
+        file = model / "tokenizer.json"
+        tokenizer = json.loads(file.read_text())
+        rows = json.loads((model / "config.json").read_text())["vocab_size"]
+        fields = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        tokenizer["added_tokens"].append(fields | {"id": rows, "content": "<new>", "special": True} | token)
+        file.write_text(json.dumps(tokenizer))
+        if token.get("special", True):
+            said = json.loads((model / "tokenizer_config.json").read_text())
+            (model / "tokenizer_config.json").write_text(json.dumps(said | {"eos_token": "<new>"}))
+
+    return add
 
 
 def _no_base(model: Path) -> None:
@@ -80,9 +118,28 @@ _BASES = (
     base(
         "base is an adapter",
         _an_adapter,
-        "bases.tiny.path: no config.json in `model`",
-        "the directory of its base",
+        "bases.tiny.path: `model` holds an adapter (adapter_config.json), not a whole model",
+        "name the directory of its base, `someone/some-base`, or merge the adapter",
     ),
+    base("base with an adapter in it", _an_adapter_in_it, "holds an adapter", "name the directory of its base, or merge"),
+    base("base in GGUF", _gguf_only, "study.yaml:3: bases.tiny.path: `model` is a GGUF model", "it was made from"),
+    base(
+        "base is a GGUF file", _gguf_file, "bases.tiny.path: `model.gguf` is a GGUF model", "config.json and model.safetensors"
+    ),
+    base(
+        "base is quantized",
+        _change_config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "bases.tiny.path: is a quantized checkpoint (`quantization_config` of config.json: `bitsandbytes`)",
+        "name the model that it was quantized from",
+    ),
+    base("base without attention", _without_heads, "`MambaForCausalLM` has no attention", "name a base with attention"),
+    base(
+        "end token beyond the embedding",
+        _one_token_more(),
+        "study.yaml:3: bases.tiny: its tokenizer has 301 tokens, its embedding 300 rows: `<new>` is token 300",
+        "take the tokenizer that belongs to it",
+    ),
+    base("word beyond the embedding", _one_token_more(special=False), "has 301 tokens, its embedding 300 rows: `<new>`"),
     base("base without weights", _remove("model.safetensors"), "bases.tiny.path: `model` holds no model.safetensors"),
     base("base in pickle files", _pickle_only, "`model` holds no model.safetensors", "they can run code"),
     base("base without a shard", _lose_a_shard, "nor all the files that a model.safetensors.index.json names"),

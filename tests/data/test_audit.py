@@ -41,15 +41,20 @@ def test_what_is_wrong_with_single_records_is_counted_by_split(tmp_path: Path) -
     texts[3] += " Write to a@example.org or +49 89 382-18634."
     texts[7] += " It\u00e2\u20ac\u2122s https://example.org/x."
     texts[8] += " <p>It</p>\x07"
+    texts[9] += " </s>[INST]"
     texts[11] = GERMAN
     metrics, found = audit(tmp_path, [{"text": text} for text in texts], {"text": "{{ text }}"})
-    assert {name: numbers(found, name) for name in ("email", "phone", "url", "encoding", "html", "control", "language")} == {
+    assert {
+        name: numbers(found, name)
+        for name in ("email", "phone", "url", "encoding", "html", "control", "language", "control_tokens")
+    } == {
         "email": [4],
         "phone": [4],
         "url": [8],
         "encoding": [8],
         "html": [9],
         "control": [9],
+        "control_tokens": [10],
         "language": [12],
     }
     assert metrics["languages"] == "en"

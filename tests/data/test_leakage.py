@@ -12,8 +12,8 @@ from paretune.data.leakage import (
     content_digest,
     find_item_pairs,
     find_pairs,
-    words_of,
 )
+from paretune.data.words import words_of
 
 _DRAW = random.Random(0)
 _VOCABULARY = [f"word{number}" for number in range(2000)]
@@ -31,20 +31,6 @@ def splits(
 
 def brief(pairs: list[Pair]) -> set[tuple[str, str, str, str, str]]:
     return {(pair.kind, pair.split, pair.document, pair.other, pair.other_document) for pair in pairs}
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("Don\u2019t STOP\u00a0now, it's 24-hour\tStra\u00dfe!", ["dont", "stop", "now", "its", "24", "hour", "strasse"]),
-        ("\ufb01ne auto\u00admobil zero\u200bwidth _emphasis_", ["fine", "automobil", "zerowidth", "emphasis"]),
-        ("caf\u00e9 cafe\u0301", ["caf\u00e9", "caf\u00e9"]),
-        ("\u81ea\u52d5\u8eca BMW", ["\u81ea", "\u52d5", "\u8eca", "bmw"]),
-        ("...", []),
-    ],
-)
-def test_words_are_compared_without_case_punctuation_and_presentation(text: str, words: list[str]) -> None:
-    assert words_of(text) == words
 
 
 def test_exact_and_normalised_duplicates_are_found_between_all_splits() -> None:

@@ -71,6 +71,35 @@ def test_the_answer_may_be_given_by_its_index_and_the_id_left_out(tmp_path: Path
     ]
 
 
+def test_a_factual_question_may_have_several_right_answers(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Who?", "answers": ["nobody", "no one", "nobody"]},
+        {"question": "When?", "answers": {"text": ["at seven"], "answer_start": [3]}, "level": "easy"},
+        {"question": "What?", "answer": "a lamp", "answers": ["lamp", "a lamp"]},
+    ]
+    found = read_questions(written(tmp_path, rows))
+    assert [(each.answer, each.others) for each in found] == [("nobody", ("no one",)), ("at seven", ()), ("a lamp", ("lamp",))]
+    assert found[1].fields == {"level": "easy"}
+    for answers in ([], "nobody", [""], [3], {"text": []}):
+        with pytest.raises(DataError, match="`answers"):
+            read_questions(written(tmp_path, [{"question": "Who?", "answers": answers}]))
+    with pytest.raises(DataError, match="of a question without `options`"):
+        read_questions(written(tmp_path, [OURS | {"answers": ["copper"]}]))
+
+
+def test_a_table_may_begin_with_its_separator(tmp_path: Path) -> None:
+    file = written(tmp_path, "sep=;\nquestion;answer\nHow many, roughly?;25\n", "questions.csv")
+    assert [(each.question, each.answer) for each in read_questions(file)] == [("How many, roughly?", "25")]
+    with pytest.raises(DataError, match="line 3 has 1 fields"):
+        read_questions(written(tmp_path, "sep=;\nquestion;answer\nHow many?\n", "questions.csv"))
+
+
+@pytest.mark.parametrize("record", ['{"question": "a", "question": "b", "answer": "c"}', '{"question": "a", "n": 1e400}'])
+def test_what_a_record_cannot_hold_is_refused(record: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not JSON \(`(question` stands twice|1e400` is beyond)"):
+        read_questions(written(tmp_path, record, "questions.jsonl"))
+
+
 def test_texts_for_the_leakage_check_hold_question_and_answer(tmp_path: Path) -> None:
     assert question_texts(written(tmp_path, [OURS, FACTUAL])) == ["Which is a metal? copper", "How many? 25"]
 

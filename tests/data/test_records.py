@@ -90,7 +90,7 @@ def test_every_turn_of_the_assistant_is_an_example_with_all_before_it_as_its_pro
     assert branches({"conversations": shared}, records="sharegpt") == expected
     found = rendered({"messages": MESSAGES}, records="messages")
     assert [b.part for b in found.branches] == [".1", ".2"]
-    assert json.loads(found.branches[0].messages) == MESSAGES[:3]
+    assert json.loads(found.branches[0].messages) == {"messages": MESSAGES[:3], "tools": []}
     assert found.text == "".join(expected[1])  # what was said once stands there once
 
 

@@ -51,6 +51,56 @@ def test_csv_fields_may_hold_line_ends_quotes_and_more_than_131072_characters(tm
     assert records_of(file) == [{"title": 'one "two"', "text": "first\nsecond"}, {"title": "x", "text": long}]
 
 
+@pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\r\n', "\ufeffSEP=;\n"])
+def test_a_csv_may_begin_with_its_separator(tmp_path: Path, first: str) -> None:
+    file = written(tmp_path, "a.csv", f"{first}x;y\n1;a,b\n2\n")
+    rows = iterate_rows(Source(path="a.csv"), str(file))
+    row = next(rows)
+    assert (row.where, row.values) == (f"{file}: line 3", {"x": "1", "y": "a,b"})
+    with pytest.raises(DataError, match="line 4: 1 field"):
+        next(rows)
+    assert records_of(written(tmp_path, "b.csv", "sep=;\nx|y\n1|;\n"), delimiter="|") == [{"x": "1", "y": ";"}]
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ('{"a": 1, "b": 2, "a": [3]}', "`a` stands twice in one object, with `1` and `[3]`; rename one of them"),
+        ('{"x": [{"a": 1, "a": 1}]}', "`a` stands twice in one object"),
+        ('{"t": "1e400", "a": 1e400}', "`1e400` is beyond the numbers that can be held; write it as a text"),
+        ('{"a": -1e400}', "`-1e400` is beyond the numbers"),
+        ('{"a": 1e-400}', "`1e-400` is beyond the numbers"),
+    ],
+)
+def test_json_that_a_record_cannot_hold_is_refused(tmp_path: Path, record: str, told: str) -> None:
+    with pytest.raises(DataError) as caught:
+        records_of(written(tmp_path, "a.jsonl", f'{{"a": 0e9, "b": 0.5}}\n{record}\n'))
+    assert f"a.jsonl: line 2: {told}" in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        records_of(written(tmp_path, "a.json", f'[{{"a": 1}},\n{record}]'))
+    assert f"a.json: {'' if 'twice' in told else 'line 2: '}{told}" in str(caught.value)
+
+
+def test_narrow_floats_are_the_shortest_numbers_and_nan_is_missing_inside_of_values(tmp_path: Path) -> None:
+    nested = pyarrow.struct([("score", pyarrow.float64()), ("weights", pyarrow.list_(pyarrow.float32()))])
+    table = pyarrow.table(
+        {
+            "narrow": pyarrow.array([0.1, None, 16777216.0], pyarrow.float32()),
+            "half": pyarrow.array([0.1, math.nan, 2.0], pyarrow.float16()),
+            "wide": [0.1, math.nan, 1 / 3],
+            "meta": pyarrow.array([{"score": math.nan, "weights": [0.7, math.nan]}, None, {"score": 1.0}], nested),
+            "counts": pyarrow.array([[("a", 0.3)], [], None], pyarrow.map_(pyarrow.string(), pyarrow.float32())),
+            "kind": pyarrow.array(["x", None, "x"]).dictionary_encode(),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    first, second, third = records_of(tmp_path / "a.parquet")
+    of_first = {"narrow": 0.1, "half": 0.1, "wide": 0.1, "meta": {"score": None, "weights": [0.7, None]}}
+    assert first == of_first | {"counts": [("a", 0.3)], "kind": "x"}
+    assert second == dict.fromkeys(first) | {"counts": []}
+    assert (third["narrow"], third["wide"], third["meta"]) == (16777216.0, 1 / 3, {"score": 1.0, "weights": None})
+
+
 def test_csv_columns_name_what_has_no_header_and_rename_what_has(tmp_path: Path) -> None:
     file = written(tmp_path, "a.csv", "1;a\n2;\n")
     assert records_of(file, header=False, columns=("n", "text"), delimiter=";") == [

@@ -1,4 +1,5 @@
 import datetime
+import math
 from typing import Any
 
 import pytest
@@ -49,7 +50,14 @@ BAD_RECORDS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("{{ title | upper }}", {"title": None}, ["field `title` is null"]),
     ("{{ title ~ '.' }}", {"title": None}, ["field `title` is null"]),
     ("{{ tags | join(', ') }}", {"tags": ["a", None]}, ["an item of field `tags` is null", "repair the record"]),
-    ("{{ author.name }}", {"author": {"name": None}}, ["field `author`, `name`, is null"]),
+    ("{{ author.name }}", {"author": {"name": None}}, ["field `author.name` is null", "{{ author.name | default('') }}"]),
+    ("{{ a.score }}", {"a": {"score": math.nan}}, ["field `a.score` is nan, which is no number", "a.score | default"]),
+    ("{{ a['two words'][0] }}", {"a": {"two words": [None]}}, ["an item of field `a['two words']` is null"]),
+    ("{{ '%.1f' | format(x) }}", {"x": math.nan}, ["field `x` is nan, which is no number"]),
+    ("{{ x }}", {"x": math.inf}, ["field `x` is inf, which is no number"]),
+    ("{{ x * 1e308 }}", {"x": 10.0}, ["a result is inf, which is no number"]),
+    ("{{ tags | string }}", {"tags": ["a", None]}, ["an item of field `tags` is null"]),
+    ("{{ tags | string }}", {"tags": [("a", None)]}, ["an item of an item of field `tags` is null"]),
     ("{{ author.name }}", {"author": {"nom": "x"}}, ["`name` is missing in an object", '{"nom": "x"}']),
     ("{{ tags }}", {"tags": ["a"]}, ["field `tags` is a list", '`["a"]`', "{{ tags | join(', ') }}"]),
     ("{{ author }}", {"author": {"name": "x"}}, ["field `author` is an object"]),

@@ -63,6 +63,28 @@ def test_answers_are_those_of_plain_generation(architecture: str, tmp_path: Path
     assert [each.ids for each in write_answers(loaded, prompts)] == [each.ids for each in found]
 
 
+def test_an_answer_ends_with_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load("llama", tmp_path)
+    prompts = prompts_of(loaded, limit=12)
+    whole = [list(each.ids) for each in write_answers(loaded, prompts)]
+    for length, at, limit in ((1, 5, 12), (3, 5, 12), (3, 5, 5), (3, 5, 6), (3, 5, 4)):
+        ended = [
+            replace(prompt, turn_end=tuple(ids[at : at + length]), max_new_tokens=limit)
+            for prompt, ids in zip(prompts, whole, strict=True)
+        ]
+        for shares in (True, False):
+            with monkeypatch.context() as patch:
+                if not shares:
+                    patch.setattr(answers, "bytes_per_entry", lambda packed: None)
+                found = write_answers(loaded, ended)
+            for prompt, ids, answer in zip(ended, whole, found, strict=True):
+                end = list(prompt.turn_end)
+                first = next((n for n in range(len(ids)) if ids[n : n + length] == end), len(ids))
+                assert list(answer.ids) == ids[: min(first, limit)]
+                if len(end) == length:
+                    assert answer.stopped_by == ("eos" if first < limit else "max_new_tokens")
+
+
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])
 def test_padded_rows_are_written_and_ended_by_the_same_rules(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

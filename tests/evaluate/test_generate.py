@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
+from paretune.data.words import words_of
 from paretune.errors import DataError
 from paretune.evaluate import answers
 from paretune.evaluate.answers import GREEDY, Decoding
@@ -54,6 +56,16 @@ def test_greedy_texts_of_a_batch_equal_the_reference(architecture: str, tmp_path
     loaded = load_model(make_context(base, {}, tmp_path))
     found = [each.text for each in generate(loaded, PROMPTS, 12)]
     assert found == [_reference_text(base, loaded, prompt, 12) for prompt in PROMPTS]
+
+
+@pytest.mark.usefixtures("path")
+def test_padding_beyond_the_embedding_changes_no_text(base: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    hf = AutoTokenizer.from_pretrained(base)
+    hf.add_special_tokens({"pad_token": "<pad>"})
+    hf.save_pretrained(tmp_path / "base")
+    padded = load_model(make_context(tmp_path / "base", {}, tmp_path / "draft"))
+    assert [each.text for each in generate(padded, PROMPTS, 12)] == [each.text for each in generate(loaded, PROMPTS, 12)]
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -197,7 +209,7 @@ def test_the_stage_writes_texts_in_the_order_of_the_prompts(base: Path, loaded: 
     assert all(line["seconds"] > 0 for line in lines)
     values = read_scores(tmp_path).pivot(index="example", columns="metric", values="value")
     assert list(values.new_tokens) == [line["new_tokens"] for line in lines]
-    assert list(values.new_words) == [len(line["text"].split()) for line in lines]
+    assert list(values.new_words) == [len(words_of(line["text"])) for line in lines]
     assert list(values.stopped_by_eos) == [line["stopped_by"] == "eos" for line in lines]
     assert metrics["prompts"] == len(PROMPTS)
 

@@ -112,6 +112,18 @@ def test_log_likelihoods_are_those_of_the_harness(base: Path) -> None:
     assert ours.loglikelihood_rolling(texts) == pytest.approx(theirs.loglikelihood_rolling(texts), rel=1e-5)
 
 
+def test_another_prefix_is_that_of_the_harness_when_told_so(base: Path) -> None:
+    theirs = HFLM(str(base), batch_size=1, device="cpu")
+    ours = ParetuneLM(str(base), prefix="eos")
+    (mine,) = ours.loglikelihood(requests("loglikelihood", ("The train", " leaves")))
+    end = ours.tokenizer.eos_token
+    (reference,) = theirs.loglikelihood(requests("loglikelihood", (f"{end}The train", " leaves")))
+    (without,) = theirs.loglikelihood(requests("loglikelihood", ("The train", " leaves")))
+    assert mine[0] == pytest.approx(reference[0], rel=1e-5)
+    assert mine[0] != pytest.approx(without[0], rel=1e-3)
+    assert ours.tok_encode(f"{end}The") == theirs.tok_encode(f"{end}The")  # no second one
+
+
 def test_greedy_answers_are_those_of_the_harness(base: Path) -> None:
     ours, theirs = ParetuneLM(str(base)), HFLM(str(base), batch_size=1, device="cpu")
     draw = random.Random(2)

@@ -12,7 +12,10 @@ from paretune.data.questions import Question, request_of, slices_of
 from paretune.data.templates import parse_template
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import DataError
-from paretune.evaluate.qa import Likelihoods, choices_of, evaluate_qa
+from paretune.evaluate.answers import LINE_BREAKS, Prompt, write_answers
+from paretune.evaluate.outputs import Generation
+from paretune.evaluate.qa import Likelihoods, choices_of, evaluate_qa, question_scores
+from paretune.model.load import load_model
 from paretune.pipeline.resources import Resource
 from tests.evaluate.stages import BASE, make_context, read_scores, reference_nats
 from tests.tiny import make_model
@@ -47,7 +50,13 @@ def run(base: Path, draft: Path, questions: list[dict[str, Any]] = QUESTIONS, **
 
 def test_scores_equal_a_float64_reference(base: Path, tmp_path: Path) -> None:
     metrics = run(base, tmp_path)
-    assert metrics == {"questions": 4, "multiple_choice": 2, "ties": 0, "chance_accuracy": (1 / 4 + 1 / 2) / 2}
+    assert metrics == {
+        "questions": 4,
+        "multiple_choice": 2,
+        "ties": 0,
+        "prefix": "<bos>",
+        "chance_accuracy": (1 / 4 + 1 / 2) / 2,
+    }
     scores = read_scores(tmp_path).set_index(["example", "metric"])
     for question in QUESTIONS:
         options = question.get("options", [question["answer"]])
@@ -140,6 +149,43 @@ def test_what_stands_before_a_question_is_read_and_makes_a_cluster(base: Path, t
     assert scores.value.iloc[0] == pytest.approx(-float(nats.mean()), rel=1e-5)
     run(base, tmp_path, rows, prompt="{{ question }}?", context="")
     assert read_scores(tmp_path).query("metric == 'log_likelihood'").value.iloc[0] != scores.value.iloc[0]
+
+
+@pytest.mark.parametrize(("prefix", "before"), [("auto", [0]), ("bos", [0]), ("eos", [1]), ("none", []), ("tokenizer", [])])
+def test_a_question_stands_behind_the_prefix_that_is_asked_for(
+    base: Path, tmp_path: Path, prefix: str, before: list[int]
+) -> None:
+    metrics = run(base, tmp_path, QUESTIONS[1:2], prefix=prefix)
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
+    assert metrics["prefix"] == tokenizer.decode(before)
+    head = [*before, *tokenizer.encode(" Question: When does the train leave?\nAnswer:")]
+    nats = reference_nats(base)([*head, *tokenizer.encode(" at seven.")])[0][len(head) - 1 :]
+    value = read_scores(tmp_path).query("metric == 'log_likelihood'").value.iloc[0]
+    assert value == pytest.approx(-float(nats.mean()), rel=1e-5)
+    text = json.loads((tmp_path / "generations.jsonl").read_text(encoding="utf-8").splitlines()[0])["text"]
+    prompt = Prompt(np.array(head, np.int32), np.array([], np.int32), 8, LINE_BREAKS, "line_break")
+    (answer,) = write_answers(load_model(make_context(base, {}, tmp_path)), [prompt])
+    assert text == answer.text
+
+
+def test_a_question_behind_nothing_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="question `2`: nothing stands before its answer"):
+        run(base, tmp_path, QUESTIONS[1:2], prefix="none", prompt="{{ level | replace('hard', '') }}")
+
+
+def test_any_of_several_right_answers_is_right(base: Path, tmp_path: Path) -> None:
+    question = {"question": "Who waits?", "answers": ["nobody", "no one"]}
+    run(base, tmp_path, [question, question | {"question": "Who?", "answers": {"text": ["nobody"]}}])
+    first, second = map(json.loads, (tmp_path / "generations.jsonl").read_text(encoding="utf-8").splitlines())
+    assert first["references"] == ["nobody", "no one"]
+    assert "references" not in second
+    asked = Question("1", "Who?", (), "nobody", None, {}, others=("no one", "3.14"))
+    for text, right in (("No one.", 1.0), ("3.140", 1.0), ("no", 0.0), ("", 0.0)):
+        scores = question_scores(asked, Likelihoods((-1.0,), (2,)), Generation("", text, 1, 0.1, "eos"), {}, "1")
+        assert {score.metric: score.value for score in scores if score.metric in ("exact_match", "contains")} == {
+            "exact_match": right,
+            "contains": right,
+        }
 
 
 def test_a_question_that_does_not_fit_is_refused(base: Path, tmp_path: Path) -> None:

@@ -4,20 +4,28 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from paretune.cli import main
+from paretune.errors import SpecError
+from paretune.model.adapters import adapted_weights, add_lora
+from paretune.pipeline.checks import check_targets, tell_reach
 from paretune.pipeline.forecast import Cost, describe_plan, forecast
-from paretune.pipeline.lock import resolve_lock
+from paretune.pipeline.lock import LockedBase, resolve_lock
 from paretune.pipeline.plan import make_plan
 from paretune.pipeline.records import Record
-from paretune.pipeline.resources import count_weights
+from paretune.pipeline.resources import Resource, count_weights
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
+from paretune.study.methods import TrainLora
 from paretune.study.study import load_study
 from tests.conftest import write_study
 from tests.pipeline.planned import GPT2, STUDY, described, write_base, write_planned, write_weights
+from tests.tiny import MIXTURES, make_model
 
 RUN = """
 study: small
@@ -145,6 +153,30 @@ def test_the_plan_is_told_in_a_table(ran: tuple[Path, dict[str, Cost]], capsys: 
     )
     assert re.search(r", peak memory about \d+ MB, disk about \d+ kB$", summary)
     assert "device cpu, training in float32, measuring in float32, store " in told
+
+
+@pytest.mark.parametrize("architecture", ["llama", *MIXTURES])
+@pytest.mark.parametrize(("targets", "experts"), [("all-linear", False), ("all-linear", True), (("v_proj", "q_proj"), False)])
+def test_what_targets_reach_is_known_before_the_model_is_loaded(
+    architecture: str, targets: Any, experts: bool, tmp_path: Path
+) -> None:
+    directory = make_model(architecture, tmp_path)
+    locked = LockedBase(Resource(path=directory), "", "", json.loads((directory / "config.json").read_text()))
+    if architecture == "llama" and experts:
+        with pytest.raises(SpecError, match=r"v\[0\].experts: base `m` has no routed experts"):
+            check_targets(TrainLora(targets=targets, experts=experts), "v[0]", "m", locked)
+        return
+    lines = tell_reach(TrainLora(targets=targets, experts=experts), "m", locked)
+    if architecture != "llama" and targets != "all-linear":
+        assert lines == []  # files may call modules otherwise than the model does
+        return
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    whole, method = model.num_parameters(), {"r": 2, "alpha": 2, "dropout": 0.0, "bias": "none", "experts": experts}
+    routed = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 3)
+    adapted = add_lora(model, TrainLora.model_validate(method | {"targets": targets}, strict=False), seed=0)
+    share = sum(weight.numel() for weight in adapted_weights(adapted).values()) / whole
+    assert f"reaches {share:.1%} of the weights of `m`" in lines[0]
+    assert (f"the routed experts, {routed / whole:.1%}, have no adapter" in lines[0]) == (routed > 0 and not experts)
 
 
 GPT2_SMALL = {

@@ -17,26 +17,26 @@ from tests.pipeline.planned import GPT2, STUDY, check, described, plan_of, write
 
 MACHINE = {"system": "Linux", "processor": "example", "cores": 2, "memory_gib": 8, "accelerator": None}
 GOLDEN = {
-    "notes: data": "825ae036547c",
-    "notes: leakage": "6f70e5dfd4d9",
-    "small/notes: tokenize": "c726e41dd0d1",
+    "notes: data": "517c5fbf470e",
+    "notes: leakage": "ee94f6667a56",
+    "small/notes: tokenize": "95594ad23db5",
     "small/notes/base: size": "d3ff7a2d396d",
-    "small/notes/base: perplexity": "baa26fae6615",
-    "small/notes/base: qa": "59388b65071a",
-    "small/notes/base: generate": "010ecb672bfe",
-    "small/notes/base: latency": "c020baad1f33",
-    "small/notes/full seed 0: train.full": "196fddf74a13",
-    "small/notes/full seed 0: perplexity": "85c5807c1c04",
-    "small/notes/original seed 0: train.lora": "8ebbfbb41ef8",
-    "small/notes/original seed 0: perplexity": "07d04ef68117",
+    "small/notes/base: perplexity": "3d6969d5d43e",
+    "small/notes/base: qa": "df0df19f5124",
+    "small/notes/base: generate": "ec95d3c0c65f",
+    "small/notes/base: latency": "ec83aa105da4",
+    "small/notes/full seed 0: train.full": "6fc57e423ad3",
+    "small/notes/full seed 0: perplexity": "f04ae983784f",
+    "small/notes/original seed 0: train.lora": "20b20c23bfa1",
+    "small/notes/original seed 0: perplexity": "99870145da7b",
     "small/notes/reduced seed 0: prune.blocks": "e049dd42690e",
-    "small/notes/reduced seed 0: train.lora": "b39cb9af79b6",
-    "small/notes/reduced seed 0: perplexity": "d5007646fc8f",
-    "small/notes/shorter: perplexity": "c3007a49fd28",
+    "small/notes/reduced seed 0: train.lora": "9ac5b4d3ee0a",
+    "small/notes/reduced seed 0: perplexity": "5b60beb78c35",
+    "small/notes/shorter: perplexity": "905c28b71e55",
     "small/notes/named: prune.blocks": "cb0675195d5b",
-    "small/notes/named: perplexity": "432a215d2caa",
+    "small/notes/named: perplexity": "4463d789e371",
 }
-GOLDEN_CHOICE = "6425c17f1899"
+GOLDEN_CHOICE = "3cdb6b6ea2bc"
 """`count: 1, choose: loss` of `small`."""
 
 

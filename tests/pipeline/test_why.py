@@ -153,7 +153,9 @@ def test_another_machine_revision_or_model_is_told(file: Path, store: Store, mon
     newer = Stage(stage.kind, stage.config, stage.body, stage.inputs, revision=2)
     assert review(Plan({}, {}, {("a", "b"): newer}, ()), store)[-1].reason == "differs in the revision of its code (1 -> 2)"
     other = Stage("train.full", stage.config, stage.body, {"tokens": described(plan)["other/notes: tokenize"]})
-    assert review(Plan({}, {}, {("a", "b"): other}, ()), store)[-1].reason == "differs in the tokens that it is given"
+    # Two records are as near: that of the base's other tokens, and that of the tokens' other base.
+    near = {"differs in the tokens that it is given", "differs in the files of the base"}
+    assert review(Plan({}, {}, {("a", "b"): other}, ()), store)[-1].reason in near
 
 
 def test_an_explanation_goes_back_to_what_changed(file: Path, store: Store) -> None:

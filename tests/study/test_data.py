@@ -160,7 +160,7 @@ def test_a_source_for_each_split() -> None:
         ({"text": "", "records": {"format": "x"}}, "data.a.records.format: expected `alpaca`, `prompt_completion`"),
         ({"text": "", "records": {"format": "alpaca", "stops": []}}, "data.a.records.stops: unknown key; did you mean `stop`?"),
         ({"leakage": "ignore"}, "data.a.leakage: expected `block`, `remove` or `allow`, got `\"ignore\"`"),
-        ({"shuffle": True}, "data.a.shuffle: unknown key; known: `clean`, `context`, `document`, `leakage`, `records`, "),
+        ({"shuffle": True}, "data.a.shuffle: unknown key; known: `clean`, `context`, `control_tokens`, `document`, "),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_dataset_is_told(fields: dict[str, Any], message: str) -> None:

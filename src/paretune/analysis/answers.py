@@ -8,9 +8,8 @@ was. Ratings on which raters do not agree conclude nothing.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from scipy.sparse import bmat
@@ -24,12 +23,14 @@ from paretune.analysis.findings import Fact, Findings, Group
 from paretune.analysis.inference import chance_p
 from paretune.analysis.scores import Entrant, Quantity, read_generations
 from paretune.study.registry import metrics
-from paretune.study.tasks import METRICS
+from paretune.study.tasks import task_metrics
 
 ANSWER_METRICS = ("accuracy", "exact_match", "contains")
 """Of questions, each 0 or 1."""
 _TOLD_TASKS = 5
 """Of lm-evaluation-harness, in words."""
+_BELOW_CHANCE = 0.01
+"""One-sided p value from which on a score is too low to be that of guessing."""
 _NEAR = 0.8
 """Cramer's V from which two fields count as one."""
 
@@ -55,6 +56,17 @@ class LikeGuessing(Fact):
     chance: float
     answers: tuple[tuple[Entrant, float, float], ...]
     """Share of right answers and p value of each."""
+
+
+@dataclass(frozen=True)
+class BelowChance(Fact):
+    """The variants that are right less often than guessing would be: as with a swapped key, or a letter that is off by one."""
+
+    quantity: Quantity
+    num_questions: int
+    chance: float
+    answers: tuple[tuple[Entrant, float, float], ...]
+    """Share of right answers and one-sided p value of each."""
 
 
 @dataclass(frozen=True)
@@ -181,12 +193,6 @@ def answer_facts(findings: Findings, group: Group) -> list[Fact]:
     return facts
 
 
-def task_metrics(scoring: Mapping[str, Any]) -> list[str]:
-    """The metrics that a task of a dataset is judged by, the most telling first."""
-    labelled = ["accuracy", "accuracy_generated"] if scoring.get("labels") else []
-    return list(dict.fromkeys([*labelled, *(METRICS.get(name, name) for name in scoring["score"])]))
-
-
 def rating_facts(findings: Findings, group: Group) -> list[Fact]:
     """What the ratings can tell, with what stands behind it; or that raters do not agree."""
     facts: list[Fact] = []
@@ -280,12 +286,16 @@ def _questions(findings: Findings, group: Group, task: str) -> Iterator[Fact]:
                 widest = max(differences, key=lambda difference: abs(difference.mean), default=None)
                 yield AnswersUndecided(quantity, num_questions, (worst, means[-1]), (best, means[0]), widest)
         if metric == "accuracy" and task in group.chance:
-            chance, guessed, num_questions = group.chance[task], [], 0
+            chance, guessed, below, num_questions = group.chance[task], [], [], 0
             for entrant, estimate in estimates.items():
                 num_questions = estimate.n_examples
                 p = chance_p(round(estimate.mean * num_questions), num_questions, chance)
                 if p > 1 - findings.level:
                     guessed.append((entrant, estimate.mean, p))
+                if (less := chance_p(round(estimate.mean * num_questions), num_questions, chance, "less")) < _BELOW_CHANCE:
+                    below.append((entrant, estimate.mean, less))
+            if below:
+                yield BelowChance(quantity, num_questions, chance, tuple(below))
             if guessed:
                 yield LikeGuessing(quantity, num_questions, chance, tuple(guessed))
     yield from _scores(findings, group, Quantity(task, "", "log_likelihood"))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from paretune.analysis.costs import DISTURBED, cost_name, timed_evaluations, trained_records, trial_cost, tuning_cost
+from paretune.analysis.costs import DISTURBED, cost_name, timed_evaluations, trial_cost, tuning_cost
 from paretune.analysis.decision import as_compared
 from paretune.analysis.deviations import left_out, unequal_tuning, where_of
 from paretune.analysis.findings import Fact, Findings, Group
@@ -144,6 +144,17 @@ class PartTrained(Fact):
 
 
 @dataclass(frozen=True)
+class PartAdapted(Fact):
+    """What the targets of an adapter reach of the model that it was trained on."""
+
+    entrant: Entrant
+    num_adapted: int
+    num_parameters: int
+    num_left_out: int
+    """Parameters of routed experts without an adapter."""
+
+
+@dataclass(frozen=True)
 class BlocksChosen(Fact):
     choice: BlockChoice
 
@@ -164,7 +175,7 @@ def remarks(findings: Findings) -> list[Fact]:
     for group in findings.groups:
         factors = disturbed_times(findings, group)
         facts += [TimesDisturbed(where_of(findings, group), tuple(factors.items()))] if factors else []
-    num_seeds = len({cell.seed for cell in findings.results.cells if trained_records(cell)})
+    num_seeds = len({cell.seed for cell in findings.results.cells if cell.trained})
     facts += [FewSeeds(num_seeds)] if num_seeds in (1, 2) else []
     rates: dict[str, set[float]] = {}
     for use in (use for variant in study.variants.values() for chain in variant.chains for use in chain):
@@ -209,6 +220,17 @@ def trained_shares(findings: Findings, group: Group) -> list[Fact]:
         if "trainable_parameters" in costs and "parameters" in costs:
             part, whole = round(costs["trainable_parameters"].mean), round(costs["parameters"].mean)
             facts += [PartTrained(entrant, part, whole)] if part < whole else []
+        records = [record for cell in findings.cells(entrant) for record in cell.trained]
+        reached = {
+            (
+                record.metrics["adapted_parameters"],
+                record.metrics["base_parameters"],
+                0 if record.config["method"].get("experts") else record.metrics["expert_parameters"],
+            )
+            for record in records
+            if "adapted_parameters" in record.metrics
+        }
+        facts += [PartAdapted(entrant, *each) for each in sorted(reached)]
     return facts
 
 
@@ -227,7 +249,7 @@ def training_notes(findings: Findings, group: Group) -> list[Fact]:
                 best.append(epochs[losses.index(min(known))].number)
         if best and len(best) == len(runs):
             facts.append(Overfitted(entrant, tuple(sorted(set(best))), max(map(len, runs))))
-        records = [record for cell in cells if runs for record in trained_records(cell)]
+        records = [record for cell in cells if runs for record in cell.trained]
         dropouts |= dict.fromkeys(tuple(record.metrics.get("base_dropout") or ()) for record in records)
     validation, train = (tuple(map(group.entrant, names)) for names in group.falling)
     facts += [LossStillFalling("validation", validation)] if validation else []

@@ -6,35 +6,36 @@ it, two runs of one method are told apart in 6 of 10 simulated studies whose see
 
 Every variant is compared with the baseline, corrected by Holm inside its family: the one that a study declares, and what it
 does not declare inside its task and split (slices among themselves). A pair without the baseline was picked after looking, so
-it counts as one of all pairs. Loss and perplexity say in other units what bits per byte say: one hypothesis, one p value.
+it counts as one of all pairs. Loss and perplexity say in other units what bits per byte say: one hypothesis, one interval.
+
+Each interval is at the level at which its comparison was decided, and the verdict is read off the interval.
 """
 
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paretune.analysis.inference import (
-    FEW_DOCUMENTS,
+    Contrast,
     Errors,
     Floats,
     holm,
-    mcnemar_interval,
+    holm_alphas,
     ratio_interval,
-    sign_flip_interval,
-    sign_flip_p,
     smallest_detectable,
     smallest_detectable_share,
     standard_error,
-    widened,
     wilson_interval,
-    with_seeds,
 )
 from paretune.analysis.scores import Entrant, Quantity, Sample, Samples, Seed, SeedScores, average, common_items
-from paretune.study.compare import Compare
 from paretune.study.registry import metric_of, metrics
+
+if TYPE_CHECKING:
+    from paretune.study.compare import Compare
 
 _LARGEST = 700
 """Of the arguments of `exp`."""
@@ -77,13 +78,14 @@ class Difference:
     low: float
     high: float
     p: float
-    """That a difference so large comes from nothing: sign-flip test over documents, raised by the spread of the seeds."""
+    """That a difference so large comes from nothing: the smallest alpha whose interval leaves out 0."""
     p_documents: float
     """That so large a difference of these very weights comes from nothing: without the spread of the seeds."""
     errors: Errors
     n_examples: int
     n_seeds: int
     level: float
+    """Of the interval: that of the study, corrected for the other comparisons that are decided together."""
     answers_apart: int | None = None
     """Questions that one side alone answered rightly; only for one seed and right-or-wrong answers."""
     p_adjusted: float = math.nan
@@ -94,6 +96,8 @@ class Difference:
     """A difference that does not matter."""
     withheld: bool = False
     """Ratings on which raters do not agree: they bear no verdict."""
+    contrast: Contrast | None = field(default=None, repr=False, compare=False)
+    """What the interval is computed from; None where it is that of another metric in other units."""
 
     @property
     def n_documents(self) -> int:
@@ -106,7 +110,7 @@ class Difference:
             return WITHHELD
         if self.margin is not None and -self.margin <= self.low and self.high <= self.margin:
             return "equivalent"
-        if self.p_adjusted <= 1 - self.level + 1e-12 and (self.low > 0 or self.high < 0):
+        if self.low > 0 or self.high < 0:
             return "better" if self.better else "worse"
         return NO_DIFFERENCE
 
@@ -117,12 +121,27 @@ class Difference:
     @property
     def detected_for_weights(self) -> bool:
         """Detected if the seeds' spread is left out: these weights differ, new ones may not."""
-        return self.detected or (self.errors.seeds > 0 and self.p_documents <= 1 - self.level)
+        of_weights = self.errors.seeds > 0 and self.p_documents <= 1 - self.level
+        return self.detected or (of_weights and not self.withheld)
 
     @property
     def better(self) -> bool:
         """Whether the variant's mean is on the good side of the reference's."""
-        return metric_of(self.quantity.metric).sign * self.mean > 0
+        return self.loss < 0
+
+    @property
+    def loss(self) -> float:
+        """By how much the variant is worse; negative where it is better."""
+        return -metric_of(self.quantity.metric).sign * self.mean
+
+    @property
+    def worst(self) -> float:
+        """By how much the variant is worse at most, by the far end of the interval."""
+        return self.high if metric_of(self.quantity.metric).better == "lower" else -self.low
+
+    def loses_at_most(self, margin: float) -> bool:
+        """Whether the whole interval shows it."""
+        return self.worst <= margin and not self.withheld
 
 
 Side = tuple[Entrant, SeedScores]
@@ -164,7 +183,44 @@ def exp(value: float) -> float:
 
 
 def difference(variant: Side, reference: Side, quantity: Quantity, level: float) -> Difference | None:
-    """Variant minus reference, not yet adjusted for others; None where they share no example or no seed.
+    """Variant minus reference, not adjusted for others; None where they share no example or no seed."""
+    compared = _undecided(variant, reference, quantity)
+    return None if compared is None else decided(compared, compared.p, 1 - level)
+
+
+def decided(compared: Difference, p_adjusted: float, alpha: float, margin: float | None = None) -> Difference:
+    """A difference at the level at which it is decided together with others: its interval, and what could have been found."""
+    assert compared.contrast is not None
+    low, high = compared.contrast.interval(alpha)
+    if compared.answers_apart is not None:
+        mde = smallest_detectable_share(compared.n_documents, compared.answers_apart, alpha)
+    else:
+        mde = smallest_detectable(compared.errors, alpha)
+    return replace(compared, low=low, high=high, level=1 - alpha, p_adjusted=p_adjusted, mde=mde, margin=margin)
+
+
+def in_units(loss: Difference, bits: Difference, margin: float | None = None) -> Difference:
+    """A difference of losses with the interval, p values and, unless one is given, margin of that of the bits per byte.
+
+    Both are totals of the same nats, over the tokens and over the bytes of the same text.
+    """
+    scale = loss.reference_mean / bits.reference_mean
+    if margin is None and bits.margin is not None:
+        margin = bits.margin * scale
+    same_test = replace(loss, p=bits.p, p_documents=bits.p_documents, p_adjusted=bits.p_adjusted, level=bits.level)
+    low, high, mde = (end * scale for end in (bits.low, bits.high, bits.mde))
+    return replace(same_test, low=low, high=high, mde=mde, margin=margin, contrast=None)
+
+
+def margin_of(compare: "Compare", quantity: Quantity, reference_mean: float) -> float:
+    """A loss against the reference that does not matter: the study's margin, or the default of the metric."""
+    row = metric_of(quantity.metric)
+    default = row.margin * abs(reference_mean) if row.margin_is_relative else row.margin
+    return compare.margin.get(quantity.metric, default)
+
+
+def _undecided(variant: Side, reference: Side, quantity: Quantity) -> Difference | None:
+    """Variant minus reference, still without an interval; None where they share no example or no seed.
 
     A side without a seed (an untrained variant) stands against every seed of the other.
     """
@@ -179,47 +235,30 @@ def difference(variant: Side, reference: Side, quantity: Quantity, level: float)
     assert left is not None
     assert right is not None
     sums, weights = _contrast(left, right)
-    mean, documents = left.mean - right.mean, left.items.num_documents
     seed_error, seed_freedom = _seed_error(left, right)
-    errors = Errors(standard_error(sums, weights), documents, seed_error, seed_freedom)
-    p = sign_flip_p(sums)
+    errors = Errors(standard_error(sums, weights), left.items.num_documents, seed_error, seed_freedom)
     apart = None
     if left.answers and right.answers and errors.seeds == 0 and np.isin(sums, (-1.0, 0.0, 1.0)).all():
-        wins, losses = int((sums > 0).sum()), int((sums < 0).sum())
-        interval, apart = mcnemar_interval(wins, losses, documents, level), wins + losses
-    elif 1 < documents < FEW_DOCUMENTS:
-        interval = sign_flip_interval(sums, weights, level)
-    else:
-        interval = ratio_interval(sums, weights, level)
-    low, high = widened(interval, mean, errors, level)
-    unadjusted = Difference(
+        apart = int((sums > 0).sum()), int((sums < 0).sum())
+    contrast = Contrast(sums, weights, errors, apart)
+    return Difference(
         variant=variant[0],
         reference=reference[0],
         quantity=quantity,
         variant_mean=left.mean,
         reference_mean=right.mean,
-        mean=mean,
-        low=low,
-        high=high,
-        p=with_seeds(p, mean, errors),
-        p_documents=p,
+        mean=left.mean - right.mean,
+        low=math.nan,
+        high=math.nan,
+        p=contrast.p,
+        p_documents=contrast.p_documents,
         errors=errors,
         n_examples=len(left.items),
         n_seeds=max(len(left.seeds), len(right.seeds)),
-        level=level,
-        answers_apart=apart,
+        level=math.nan,
+        answers_apart=None if apart is None else sum(apart),
+        contrast=contrast,
     )
-    return decided(unadjusted, unadjusted.p, 1)
-
-
-def decided(unadjusted: Difference, p_adjusted: float, num_tests: int, margin: float | None = None) -> Difference:
-    """A difference as one of `num_tests` comparisons that are decided together."""
-    alpha = (1 - unadjusted.level) / num_tests
-    if unadjusted.answers_apart is not None:
-        mde = smallest_detectable_share(unadjusted.n_documents, unadjusted.answers_apart, alpha)
-    else:
-        mde = smallest_detectable(unadjusted.errors, alpha)
-    return replace(unadjusted, p_adjusted=p_adjusted, mde=mde, margin=margin)
 
 
 def _contrast(left: Sample, right: Sample) -> tuple[Floats, Floats]:
@@ -250,7 +289,7 @@ class Comparer:
 
     scores: Mapping[Entrant, Mapping[Quantity, SeedScores]]
     samples: Samples
-    compare: Compare
+    compare: "Compare"
     tokenizers: Mapping[tuple[str, str], str]
     """Digest by (base, dataset), as far as it is known."""
     withheld: Collection[tuple[str, str]]
@@ -271,12 +310,14 @@ class Comparer:
         for pair in unadjusted:
             if _hypothesis(pair, unadjusted) == pair:
                 families.setdefault(self._family(pair, headlines), []).append(pair)
-        adjusted: dict[Pair, Difference] = {}
+        margins, adjusted = self.compare.margin, dict[Pair, Difference]()
         for pairs in families.values():
-            for pair, p in zip(pairs, holm([unadjusted[pair].p for pair in pairs]), strict=True):
-                adjusted[pair] = decided(unadjusted[pair], p, len(pairs), self.compare.margin.get(pair[2].metric))
+            p_values = [unadjusted[pair].p for pair in pairs]
+            steps = zip(pairs, holm(p_values), holm_alphas(p_values, 1 - self.compare.interval), strict=True)
+            for pair, p, alpha in steps:
+                adjusted[pair] = decided(unadjusted[pair], p, alpha, margins.get(pair[2].metric))
         return {
-            pair: adjusted.get(pair) or self._in_units(compared, adjusted[_hypothesis(pair, unadjusted)])
+            pair: adjusted.get(pair) or in_units(compared, adjusted[_hypothesis(pair, unadjusted)], margins.get(pair[2].metric))
             for pair, compared in unadjusted.items()
         }
 
@@ -303,17 +344,18 @@ class Comparer:
             compared = self._difference(first, second, quantity)
             if compared is None:
                 continue
+            margin = self.compare.margin.get(quantity.metric)
             bits = known.get((first, second, quantity._replace(metric=row.hypothesis)))
             if bits is not None:
-                compared = self._in_units(compared, bits)
+                compared = in_units(compared, bits, margin)
             else:
                 num = sum(
                     entrant.dataset == first.dataset and entrant.base in bases and quantity in samples
                     for entrant, samples in self.samples.items()
                 )
                 num_pairs = max(1, num * (num - 1) // 2)
-                margin = self.compare.margin.get(quantity.metric)
-                compared = decided(compared, min(1.0, compared.p * num_pairs), num_pairs, margin)
+                alpha = (1 - self.compare.interval) / num_pairs
+                compared = decided(compared, min(1.0, compared.p * num_pairs), alpha, margin)
             yield pair, compared
             yield mirrored, _mirrored(compared)
 
@@ -321,7 +363,7 @@ class Comparer:
         scores, others = (self.scores.get(entrant, {}).get(quantity) for entrant in (variant, reference))
         if scores is None or others is None:
             return None
-        compared = difference((variant, scores), (reference, others), quantity, self.compare.interval)
+        compared = _undecided((variant, scores), (reference, others), quantity)
         withheld = (quantity.task, quantity.metric) in self.withheld
         return None if compared is None else replace(compared, withheld=withheld)
 
@@ -337,17 +379,8 @@ class Comparer:
             return "declared"
         return (variant.base, variant.dataset, quantity.task, quantity.split, bool(quantity.slice))
 
-    def _in_units(self, loss: Difference, bits: Difference) -> Difference:
-        """A difference of losses with the p values and, in its own units, the margin of that of the bits per byte."""
-        margin = self.compare.margin.get(loss.quantity.metric)
-        if margin is None and bits.margin is not None:
-            margin = bits.margin * loss.reference_mean / bits.reference_mean
-        mde = bits.mde * loss.reference_mean / bits.reference_mean
-        same_test = replace(loss, p=bits.p, p_documents=bits.p_documents, p_adjusted=bits.p_adjusted)
-        return replace(same_test, margin=margin, mde=mde)
 
-
-def with_views(differences: Mapping[Pair, Difference], compare: Compare) -> dict[Pair, Difference]:
+def with_views(differences: Mapping[Pair, Difference], compare: "Compare") -> dict[Pair, Difference]:
     """`differences` and, behind each in a metric that another is the exp of, the same in that one's units.
 
     They are those of a ratio, like the `+3 %` of a report, at the reference's figure.
@@ -372,7 +405,7 @@ def _exp_difference(logs: Difference, quantity: Quantity, margin: float | None) 
         margin = -moved(-logs.margin)
     mean, low, high, mde = (moved(nats) for nats in (logs.mean, logs.low, logs.high, logs.mde))
     shown = replace(logs, quantity=quantity, variant_mean=at + mean, reference_mean=at)
-    return replace(shown, mean=mean, low=low, high=high, mde=mde, margin=margin)
+    return replace(shown, mean=mean, low=low, high=high, mde=mde, margin=margin, contrast=None)
 
 
 def _mirrored(seen: Difference) -> Difference:
@@ -386,6 +419,7 @@ def _mirrored(seen: Difference) -> Difference:
         mean=0.0 - seen.mean,  # no minus before a zero
         low=0.0 - seen.high,
         high=0.0 - seen.low,
+        contrast=None if seen.contrast is None else seen.contrast.mirrored,
     )
 
 

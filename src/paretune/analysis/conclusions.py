@@ -1,18 +1,19 @@
 """What a study shows, as facts: the recommendation, the trades and what was learned, each only where it holds.
 
-`find` is the way from a study's records to all that is told of it. A variant is recommended if it cannot be told apart from the
-best and none of those that cannot is cheaper; under a limit of the study, the same among those that are shown to keep to it.
+`find` is the way from a study's records to all that is told of it. The best variant is recommended, or the cheapest of those
+that are shown to lose no more than the margin against it; under a limit of the study, the same among those that are shown to
+keep to it. A recommendation names what it is shown to lose.
 """
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from paretune.analysis import answers, caveats, setup
 from paretune.analysis.compare import NO_DIFFERENCE, Difference, Estimate
 from paretune.analysis.costs import cost_name, timed_evaluations
-from paretune.analysis.decision import HELD_OUT, SIZE_STEP, as_compared, is_cheaper, where_judged
+from paretune.analysis.decision import HELD_OUT, SIZE_STEP, as_compared, is_cheaper, shown_losses, where_judged
 from paretune.analysis.deviations import deviations
 from paretune.analysis.findings import Choice, Fact, Facts, Findings, Group, GroupFacts, Limit
 from paretune.analysis.measure import measure
@@ -24,8 +25,6 @@ from paretune.study.registry import metric_of
 
 _MEMORISED = 1.5
 """Perplexity of held-out text below which memorised text is likelier than a good model."""
-_THIN = 30
-"""Documents or questions below which `cannot be told apart` says little."""
 _MOST_COMPARED = 6
 """Variants that are compared with the baseline in words; a study of many reads better in its tables."""
 _COMPARED_COSTS = ("model_bytes", "train_tokens_per_second", "peak_memory_bytes", "ms_per_token")
@@ -63,6 +62,24 @@ class NoRecommendation(Fact):
 
 
 @dataclass(frozen=True)
+class Drawbacks:
+    """What stands against a variant that is recommended."""
+
+    lost: tuple[Difference, ...]
+    """Declared measures that it is shown to be worse in than the best or the baseline."""
+    num_missing: int
+    """Stages of it that failed or did not run."""
+
+
+@dataclass(frozen=True)
+class Forbidden(Fact):
+    """A variant that is ahead, and shown to lose more than a margin of the study in another quality."""
+
+    difference: Difference
+    """From the baseline."""
+
+
+@dataclass(frozen=True)
 class BestChosen(Fact):
     entrant: Entrant
     is_untouched: bool
@@ -71,20 +88,41 @@ class BestChosen(Fact):
     estimate: Estimate
     near: tuple[Entrant, ...]
     """Others that cannot be told apart from it; none of them is clearly cheaper."""
-    all_measured: bool
-    """Every variant of the study was ranked."""
+    leads: Literal["all", "all measured", ""]
+    """What it is shown to be better than."""
+    of_others: bool
+    """Those ahead of it are forbidden."""
+    drawbacks: Drawbacks
 
 
 @dataclass(frozen=True)
 class CheaperChosen(Fact):
-    """A variant is recommended that cannot be told apart from the best and is cheaper."""
+    """A variant is recommended that is shown to lose no more than the margin against the best, and is cheaper."""
 
     difference: Difference
-    """From the best."""
+    """From the best, with the margin."""
     is_untouched: bool
-    is_thin: bool
-    """On few documents or questions."""
     cheaper: tuple[CostDifference, ...]
+    drawbacks: Drawbacks
+
+
+@dataclass(frozen=True)
+class CheaperNotShown(Fact):
+    """A variant that is cheaper than the best, and neither shown to be worse nor to lose no more than the margin."""
+
+    difference: Difference
+    """From the best, with the margin."""
+    cheaper: tuple[CostDifference, ...]
+    needed: int | None
+    """How many documents or questions would show it."""
+
+
+@dataclass(frozen=True)
+class DecidedBy(Fact):
+    """What variants were ranked by, where it is not the first metric of all."""
+
+    quantity: Quantity
+    why: Literal["family", "answers"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +169,8 @@ class Frontier(Fact):
     entrants: tuple[Entrant, ...]
     beaten: tuple[tuple[Entrant, tuple[Entrant, ...]], ...]
     """By a rival: what it beats."""
+    tells: bool
+    """Some variant is shown to be better than another, or as good."""
 
 
 @dataclass(frozen=True)
@@ -304,31 +344,44 @@ def _group_facts(findings: Findings, group: Group) -> GroupFacts:
 
 def _recommendation(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> list[Fact]:
     """What to take, and what is cheaper at a price."""
-    best, *others = choice.ranked
     if choice.verdict == "only one":
-        return [OnlyOne(best)]
+        return [OnlyOne(choice.best)]
     if choice.verdict == "cannot tell":
-        known = (findings.told(entrant, best, quantity) for entrant in others)
+        known = (findings.told(entrant, choice.best, quantity) for entrant in choice.ranked)
         return [NoRecommendation(next((difference for difference in known if difference is not None), None))]
-    chosen, facts = choice.chosen, list[Fact]()
-    is_untouched = findings.is_untouched(chosen)
-    if chosen == best:
-        shown = findings.shown(best, quantity)
-        all_measured = len(choice.ranked) == len(findings.study.variants)
-        estimate = findings.estimates[best][shown]
-        facts.append(BestChosen(best, is_untouched, shown, estimate, choice.near[1:], all_measured))
-    elif (against_best := trade(findings, chosen, best, quantity)) is not None:
-        is_thin = against_best.difference.n_documents < _THIN
-        facts.append(CheaperChosen(against_best.difference, is_untouched, is_thin, against_best.cheaper))
-    for entrant in choice.ranked:
-        if entrant in choice.near or findings.is_untouched(entrant) or not is_cheaper(findings, entrant, chosen):
+    chosen = choice.chosen
+    facts: list[Fact] = [Forbidden(difference) for difference in choice.forbidden]
+    missing = {stage for cell in findings.cells(chosen) for stage in cell.missing}
+    references = [entrant for entrant in dict.fromkeys((choice.best, group.baseline)) if entrant != chosen]
+    lost: dict[Quantity, Difference] = {}
+    for difference in (loss for reference in references for loss in shown_losses(findings, group, chosen, reference)):
+        lost.setdefault(difference.quantity, difference)
+    drawbacks, is_untouched = Drawbacks(tuple(lost.values()), len(missing)), findings.is_untouched(chosen)
+    cheaper = {candidate.difference.variant: candidate for candidate in choice.candidates}
+    if chosen == choice.best:
+        apart = {chosen, *cheaper, *(difference.variant for difference in choice.forbidden)}
+        near = tuple(entrant for entrant in choice.near if entrant not in apart)
+        leads: Literal["all", "all measured", ""] = ""
+        if len(choice.near) == 1 and not choice.forbidden:
+            leads = "all" if len(choice.ranked) == len(findings.study.variants) else "all measured"
+        shown = findings.shown(chosen, quantity)
+        estimate, of_others = findings.estimates[chosen][shown], bool(choice.forbidden)
+        facts.append(BestChosen(chosen, is_untouched, shown, estimate, near, leads, of_others, drawbacks))
+    elif (against_best := trade(findings, chosen, choice.best, quantity)) is not None:
+        facts.append(CheaperChosen(cheaper[chosen].difference, is_untouched, against_best.cheaper, drawbacks))
+    prices, unsettled = list[Fact](), list[Fact]()
+    for entrant, candidate in cheaper.items():
+        if candidate.is_shown or not is_cheaper(findings, entrant, chosen):
             continue
         price = trade(findings, entrant, chosen, quantity)
         against_base = findings.told(entrant, group.untouched, quantity)
-        is_bargain = against_base is None or against_base.verdict != "worse"
-        if price is not None and price.cheaper and is_bargain:
-            facts.append(CheaperForPrice(price))
-    return facts
+        if entrant in choice.near and (against_best := trade(findings, entrant, choice.best, quantity)) is not None:
+            unsettled.append(CheaperNotShown(candidate.difference, against_best.cheaper, candidate.needed))
+        elif entrant not in choice.near and price is not None and price.cheaper and not findings.is_untouched(entrant):
+            is_bargain = against_base is None or against_base.verdict != "worse"
+            prices += [CheaperForPrice(price)] if is_bargain else []
+    why = [] if group.decided_by == "order" else [DecidedBy(quantity, group.decided_by)]
+    return [*facts, *prices, *unsettled[:_MOST_COMPARED], *why]
 
 
 def _against_costs(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> list[Fact]:
@@ -348,7 +401,7 @@ def _against_costs(findings: Findings, group: Group, choice: Choice, quantity: Q
             if rival is not None:
                 by_rival[rival] = (*by_rival.get(rival, ()), entrant)
         shown = findings.shown(choice.ranked[0], quantity)
-        facts.append(Frontier(shown, choice.costs, unbeaten, tuple(by_rival.items())))
+        facts.append(Frontier(shown, choice.costs, unbeaten, tuple(by_rival.items()), choice.tells))
     return facts
 
 
@@ -358,7 +411,7 @@ def _comparisons(
     """What the methods brought against the base as it came, and the others against the baseline; no pair that the
     recommendation has compared."""
     parts = [fact.trade if isinstance(fact, CheaperForPrice) else fact for fact in recommendation]
-    differences = [fact.difference for fact in parts if isinstance(fact, Trade | CheaperChosen)]
+    differences = [fact.difference for fact in parts if isinstance(fact, Trade | CheaperChosen | CheaperNotShown)]
     compared = {frozenset((difference.variant, difference.reference)) for difference in differences}
     facts: list[Fact] = []
     base, baseline = group.untouched, group.baseline
@@ -390,17 +443,15 @@ def _comparisons(
 
 
 def _across(findings: Findings, dataset: str) -> list[Fact]:
-    """Which base is ahead on a dataset, in bits per byte, which tokenizers do not bend; nothing for a single base."""
+    """Which base is ahead on a dataset, in a metric that tokenizers do not bend; nothing for a single base."""
     groups = [group for group in findings.groups if group.dataset == dataset]
-    best: list[tuple[float, Entrant, Quantity]] = []
-    for group in groups:
-        if group.choice is not None and group.headline is not None and group.headline.metric == "bits_per_byte":
-            entrant = group.choice.ranked[0]
-            best.append((findings.estimates[entrant][group.headline].mean, entrant, group.headline))
-    if len(groups) < 2 or not best:
+    quantity = next((group.headline for group in groups if group.headline is not None), None)
+    if len(groups) < 2 or quantity is None or metric_of(quantity.metric).per_token:
         return []
-    (_, first, quantity), *others = sorted(best, key=lambda entry: entry[0])
-    differences = [findings.difference(other, first, quantity) for _, other, _ in others]
+    tops = [group.choice.ranked[0] for group in groups if group.choice is not None and group.headline == quantity]
+    sign = metric_of(quantity.metric).sign
+    first, *others = sorted(tops, key=lambda entrant: -sign * findings.estimates[entrant][quantity].mean)
+    differences = [findings.difference(other, first, quantity) for other in others]
     facts: list[Fact] = [BasesCompared(difference) for difference in differences if difference is not None]
     records = [findings.results.tokens.get((group.base, dataset)) for group in groups]
     digests = {None if record is None else record.config["base"]["digest"] for record in records}

@@ -1,7 +1,7 @@
 """What variants cost: sizes, training time, memory, latency, by seed, and ratios of them between variants.
 
-Times and memory belong to a machine: a ratio across different fingerprints is refused. A variant that trains more than once is
-charged for all of it.
+Times and memory belong to a machine and the options of a run: a ratio across different ones is refused. A variant that trains
+more than once is charged for all of it.
 """
 
 import json
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from paretune.study.study import Study
 
 _SIZES = ("parameters", "model_bytes", "adapter_bytes")
-_SUMMED = ("train_seconds", "wall_seconds", "train_tokens")
+_SUMMED = ("train_seconds", "wall_seconds", "train_tokens", "train_tokens_read")
 DISTURBED = 1.15
 """Ratio of times that should be equal from which the machine counts as busy with something else."""
+_OPTIONS = ("workers", "accumulate", "forward_tokens", "pack", "recompute", "memory")
+"""Of a run: what times and memory depend on."""
 _BEYOND = 1.5
 """How many times as far from equal as runs that should be equal two times have to be to count as different: the noise is the
 range of a few measurements, and the range of others is easily somewhat wider."""
@@ -31,7 +33,7 @@ class Cost:
 
     by_seed: Mapping[Seed, float]
     machines: frozenset[str] = frozenset()
-    """Fingerprints it was measured on; empty for what does not depend on the machine."""
+    """Fingerprints that it was measured on and options that it was run under; empty for what depends on neither."""
     disturbance: float | None = None
     """Of a training's time: the largest ratio between the speeds of parts of one training; None where that is unknown."""
 
@@ -55,6 +57,8 @@ class Ratio:
     value: float
     clear: bool
     """Beyond the noise, and the seeds of the two do not overlap; for sizes: not equal."""
+    of_one_network: bool = False
+    """Of its inference: equal whatever was measured."""
 
 
 Costs = Mapping[Entrant, Mapping[str, Cost]]
@@ -108,7 +112,7 @@ def tuning_cost(tuning: Tuning) -> tuple[float, int, frozenset[str]]:
     diverged = [trial.divergence for trial in tuning.trials if trial.divergence]
     seconds = sum(record.metrics["train_seconds"] for record in trained.values()) + sum(run.seconds for run in diverged)
     steps = sum(record.metrics["steps"] for record in trained.values()) + sum(run.steps for run in diverged)
-    return seconds, steps, frozenset(fingerprint(record) for record in trained.values())
+    return seconds, steps, frozenset(_conditions(record) for record in trained.values())
 
 
 def trial_cost(trial: Trial) -> tuple[float, int]:
@@ -120,7 +124,7 @@ def trial_cost(trial: Trial) -> tuple[float, int]:
 
 
 def ratio(costs: Costs, name: str, variant: Entrant, reference: Entrant) -> Ratio | None:
-    """None where either is missing or they were measured on different machines."""
+    """None where either is missing, or they were measured on different machines or under different options."""
     cost, base = costs[variant].get(name), costs[reference].get(name)
     if cost is None or base is None or base.mean == 0 or cost.machines != base.machines or len(cost.machines) > 1:
         return None
@@ -129,7 +133,7 @@ def ratio(costs: Costs, name: str, variant: Entrant, reference: Entrant) -> Rati
         return Ratio(value, clear=cost.mean != base.mean)
     apart = cost.low > base.high or cost.high < base.low
     if metric_of(name).unit == "ms" and same_network(costs, variant, reference):
-        return Ratio(value, clear=False)
+        return Ratio(value, clear=False, of_one_network=True)
     noise = noise_of(costs, name, reference)
     if noise is None and _is_training_time(name):
         return Ratio(value, clear=False)
@@ -164,12 +168,19 @@ def noise_of(costs: Costs, name: str, entrant: Entrant) -> float | None:
     return max(ratios or parts, default=None)
 
 
-def trained_records(cell: Cell) -> list[Record]:
-    return [record for record in cell.methods if "train_seconds" in record.metrics]
-
-
 def fingerprint(record: Record) -> str:
     return json.dumps(record.machine, sort_keys=True, ensure_ascii=False)
+
+
+def options_of(record: Record) -> dict[str, Any]:
+    """What a stage was run under that its time and memory depend on; those of a measurement on the number of workers alone."""
+    names = _OPTIONS if "train_seconds" in record.metrics else _OPTIONS[:1]
+    return {name: record.options.get(name) for name in names}
+
+
+def _conditions(record: Record) -> str:
+    options = {name: value for name, value in options_of(record).items() if value is not None}
+    return fingerprint(record) + (f" {json.dumps(options)}" if options else "")
 
 
 def _cell_costs(cell: Cell, latencies: Sequence[str]) -> dict[str, tuple[float, str | None]]:
@@ -178,21 +189,21 @@ def _cell_costs(cell: Cell, latencies: Sequence[str]) -> dict[str, tuple[float, 
     if "size" in cell.evaluations:
         metrics = cell.evaluations["size"].metrics
         costs |= {name: (float(metrics[name]), None) for name in _SIZES if name in metrics}
-    if trained := trained_records(cell):
+    if trained := cell.trained:
         each = [_numbers(record.metrics) for record in trained]
         summed = {name: sum(metrics.get(name, 0.0) for metrics in each) for name in _SUMMED}
+        summed["train_tokens_read"] = summed["train_tokens_read"] or summed["train_tokens"]
         summed["trainable_parameters"] = each[-1]["trainable_parameters"]
         summed["peak_memory_bytes"] = max(metrics.get("peak_memory_bytes", 0.0) for metrics in each)
         if summed["train_seconds"] > 0:
             # Each example with its context, once: what is learned is only part of that where a dataset has tasks.
-            read = sum(metrics.get("train_tokens_read", metrics.get("train_tokens", 0.0)) for metrics in each)
-            summed["train_tokens_per_second"] = read / summed["train_seconds"]
-        machine = " and ".join(sorted({fingerprint(record) for record in trained}))
+            summed["train_tokens_per_second"] = summed["train_tokens_read"] / summed["train_seconds"]
+        machine = " and ".join(sorted({_conditions(record) for record in trained}))
         costs |= {name: (value, machine if metric_of(name).of_machine else None) for name, value in summed.items()}
     for name in latencies:
         if (record := cell.evaluations.get(name)) is not None:
             figures = {metric: value for metric, value in _numbers(record.metrics).items() if metric_of(metric).cost}
-            costs |= {cost_name(metric, name, latencies): (value, fingerprint(record)) for metric, value in figures.items()}
+            costs |= {cost_name(metric, name, latencies): (value, _conditions(record)) for metric, value in figures.items()}
     return costs
 
 

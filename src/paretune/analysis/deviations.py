@@ -4,15 +4,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from paretune.analysis.costs import fingerprint, trained_records
+from paretune.analysis.costs import fingerprint, options_of, timed_evaluations
 from paretune.analysis.findings import Fact, Findings, Group
 from paretune.analysis.scores import Entrant, Seed, entrant_of
 from paretune.pipeline.records import Cell
 from paretune.study.data import SPLITS
+from paretune.study.tasks import RESPONSE
 
 _BUDGET = ("train_tokens", "train_tokens_read", "epochs_done", "steps", "precision")
 """What is the same for all variants of a base on a dataset, over all trainings of a variant."""
-_OF_RUNS = ("stopped_early", "out_of_memory", "flex_failure", "repeated_steps")
+_CHANGED = ("cut_examples", "lossy_examples", "control_examples")
+_OF_RUNS = ("stopped_early", "out_of_memory", "flex_failure", "repeated_steps", "untied_parameters")
 """Metrics of a training that went otherwise than those of other variants."""
 
 
@@ -44,10 +46,13 @@ class ExamplesChanged(Fact):
     base: str
     dataset: str
     metric: str
-    """Of the record of the tokens: `cut_examples` to fit, or `lossy_examples` that are not given back exactly."""
+    """Of the record of the tokens: `cut_examples` to fit, `lossy_examples` that are not given back exactly, `control_examples`
+    with control tokens as text, or `unwritten_FIELD`, a field of messages that the chat template leaves out."""
     num_examples: int
     max_length: int
     """In tokens."""
+    control_tokens: str | None = None
+    """The dataset's rule."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,17 @@ class SeveralMachines(Fact):
 
 
 @dataclass(frozen=True)
+class OptionsUnequal(Fact):
+    """Runs of one base on one dataset that went under other options: their times and memory are not compared."""
+
+    where: tuple[str, str] | None
+    """Base and dataset; None where the study has one of each."""
+    option: str
+    values: tuple[tuple[str, tuple[str, ...]], ...]
+    """Each with the variants that had it."""
+
+
+@dataclass(frozen=True)
 class BasesUnequal(Fact):
     """Trained for different numbers of steps; their tokens differ with the tokenizer."""
 
@@ -145,14 +161,15 @@ def deviations(findings: Findings) -> list[Fact]:
     too_long = left_out(findings)
     for (base, dataset), record in results.tokens.items():
         facts += [too_long[base, dataset]] if (base, dataset) in too_long else []
-        for metric in ("cut_examples", "lossy_examples"):
-            if num_examples := record.metrics.get(metric, 0):
-                facts.append(ExamplesChanged(base, dataset, metric, num_examples, study.train.max_length))
+        rule = study.data[dataset].control_tokens
+        for metric, num_examples in record.metrics.items():
+            if num_examples and (metric in _CHANGED or metric.startswith("unwritten_")):
+                facts.append(ExamplesChanged(base, dataset, metric, num_examples, study.train.max_length, rule))
     alone = len(study.bases) == len(study.data) == 1
     kept = []
     for cell in results.cells:
         run = Run(entrant_of(cell), cell.seed if len(study.seeds) > 1 else None, alone)
-        for record in trained_records(cell):
+        for record in cell.trained:
             facts += [RunDeviates(run, metric, record.metrics) for metric in _OF_RUNS if record.metrics.get(metric)]
             best, steps = record.metrics.get("best_step", 0), record.metrics.get("steps", 0)
             if study.train.keep == "best" and 0 < best < steps:
@@ -206,7 +223,7 @@ def _data_deviations(findings: Findings) -> Iterator[Fact]:
     for name, record in findings.results.data.items():
         dataset = study.data[name]
         # Of a single task, records without a completion are counted as such.
-        tasks = sorted(dataset.tasks) if len(dataset.tasks) > 1 else []
+        tasks = sorted(dataset.tasks) if len(dataset.tasks) > 1 else [RESPONSE] if dataset.chats else []
         asked = [("records_empty", ""), ("records_duplicate", ""), ("records_unsafe", "")]
         asked += [*(("completions_empty", task) for task in tasks), ("documents_removed", "")]
         sizes = ((metric, task, record.metrics.get(f"{metric}_{task}" if task else metric, 0)) for metric, task in asked)
@@ -234,14 +251,24 @@ def _unequal_runs(findings: Findings, group: Group) -> Iterator[Fact]:
                 values = tuple((spent, tuple(sorted(names))) for spent, names in variants.items())
                 yield BudgetUnequal(where_of(findings, group), metric, values)
                 break
-    machines = {fingerprint(record) for cell in cells for record in trained_records(cell)}
+    machines = {fingerprint(record) for cell in cells for record in cell.trained}
     if len(machines) > 1:
         yield SeveralMachines(where_of(findings, group), len(machines))
+    options: dict[str, dict[str, dict[str, None]]] = {}
+    for cell in cells:
+        timed = (cell.evaluations[name] for name in timed_evaluations(findings.study) if name in cell.evaluations)
+        for record in (*cell.trained, *timed):
+            for option, value in options_of(record).items():
+                options.setdefault(option, {}).setdefault("none" if value is None else str(value), {})[cell.variant] = None
+    for option, by_value in options.items():
+        if len(by_value) > 1:
+            runs = tuple((value, tuple(names)) for value, names in by_value.items())
+            yield OptionsUnequal(where_of(findings, group), option, runs)
 
 
 def _spent(cell: Cell, name: str) -> float | tuple[str, ...] | None:
     """A metric of all trainings of a cell: their sum (four digits where it is not whole) or words; None without one."""
-    values = [record.metrics[name] for record in trained_records(cell) if record.metrics.get(name) is not None]
+    values = [record.metrics[name] for record in cell.trained if record.metrics.get(name) is not None]
     if all(isinstance(value, int | float) for value in values):
         total = float(sum(values))
         return (total if total.is_integer() else float(f"{total:.4g}")) if values else None

@@ -19,9 +19,9 @@ from paretune.analysis import words
 from paretune.analysis.compare import Difference, Estimate
 from paretune.analysis.costs import DISTURBED, Cost
 from paretune.analysis.decision import as_compared, where_judged
-from paretune.analysis.findings import Beaten, Findings, Group
+from paretune.analysis.findings import Choice, Findings, Group
 from paretune.analysis.scores import Entrant, Quantity
-from paretune.analysis.training import smoothed
+from paretune.analysis.training import running_mean
 from paretune.study.registry import metric_of
 from paretune.study.study import Study
 from paretune.study.tasks import METRICS
@@ -129,7 +129,7 @@ def draw_curves(findings: Findings, group: Group) -> "Figure | None":
             for curve in (curve for (owner, _), curve in runs.items() if owner == entrant):
                 points = curve.dropna(subset=[column])
                 losses = points[column].to_numpy()
-                drawn = smoothed(losses, max(1, len(losses) // 15)) if column == "train_loss" else losses
+                drawn = running_mean(losses) if column == "train_loss" else losses
                 lines += [(points["epoch"].to_numpy(), drawn)] if len(losses) else []
             if not lines:
                 continue
@@ -169,7 +169,7 @@ def draw_comparison(findings: Findings, dataset: str) -> "Figure | None":
             evaluation = name.rpartition(".")[0]
             title = f"{row.panel}\non {evaluation}" if evaluation else row.panel
             if len({cost.machines for cost in costs.values()}) > 1:
-                title += "\nmachines differ: do not compare"
+                title += "\nmachines or options differ: do not compare"
             missing = "not trained" if row.of_training else "not measured"
             of_bytes = row.unit == "bytes"
             panels.append(_Panel(title, "cost", costs, words.size if of_bytes else words.number, missing, with_unit=of_bytes))
@@ -209,7 +209,7 @@ def draw_pareto(findings: Findings) -> "Figure | None":
     style = looks(findings.study)
     for panels, (group, choice, quality) in zip(grid, rows, strict=True):
         for axes, name in zip(panels, choice.costs, strict=False):
-            _draw_frontier(axes, findings, name, choice.beaten_by_cost[name], quality, style)
+            _draw_frontier(axes, findings, name, choice, quality, style)
             noise = group.noise.get(name, 1.0)
             told = f"\nequal runs differ by {words.times(noise)}" if noise > DISTURBED else ""
             axes.set_xlabel(words.cost_noun(name, str) + told)
@@ -217,7 +217,9 @@ def draw_pareto(findings: Findings) -> "Figure | None":
             axes.set_visible(False)
         panels[0].set_ylabel(f"{words.noun(quality, str)}\n{metric_of(quality.metric).better} is better")
         panels[0].set_title(f"{group.base} on {group.dataset}" if len(rows) > 1 else "")
-    title = f"Filled: nothing is shown to beat it in both (lines: {100 * findings.level:g}% intervals over documents)"
+    shown = any(choice.tells for _, choice, _ in rows)
+    filled = "Filled: nothing is shown to beat it in both" if shown else "Nothing is shown to be better or as good"
+    title = f"{filled} (lines: {100 * findings.level:g}% intervals over documents)"
     figure.suptitle(title, x=0.01, ha="left", fontsize=9.5)
     return figure
 
@@ -297,6 +299,7 @@ def _draw_panels(findings: Findings, groups: Sequence[Group], panels: Sequence[_
     bases = words.listed([group.base for group in groups])
     has_quality = any(panel.kind == "quality" for panel in panels)
     lines = f"{100 * findings.level:g}% intervals over documents" if has_quality else "range over seeds"
+    lines += ", of differences over their family" if any(panel.kind == "difference" for panel in panels) else ""
     _write_title(figure, f"{bases} on {groups[0].dataset} ({dotted}lines: {lines})")
     return figure
 
@@ -351,12 +354,15 @@ def _draw_panel(axes: "Axes", panel: _Panel, groups: Sequence[Group], rows: dict
 
 
 def _draw_frontier(
-    axes: "Axes", findings: Findings, name: str, beaten: Beaten, quantity: Quantity, style: dict[str, Look]
+    axes: "Axes", findings: Findings, name: str, choice: Choice, quantity: Quantity, style: dict[str, Look]
 ) -> None:
-    """Quality against the cost `name`, with a staircase between what nothing beats: dearer steps buy nothing in between."""
+    """Quality against the cost `name`, with a staircase between what nothing beats: dearer steps buy nothing in between.
+
+    Where nothing is shown there is none.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    points: dict[Entrant, tuple[float, float]] = {}
+    beaten, points = choice.beaten_by_cost[name], dict[Entrant, tuple[float, float]]()
     for entrant in beaten:
         cost, quality, look = findings.cost(entrant, name), findings.estimates[entrant][quantity], style[entrant.variant]
         assert cost is not None
@@ -366,7 +372,7 @@ def _draw_frontier(
         face = look.colour if beaten[entrant] is None else "white"
         axes.plot(cost, quality.mean, marker=look.marker, color=look.colour, markerfacecolor=face, markersize=7, zorder=3)
     frontier = sorted((points[entrant] for entrant in beaten if beaten[entrant] is None), key=lambda point: point[0])
-    if len(frontier) > 1:
+    if len(frontier) > 1 and choice.tells:
         axes.step(*zip(*frontier, strict=True), where="post", color=GREY, linewidth=0.9, linestyle=":", zorder=1)
     low, high = min(cost for cost, _ in points.values()), max(cost for cost, _ in points.values())
     if low > 0 and high > _WIDE_RANGE * low:

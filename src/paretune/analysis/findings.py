@@ -36,15 +36,34 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A variant that is cheaper than the best, and what it may cost in quality."""
+
+    difference: Difference
+    """From the best, as it is told, at a level corrected for the number of candidates, with the margin."""
+    is_shown: bool
+    """That it loses no more than the margin, and is shown worse in nothing that the study gives a margin."""
+    needed: int | None
+    """How many documents or questions would show it; None where none would: the difference itself is no smaller than the
+    margin, or seeds lie too far apart."""
+
+
+@dataclass(frozen=True)
 class Choice:
     """Which variant to take, of those that have the headline."""
 
     ranked: tuple[Entrant, ...]
     """Best mean first."""
+    best: Entrant
+    """The first of `ranked` that is not forbidden."""
     near: tuple[Entrant, ...]
     """The best, and those that are not shown to be worse than it."""
     chosen: Entrant
-    """The cheapest of `near`."""
+    """The cheapest of the best and of the candidates that are shown to lose no more than the margin."""
+    candidates: tuple[Candidate, ...]
+    """Those that are cheaper than the best."""
+    forbidden: tuple[Difference, ...]
+    """From the baseline, of variants ahead of `best`: shown to lose more than a margin of the study in another quality."""
     verdict: Literal["recommended", "only one", "cannot tell"]
     costs: tuple[str, ...]
     """That were weighed, the most important first."""
@@ -52,6 +71,8 @@ class Choice:
     """In quality and all of `costs` together."""
     beaten_by_cost: Mapping[str, Beaten]
     """In quality and one of `costs`, of the variants that have it."""
+    tells: bool
+    """Some variant is shown to be better than another, or to lose no more than the margin against it."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +104,8 @@ class Group:
     """All that any of the variants has a figure of, without views."""
     headline: Quantity | None
     """What the variants are ranked by; None if nothing of the kind was measured."""
+    decided_by: Literal["family", "answers", "order"]
+    """Why by that: the first of the declared family, the score of the first task's answers, or the first metric of all."""
     tasks: tuple[str, ...]
     """What the variants were asked: evaluations, tasks of the dataset, those of lm-evaluation-harness; forgetting last."""
     harness_tasks: tuple[str, ...]
@@ -176,8 +199,9 @@ class Findings:
     seed_scores: Mapping[Entrant, Mapping[Quantity, Mapping[Seed, tuple[float, int]]]]
     """The score of each seed on all of its examples, and their number."""
     differences: Mapping[Pair, Difference]
-    """With every baseline in every quality, between all variants of a group in its headline, with the untouched base on text
-    outside the domain, and between the best of several bases; views included."""
+    """With every baseline in every quality, between all variants of a group in its headline and in what has a margin, of the
+    recommended one with the best in every quality, with the untouched base on text outside the domain, and between the best of
+    several bases; views included."""
     costs: Costs
     ratios: Mapping[tuple[str, Entrant, Entrant], Ratio]
     """Of costs between variants of a group, by name, variant and reference; none across machines."""

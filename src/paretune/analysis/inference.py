@@ -4,15 +4,19 @@ Every figure is a ratio sum(value * weight) / sum(weight), never a mean of ratio
 so the unit is the document: documents are resampled, and under the null hypothesis that two variants are alike each document's
 difference has either sign with probability 1/2 (for right-or-wrong answers that is McNemar's exact test). Everything is seeded;
 equal input gives equal figures.
+
+A paired difference has one procedure, its intervals: they are nested, and its p value is the smallest alpha whose interval
+leaves out 0. So a verdict that is read off an interval and the p value beside it never contradict each other.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -38,6 +42,10 @@ _RARE = 25
 """Draws as extreme as what was seen, below which counting them is less exact than the saddlepoint."""
 _EXACT_POWER = 300
 """Questions up to which power is summed over all outcomes rather than approximated."""
+_GRID = np.arange(1, 1000) / 1000
+"""Probabilities at which quantiles of resampled figures are kept; beyond, they are scaled like those of Student's t."""
+_MOST_DOCUMENTS = 10_000_000
+"""Beyond which nobody is told how many documents would do."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,137 @@ class Errors:
         if self.total == 0:
             return float(of_documents)
         return float(self.total**4 / (self.documents**4 / of_documents + self.seeds**4 / self.seed_freedom))
+
+    def on(self, num_documents: int) -> "Errors":
+        """What they would be on so many documents of the same kind."""
+        documents = self.documents * float(np.sqrt(self.num_documents / num_documents))
+        return replace(self, documents=documents, num_documents=num_documents)
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """A paired difference, sum(sums) / sum(weights) over documents, with all of its intervals.
+
+    Below 50 documents an interval holds what the sign-flip test does not reject, from 50 on it is that of the studentised
+    bootstrap. Right-or-wrong answers of one seed have the hull of McNemar's exact interval and Bonett and Price's. The spread
+    of seeds widens each interval.
+    """
+
+    sums: Floats
+    weights: Floats
+    errors: Errors
+    apart: tuple[int, int] | None = None
+    """Questions that one side alone answered rightly, and the other; only for one seed and right-or-wrong answers."""
+
+    @cached_property
+    def mean(self) -> float:
+        return float(self.sums.sum() / self.weights.sum())
+
+    @property
+    def mirrored(self) -> "Contrast":
+        """The same from the other side."""
+        return replace(self, sums=-self.sums, apart=None if self.apart is None else self.apart[::-1])
+
+    @cached_property
+    def p_documents(self) -> float:
+        """That so large a difference of these very weights comes from nothing: without the spread of the seeds."""
+        if self.apart is not None:
+            return mcnemar_p(*self.apart, len(self.sums))
+        return sign_flip_p(self.sums) if self._by_signs else self._resampled_p(0.0)
+
+    @cached_property
+    def p(self) -> float:
+        """That so large a difference comes from nothing: the smallest alpha whose interval leaves out 0."""
+        if self.errors.seeds == 0 or self.p_documents >= 1:
+            return self.p_documents
+        p_of = self._p_of()
+        low, high = np.log(max(self.p_documents, 1e-300)), 0.0
+        while high - low > 1e-6:
+            alpha = float(np.exp((low + high) / 2))
+            moved = self._moved_by_seeds(alpha)
+            rejected = abs(moved) < abs(self.mean) and p_of(moved) <= alpha
+            low, high = (low, (low + high) / 2) if rejected else ((low + high) / 2, high)
+        return float(np.exp(high))
+
+    def interval(self, alpha: float) -> tuple[float, float]:
+        """With coverage 1 - `alpha`; NaN twice for one document, infinite where so few documents reject nothing."""
+        num, mean = len(self.sums), self.mean
+        if num < 2:
+            return float("nan"), float("nan")
+        rejected = self.p <= alpha * (1 + 1e-12)
+        if self.apart is not None:
+            low, high = mcnemar_interval(*self.apart, num, 1 - alpha)
+        elif self._by_signs:
+            low, high = self._not_rejected(alpha)
+        else:
+            low, high = (mean - end * self.errors.documents for end in self._quantiles_at(alpha)[::-1])
+        low, high = widened((min(low, mean), max(high, mean)), mean, self.errors, 1 - alpha)
+        # Rounding and interpolation decide nothing: the p value is that of the same procedure.
+        tiny = max(1e-9 * abs(mean), 1e-300)
+        if mean > 0:
+            low = max(low, tiny) if rejected else min(low, 0.0)
+        if mean < 0:
+            high = min(high, -tiny) if rejected else max(high, 0.0)
+        return float(low), float(high)
+
+    @property
+    def _by_signs(self) -> bool:
+        """Differences that are all alike cannot be resampled either."""
+        return len(self.sums) < FEW_DOCUMENTS or self.errors.documents == 0
+
+    @cached_property
+    def _quantiles(self) -> Floats:
+        """Of the resampled difference, in standard errors, at each probability of the grid."""
+        found: Floats = np.quantile(_pivots(self.sums, self.weights), _GRID)
+        return found
+
+    def _quantiles_at(self, alpha: float) -> tuple[float, float]:
+        if alpha / 2 >= _GRID[0]:
+            low, high = np.interp([alpha / 2, 1 - alpha / 2], _GRID, self._quantiles)
+            return float(low), float(high)
+        beyond = float(stats.t.ppf(alpha / 2, len(self.sums) - 1) / stats.t.ppf(_GRID[0], len(self.sums) - 1))
+        return beyond * float(self._quantiles[0]), beyond * float(self._quantiles[-1])
+
+    def _resampled_p(self, shift: float) -> float:
+        """Of the bootstrap, that the difference is `shift`."""
+        pivot = (self.mean - shift) / self.errors.documents
+        quantiles = self._quantiles if pivot > 0 else -self._quantiles[::-1]
+        pivot, last, freedom = abs(pivot), float(quantiles[-1]), len(self.sums) - 1
+        if pivot <= last:
+            return min(1.0, 2 * float(1 - np.interp(pivot, quantiles, _GRID)))
+        return float(2 * stats.t.sf(pivot / last * stats.t.ppf(_GRID[-1], freedom), freedom))
+
+    def _p_of(self) -> Callable[[float], float]:
+        """The p value over documents of each difference that could be the true one."""
+        if not self._by_signs:
+            return self._resampled_p
+        if self.errors.documents == 0:
+            return lambda shift: 1.0 if shift == self.mean else 2.0 ** (1 - len(self.sums))
+        signs = _signs(len(self.sums))
+        flipped_sums, flipped_weights = signs @ self.sums, signs @ self.weights
+
+        def p_of(shift: float) -> float:
+            left = self.sums - shift * self.weights
+            total, drawn = abs(float(left.sum())), len(self.sums) > _ALL_SIGNS
+            extreme = int((np.abs(flipped_sums - shift * flipped_weights) >= total * (1 - 1e-12)).sum())
+            return _saddlepoint_p(np.abs(left), total) if drawn and extreme < _RARE else extreme / len(signs)
+
+        return p_of
+
+    def _not_rejected(self, alpha: float) -> tuple[float, float]:
+        """All differences that the sign-flip test does not reject."""
+        p_of, each = self._p_of(), self.sums / self.weights
+        return (
+            -_end(lambda shift: p_of(-shift) > alpha, -self.mean, -float(each.min())),
+            _end(lambda shift: p_of(shift) > alpha, self.mean, float(each.max())),
+        )
+
+    def _moved_by_seeds(self, alpha: float) -> float:
+        """The end of the interval over documents that `widened` takes to 0, on its way from the mean."""
+        if self.errors.documents == 0:
+            half = -float(special.stdtrit(self.errors.seed_freedom, alpha / 2)) * self.errors.seeds
+            return half if self.mean > 0 else -half
+        return self.mean * (1 - 1 / _widening(self.errors, alpha))
 
 
 def standard_error(sums: Floats, weights: Floats) -> float:
@@ -124,10 +263,14 @@ def widened(interval: tuple[float, float], mean: float, errors: Errors, level: f
     if errors.num_documents < 2 or errors.documents == 0 or errors.seeds == 0:
         half = 0.0 if errors.seeds == 0 else float(stats.t.ppf((1 + level) / 2, errors.seed_freedom)) * errors.seeds
         return interval[0] - half, interval[1] + half
-    wide = stats.t.ppf((1 + level) / 2, errors.freedom) * errors.total
-    narrow = stats.t.ppf((1 + level) / 2, errors.num_documents - 1) * errors.documents
-    factor = max(1.0, float(wide / narrow))
+    factor = _widening(errors, 1 - level)
     return mean - (mean - interval[0]) * factor, mean + (interval[1] - mean) * factor
+
+
+def _widening(errors: Errors, alpha: float) -> float:
+    wide = special.stdtrit(errors.freedom, alpha / 2) * errors.total
+    narrow = special.stdtrit(errors.num_documents - 1, alpha / 2) * errors.documents
+    return max(1.0, float(wide / narrow))
 
 
 def sign_flip_p(sums: Floats) -> float:
@@ -147,25 +290,13 @@ def sign_flip_p(sums: Floats) -> float:
     return float(flipped.mean())
 
 
-def sign_flip_interval(sums: Floats, weights: Floats, level: float) -> tuple[float, float]:
-    """All differences that the sign-flip test does not reject, for few documents; infinite where it can reject none.
-
-    `sums` are the documents' paired differences and `weights` their weights; the difference is sum(sums) / sum(weights). With
-    fewer than 6 documents no test at 0.05 can reject anything, and the interval says so.
-    """
-    signs, alpha = _signs(len(sums)), 1 - level
-    flipped_sums, flipped_weights = signs @ sums, signs @ weights
-    total, weight = float(sums.sum()), float(weights.sum())
-
-    def kept(shift: float) -> bool:
-        observed = abs(total - shift * weight)
-        return float(np.mean(np.abs(flipped_sums - shift * flipped_weights) >= observed * (1 - 1e-12))) > alpha
-
-    mean, each = total / weight, sums / weights
-    return (
-        -_end(lambda shift: kept(-shift), -mean, -float(each.min())),
-        _end(kept, mean, float(each.max())),
-    )
+def mcnemar_p(wins: int, losses: int, num: int) -> float:
+    """The smallest alpha at which `mcnemar_interval` leaves out 0: the larger p value of the two procedures."""
+    if wins == losses:
+        return 1.0
+    more, less = (wins + 1) / (num + 2), (losses + 1) / (num + 2)
+    error = np.sqrt((more + less - (more - less) ** 2) / (num + 2))
+    return max(float(stats.binomtest(wins, wins + losses).pvalue), float(2 * stats.norm.sf(abs(more - less) / error)))
 
 
 def mcnemar_interval(wins: int, losses: int, num: int, level: float) -> tuple[float, float]:
@@ -188,16 +319,9 @@ def fisher_p(right: int, num: int, other_right: int, other_num: int) -> float:
     return float(stats.fisher_exact([[right, num - right], [other_right, other_num - other_right]]).pvalue)
 
 
-def chance_p(right: int, num: int, chance: float) -> float:
+def chance_p(right: int, num: int, chance: float, alternative: Literal["two-sided", "less"] = "two-sided") -> float:
     """Exact binomial test of `right` of `num` answers against guessing; of unequal chances the mean, which is conservative."""
-    return float(stats.binomtest(right, num, chance).pvalue)
-
-
-def with_seeds(p: float, mean: float, errors: Errors) -> float:
-    """A p value over documents, raised to what the spread of the seeds allows."""
-    if errors.seeds == 0:
-        return p
-    return max(p, float(2 * stats.t.sf(abs(mean) / errors.total, errors.freedom)))
+    return float(stats.binomtest(right, num, chance, alternative).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -207,6 +331,39 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(order))
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
     return [float(p) for p in adjusted]
+
+
+def holm_alphas(p_values: Sequence[float], alpha: float) -> list[float]:
+    """The alpha of the step at which Holm's procedure decides on each p value; where it stops, it stays for all that follow.
+
+    A p value is at most its own alpha exactly where the adjusted one is at most `alpha`.
+    """
+    order = np.argsort(p_values, kind="stable")
+    alphas, step, stopped = np.empty(len(order)), alpha / max(1, len(order)), False
+    for index, which in enumerate(order):
+        step = step if stopped else alpha / (len(order) - index)
+        stopped = stopped or p_values[which] > step * (1 + 1e-12)
+        alphas[which] = step
+    return [float(each) for each in alphas]
+
+
+def documents_needed(errors: Errors, loss: float, margin: float, alpha: float) -> int | None:
+    """How many documents of the same kind would show a `loss` as large as the one that was seen to lie within `margin`.
+
+    None where none would: the loss itself is no smaller than the margin, or seeds lie too far apart.
+    """
+
+    def shows(num: int) -> bool:
+        there = errors.on(num)
+        return loss + float(stats.t.ppf(1 - alpha / 2, there.freedom)) * there.total <= margin
+
+    low, high = errors.num_documents, _MOST_DOCUMENTS
+    if low < 2 or loss >= margin or not shows(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    return high
 
 
 def smallest_detectable(errors: Errors, alpha: float) -> float:

@@ -122,11 +122,18 @@ def training_section(findings: Findings, group: Group) -> Section | None:
     spread = "; mean over seeds, ± is half their range" if num_seeds > 1 else ""
     caption = f"Losses in nats per token, accuracy on validation{spread}"
     blocks: list[Block] = [make_table(rows, columns, caption, grouped=True)]
-    names = ("train_tokens", "train_seconds", "train_tokens_per_second", "wall_seconds", "peak_memory_bytes")
+    names = (
+        "train_tokens_read",
+        "train_tokens",
+        "train_seconds",
+        "train_tokens_per_second",
+        "wall_seconds",
+        "peak_memory_bytes",
+    )
     totals = [VARIANT, *(cost_column(findings, name) for name in names)]
     if group.baseline is not None and Subject(group.baseline) in trained:
         totals.append(_speed_column(findings, group.baseline))
-    caption = "Totals; training is optimizer steps only, tokens are real tokens without padding, all in all includes evaluation"
+    caption = "Totals; training is optimizer steps only, tokens are without padding, those read hold contexts and prompts too"
     blocks.append(make_table(trained, totals, caption))
     blocks += as_blocks(findings.facts.groups[group.base, group.dataset].training)
     blocks.append(Picture(f"figures/{curves_name(group)}", f"loss curves of {group.base} on {group.dataset}"))

@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from paretune.analysis.agreement import read_ratings
 from paretune.analysis.compare import Comparer, Difference, Pair, estimates_of, exp, views_of, with_views
 from paretune.analysis.costs import noise_of, ratio, read_costs
-from paretune.analysis.decision import HELD_OUT, choose, keep_to_limits, rank
+from paretune.analysis.decision import HELD_OUT, choose, declared_measures, keep_to_limits, rank
 from paretune.analysis.findings import Findings, Group, Marks
 from paretune.analysis.scores import Entrant, Quantity, Samples, Seed, SeedScores, entrant_of, make_samples, read_scores
 from paretune.analysis.training import disturbance, epochs_of, loss_falls, read_block_choices, read_curve
 from paretune.pipeline.records import Cell, Results, read_lines
 from paretune.study.data import SPLITS
 from paretune.study.registry import metric_of, metrics
+from paretune.study.study import Study
+from paretune.study.tasks import task_metrics
 
 FORGETTING, HARNESS = "forgetting", "lm_eval"
 """Kinds of evaluations of text and tasks outside the study's own data."""
@@ -72,10 +75,14 @@ def measure(results: Results, also_against: str | None = None) -> Findings:
         falling = tuple(tuple(name for name, fell in falls.items() if fell[index]) for index in (0, 1))
         group = replace(group, noise=noise, falling=(falling[0], falling[1]), choice=choose(findings, group))
         groups.append(replace(group, limits=keep_to_limits(findings, group)))
+        if group.choice is not None and group.choice.chosen != group.choice.best:
+            for quantity in declared_measures(findings, group):
+                differences |= comparer.between([group.choice.chosen, group.choice.best], quantity, differences)
     block_choices = {
         (group.base, group.dataset): read_block_choices(_cells_of(results, group), study.compare.interval) for group in groups
     }
-    return replace(findings, groups=tuple(groups), block_choices=block_choices)
+    differences = with_views(differences, study.compare)
+    return replace(findings, groups=tuple(groups), differences=differences, block_choices=block_choices)
 
 
 def _groups(results: Results, samples: Samples) -> list[Group]:
@@ -94,6 +101,7 @@ def _groups(results: Results, samples: Samples) -> list[Group]:
                 continue
             entrants = tuple(Entrant(base, dataset, name) for name in study.variants if name in here)
             quantities = tuple(dict.fromkeys(quantity for entrant in entrants for quantity in samples.get(entrant, {})))
+            headline, decided_by = _headline(study, dataset, quantities, [task for task in tasks if task not in outside])
             groups.append(
                 Group(
                     base=base,
@@ -102,7 +110,8 @@ def _groups(results: Results, samples: Samples) -> list[Group]:
                     baseline=next((entrant for entrant in entrants if entrant.variant == study.baseline), None),
                     untouched=next((entrant for entrant in entrants if not study.variants[entrant.variant].methods), None),
                     quantities=quantities,
-                    headline=_headline(quantities, [task for task in tasks if task not in outside]),
+                    headline=headline,
+                    decided_by=decided_by,
                     tasks=tasks,
                     harness_tasks=tuple(harness),
                     chance=_chances([cell for cell in results.cells if entrant_of(cell) in entrants]),
@@ -112,15 +121,29 @@ def _groups(results: Results, samples: Samples) -> list[Group]:
     return groups
 
 
-def _headline(quantities: Sequence[Quantity], tasks: Sequence[str]) -> Quantity | None:
-    """What variants are ranked by: the first metric that was measured of the first task that has it."""
-    asked = {quantity.task for quantity in quantities}
-    for metric in (row.name for row in metrics().values() if row.is_quality and row.ranks):
-        for task in tasks:
-            for split in (*HELD_OUT, "") if task in asked else ():
-                if (quantity := Quantity(task, split, metric)) in quantities:
-                    return quantity
-    return None
+def _headline(
+    study: Study, dataset: str, quantities: Sequence[Quantity], tasks: Sequence[str]
+) -> tuple[Quantity | None, Literal["family", "answers", "order"]]:
+    """What variants are ranked by, and why: the first metric of the declared family, without one the score of the answers to
+    the first task that has one, else the first metric of all; each of the first task and split that it was measured on."""
+
+    def judged(metric: str, tasks: Sequence[str]) -> Quantity | None:
+        asked = (Quantity(task, split, metric) for task in tasks for split in (*HELD_OUT, ""))
+        return next((quantity for quantity in asked if quantity in quantities), None)
+
+    for metric in study.compare.family:
+        row = metric_of(metric)
+        for stored in (row.hypothesis, row.exp_of, metric):
+            if stored and (quantity := judged(stored, tasks)) is not None:
+                return quantity, "family"
+    for task, scoring in study.data[dataset].scored.items():
+        for metric in task_metrics(scoring):
+            if (quantity := judged(metric, [task])) is not None:
+                return quantity, "answers"
+    for row in metrics().values():
+        if row.is_quality and row.ranks and (quantity := judged(row.name, tasks)) is not None:
+            return quantity, "order"
+    return None, "order"
 
 
 def _chances(cells: Sequence[Cell]) -> dict[str, float]:
@@ -173,7 +196,8 @@ def _differences(findings: Findings, comparer: Comparer, also_against: str | Non
         if group.headline is not None:
             ranked = rank(findings, group, group.headline)
             told = group.headline._replace(metric=metric_of(group.headline.metric).told_as or group.headline.metric)
-            for quantity in dict.fromkeys((group.headline, told)):
+            with_margin = [q for q in group.quantities if q.metric in findings.study.compare.margin and not q.slice]
+            for quantity in dict.fromkeys((group.headline, told, *with_margin)):
                 found |= comparer.between(ranked, quantity, found)
         if also_against is not None and also_against in group.variants:
             reference = group.entrant(also_against)

@@ -40,7 +40,7 @@ ESTIMATE_COLUMNS = (
 )
 COMPARISON_COLUMNS = (
     *("base", "dataset", "variant", "baseline", "split", "task", "slice", "metric"),
-    *("difference", "ci_low", "ci_high", "p", "p_adjusted", "mde", "verdict"),
+    *("difference", "ci_low", "ci_high", "level", "p", "p_adjusted", "mde", "verdict"),
 )
 CURVE_FILE_COLUMNS = ("base", "dataset", "variant", "seed", "trial", *CURVE_COLUMNS)
 AUDIT_COLUMNS = ("dataset", "split", "finding", "detail", "count", "of", "records")
@@ -125,9 +125,10 @@ def comparisons(findings: Findings, reference: str | None = None) -> pd.DataFram
                 if difference is not None:
                     numbers = (difference.low, difference.high, difference.p, difference.p_adjusted, difference.mde)
                     finite = [number if math.isfinite(number) else None for number in numbers]
-                    named = dict(zip(("ci_low", "ci_high", "p", "p_adjusted", "mde"), finite, strict=True))
+                    named: dict[str, Any] = dict(zip(("ci_low", "ci_high", "p", "p_adjusted", "mde"), finite, strict=True))
                     owner = {**_named(entrant, quantity), "baseline": difference.reference.variant}
-                    rows.append({**owner, "difference": difference.mean, **named, "verdict": difference.verdict})
+                    named |= {"level": difference.level, "verdict": difference.verdict}
+                    rows.append({**owner, "difference": difference.mean, **named})
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 
@@ -258,9 +259,7 @@ def _plain(value: Any) -> Any:
         case Fact():
             return {"fact": type(value).__name__, **_fields(value), "sentence": say(value)}
         case Difference():
-            numbers = {
-                name: entry for name, entry in _fields(value).items() if name not in ("variant", "reference", "quantity")
-            }
+            numbers = _fields(value, without=("variant", "reference", "quantity", "contrast"))
             named = {**_named(value.variant, value.quantity), "reference": value.reference._asdict()}
             return {**named, **numbers, "verdict": value.verdict}
         case BaseModel():

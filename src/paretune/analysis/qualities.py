@@ -7,7 +7,7 @@ from typing import Any
 
 from paretune.analysis import words
 from paretune.analysis.agreement import RELIABLE, TENTATIVE, Agreement
-from paretune.analysis.answers import ANSWER_METRICS, forgotten, learned, task_metrics
+from paretune.analysis.answers import ANSWER_METRICS, forgotten, learned
 from paretune.analysis.figures import tasks_name
 from paretune.analysis.findings import Findings, Group
 from paretune.analysis.render import (
@@ -38,7 +38,9 @@ from paretune.analysis.tables import (
     signed,
     subjects,
 )
+from paretune.study.evaluations import Generate
 from paretune.study.registry import metric_of
+from paretune.study.tasks import task_metrics
 
 _SPLIT_ORDER = ("test", "validation", "train", "")
 _SHAPE = ("stopped_by_eos", "length_ratio")
@@ -110,8 +112,8 @@ def comparisons_section(findings: Findings, group: Group) -> Section | None:
         if differences:
             what = "baseline" if reference == group.baseline else "untouched"
             scope = "; one seed: about these weights" if max(one.n_seeds for one in differences) == 1 else ""
-            caption = f"Against {words.named(reference)} ({what}), paired by document; p is corrected for its family{scope}"
-            blocks.append(comparisons_table(differences, interval_name(findings), caption))
+            caption = f"Against {words.named(reference)} ({what}), paired by document, intervals corrected{scope}"
+            blocks.append(comparisons_table(differences, f"{100 * findings.level:g} % over its family", caption))
     if group.baseline is not None and group.headline is not None:
         found = [findings.difference(entrant, group.baseline, group.headline) for entrant in group.entrants]
         seeded = [one for one in found if one is not None and one.n_seeds > 1 and 0 < one.errors.total < math.inf]
@@ -312,6 +314,10 @@ def generations_section(findings: Findings, group: Group) -> Section | None:
             for row in read_generations(cells[0], task) if cells else ():
                 seed = "" if cells[0].seed is None or len(cells) == 1 else f"seed {cells[0].seed}, "
                 texts.setdefault(row["prompt"], []).append(Text(entrant.variant, f"{seed}{_stopped(row)}", row["text"]))
+        config = findings.study.evaluate[task].config
+        if texts and findings.study.data[group.dataset].chats and isinstance(config, Generate):
+            form = "continued as they are (`raw: true`)" if config.raw else "what a user says, in the form of the base's chats"
+            blocks.append(Paragraph(f"Prompts of `{task}`: {form}."))
         blocks += [SideBySide(prompt, entries) for prompt, entries in texts.items()]
     blocks += _task_texts(findings, group)
     where = f", {group.base} on {group.dataset}" if len(findings.groups) > 1 else ""

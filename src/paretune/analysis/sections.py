@@ -38,7 +38,7 @@ from paretune.analysis.tables import (
 )
 from paretune.study.data import SPLITS
 from paretune.study.findings import FINDINGS
-from paretune.study.registry import load_function
+from paretune.study.registry import load_function, metric_of
 from paretune.study.variants import Variant
 
 _OF_GROUP = (
@@ -116,25 +116,25 @@ def _in_short(findings: Findings) -> list[Block]:
 
 
 def _across_table(findings: Findings, dataset: str) -> Table:
-    """All variants of all bases on one dataset, in bits per byte, the best first."""
-    quantities = {
-        entrant: group.headline
-        for group in findings.groups
-        if group.dataset == dataset and group.headline is not None and group.headline.metric == "bits_per_byte"
+    """All variants of all bases on one dataset in what ranks them, the best first."""
+    groups = [group for group in findings.groups if group.dataset == dataset]
+    quantity = next(group.headline for group in groups if group.headline is not None)
+    means = {
+        entrant: estimate.mean
+        for group in groups
         for entrant in group.entrants
-        if findings.estimate(entrant, group.headline) is not None
+        if group.headline == quantity and (estimate := findings.estimate(entrant, quantity)) is not None
     }
-    ranked = sorted(quantities, key=lambda entrant: findings.estimates[entrant][quantities[entrant]].mean)
-    split = next(group.headline.split for group in findings.groups if group.dataset == dataset and group.headline is not None)
+    ranked = sorted(means, key=lambda entrant: -metric_of(quantity.metric).sign * means[entrant])
     columns: list[Column[Subject]] = [
         Column("base and variant", lambda row: f"{row.entrant.base} {row.entrant.variant}"),
         Column(
-            f"bits per byte ({interval_name(findings)})",
-            lambda row: estimate_cell(findings, row.entrant, quantities[row.entrant]),
+            f"{metric_of(quantity.metric).column} ({interval_name(findings)})",
+            lambda row: estimate_cell(findings, row.entrant, quantity),
         ),
         cost_column(findings, "model_bytes"),
     ]
-    return make_table(map(Subject, ranked), columns, f"Best first, {split}")
+    return make_table(map(Subject, ranked), columns, f"Best first, {quantity.split or quantity.task}")
 
 
 def _compared(findings: Findings) -> list[Block]:
@@ -189,18 +189,27 @@ def _data_table(findings: Findings) -> Table:
 
         return cell
 
-    def num_tokens(base: str) -> Callable[[tuple[str, str]], str | None]:
+    def num_tokens(base: str, what: str) -> Column[tuple[str, str]]:
         def cell(row: tuple[str, str]) -> str | None:
             record = tokens.get((base, row[0]))
-            return None if record is None else words.count(record.metrics.get(f"tokens_{row[1]}", 0))
+            if record is None:
+                return None
+            learned = record.metrics.get(f"tokens_{row[1]}", 0)
+            return words.count(record.metrics.get(f"read_tokens_{row[1]}", learned) if what == "tokens read" else learned)
 
-        return cell
+        return Column(f"{what} ({base})" if len(bases) > 1 else what, cell)
 
+    # All of a text is learned, of a task its completion alone.
+    completes = any(dataset.completes for dataset in findings.study.data.values())
     columns = [
         Column[tuple[str, str]]("data", lambda row: row[0]),
         Column("split", lambda row: row[1]),
         *(Column(what, kept(what)) for what in ("documents", "examples", "bytes")),
-        *(Column(f"tokens ({base})" if len(bases) > 1 else "tokens", num_tokens(base)) for base in bases),
+        *(
+            num_tokens(base, what)
+            for base in bases
+            for what in (("tokens read", "tokens learned") if completes else ("tokens",))
+        ),
     ]
     known = all("kept_examples_train" in record.metrics for record in skipping.values())
     counted = "as trained and scored on" if known else "documents, examples and bytes before what is too long was left out"

@@ -212,6 +212,7 @@ def notes(findings: Findings) -> list[Fact]:
     if findings.differences:
         facts.append(Definition("difference", several_seeds=len(study.seeds) > 1))
         facts.append(Definition("p", level, tuple(study.compare.family)))
+        facts.append(Definition("margin"))
     facts += [Definition("loss")] if any(quantity.metric == "loss" for quantity in quantities) else []
     asked = {name for name, use in study.evaluate.items() if use.kind == "qa"}
     answered = {quantity.metric for quantity in quantities if quantity.task in asked}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from paretune.analysis.costs import trained_records
 from paretune.analysis.inference import ratio_interval
 from paretune.pipeline.records import Cell, Record, read_lines
 
@@ -34,6 +33,10 @@ _FALLING = 0.005
 """Relative drop of a loss at the end of a training that counts as still falling."""
 _STEPS_TO_JUDGE = 16
 """Of a training whose train loss is judged."""
+_LAST_PART = 20
+"""So many parts a training has, of which the last is looked at for a rise."""
+_WINDOWS = 15
+"""So many windows of the running mean a training has."""
 _CERTAIN = 2.0
 """Standard errors by which the train loss of the last quarter has to lie below that of the quarter before."""
 
@@ -92,7 +95,7 @@ class BlockChoice:
 def read_curve(cell: Cell) -> pd.DataFrame:
     """One row a step with CURVE_COLUMNS, NaN where nothing was measured; no rows for a variant that does not train."""
     parts, done = [], dict.fromkeys(_COUNTED, 0.0)
-    for record in trained_records(cell):
+    for record in cell.trained:
         file = record.path / "curves.jsonl"
         if not file.exists():
             continue
@@ -150,7 +153,8 @@ def loss_falls(curves: Sequence[pd.DataFrame]) -> tuple[bool, bool]:
     """Of the curves of a variant's seeds: whether the validation loss fell in the last epoch, or, where it was evaluated once,
     the train loss in the last quarter.
 
-    In every seed, by at least 0.5 %; the train loss, which scatters from step to step, also by two standard errors.
+    In every seed, by at least 0.5 %; the train loss, which scatters from step to step, also by two standard errors, and not
+    where its running mean rises in the last twentieth.
     """
     ends = [[epoch.validation_loss for epoch in epochs_of(curve)[-2:] if epoch.validation_loss is not None] for curve in curves]
     validation = all(len(losses) == 2 and losses[1] < losses[0] * (1 - _FALLING) for losses in ends)
@@ -182,6 +186,11 @@ def smoothed(values: Sequence[float], window: int) -> np.ndarray:
     return means
 
 
+def running_mean(losses: Sequence[float]) -> np.ndarray:
+    """A train loss as its figure shows it."""
+    return smoothed(losses, max(1, len(losses) // _WINDOWS))
+
+
 def _by_step(written: Sequence[Mapping[str, float]]) -> pd.DataFrame:
     rows: dict[float, dict[str, float]] = {}
     for row in written:
@@ -206,7 +215,9 @@ def _train_loss_falls(curve: pd.DataFrame) -> bool:
         return False
     *_, before, last = np.array_split(losses, 4)
     error = math.sqrt(before.var(ddof=1) / len(before) + last.var(ddof=1) / len(last))
-    return bool(before.mean() - last.mean() > max(_FALLING * before.mean(), _CERTAIN * error))
+    shown = running_mean(losses)
+    rises = shown[-1] > shown[-1 - max(1, len(shown) // _LAST_PART)]
+    return bool(before.mean() - last.mean() > max(_FALLING * before.mean(), _CERTAIN * error)) and not rises
 
 
 def _block_choice(record: Record, entrants: tuple[tuple[str, int | None], ...], level: float) -> BlockChoice:

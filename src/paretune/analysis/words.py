@@ -217,7 +217,20 @@ def interval(difference: Difference, *, signed: bool = True) -> str:
     text = ends(difference, signed=signed)
     if text is None:
         return f"{sources(difference)}: too few for an interval"
-    return f"{100 * difference.level:g} % interval {text}"
+    return f"{level(difference)} interval {text}"
+
+
+def level(difference: Difference) -> str:
+    """Of its interval, corrected for others or not: `95 %`, `98.3 %`, `99.96 %`."""
+    return f"{100 - float(f'{100 * (1 - difference.level):.2g}'):g} %"
+
+
+def at_worst(difference: Difference) -> str:
+    """How much worse a variant may be by the far end of its interval: `up to 12.0 points worse`, `up to 3.2 times as high`."""
+    if not math.isfinite(difference.worst):
+        return "worse by any amount"
+    text, unit = _amount(difference.quantity, min(difference.worst, metric_of(difference.quantity.metric).width), False, 9)
+    return f"up to {text} times as high" if unit == _TIMES else f"up to {_with_unit(text, unit)} worse"
 
 
 def detectable(difference: Difference, *, bare: bool = False) -> str:
@@ -228,10 +241,10 @@ def detectable(difference: Difference, *, bare: bool = False) -> str:
     return (bare_amount if bare else amount)(difference.quantity, difference.mde)
 
 
-def sources(difference: Difference) -> str:
-    """What the interval is over: `60 documents`, or `10 questions`."""
+def sources(difference: Difference, num: int | None = None) -> str:
+    """What the interval is over: `60 documents`, or `10 questions`; or how many of them there would have to be."""
     of_questions = "prompt" if metric_of(difference.quantity.metric).unit == "rating" else "question"
-    return plural(difference.n_documents, "document" if difference.quantity.split else of_questions)
+    return plural(difference.n_documents if num is None else num, "document" if difference.quantity.split else of_questions)
 
 
 def cost_text(name: str, value: float) -> str:
@@ -297,6 +310,7 @@ def _environment() -> Environment:
                 apart,
                 ends,
                 interval,
+                at_worst,
                 detectable,
                 sources,
                 cost_text,

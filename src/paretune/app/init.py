@@ -7,6 +7,7 @@ and `Questions` all say `question`. All of it is a guess from the first records,
 the base that ships with the package.
 """
 
+import json
 import os
 import re
 from collections import Counter
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.data.audit import HTML, LABELS, found_in
+from paretune.data.control import KNOWN
 from paretune.data.records import ALPACA
 from paretune.data.sources import iterate_rows
 from paretune.data.templates import parse_template, render
@@ -132,6 +134,8 @@ def first_study(data: Path, file: Path, base: str | None = None) -> str:
         about += f"    document: {guess.document}".ljust(44) + "# never on two sides of the split\n"
     if guess.stratify:
         about += f"    stratify: {guess.stratify}".ljust(44) + "# keeps its shares in every split\n"
+    if KNOWN.search(json.dumps(rows, ensure_ascii=False, default=str)):
+        about += "    control_tokens: strip".ljust(44) + "# `</s>` and the like in records are taken out; text | learn\n"
     full_rate, lora_rate = _RATES["named" if base else "builtin"]
     length = guess.length
     if base is not None and (config_file := Path(base) / "config.json").is_file():
@@ -245,8 +249,7 @@ def _of_chats(rows: Rows) -> _Guess | None:
     for field, form in _CHATS.items():
         if all(isinstance(row.get(field), list) and row[field] and isinstance(row[field][0], Mapping) for row in rows):
             learned = _ready(form, [], "the loss is taken on the assistant's turns alone")
-            prompt = "User: Hello!\n\nAssistant:"
-            return _Guess(learned + _SKIP, prompt, document=_repeated_id(rows), length=512, scored=True)
+            return _Guess(learned + _SKIP, "Hello!", document=_repeated_id(rows), length=512, scored=True)
     return None
 
 

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from paretune.data.cleaning import find_personal, has_control_characters, is_damaged, repaired
-from paretune.data.leakage import words_of
+from paretune.data.control import KNOWN, held, sources_of
 from paretune.data.prepare import iterate_records, record_text
 from paretune.data.safety import load_filter
+from paretune.data.words import words_of
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import AuditConfig
 from paretune.study.data import MASKS, SPLITS
@@ -98,12 +99,13 @@ def audit_data(context: StageContext) -> dict[str, Any]:
     Config: `labels`, the names of tasks with labels, and `safety` where unsafe records are counted.
     """
     data, config = context.inputs["data"], context.parse(AuditConfig)
+    own = " ".join(sources_of(data.record.config["dataset"]).values())
     columns = {split: _Column() for split in SPLITS}
     notes, languages, labels = _Notes(), list[str](), _Labels()
     total = data.record.metrics.get("records", 0)
     for done, rows in enumerate(iterate_records(data.path / "documents.parquet")):
         split, number, text = rows[0]["split"], int(rows[0]["example"]) + 1, record_text(rows)
-        for name in found_in(text):
+        for name in [*found_in(text), *(["control_tokens"] if held(KNOWN, text, own) else [])]:
             notes.add(split, name, number)
         column = columns[split]
         column.numbers.append(number)

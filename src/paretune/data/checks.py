@@ -1,5 +1,8 @@
 """What can be told of a study's data, questions, sheets and word list before the first stage, by their first records."""
 
+from collections.abc import Sequence
+
+from paretune.data.control import WAYS_OUT, held, pattern_of, pieces_of, sources_of
 from paretune.data.outside import outside_documents
 from paretune.data.questions import read_questions, request_of, slices_of
 from paretune.data.records import parse_form, read_record
@@ -8,7 +11,7 @@ from paretune.data.sheets import read_sheet
 from paretune.data.sources import BUILTIN, iterate_rows
 from paretune.data.templates import Template, is_blank, named_value, parse_template
 from paretune.errors import DataError, NeedsError, SpecError
-from paretune.pipeline.checks import num_tokens
+from paretune.pipeline.checks import num_tokens, read_tokenizer
 from paretune.pipeline.config_json import architectures, num_positions
 from paretune.pipeline.preflight import Setting, check_files
 from paretune.study.base import suggestion
@@ -40,10 +43,23 @@ def check_dataset(dataset: Dataset, setting: Setting) -> None:
             raise SpecError(f"{where}.source.builtin: no dataset `{source.builtin}`{suggestion(source.builtin, BUILTIN)}")
         if source.path and source.resolved_format in _STREAMED:
             row = next(iterate_rows(source, str(setting.folder / source.path)))
-            read_record(form, row)
+            _check_control_tokens(dataset, pieces_of(read_record(form, row)), row.where, setting)
             for key, field in (("document", dataset.document), ("stratify", dataset.stratify)):
                 if field is not None and not (form.drops_empty and is_blank(row.values.get(field, ""))):
                     named_value(row.values, field, key, row.where)
+
+
+def _check_control_tokens(dataset: Dataset, pieces: Sequence[tuple[str, str]], where: str, setting: Setting) -> None:
+    """DataError for a record that holds control tokens of a base as text, where the study does not say what is done."""
+    sources = sources_of(dataset.model_dump(mode="json"))
+    for name, base in setting.lock.bases.items():
+        directory = base.resource.directory()
+        if dataset.control_tokens is None and directory is not None and (directory / "tokenizer.json").is_file():
+            added = read_tokenizer(directory / "tokenizer.json").get_added_tokens_decoder().values()
+            pattern = pattern_of(tuple(token.content for token in added if token.special))
+            for piece, text in pieces:
+                if found := held(pattern, text, sources.get(piece, "")):
+                    raise DataError(f"{where}: holds `{min(found)}` as text, a control token of base `{name}`; {WAYS_OUT}")
 
 
 def check_outside(config: Forgetting, setting: Setting) -> None:

@@ -5,6 +5,8 @@ tokens for each task; the examples of one context share its array, by which a ba
 """
 
 import itertools
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paretune.data.chat import render_turn
+from paretune.data.chat import end_ids, render_turn, unwritten_in_plain
+from paretune.data.control import ControlTokens, pieces_of, sources_of
+from paretune.data.records import PromptCompletion, Rendered
 from paretune.data.tokenizer import TextTokenizer, kept_counts, load_tokenizer, refuse_empty_split, too_long
 from paretune.data.trees import Example, windows
 from paretune.errors import DataError
@@ -52,6 +56,8 @@ class _Tokenized:
     """What ends the completion: EOS, or what a chat template ends a turn with."""
     text: str
     """The completion."""
+    unwritten: tuple[str, ...] = ()
+    """What a chat template leaves out of it."""
 
     @property
     def length(self) -> int:
@@ -87,18 +93,24 @@ def examples_of(
 def tokenize_tasks(context: StageContext) -> dict[str, Any]:
     """Stage body: the examples of a dataset with tasks as the ids of one tokenizer, in `tokens.parquet`.
 
-    Raises DataError for an example longer than `max_length` where the study says `too_long: error`, its default here.
+    Raises DataError for an example longer than `max_length` where the study says `too_long: error`, its default here, and for
+    control tokens in records where it does not say what is done with them.
     """
     tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
     documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
     config = context.parse(TokenizeConfig)
     max_length, rule = config.max_length, config.too_long
+    control = ControlTokens(tokenizer, config.control_tokens, sources_of(context.inputs["data"].record.config["dataset"]))
+    control.check((str(row["example"]), _pieces(tokenizer, row)) for row in documents)
     rows: list[dict[str, Any]] = []
     skipped = cut = 0
+    unwritten: Counter[str] = Counter()
     lengths: list[tuple[int, Mapping[str, Any]]] = []
     by_context = itertools.groupby(documents, lambda row: (row["split"], row["document"], row["context"]))
     for (_, _, text), group in by_context:
-        shared, branches = tokenizer.encode(text), [_tokenized(tokenizer, row) for row in group]
+        shared = control.encode(control.treated("context", text), continues=False)
+        branches = [_tokenized(control, row) for row in group]
+        unwritten.update(name for branch in branches for name in branch.unwritten)
         lengths += [(1 + len(shared) + branch.length, branch.row) for branch in branches]
         room = max_length - 1  # of the prefix token
         kept = [branch for branch in branches if len(shared) + branch.length <= room]
@@ -142,17 +154,42 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
         parts = [row[name] for row in of_split for name in ("context", "prompt", "completion", "end")]
         metrics[f"read_tokens_{split}"] = len(of_split) + sum(map(len, parts))
     lossy = sum(not row["lossless"] for row in rows)
-    return {**metrics, **kept_counts(rows), "skipped_examples": skipped, "cut_examples": cut, "lossy_examples": lossy}
+    counts = {"skipped_examples": skipped, "cut_examples": cut, "lossy_examples": lossy}
+    counts |= {"control_examples": control.num_examples, **{f"unwritten_{name}": n for name, n in sorted(unwritten.items())}}
+    return {**metrics, **kept_counts(rows), **counts}
 
 
-def _tokenized(tokenizer: TextTokenizer, row: Mapping[str, Any]) -> _Tokenized:
-    prompt, completion, end = row["prompt"], row["completion"], [tokenizer.eos_id]
+def _pieces(tokenizer: TextTokenizer, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the tokenizer will read of a row of `documents.parquet`."""
+    messages = row["messages"] if tokenizer.hf.chat_template is not None else None
+    branch = PromptCompletion(row["task"], row["prompt"], row["completion"], messages=messages)
+    return pieces_of(Rendered(row["context"], (branch,)))
+
+
+def _tokenized(control: ControlTokens, row: Mapping[str, Any]) -> _Tokenized:
+    tokenizer, end, where = control.tokenizer, [control.tokenizer.eos_id], f"record {int(row['example']) + 1}"
+    unwritten: tuple[str, ...] = ()
     if row["messages"] is not None and tokenizer.hf.chat_template is not None:
-        turn = render_turn(tokenizer.hf, row["messages"], f"record {int(row['example']) + 1}")
-        prompt, completion, end = turn.prompt, turn.completion, tokenizer.encode_continuation(turn.end)
-        # A turn ends with the first token that ends a generation, or with all of them and EOS.
-        stops = [position for position, token in enumerate(end) if token in tokenizer.stop_ids]
-        end = end[: stops[0] + 1] if stops else [*end, tokenizer.eos_id]
-    encode = tokenizer.encode_continuation if row["context"] else tokenizer.encode
-    after = tokenizer.encode_continuation if row["context"] or prompt else tokenizer.encode
-    return _Tokenized(row, encode(prompt), after(completion), end, completion)
+        chat = json.loads(control.treated("messages", row["messages"]))
+        turn = render_turn(tokenizer.hf, chat["messages"], chat["tools"], where)
+        prompt, completion, end, unwritten = turn.prompt, turn.completion, end_ids(tokenizer, turn.end), turn.unwritten
+    else:
+        prompt = control.treated(f"prompt {row['task']}", row["prompt"])
+        completion = control.treated(f"completion {row['task']}", row["completion"])
+        if row["messages"] is not None:
+            chat = json.loads(row["messages"])
+            unwritten = unwritten_in_plain(chat["messages"][-1], chat["tools"])
+            if unwritten and not completion.strip():
+                raise DataError(
+                    f"{where}: the turn has only `{unwritten[0]}`, and the base has no chat template that writes it; take a "
+                    "base that has one, or give the turn `weight: 0`"
+                )
+    before = bool(row["context"])
+    return _Tokenized(
+        row,
+        control.encode(prompt, continues=before),
+        control.encode(completion, continues=before or bool(prompt)),
+        end,
+        control.plain(completion),
+        unwritten,
+    )

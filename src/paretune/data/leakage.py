@@ -8,8 +8,6 @@ question with another answer). An inverted index of the held-out n-grams finds a
 
 import hashlib
 import itertools
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,8 @@ from typing import Literal
 
 import numpy as np
 from scipy.sparse import csr_array, vstack
+
+from paretune.data.words import words_of
 
 NGRAM = 13
 """Words; the n-gram of GPT-3's overlap analysis (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
@@ -47,11 +47,6 @@ _Covered = list[tuple[int, int, float]]
 """(source, target, coverage) of pairs, by their indices."""
 
 _KINDS = ("exact", "normalised", "near", "field")
-# Soft hyphens and zero-width characters, which would cut a word in two, and apostrophes: `don't` is `dont`.
-_DROPPED = re.compile("['`\u00b4\u2018\u2019\u02bc\u00ad\u200b-\u200f\u2060\ufeff]")
-# Scripts without spaces between words: every character counts as a word.
-_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _ROWS = 4096
 """Training documents compared at a time; bounds the memory of the product of the sparse matrices."""
@@ -70,13 +65,6 @@ class Pair:
     coverage: float
     """Share of the other document's n-grams that stand in `document`; boilerplate counts for `field` only."""
     excerpt: str
-
-
-def words_of(text: str) -> list[str]:
-    """The words of `text` as they are compared."""
-    if text.isascii():
-        return _WORD.findall(text.replace("'", "").replace("`", "").lower())
-    return _WORD.findall(unicodedata.normalize("NFKC", _DROPPED.sub("", text)).casefold())
 
 
 def content_digest(text: str) -> int | None:

@@ -2,7 +2,8 @@
 
 A file is a JSON list, an object with `questions`, JSON lines, or CSV. The format of a record is known by its fields:
 
-    own         {"question": ..., "options": [...], "answer": ..., "answer_index": ...}; no options: a factual question
+    own         {"question": ..., "options": [...], "answer": ..., "answer_index": ...}; no options: a factual question, which
+                may have several right answers: "answers": [...], or SQuAD's {"text": [...]}
     openbookqa  {"question": {"stem": ..., "choices": [{"text": ..., "label": ...}]}, "answerKey": ...}, or the hub's
                 {"question_stem": ..., "choices": {"text": [...], "label": [...]}, "answerKey": ...}
     arc         {"question": ..., "choices": {"text": [...], "label": [...]}, "answerKey": ...}
@@ -19,7 +20,6 @@ where its templates or `slice_by` do not fit its questions.
 
 import csv
 import io
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from string import ascii_uppercase
 from typing import Any, NoReturn
 
 from paretune.data.newsroom import questions
+from paretune.data.sources import parse_json, separator_of
 from paretune.data.templates import Template, render
 from paretune.errors import DataError
 from paretune.study.base import shown
@@ -62,6 +63,8 @@ class Question:
     """What else the record holds, to slice by and for templates."""
     context: str = ""
     """What stands before the question, where the format has such a text."""
+    others: tuple[str, ...] = ()
+    """What would be right too as an answer to a factual question."""
 
 
 @dataclass(frozen=True)
@@ -124,15 +127,23 @@ def parse_question(record: Any, where: str, number: str, format: str | None = No
     stem = record.get("question", record.get("question_stem", record.get("QUESTION")))
     question = _text(stem.get("stem") if isinstance(stem, Mapping) else stem, "question", where)
     format = format or _format_of(record)
+    answers: tuple[str, ...] = ()
+    if format == "own" and (given := record.get("answers")) is not None:
+        texts = given.get("text") if isinstance(given, Mapping) else given
+        if not isinstance(texts, list) or not texts or record.get("options"):
+            _refuse(where, f"`answers` is {shown(given)}; expected a list of texts, all right, of a question without `options`")
+        answers = tuple(_text(text, "answers", where) for text in texts)
+        record = {"answer": answers[0], **record}
     context, options, index, answer = _READERS[format](record, question, where)
     if index is not None and options.count(answer) > 1:
         _refuse(where, f"`options` holds the answer {shown(answer)} twice; remove one of them")
-    read = _READ_FIELDS if format == "own" else _READ_BY_OTHERS
+    read = _READ_FIELDS | {"answers"} if format == "own" else _READ_BY_OTHERS
     fields = {name: value for name, value in record.items() if name not in read}
     name = record.get("id", number)
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
         _refuse(where, f"`id` is {shown(name)}; expected a text or a whole number")
-    return Question(str(name), question, options, answer, index, fields, context)
+    others = tuple(text for text in dict.fromkeys(answers) if text != answer)
+    return Question(str(name), question, options, answer, index, fields, context, others)
 
 
 def request_of(question: Question, prompt: Template, answer: Template, context: Template | None = None) -> Request:
@@ -287,12 +298,12 @@ def _records(file: Path) -> list[tuple[str, Any]]:
     if file.suffix.lower() in _SEPARATORS:
         return _records_of_table(file, text, _SEPARATORS[file.suffix.lower()])
     try:
-        content = _parse(text)
+        content = parse_json(text)
     except ValueError as whole_error:
         lines: list[tuple[str, Any]] = []
         for n, line in enumerate(text.split("\n"), start=1):
             try:
-                lines += [(f"line {n}", _parse(line))] if line.strip() else []
+                lines += [(f"line {n}", parse_json(line))] if line.strip() else []
             except ValueError as error:
                 # A first line that is no record means that the file is one broken piece of JSON, not JSON lines.
                 where, reason = (f"line {n}: ", error) if lines else ("", whole_error)
@@ -313,6 +324,9 @@ def _records(file: Path) -> list[tuple[str, Any]]:
 
 def _records_of_table(file: Path, text: str, separator: str) -> list[tuple[str, Any]]:
     """Rows by a header that names `question`, or rows of MMLU: question, options and a letter."""
+    first, line_end, rest = text.partition("\n")
+    if separator_of(first):
+        separator, text = separator_of(first) or separator, line_end + rest
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
@@ -337,13 +351,6 @@ def _records_of_table(file: Path, text: str, separator: str) -> list[tuple[str, 
             record["answer"] = record["answer"].lower() == "true"  # the type that BoolQ has in JSON
         records.append((f"line {line}", record))
     return records
-
-
-def _parse(text: str) -> Any:
-    def refuse_constant(name: str) -> NoReturn:
-        raise ValueError(f"`{name}` is no JSON value")
-
-    return json.loads(text, parse_constant=refuse_constant)
 
 
 def _option_texts(values: list[Any], field: str, where: str) -> tuple[str, ...]:

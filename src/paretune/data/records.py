@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paretune.data.chat import Message, conversation, messages_in, parse_messages, plain_turn, turns
+from paretune.data.chat import SPOKEN, Message, conversation, messages_in, parse_messages, plain_turn, tools_of, turns
 from paretune.data.sources import Row
 from paretune.data.templates import LEAVE_OUT, Template, is_blank, parse_template, render
 from paretune.errors import DataError, SpecError
@@ -37,7 +37,7 @@ class PromptCompletion:
     part: str = ""
     """Tells several branches of one task and record apart: `.2`."""
     messages: str | None = None
-    """JSON of a conversation, the completion last, for a base that has a chat template."""
+    """JSON of a conversation for a base that has a chat template: `messages`, the completion last, and `tools`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +130,12 @@ def read_record(form: Form, row: Row) -> Rendered:
         return Rendered("")
     try:
         if form.chat is not None:
-            return _chat(conversation(form.chat, row.values, row.where))
+            return _chat(conversation(form.chat, row.values, row.where), tools_of(row.values, row.where))
         prompt, completion = row.values.get("prompt"), row.values.get("completion")
         if form.conversational and isinstance(prompt, list) and isinstance(completion, list):
             before = parse_messages(prompt, "role", "content", f"{row.where}: `prompt`")
             after = parse_messages(completion, "role", "content", f"{row.where}: `completion`")
-            return _chat([message | {"weight": "0"} for message in before] + after)
+            return _chat([message | {"weight": 0} for message in before] + after, tools_of(row.values, row.where))
         return _rendered(form, row)
     except DataError as error:
         null = any(name in row.values and row.values[name] is None for each in form.templates for name in each.needed)
@@ -180,16 +180,18 @@ def _rendered(form: Form, row: Row) -> Rendered:
     return Rendered(context, tuple(branches), tuple(empty))
 
 
-def _chat(messages: list[Message]) -> Rendered:
-    branches = []
+def _chat(messages: list[Message], tools: list[Any]) -> Rendered:
+    branches, empty = [], 0
     for number, turn in enumerate(turns(messages), 1):
         prompt, completion = plain_turn(turn)
-        written = json.dumps(turn, ensure_ascii=False)
+        if not completion.strip() and not any(name in turn[-1] for name in SPOKEN):
+            empty += 1
+            continue
+        written = json.dumps({"messages": turn, "tools": tools}, ensure_ascii=False)
         branches.append(PromptCompletion(RESPONSE, prompt, completion, f".{number}", written))
-    filled = [branch for branch in branches if branch.completion.strip()]
-    if len(filled) == 1:
-        filled = [replace(filled[0], part="")]
-    return Rendered("", tuple(filled), (RESPONSE,) * (len(branches) - len(filled)))
+    if len(branches) == 1:
+        branches = [replace(branches[0], part="")]
+    return Rendered("", tuple(branches), (RESPONSE,) * empty)
 
 
 def chat_texts(values: Mapping[str, Any], form: Form, where: str) -> list[str]:

@@ -7,17 +7,21 @@ than the longest; json and text files are read whole. Every complaint names file
 import csv
 import itertools
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
 
 from paretune.data.newsroom import articles
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import DATASET, open_dataset, resolve_commit
 from paretune.study.base import shown, suggestion
 from paretune.study.data import Source
+
+if TYPE_CHECKING:
+    import pyarrow
 
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line is no record but a whole file without line ends; reading stops there, so at most this much is held."""
@@ -108,18 +112,41 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     raise DataError(f'{where}: a record is an object like {{"text": "..."}}, got {shown(value)}{hint}')
 
 
-class _Constant(Exception):
-    """NaN or Infinity, which Python writes and JSON does not have."""
+class UnusableJson(ValueError):
+    """What Python's reader takes and a record cannot hold; `literal` is the value as it is written, where it is one."""
+
+    def __init__(self, problem: str, literal: str = "") -> None:
+        super().__init__(problem)
+        self.literal = literal
+
+
+def parse_json(text: str) -> Any:
+    """JSON `text`; UnusableJson for NaN, for a number beyond float64, and for a name that stands twice in an object."""
+
+    def constant(literal: str) -> NoReturn:
+        raise UnusableJson(f"`{literal}` is no JSON value; write `null`, or leave the record out", literal)
+
+    def number(literal: str) -> float:
+        value = float(literal)
+        if math.isinf(value) or (value == 0 and re.match("[^eE]*[1-9]", literal)):
+            raise UnusableJson(f"`{literal}` is beyond the numbers that can be held; write it as a text, in quotes", literal)
+        return value
+
+    def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            both = " and ".join(shown(value) for other, value in pairs if other == name)
+            raise UnusableJson(f"`{name}` stands twice in one object, with {both}; rename one of them or take it out")
+        return values
+
+    return json.loads(text, parse_constant=constant, parse_float=number, object_pairs_hook=record)
 
 
 def _parsed(text: str, where: str, *, lines: bool = False, whole_line: bool = True) -> Any:
     """JSON `text`. With `lines` the text is a whole file, and `where` is completed with the line of the mistake."""
-
-    def refuse_constant(name: str) -> None:
-        raise _Constant(name)
-
     try:
-        return json.loads(text, parse_constant=refuse_constant)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         at = f"{where}: line {error.lineno}, column {error.colno}" if lines else f"{where}, column {error.colno}"
         if not whole_line or (lines and (not text[error.pos :].strip() or error.msg.startswith("Unterminated string"))):
@@ -128,25 +155,28 @@ def _parsed(text: str, where: str, *, lines: bool = False, whole_line: bool = Tr
         raise DataError(
             f"{at}: not JSON ({error.msg}), got {shown(text[error.pos :][:40].strip() or text.strip()[-40:])}{hint}"
         ) from None
-    except _Constant as error:
-        tokens = re.finditer(r'"(?:[^"\\]|\\.)*"|(NaN|-?Infinity)', text)
-        position = next((token.start() for token in tokens if token[1]), 0)
-        line = text.count("\n", 0, position) + 1
-        at = f"{where}: line {line}" if lines else where
-        raise DataError(f"{at}: `{error}` is no JSON value; write `null`, or leave the record out") from None
+    except UnusableJson as error:
+        at = where
+        if lines and error.literal:
+            tokens = re.finditer(rf'"(?:[^"\\]|\\.)*"|(?<![\w.+-])({re.escape(error.literal)})', text)
+            at += f": line {text.count(chr(10), 0, next((token.start() for token in tokens if token[1]), 0)) + 1}"
+        raise DataError(f"{at}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: JSON that cannot be read ({error}); repair or leave out the record") from None
 
 
 def _csv_rows(source: Source, path: Path) -> Iterator[Row]:
     """Rows under the names of the header or of `columns`; empty lines between rows are no rows."""
-    delimiter = source.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
     columns, header = list(source.columns or ()), None
     # The module's own limit of 131,072 characters a field is short for an article; a field is at most a line of ours or many.
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader((line.replace("\r\n", "\n") for _, line in _lines(path)), delimiter=delimiter, strict=True)
+    lines = (line.replace("\r\n", "\n") for _, line in _lines(path))
+    first = next(lines, "")
+    separator = separator_of(first)
+    delimiter = source.delimiter or separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
+    reader = csv.reader(lines if separator else itertools.chain([first], lines), delimiter=delimiter, strict=True)
     while True:
-        where = f"{path}: line {reader.line_num + 1}"
+        where = f"{path}: line {reader.line_num + 1 + bool(separator)}"
         try:
             fields = next(reader)
         except StopIteration:
@@ -181,6 +211,12 @@ def _csv_rows(source: Source, path: Path) -> Iterator[Row]:
         yield Row(where, dict(zip(columns, fields, strict=True)))
 
 
+def separator_of(first_line: str) -> str | None:
+    """What a first line like `sep=;` names, by which spreadsheets tell how a CSV file is to be read; it is no row."""
+    match = re.fullmatch(r'"?sep=(.)"?\s*', first_line, re.IGNORECASE)
+    return match[1] if match else None
+
+
 def _parquet_rows(_: Source, path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
@@ -188,17 +224,37 @@ def _parquet_rows(_: Source, path: Path) -> Iterator[Row]:
     with _opened(path) as file:
         try:
             parquet = pyarrow.parquet.ParquetFile(file)
-            numbers = itertools.count(1)
+            numbers, schema = itertools.count(1), parquet.schema_arrow
             for batch in parquet.iter_batches(batch_size=1000):
                 for values in batch.to_pylist():
-                    yield Row(f"{path}: row {next(numbers)}", _without_nan(values))
+                    yield Row(f"{path}: row {next(numbers)}", _plain_record(values, schema))
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a Parquet file, or a damaged one ({_first_line(error)}); write it again") from None
 
 
-def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
-    # pandas and Arrow store a missing number as NaN, which is unequal to itself; everything later knows None only.
-    return {name: None if isinstance(value, float) and value != value else value for name, value in values.items()}
+def _plain_record(values: Mapping[str, Any], schema: "pyarrow.Schema") -> dict[str, Any]:
+    return {name: _plain(value, schema.field(name).type) for name, value in values.items()}
+
+
+def _plain(value: Any, type: "pyarrow.DataType") -> Any:
+    """A value of Arrow as a record has it, also inside of others.
+
+    A missing number, which pandas and Arrow store as NaN, is None. A float of 16 or 32 bits is the shortest number that gives
+    it back: 0.1, not 0.10000000149011612.
+    """
+    import pyarrow
+
+    if value is None or value != value:
+        return None
+    if pyarrow.types.is_dictionary(type):
+        return _plain(value, type.value_type)
+    if pyarrow.types.is_float16(type) or pyarrow.types.is_float32(type):
+        return float(str(type.to_pandas_dtype()(value)))
+    if pyarrow.types.is_struct(type):
+        return {name: _plain(item, type.field(name).type) for name, item in value.items()}
+    if pyarrow.types.is_map(type):
+        return [(name, _plain(item, type.item_type)) for name, item in value]
+    return [_plain(item, type.value_type) for item in value] if isinstance(value, list) else value
 
 
 def _hub_rows(source: Source) -> Iterator[Row]:
@@ -212,7 +268,7 @@ def _hub_rows(source: Source) -> Iterator[Row]:
     except ValueError as error:
         raise DataError(f"{where}: {_first_line(error)}; choose another with `split:`") from None
     for number, values in enumerate(data, 1):
-        yield Row(f"hub dataset `{name}`: row {number}", _without_nan(values))
+        yield Row(f"hub dataset `{name}`: row {number}", _plain_record(values, data.features.arrow_schema))
 
 
 def _text_rows(source: Source, path: Path) -> Iterator[Row]:

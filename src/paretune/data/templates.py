@@ -1,10 +1,11 @@
 """Fields of a record, and templates over them: Jinja2 in a sandbox, everything outside the braces literal.
 
-A field that is missing or null is an error where it is written out, never an empty string or the word "None"; so is a list,
-which Python would write with brackets and quotes. A template sees the record and nothing else: no globals, no files, no chance.
+A field that is missing, null or NaN is an error where it is written out, never an empty string or the word "None"; so is a
+list, which Python would write with brackets and quotes. A template sees the record and nothing else: no globals, files, chance.
 """
 
 import datetime
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from paretune.study.base import shown, suggestion
 _NAME_WITH_SPACE = re.compile(r"\{\{\s*\w+ +\w+")
 _RENAME = "one whose name holds a space or a hyphen needs another name (`columns: [...]` renames those of a csv)"
 LEAVE_OUT = "leave such records out with `clean: {drop: [empty]}`"
-_RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+_RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, NameError)
 
 
 class _Missing(jinja2.StrictUndefined):
@@ -47,6 +48,10 @@ class _Null(_Missing):
     def __bool__(self) -> bool:
         return False
 
+    def __repr__(self) -> str:
+        # As in a list that is written out as text.
+        self._fail_with_undefined_error()
+
 
 class _NotPrintable(Exception):
     def __init__(self, value: Any) -> None:
@@ -55,6 +60,8 @@ class _NotPrintable(Exception):
 
 
 def _printable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a result is {value}, which is no number")
     if isinstance(value, str | int | float | Decimal | datetime.date | datetime.time | jinja2.Undefined):
         return value
     raise _NotPrintable(value)
@@ -164,7 +171,7 @@ def _way_out(record: Mapping[str, Any], message: str) -> str:
     named = re.match("field `([^`]+)` is", message)
     if named is None:
         return columns + "; repair the record, or ask with `is defined` before it is used"
-    name = named[1]
+    name, path = re.split(r"[.\[]", named[1])[0], named[1]
     if len(record) == 1 and re.search(r"[;,|\t]", next(iter(record))):
         return columns + ", one field; is `delimiter:` right?"
     if name not in record and any(name in re.split(r"[\W]+", field) for field in record if not field.isidentifier()):
@@ -173,15 +180,21 @@ def _way_out(record: Mapping[str, Any], message: str) -> str:
     if near.startswith("; did you mean"):
         return columns + near
     correct = "" if name in record else "correct the name, or "
-    return f"{columns}; {correct}where it may be missing write `{{{{ {name} | default('') }}}}`"
+    return f"{columns}; {correct}where it may be missing write `{{{{ {path} | default('') }}}}`"
 
 
 def _with_nulls(value: Any, name: str) -> Any:
     # Filters turn None into the text "None" (`{{ title | upper }}`); an undefined value makes them fail.
     if value is None:
         return _Null(hint=f"{name} is null")
+    if isinstance(value, float) and not math.isfinite(value):
+        return _Null(hint=f"{name} is {value}, which is no number")
     if isinstance(value, Mapping):
-        return {key: _with_nulls(item, f"{name}, `{key}`,") for key, item in value.items()}
-    if isinstance(value, list):
+        path = name.removesuffix("`")
+        return {
+            key: _with_nulls(item, f"{path}.{key}`" if str(key).isidentifier() else f"{path}[{key!r}]`")
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
         return [_with_nulls(item, f"an item of {name}") for item in value]
     return value

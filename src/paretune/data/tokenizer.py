@@ -7,8 +7,9 @@ SentencePiece-style tokenizers put before what they take for the beginning of a 
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from paretune.data.control import ControlTokens, sources_of
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import fetch_model
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import TokenizeConfig
 from paretune.study.data import SPLITS
+from paretune.study.evaluations import Prefix
 
 SCHEMA = pa.schema(
     {
@@ -48,22 +51,67 @@ class TextTokenizer:
     """All ids that end a generation: EOS, and what the model's generation config adds."""
     pad_id: int
     """Only ever under a mask."""
+    num_rows: int | None = None
+    """Of the model's embedding; None where that is not known."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text from its beginning, without special tokens."""
-        return list(self.hf(text, add_special_tokens=False, verbose=False)["input_ids"])
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Of control tokens, which are no text."""
+        special = {token_id for token_id, token in self.hf.added_tokens_decoder.items() if token.special}
+        return frozenset({self.eos_id, *self.stop_ids, *special})
 
-    def encode_continuation(self, text: str) -> list[int]:
-        """Ids of a piece that follows other text, without the dummy space of a beginning."""
-        if not text or not self.hf.convert_ids_to_tokens(self.encode("a"))[0].startswith("▁"):
-            return self.encode(text)
+    def encode(self, text: str, *, literally: bool = False) -> list[int]:
+        """Ids of a text from its beginning, without special tokens but those that are written in it; `literally` without these
+        too: what looks like one is then text. DataError for a text that the model has no row for."""
+        split = {"split_special_tokens": True} if literally else {}
+        ids = list(self.hf(text, add_special_tokens=False, verbose=False, **split)["input_ids"])
+        if self.num_rows is not None and max(ids, default=0) >= self.num_rows:
+            raise DataError(
+                f"the text `{text[:40]}` holds the token `{self.hf.convert_ids_to_tokens(max(ids))}`, {max(ids)}, and the "
+                f"embedding of the base has {self.num_rows} rows; take it out of the text, or resize the embedding of the base"
+            )
+        return ids
+
+    def encode_continuation(self, text: str, *, literally: bool = False) -> list[int]:
+        """Ids of a piece that follows other text, without the dummy space of a beginning; `literally` as of `encode`.
+
+        NeedsError for a tokenizer that puts a space there all the same: what is scored would be another text.
+        """
+        start = self.encode("a")
+        if not text or not self.hf.convert_ids_to_tokens(start)[0].startswith(("▁", "Ġ")):
+            return self.encode(text, literally=literally)
+        before, first = self.decode(start), None
+        for ids in self._without_space(text, literally):
+            joined = self.decode([*start, *ids])
+            if joined == before + text:
+                return ids
+            first = first or (ids, joined)
+        if first is None or first[1] == f"{before} {text}":
+            raise NeedsError(
+                f"its tokenizer puts a space before every piece of a text, also before {text[:20]!r} in the middle of one; "
+                "write `add_prefix_space: false` into tokenizer_config.json"
+            )
+        return first[0]  # of a text that the tokenizer does not give back
+
+    def _without_space(self, text: str, literally: bool) -> Iterator[list[int]]:
+        """The ways to the ids of a piece by a tokenizer that puts a space before the beginning of a text."""
         if text.startswith(" "):
-            return self.encode(text[1:])  # the dummy space is the space that the piece begins with
+            # The dummy space is that of the piece; byte-level tokenizers add none where there is one.
+            yield self.encode(text[1:], literally=literally)
+            yield self.encode(text, literally=literally)
         for mark in _MARKS:
-            marked, begun = self.encode(mark + text), self.encode(mark)
+            marked, begun = self.encode(mark + text, literally=literally), self.encode(mark)
             if marked[: len(begun)] == begun:
-                return marked[len(begun) :]
-        return self.encode(text)
+                yield marked[len(begun) :]
+
+    def prefix_ids(self, prefix: Prefix) -> list[int]:
+        """The tokens before a text; NeedsError for a BOS token that there is not."""
+        if prefix == "tokenizer":
+            ids, alone = list(self.hf("a")["input_ids"]), self.encode("a")
+            return ids[: next(n for n in range(len(ids)) if ids[n : n + len(alone)] == alone)]
+        if prefix == "bos" and self.hf.bos_token_id is None and self.prefix_id == self.eos_id:
+            raise NeedsError("`prefix: bos`: its tokenizer has no BOS token; write `auto` or `eos`")
+        return {"none": [], "eos": [self.eos_id]}.get(prefix, [self.prefix_id])
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.hf.decode(list(ids), clean_up_tokenization_spaces=False))
@@ -89,7 +137,7 @@ def usable_positions(config: PretrainedConfig) -> int:
 
 
 def load_tokenizer(base: Mapping[str, Any], resource: Resource) -> TextTokenizer:
-    """The tokenizer of a base; NeedsError if its files are missing or it has no end-of-text token."""
+    """The tokenizer of a base; NeedsError if its files are missing, or it has no end-of-text token that the model can read."""
     name, arguments = pretrained_arguments(base, resource)
     try:
         hf = AutoTokenizer.from_pretrained(name, **arguments)
@@ -104,12 +152,22 @@ def load_tokenizer(base: Mapping[str, Any], resource: Resource) -> TextTokenizer
     if eos_id is None:
         raise NeedsError(f"{name}: its tokenizer has no end-of-text token; add `eos_token` to tokenizer_config.json")
     bos_id = hf.bos_token_id if hf.bos_token_id is not None else _first(config.bos_token_id)
+    rows = config.get_text_config().vocab_size
+    for token in (eos_id, bos_id):
+        if token is not None and token >= rows:
+            raise NeedsError(
+                f"{name}: its tokenizer has {len(hf)} tokens, its embedding {rows} rows: `{hf.convert_ids_to_tokens(token)}` "
+                f"is token {token}, which the model cannot read; take the tokenizer that belongs to it"
+            )
+    if hf.pad_token_id is not None and hf.pad_token_id >= rows:
+        hf.pad_token = hf.convert_ids_to_tokens(eos_id)  # what is padded stands under a mask, so any token does
     return TextTokenizer(
         hf=hf,
         prefix_id=eos_id if bos_id is None else bos_id,
         eos_id=eos_id,
         stop_ids=frozenset({eos_id, *_all(generation.eos_token_id)}),
         pad_id=eos_id if hf.pad_token_id is None else hf.pad_token_id,
+        num_rows=rows,
     )
 
 
@@ -123,14 +181,19 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
     rows, skipped, max_length = [], 0, config.max_length
     lengths: list[int] = []
+    dataset = context.inputs["data"].record.config["dataset"]
+    control = ControlTokens(tokenizer, config.control_tokens, sources_of(dataset))
+    control.check((row["example"], [("text", row["text"])]) for row in documents)
     for number, row in enumerate(documents):
-        ids = tokenizer.encode(row["text"])
+        treated = control.treated("text", row["text"])
+        ids = control.encode(treated, continues=False)
         # The prefix and EOS belong to the example as it is trained.
         lengths.append(len(ids) + 2)
         if lengths[-1] > max_length and config.too_long != "windows":
             skipped += 1
             continue
-        text = row.pop("text")
+        del row["text"]
+        text = control.plain(treated)
         rows.append({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
         if number % 200 == 0:
             context.emit(done=number, total=len(documents))
@@ -145,7 +208,8 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     # Training examples: prefix, ids and EOS in windows that overlap by one token.
     windows = {f"windows_{split}": sum(math.ceil((size + 1) / (max_length - 1)) for size in sizes[split]) for split in SPLITS}
     lossy = sum(not row["lossless"] for row in rows)
-    return {**tokens, **windows, **kept_counts(rows), "skipped_examples": skipped, "lossy_examples": lossy}
+    counts = {"skipped_examples": skipped, "lossy_examples": lossy, "control_examples": control.num_examples}
+    return {**tokens, **windows, **kept_counts(rows), **counts}
 
 
 def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any]]:

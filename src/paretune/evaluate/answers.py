@@ -7,7 +7,8 @@ left, their contexts before them, and go through transformers' `generate`.
 
 A sampled answer draws from a generator of its own (Gumbel noise on its logits, then argmax, which is a draw from the softmax),
 not from one stream for all: its text then depends on its prompt and its seed, not on the batching or its neighbours.
-Nothing of the checkpoint's generation config applies but the ids that end a text.
+Nothing of the checkpoint's generation config applies but the ids that end a text; what its chat template ends a turn with ends
+an answer too.
 """
 
 import sys
@@ -60,6 +61,8 @@ class Prompt:
     max_new_tokens: int
     stops: tuple[str, ...] = ()
     """Texts that end the answer and are left out of it."""
+    turn_end: tuple[int, ...] = ()
+    """Tokens that end the answer as an EOS does, and are left out of it: what a chat template ends a turn with."""
     at_stop: StoppedBy = "stop"
     """What is said to have ended an answer at one of `stops`."""
     seed: int = 0
@@ -90,7 +93,7 @@ GREEDY = Decoding()
 @dataclass(frozen=True)
 class Answer:
     ids: tuple[int, ...]
-    """The new tokens without the EOS that ended them; of a stop text, up to the token that completed it."""
+    """The new tokens without the EOS or the turn's end that ended them; of a stop text, up to the token that completed it."""
     text: str
     """Without the stop text."""
     stopped_by: StoppedBy
@@ -104,7 +107,8 @@ class _Draft:
 
     prompt: Prompt
     limit: int
-    """New tokens at most: those asked for, or as many as the positions leave room for."""
+    """New tokens at most: those asked for and the rest of a turn's end that begins among them, or as many as the positions
+    leave room for."""
     generator: torch.Generator
     ids: list[int] = field(default_factory=list)
     stopped_by: StoppedBy | None = None
@@ -127,7 +131,7 @@ def write_answers(
     drafts = [
         _Draft(
             prompt,
-            min(prompt.max_new_tokens, positions - prompt.num_tokens),
+            min(prompt.max_new_tokens + max(0, len(prompt.turn_end) - 1), positions - prompt.num_tokens),
             torch.Generator().manual_seed(prompt.seed),
         )
         for prompt in prompts
@@ -317,14 +321,26 @@ def _choose(drafts: Sequence[_Draft], logits_BV: torch.Tensor, decoding: Decodin
 
 
 def _append(tokenizer: TextTokenizer, draft: _Draft, token: int) -> None:
-    """Add a token to a draft, and the stop rule: an EOS token, a stop text, the tokens asked for, the model's last position."""
+    """Add a token to a draft, and the stop rule: an EOS token, the end of a turn, a stop text, the tokens asked for, the last
+    position of the model."""
     if token in tokenizer.stop_ids:
         draft.stopped_by = "eos"
         return
     draft.ids.append(token)
+    end = draft.prompt.turn_end
+    if end and token == end[-1]:
+        whole = tuple(draft.ids[-len(end) :]) == end
+        if whole or token in tokenizer.special_ids:
+            del draft.ids[-(len(end) if whole else 1) :]
+            draft.stopped_by = "eos"
+            return
     stops = draft.prompt.stops
     recent = tokenizer.decode(draft.ids[-max(map(len, stops)) - _STOP_MARGIN :]) if stops else ""
     if any(stop in recent for stop in stops):
         draft.stopped_by = draft.prompt.at_stop
-    elif len(draft.ids) >= draft.limit:
-        draft.stopped_by = "max_new_tokens" if draft.limit == draft.prompt.max_new_tokens else "context"
+        return
+    beyond = len(draft.ids) - draft.prompt.max_new_tokens
+    ending = any(tuple(draft.ids[-n:]) == end[:n] for n in range(max(1, beyond), len(end)))
+    if len(draft.ids) >= draft.limit or (beyond >= 0 and not ending):
+        draft.stopped_by = "max_new_tokens" if beyond >= 0 else "context"
+        del draft.ids[draft.prompt.max_new_tokens :]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from paretune.data.tokenizer import read_tokens
 from paretune.errors import DataError
 from paretune.model.adapters import count_parameters
-from paretune.model.load import ADAPTER, LoadedModel, load_model
+from paretune.model.load import ADAPTER, LoadedModel, cast, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.study.data import SPLITS
 from paretune.study.evaluations import Latency
@@ -93,10 +93,11 @@ def time_generation(loaded: LoadedModel, ids: torch.Tensor, new_tokens: int) -> 
 
 
 def evaluate_size(context: StageContext) -> dict[str, Any]:
-    """Stage body: `parameters` (as trained, adapter included), `model_bytes` (the merged weights, in the precision of the
-    evaluation, tied ones once) and `adapter_bytes` (0 without an adapter). Bytes of the tensors, without file headers.
+    """Stage body: `parameters` (as trained, adapter included), `model_bytes` (the merged weights in the form that
+    ships, tied ones once) and `adapter_bytes` (0 without an adapter). Bytes of the tensors, without file headers.
     """
     model = load_model(context).model
+    cast(model, getattr(torch, context.config.get("ships") or context.config["precision"]))
     artifact = context.inputs.get("model")
     if artifact is None or not (artifact.path / ADAPTER).is_dir():
         return {"parameters": count_parameters(model)[0], "model_bytes": weight_bytes(model), "adapter_bytes": 0}

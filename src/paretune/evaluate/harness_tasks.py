@@ -39,6 +39,7 @@ def evaluate_lm_eval(context: StageContext) -> dict[str, Any]:
     fields = context.config["evaluation"]
     folder = str(context.resources["items"])
     loaded = load_model(context)
+    model = ParetuneLM(loaded, forward_tokens=context.options.forward_tokens, prefix=fields.get("prefix", "tokenizer"))
     with _working_in(folder):
         loaded_tasks = _load_tasks(folder, fields["tasks"])
         # As the harness' command does: a task that says 0 keeps it, and the examples are drawn with its seed.
@@ -48,7 +49,7 @@ def evaluate_lm_eval(context: StageContext) -> dict[str, Any]:
                 task.set_config(key="num_fewshot", value=fields["num_fewshot"] or 0)
             task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
         results = evaluate(
-            ParetuneLM(loaded, forward_tokens=context.options.forward_tokens),
+            model,
             loaded_tasks,
             limit=fields["limit"],
             apply_chat_template=fields["chat_template"],
@@ -58,6 +59,7 @@ def evaluate_lm_eval(context: StageContext) -> dict[str, Any]:
     tasks, samples = loaded_tasks["tasks"], results["samples"]
     write_outputs(context.draft, [score for name in samples for score in document_scores(tasks[name], name, samples[name])])
     metrics: dict[str, Any] = {f"documents_{name}": len({sample["doc_id"] for sample in samples[name]}) for name in samples}
+    metrics["prefix"] = loaded.tokenizer.decode(model.prefix_ids)
     for name, figures in results["results"].items():
         numbers = {k: float(v) for k, v in figures.items() if isinstance(v, int | float) and "stderr" not in k}
         metrics[f"harness_{name}"] = numbers

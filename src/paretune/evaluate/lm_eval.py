@@ -27,6 +27,7 @@ from paretune.evaluate.answers import Prompt, write_answers
 from paretune.model.forward import num_positions, score
 from paretune.model.load import LoadedModel, load_pretrained
 from paretune.pipeline.resources import Resource
+from paretune.study.evaluations import Prefix
 
 Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
 """The texts of a request, and the tokens of its context and its continuation."""
@@ -48,6 +49,7 @@ class ParetuneLM(TemplateLM):
         forward_tokens: int | str = 4096,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
+        prefix: Prefix = "tokenizer",
     ) -> None:
         """`pretrained` and `adapter` are directories, or a model as a stage has it; batch sizes are the engine's own affair."""
         super().__init__()
@@ -55,6 +57,8 @@ class ParetuneLM(TemplateLM):
         self.packed = self.loaded.packed
         self.tokenizer = self.loaded.tokenizer.hf
         self.forward_tokens = int(forward_tokens)
+        self.prefix = prefix
+        self.prefix_ids = self.loaded.tokenizer.prefix_ids(prefix)
         self._device = self.loaded.device
 
     @property
@@ -63,7 +67,7 @@ class ParetuneLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        return self.loaded.tokenizer.prefix_id
+        return self.prefix_ids[-1] if self.prefix_ids else self.loaded.tokenizer.prefix_id
 
     @property
     def max_length(self) -> int:
@@ -85,9 +89,11 @@ class ParetuneLM(TemplateLM):
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids as the tokenizer makes them by itself, without a second BOS before a text that begins with one."""
+        """Ids as the tokenizer makes them by itself, or behind another prefix; no second BOS before a text that has one."""
         if add_special_tokens is None and string.startswith(self.tokenizer.decode(self.prefix_token_id)):
             add_special_tokens = False
+        if add_special_tokens is None and self.prefix != "tokenizer":
+            return [*self.prefix_ids, *self.loaded.tokenizer.encode(string)]
         asked = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return list(self.tokenizer.encode(string, **asked))
 
@@ -115,7 +121,7 @@ class ParetuneLM(TemplateLM):
         windows: list[Encoded] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
-            ids = self.tok_encode(*request.args)
+            ids = self.tok_encode(*request.args, add_special_tokens=None if self.prefix == "tokenizer" else False)
             rolling = get_rolling_token_windows(ids, self.prefix_token_id, max_seq_len=self.max_length, context_len=1)
             pairs = [make_disjoint_window(pair) for pair in rolling]
             windows += [(None, list(context), list(continuation)) for context, continuation in pairs]

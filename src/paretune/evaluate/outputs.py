@@ -51,7 +51,7 @@ class Generation:
 
     prompt: str
     text: str
-    """What follows the prompt, the stop token left out; of an answer, its first line."""
+    """What follows the prompt, the stop token or the turn's end left out; of an answer, its first line."""
     new_tokens: int
     """Without the stop token."""
     seconds: float
@@ -65,6 +65,8 @@ class Generation:
     example: str | None = None
     references: tuple[str, ...] | None = None
     """Where several are right; the first of them is `reference`."""
+    read: str | None = None
+    """What the model read, where that is not the prompt but its form in a chat."""
     filtered: bool | None = None
     """Whether the text is unsafe by the study's `safety`, where it has one."""
 

@@ -1,8 +1,8 @@
 """Questions with known answers: multiple choice by likelihood, factual by likelihood and by generated answer.
 
-Prompt and option are tokenized apart and joined literally (the seam rule), so every option follows the same prompt tokens.
-`accuracy` takes the option with the highest log-likelihood per UTF-8 byte of its text, as long options are less likely than
-short ones for no merit of theirs; `accuracy_unnormalised` takes the plain sum.
+Prompt and option are tokenized apart and joined literally (the seam rule), so every option follows the same prompt tokens;
+before a prompt stands the token that `prefix` names. `accuracy` takes the option with the highest log-likelihood per UTF-8 byte
+of its text, as long options are less likely than short ones for no merit of theirs; `accuracy_unnormalised` takes the sum.
 """
 
 import math
@@ -19,11 +19,11 @@ from paretune.data.trees import Example
 from paretune.errors import DataError
 from paretune.evaluate.generate import generate
 from paretune.evaluate.outputs import Generation, Score, safety_scores, with_safety, write_outputs
-from paretune.evaluate.scorers import contains, exact_match
+from paretune.evaluate.scorers import best_of, score_answer
 from paretune.model.forward import score
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
-from paretune.study.evaluations import Qa
+from paretune.study.evaluations import Prefix, Qa
 
 TIE = 1e-5
 """Relative difference under which two options count as equal: what packing and padding move in float32."""
@@ -46,12 +46,24 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
     templates = [parse_template(source) for source in (settings.prompt, settings.answer, settings.context)]
     requests = [request_of(question, *templates) for question in questions]
     loaded = load_model(context, fused=True)
-    likelihoods = answer_likelihoods(loaded, requests, context.options.forward_tokens)
+    likelihoods = answer_likelihoods(loaded, requests, context.options.forward_tokens, settings.prefix)
     context.emit(done=len(questions), total=2 * len(questions))
     factual = [request for request in requests if request.factual]
-    generations = generate(loaded, [request.prompt for request in factual], settings.max_new_tokens, end_at_line_break=True)
+    generations = generate(
+        loaded,
+        [request.prompt for request in factual],
+        settings.max_new_tokens,
+        end_at_line_break=True,
+        prefix=settings.prefix,
+    )
     pairs = zip(generations, factual, strict=True)
-    generations = with_safety(context, [replace(each, reference=request.question.answer) for each, request in pairs])
+    generations = with_safety(
+        context,
+        [
+            replace(each, reference=asked.answer, references=(asked.answer, *asked.others) if asked.others else None)
+            for each, asked in ((each, request.question) for each, request in pairs)
+        ],
+    )
     answers = {request.question.id: each for request, each in zip(factual, generations, strict=True)}
     scores, first, ties = [], dict[str, str](), 0
     for question, likelihood, of_question in zip(questions, likelihoods, slices, strict=True):
@@ -62,17 +74,22 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
     write_outputs(context.draft, scores, generations, settings.slice_by)
     chosen = [1 / len(question.options) for question in questions if question.options]
     counts = {"questions": len(questions), "multiple_choice": len(chosen), "ties": ties}
+    counts |= {"prefix": loaded.tokenizer.decode(loaded.tokenizer.prefix_ids(settings.prefix))}
     return counts | ({"chance_accuracy": sum(chosen) / len(chosen)} if chosen else {})
 
 
-def answer_likelihoods(loaded: LoadedModel, requests: Sequence[Request], forward_tokens: int) -> list[Likelihoods]:
+def answer_likelihoods(
+    loaded: LoadedModel, requests: Sequence[Request], forward_tokens: int, prefix: Prefix = "auto"
+) -> list[Likelihoods]:
     """Log-likelihoods of the answers of each request, as branches of its prompt, which is encoded once.
 
     DataError for an answer that is empty or does not fit into the model's positions.
     """
-    examples = []
+    examples, before = [], loaded.tokenizer.prefix_ids(prefix)
     for request in requests:
-        prompt = np.array([loaded.tokenizer.prefix_id, *loaded.tokenizer.encode(request.prompt)], np.int32)
+        prompt = np.array([*before, *loaded.tokenizer.encode(request.prompt)], np.int32)
+        if not len(prompt):
+            raise DataError(f"question `{request.question.id}`: nothing stands before its answer; write a longer `prompt`")
         for answer in request.answers:
             ids = np.array(loaded.tokenizer.encode_continuation(answer), np.int32)
             length = len(prompt) + len(ids)
@@ -94,6 +111,7 @@ def question_scores(
 ) -> list[Score]:
     """`log_likelihood` of the gold answer, weighted by its tokens, and what is right and wrong, weighted 1.
 
+    Of several right answers the likelihood is that of the first, the same text for every model, and the rest of the best.
     `generation` is the answer to a factual question, None for multiple choice.
     """
     gold = question.answer_index or 0
@@ -101,8 +119,8 @@ def question_scores(
     if generation is None:
         values |= {metric: float(index == gold) for metric, index in choices_of(question, likelihoods)[0].items()}
     else:
-        values["exact_match"] = float(exact_match(generation.text, question.answer))
-        values["contains"] = float(contains(generation.text, question.answer))
+        right = (question.answer, *question.others)
+        values |= best_of([score_answer(("exact_match", "contains"), generation.text, answer) for answer in right])
     weights = {"log_likelihood": likelihoods.num_tokens[gold]}
     scores = [
         Score(metric, value, example=question.id, document=document, weight=weights.get(metric, 1), slices=slices)

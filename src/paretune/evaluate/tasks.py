@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from paretune.data.chat import turn_end
 from paretune.data.examples import examples_of
 from paretune.data.tokenizer import TextTokenizer, read_tokens
 from paretune.data.trees import Example
+from paretune.data.words import words_of
 from paretune.errors import DataError
 from paretune.evaluate.answers import Answer, Prompt, write_answers
 from paretune.evaluate.bert_score import bert_score, load_encoder
@@ -115,10 +117,11 @@ def questions_of(rows: Sequence[Row]) -> list[Question]:
 
 def prompts_of(questions: Sequence[Question], tasks: Mapping[str, Mapping[str, Any]], loaded: LoadedModel) -> list[Prompt]:
     """What the model is asked; DataError for a question that leaves no room for an answer in the positions of the model."""
-    prompts = []
+    prompts, by_template = [], turn_end(loaded.tokenizer)
     for question, (context, ids) in zip(questions, _context_and_prompt(questions, loaded.tokenizer), strict=True):
         row, task = question.row, tasks[question.task]
-        prompts.append(Prompt(context, ids, task["max_new_tokens"], tuple(task["stop"])))
+        end = turn_end(loaded.tokenizer, row["end"].tolist()) or by_template
+        prompts.append(Prompt(context, ids, task["max_new_tokens"], tuple(task["stop"]), end))
         if loaded.max_positions is not None and prompts[-1].num_tokens >= loaded.max_positions:
             raise DataError(
                 f"document `{row['document']}` (record {row['example']}) leaves no room for an answer; lower `max_length`"
@@ -160,7 +163,7 @@ def answer_scores(
         **similarity,
         **shape_of(text, references),
         "new_tokens": len(answer.ids),
-        "new_words": len(text.split()),
+        "new_words": len(words_of(text)),
         "stopped_by_eos": answer.stopped_by == "eos",
     }
     if label is not None:

@@ -1,5 +1,6 @@
 """Load a base or an artifact: weights from safetensors, adapters merged, nothing left at random."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_arguments
 from paretune.errors import NeedsError, StageError
+from paretune.model.adapters import untie_adapted
 from paretune.model.forward import PackedModel, num_positions, packed_model
 from paretune.model.fused import fuse
 from paretune.pipeline.resources import Resource
@@ -36,17 +38,35 @@ class LoadedModel:
 
 
 def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused: bool = False) -> LoadedModel:
-    """The model that a stage is given: its input `model`, or the base; in `dtype`, or the precision of the stage's config.
+    """The model that a stage is given: its input `model`, or the base.
 
+    As it ships, in the precision of the stage's config; or as it is, in `dtype`, for what changes it further.
     `fused` is for what is only measured: the same function, computed faster, by modules that are not all transformers' own.
     """
+    ships = None if dtype else context.config.get("ships")
     dtype = dtype or getattr(torch, context.config["precision"])
+    artifact = context.inputs.get("model")
     base = (context.config["base"], context.resources["base"])
     device = torch.device(context.config.get("device", "cpu"))
-    model = _load(context.inputs.get("model"), base, dtype).to(device).eval()
+    # An adapter is merged in float32, and rounded once.
+    model = _load(artifact, base, torch.float32 if ships and artifact else dtype).to(device).eval()
+    if ships:
+        cast(model, getattr(torch, ships))
+        cast(model, dtype)
     if fused:
         fuse(model)
     return LoadedModel(model, load_tokenizer(*base), device, num_positions(model))
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype, *, only_if_exact: bool = False) -> None:
+    """Round the weights of `model` to `dtype`, but those that transformers keeps in float32; with `only_if_exact` only where
+    nothing is lost."""
+    kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    weights = [p for name, p in model.named_parameters() if not any(part in kept for part in name.split("."))]
+    if only_if_exact and not all(torch.equal(weight, weight.to(dtype).to(weight.dtype)) for weight in weights):
+        return
+    for weight in weights:
+        weight.data = weight.data.to(dtype)
 
 
 def load_pretrained(name: str, dtype: torch.dtype, **arguments: Any) -> PreTrainedModel:
@@ -78,4 +98,8 @@ def _load(artifact: Artifact | None, base: tuple[Mapping[str, Any], Resource], d
     if not adapter.is_dir():
         return load_pretrained(str(artifact.path), dtype)
     parent = _load(artifact.inputs.get("model"), base, dtype)
-    return PeftModel.from_pretrained(parent, str(adapter)).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        adapted = PeftModel.from_pretrained(parent, str(adapter))
+    untie_adapted(adapted)
+    return adapted.merge_and_unload()

@@ -1,6 +1,7 @@
 """Checks of rows against what config.json, the tokenizer and the headers of a base say: lengths, blocks, modules."""
 
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from paretune.errors import NeedsError, SpecError
-from paretune.pipeline.config_json import num_blocks, num_positions, with_num_blocks
+from paretune.pipeline.config_json import num_blocks, num_experts, num_positions, with_num_blocks
 from paretune.pipeline.lock import LockedBase
 from paretune.pipeline.preflight import Setting, check_files
-from paretune.pipeline.resources import weight_shapes
+from paretune.pipeline.resources import count_weights, weight_shapes
 from paretune.study.evaluations import Generate, Latency, Tasks
 from paretune.study.methods import PruneBlocks, TrainLora
 
@@ -39,6 +40,8 @@ def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase)
 
 def check_targets(config: TrainLora, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
     """`train.lora`: the base has linear modules called as `targets`."""
+    if config.experts and num_experts(locked.config) is None:
+        raise SpecError(f"{where}.experts: base `{base}` has no routed experts; leave the field out")
     directory = locked.resource.directory()
     if isinstance(config.targets, str) or directory is None or locked.config.get("model_type") not in _SAME_NAMES:
         return locked.config
@@ -52,6 +55,37 @@ def check_targets(config: TrainLora, where: str, base: str, locked: LockedBase) 
             known = ", ".join(f"`{name}`" for name in inside_blocks)
             raise SpecError(f"{where}.targets: base `{base}` has no linear module `{target}`; it has {known}")
     return locked.config
+
+
+def tell_reach(config: TrainLora, base: str, locked: LockedBase) -> list[str]:
+    """`train.lora`: the share of the weights that its targets reach, by the shapes in the files; nothing where only the loaded
+    model would say."""
+    directory = locked.resource.directory()
+    names_known = config.targets == "all-linear" or locked.config.get("model_type") in _SAME_NAMES
+    if directory is None or config.targets == "default" or not names_known:
+        return []
+    count, shapes = num_experts(locked.config), weight_shapes(directory)
+    inside = {name: shape for name, shape in shapes.items() if any(part.isdigit() for part in name.split("."))}
+    # A tensor for all experts of a layer, or one for each, which has a number of its own.
+    experts = {
+        name
+        for name, shape in inside.items()
+        if count and ((len(shape) == 3 and shape[0] == count) or sum(part.isdigit() for part in name.split(".")) > 1)
+    }
+    linear = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2 and name not in experts}
+    if isinstance(config.targets, str):
+        reached = [shape for name, shape in linear.items() if f"{name}.weight" in inside and shape[0] != count]
+    else:
+        reached = [
+            shape for name, shape in linear.items() if any(f".{name}".endswith(f".{target}") for target in config.targets)
+        ]
+    whole, of_experts = count_weights(directory), sum(math.prod(shapes[name]) for name in experts)
+    share = (sum(map(math.prod, reached)) + of_experts * config.experts) / whole
+    targets = config.targets if isinstance(config.targets, str) else ", ".join(config.targets)
+    line = f"train.lora with `targets: {targets}` reaches {share:.1%} of the weights of `{base}`"
+    if experts and not config.experts:
+        line += f"; the routed experts, {of_experts / whole:.1%}, have no adapter (`experts: true` gives them one)"
+    return [line]
 
 
 def check_latency(config: Latency, setting: Setting) -> None:

@@ -1,6 +1,8 @@
 """What config.json of a model says. The names of its fields differ between architectures, and are known here alone."""
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ from typing import Any
 from paretune.errors import NeedsError
 
 _BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_HEADS = re.compile(r"(attention|query)_heads$|^n_heads?$")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _POSITIONS = ("max_position_embeddings", "n_positions")
 
 
@@ -16,13 +20,7 @@ def read_config(file: Path, where: str) -> dict[str, Any]:
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        is_adapter = (file.parent / "adapter_config.json").exists()
-        what = (
-            "it holds an adapter, so name the directory of its base"
-            if is_adapter
-            else "name a directory in Hugging Face format"
-        )
-        raise NeedsError(f"{where}: no config.json in `{file.parent}`; {what}") from None
+        raise NeedsError(f"{where}: no config.json in `{file.parent}`; name a directory in Hugging Face format") from None
     except OSError as error:
         raise NeedsError(f"{where}: `{file}` cannot be read ({error.strerror}); check its permissions") from None
     except ValueError as error:
@@ -40,6 +38,39 @@ def check_writes_text(config: Mapping[str, Any], where: str) -> None:
         raise NeedsError(
             f"{where}: `{kind}` is no causal language model; Paretune trains and measures models that write text from left "
             "to right (architectures ending in ForCausalLM or LMHeadModel), not encoders or extractive models"
+        )
+    if quantized := config.get("quantization_config"):
+        how = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
+        raise NeedsError(
+            f"{where}: is a quantized checkpoint (`quantization_config` of config.json: `{how}`), whose weights can be neither "
+            "trained nor measured here; name the model that it was quantized from"
+        )
+    text = config.get("text_config", config)
+    heads = any(_HEADS.search(key) for key in text) or ("num_heads" in text and "attention_types" in text)
+    if num_blocks(config) is not None and width(text) and not heads:
+        raise NeedsError(
+            f"{where}: `{names[0]}` has no attention (config.json names no heads): it reads a text as a recurrence, as Mamba "
+            "and RWKV do, and texts cannot be kept apart in it; name a base with attention"
+        )
+
+
+def check_whole(path: Path, where: str) -> None:
+    """NeedsError, beginning with `where`, for what is no model in Hugging Face format and looks like one: an adapter, a GGUF
+    file."""
+    adapter = path / "adapter_config.json"
+    if os.path.isfile(adapter):  # False, too, where that cannot be told
+        try:
+            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        except (ValueError, AttributeError):
+            base = None
+        raise NeedsError(
+            f"{where}: `{path}` holds an adapter (adapter_config.json), not a whole model; name the directory of its base"
+            f"{f', `{base}`' if base else ''}, or merge the adapter into it and save that (`merge_and_unload` of PEFT)"
+        )
+    if path.suffix == ".gguf" or (any(path.glob("*.gguf")) and not (path / "config.json").exists()):
+        raise NeedsError(
+            f"{where}: `{path}` is a GGUF model, made for llama.cpp and mostly quantized; name the directory of the model in "
+            "Hugging Face format (config.json and model.safetensors) that it was made from"
         )
 
 
@@ -66,6 +97,25 @@ def with_num_blocks(config: Mapping[str, Any], count: int) -> dict[str, Any]:
     if "text_config" in config:
         return {**config, "text_config": with_num_blocks(config["text_config"], count)}
     return {**config, **{name: count for name in _BLOCKS if name in config}}
+
+
+def num_experts(config: Mapping[str, Any]) -> int | None:
+    """Routed experts of a layer; None for a dense model."""
+    text = config.get("text_config", config)
+    counts = (text.get(name) for name in _EXPERTS)
+    return next((count for count in counts if isinstance(count, int)), None)
+
+
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """Rows of the embedding: an id from there on cannot be read; None where it is not known."""
+    size = config.get("text_config", config).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def dtype(config: Mapping[str, Any]) -> str | None:
+    """Number format of the weights, as torch calls it; None where it names none."""
+    name = str(config.get("dtype") or config.get("torch_dtype"))
+    return name if name in ("float32", "bfloat16", "float16") else None
 
 
 def width(config: Mapping[str, Any]) -> int:

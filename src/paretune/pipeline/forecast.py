@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,9 @@ class Cost:
 
     steps: int | None = None
     tokens: int | None = None
+    """That are learned."""
+    read: int | None = None
+    """Where not all of those that are read are learned."""
     exact: bool = True
     """Whether the tokens were counted."""
     memory: float | None = None
@@ -95,6 +98,7 @@ def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store, options: R
         mark = "" if cost.exact else "~"
         steps = "" if cost.steps is None else f"{'' if study.train.max_steps else mark}{cost.steps:,}"
         tokens = "" if cost.tokens is None else f"{mark}{cost.tokens:,}"
+        tokens = tokens if cost.read is None else f"{mark}{cost.read:,} read, {tokens} learned"
         uses = f"{users[0]}{f' and {len(users) - 1} more' if len(users) > 1 else ''}" if users else ""
         because = "; ".join(filter(None, (uses, planned.reason)))
         rows.append((planned.stage.name, planned.status, steps, tokens, _bytes(cost.memory), _bytes(cost.disk), because))
@@ -105,6 +109,14 @@ def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store, options: R
     counts = f"{reused} reused{f', {diverged} diverged' if diverged else ''}, {len(new)} new{_to_run(new, study)}"
     lines += ["", f"{len(reviewed)} stages: {counts}", *describe_tunings(plan)]
     lines += small_splits(plan, store)
+    told = dict.fromkeys(
+        line
+        for variant in study.variants.values()
+        for base in variant.bases or study.bases
+        for use in variant.methods
+        for line in (load_function(use.row.tells)(use.config, base, lock.bases[base]) if use.row.tells else ())
+    )
+    lines += told
     lines += [f"a run downloads: {resource.description}" for resource in pending(plan, store)]
     lines.append(f"device {lock.device}, training in {lock.compute}, measuring in {lock.evaluate}, store {store.root}")
     return "\n".join(lines)
@@ -151,7 +163,9 @@ def _to_run(costs: Sequence[Cost], study: Study) -> str:
         parts.append(f"{'at most ' if study.train.early_stopping else ''}{sum(steps):,} optimizer steps")
     trainings = [cost for cost in costs if cost.tokens is not None]
     if trainings:
-        parts.append(f"{sum(cost.tokens or 0 for cost in trainings):,} tokens to train on")
+        learned = sum(cost.tokens or 0 for cost in trainings)
+        read = sum(cost.read or cost.tokens or 0 for cost in trainings)
+        parts.append(f"{read:,} tokens to train on{'' if read == learned else f', {learned:,} of them learned'}")
         seconds = [cost.seconds for cost in trainings if cost.seconds is not None]
         whole = "training" if len(seconds) == len(trainings) else f"{len(seconds)} of {len(trainings)} trainings"
         time = f"{whole} about {_duration(sum(seconds))} by earlier ones"
@@ -198,8 +212,9 @@ def _training(
     tokens = None if amount is None else round(amount.tokens * epochs)
     seconds = (amount.read or amount.tokens) * epochs / speed if amount and speed else None
     exact = amount is None or amount.exact
+    cost = Cost(steps, tokens, round(amount.read * epochs) if amount and amount.read else None, exact, seconds=seconds)
     if weights is None:
-        return Cost(steps, tokens, exact, None, None, seconds)
+        return cost
     blocks, rank = num_blocks(config) or 1, stage.config["method"].get("r")
     # About: the targets of an adapter are known once the model is built.
     trained = weights if rank is None else 16 * rank * width(config) * blocks
@@ -219,7 +234,7 @@ def _training(
         states = min(states, max(least, (options.memory - 12 * trained) / _TRANSIENT))
     needed = 16 * trained + states
     memory = needed if rank is None else max(_LOADING * weights, 4 * weights + needed)
-    return Cost(steps, tokens, exact, libraries + memory, 4 * trained, seconds)
+    return replace(cost, memory=libraries + memory, disk=4 * trained)
 
 
 def _pass(config: Mapping[str, Any], tokens: int, length: int, activations: int) -> float:

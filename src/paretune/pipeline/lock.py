@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 
 from paretune.errors import NeedsError, StoreError
 from paretune.pipeline import hub, machine
-from paretune.pipeline.config_json import check_writes_text, read_config
-from paretune.pipeline.resources import Resource, builtin_base
+from paretune.pipeline.config_json import check_whole, check_writes_text, dtype, read_config
+from paretune.pipeline.resources import Resource, builtin_base, weight_dtype
 from paretune.study.base import OtherModel, Outside, Spec, outside_of, suggestion
 from paretune.study.study import Base, Study
 
@@ -39,6 +39,12 @@ class LockedBase:
     tokenizer_digest: str
     config: Mapping[str, Any]
     """Its config.json."""
+
+    @property
+    def dtype(self) -> str:
+        """Number format of its weights: by config.json, or the weights where they are local files and it names none."""
+        path = self.resource.path
+        return dtype(self.config) or (weight_dtype(path) if path else None) or "float32"
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,7 @@ def _model(
     where = f"{entry}.{'builtin' if builtin else 'path'}"
     directory = builtin_base(builtin, where) if builtin else digests.folder / str(model.path)
     with _readable(where, str(directory)):
+        check_whole(directory, where)
         if not directory.is_dir():
             if directory.is_file():
                 raise NeedsError(f"{where}: `{directory}` is a file; name the directory that holds config.json and the weights")

@@ -36,6 +36,11 @@ class Parts:
         return self.study.train.max_length
 
     @property
+    def chats(self) -> bool:
+        """Whether the dataset's records are conversations."""
+        return self.dataset is not None and self.dataset.chats
+
+    @property
     def tasks(self) -> Mapping[str, Mapping[str, Any]]:
         """The dataset's tasks that are scored, with how that is done."""
         return self.dataset.scored if self.dataset else {}

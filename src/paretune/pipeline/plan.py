@@ -209,20 +209,22 @@ class _Planner:
             items=parts.all_items() if dataset.leakage == "remove" else None,
             safety=parts.safety() if drops else None,
         )
-        return Stage("data", config.model_dump(mode="json"), "paretune.data.prepare:prepare_data", resources=parts.resources)
+        body = "paretune.data.prepare:prepare_data"
+        return Stage("data", config.model_dump(mode="json"), body, resources=parts.resources, revision=2)
 
     def leakage(self, dataset: Dataset, data: Stage) -> Stage:
         parts = Parts(self.study, self.lock, self.folder)
         config = LeakageConfig(mode=dataset.leakage, items=parts.all_items())
         body = "paretune.data.prepare:check_leakage"
-        return Stage("leakage", config.model_dump(mode="json"), body, {"data": data}, resources=parts.resources)
+        return Stage("leakage", config.model_dump(mode="json"), body, {"data": data}, resources=parts.resources, revision=2)
 
     def audit(self, dataset: Dataset, data: Stage) -> Stage:
         parts = Parts(self.study, self.lock, self.folder)
         counts = self.study.safety is not None and self.study.safety.data == "count"
         labels = tuple(sorted(name for name, task in dataset.tasks.items() if task.labels))
         config = AuditConfig(labels=labels, safety=parts.safety() if counts else None).model_dump(mode="json")
-        return Stage("audit", config, "paretune.data.audit:audit_data", {"data": data}, resources=parts.resources)
+        body = "paretune.data.audit:audit_data"
+        return Stage("audit", config, body, {"data": data}, resources=parts.resources, revision=2)
 
     def tokens(self, base: str, dataset: Dataset, data: Stage) -> Stage:
         locked = self.lock.bases[base]
@@ -230,6 +232,7 @@ class _Planner:
             base=BaseConfig(digest=locked.tokenizer_digest, trust_remote_code=self.study.bases[base].trust_remote_code),
             max_length=self.study.train.max_length,
             too_long=dataset.length_rule,
+            control_tokens=dataset.control_tokens,
         )
         body = "paretune.data.examples:tokenize_tasks" if dataset.completes else "paretune.data.tokenizer:tokenize"
         return Stage("tokenize", config.model_dump(mode="json"), body, {"data": data}, resources={"base": locked.resource})
@@ -257,7 +260,9 @@ class _Planner:
             if waits and index in waits:
                 inputs["choice"] = waits[index]
             base_config, device = self._base(given), self.lock.device
-            config: TrainConfig[Spec] | MethodConfig[Spec] = MethodConfig(base=base_config, method=use.config)
+            config: TrainConfig[Spec] | MethodConfig[Spec] = MethodConfig(
+                base=base_config, method=use.config, ships=self._ships(given)
+            )
             after: tuple[Stage, ...] = ()
             if use.row.trains:
                 assert seed is not None, "a variant that trains has seeds"
@@ -271,9 +276,7 @@ class _Planner:
                 )
             elif use.row.uses_tokens(use.config):
                 length, precision = self.study.train.max_length, self.lock.evaluate
-                config = MethodConfig(
-                    base=base_config, method=use.config, max_length=length, precision=precision, device=device
-                )
+                config = config.model_copy(update={"max_length": length, "precision": precision, "device": device})
             if use.row.trains or use.row.uses_tokens(use.config):
                 inputs["tokens"] = given.tokens
                 after = (given.gate,)
@@ -321,9 +324,14 @@ class _Planner:
                 max_length=self.study.train.max_length if row.uses_tokens else None,
                 machine=fingerprint() if row.measures_time else None,
                 safety=parts.safety() if row.writes_text else None,
+                ships=self._ships(given),
             )
         kind, key, after = f"evaluate.{row.name}", config.model_dump(mode="json"), () if row is SIZE else (given.gate,)
         return Stage(kind, key, row.body, inputs, after, parts.resources, row.revision, parts.unhashed)
+
+    def _ships(self, given: _Given) -> str | None:
+        dtype = self.lock.bases[given.base].dtype
+        return None if dtype == "float32" or self.study.precision.export == "float32" else dtype
 
     def _base(self, given: _Given) -> BaseConfig:
         trusted = self.study.bases[given.base].trust_remote_code

@@ -9,9 +9,10 @@ import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from paretune.errors import NeedsError, SpecError
-from paretune.pipeline.config_json import num_positions
+from paretune.pipeline.config_json import num_positions, vocabulary_size
 from paretune.pipeline.lock import Lock, LockedBase
 from paretune.pipeline.machine import has, way_to
 from paretune.pipeline.resources import weight_shapes
@@ -48,6 +49,7 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
         check_dataset(dataset, Setting(f"data.{name}", study, lock, folder))
     for name, base in lock.bases.items():
         check_files(base, f"bases.{name}")
+        _check_vocabulary(base, f"bases.{name}", chats=any(dataset.ready is not None for dataset in study.data.values()))
     for name, variant in study.variants.items():
         for base_name, chain in itertools.product(variant.bases or study.bases, variant.chains):
             locked = lock.bases[base_name]
@@ -77,6 +79,35 @@ def _check_needs(study: Study, device: str) -> None:
             raise NeedsError(f"{user}: its code, the module `{module}`, is not installed; repair the package that brings it")
 
 
+def _check_vocabulary(base: LockedBase, where: str, *, chats: bool) -> None:
+    """NeedsError for tokens that texts hold and the embedding has no row for, as far as the files are here.
+
+    A special token beyond it is left to the stages, which refuse a text that holds it; that of padding stands under a mask.
+    """
+    directory, rows = base.resource.directory(), vocabulary_size(base.config)
+    if directory is None or rows is None or not (directory / "tokenizer.json").is_file():
+        return
+    tokenizer = _read_json(directory / "tokenizer.json", where)
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    ids = dict(vocabulary) if isinstance(vocabulary, dict) else {entry[0]: index for index, entry in enumerate(vocabulary)}
+    added = {token["content"]: token for token in tokenizer.get("added_tokens") or []}
+    ids |= {name: token["id"] for name, token in added.items()}
+    file, template = directory / "tokenizer_config.json", directory / "chat_template.jinja"
+    said = _read_json(file, where) if file.is_file() else {}
+    text = template.read_text(encoding="utf-8") if template.is_file() else json.dumps(said.get("chat_template") or "")
+    named = (said.get(f"{role}_token") for role in ("bos", "eos"))
+    always = {token["content"] if isinstance(token, dict) else token for token in named if token}
+    for name in {**ids, **dict.fromkeys(always - ids.keys(), len(ids))}:
+        token = ids.get(name, len(ids))
+        special = name in added and added[name].get("special")
+        if token >= rows and (name in always or not special or (chats and name in text)):
+            raise NeedsError(
+                f"{where}: its tokenizer has {max(*ids.values(), token) + 1} tokens, its embedding {rows} rows: `{name}` is "
+                f"token {token}, which the model cannot read; take the tokenizer that belongs to it, or resize its "
+                "embedding and save it"
+            )
+
+
 def check_files(model: LockedBase, where: str) -> None:
     """NeedsError where the weights of a model are not whole, or it has no tokenizer; as far as its files are here."""
     directory = model.resource.directory()
@@ -85,8 +116,12 @@ def check_files(model: LockedBase, where: str) -> None:
     weight_shapes(directory)
     if not any(file for pattern in _VOCABULARIES for file in directory.glob(pattern)):
         raise NeedsError(f"{where}: `{directory}` holds no tokenizer ({', '.join(_VOCABULARIES)}); copy it beside the model")
-    file = directory / "tokenizer.json"
+    if (directory / "tokenizer.json").exists():
+        _read_json(directory / "tokenizer.json", where)
+
+
+def _read_json(file: Path, where: str) -> Any:
     try:
-        json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise NeedsError(f"{where}: `{file}` cannot be read as JSON ({error}); copy it again") from None

@@ -105,6 +105,11 @@ class Cell:
     missing: tuple[str, ...] = ()
     """Names of stages that failed or did not run."""
 
+    @property
+    def trained(self) -> list[Record]:
+        """The records of its methods that train."""
+        return [record for record in self.methods if "train_seconds" in record.metrics]
+
 
 @dataclass(frozen=True)
 class Trial:

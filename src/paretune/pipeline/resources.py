@@ -3,6 +3,7 @@
 A stage's config pins it by digest or commit; the Resource says where it is, and is no part of the key.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -15,6 +16,9 @@ from typing import Any
 
 from paretune.errors import NeedsError
 from paretune.pipeline.hub import MODEL, cached_model, fetch_dataset, fetch_model, weight_files
+
+_FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Those of safetensors that a model is trained in, as torch calls them."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,17 @@ def weight_shapes(directory: Path) -> Mapping[str, tuple[int, ...]]:
 
     NeedsError for a file that is damaged or not whole: half a download and a git-lfs pointer are found here, not hours later.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in weight_files(directory):
-        status = file.stat()
-        shapes |= _read_shapes(file, status.st_size, status.st_mtime_ns)
-    return shapes
+    return {name: shape for name, (shape, _) in _tensors(directory).items()}
+
+
+def weight_dtype(directory: Path) -> str | None:
+    """The number format of most of the weights in `directory`, as torch calls it; None for one that nothing is trained in, and
+    where they cannot be read."""
+    sizes: dict[str, int] = {}
+    with contextlib.suppress(NeedsError):  # told where the files are checked
+        for shape, dtype in _tensors(directory).values():
+            sizes[dtype] = sizes.get(dtype, 0) + math.prod(shape)
+    return _FORMATS.get(max(sizes, key=lambda dtype: sizes[dtype], default=""))
 
 
 def count_weights(directory: Path) -> int:
@@ -90,8 +100,16 @@ def count_weights(directory: Path) -> int:
     )
 
 
+def _tensors(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    tensors: dict[str, tuple[tuple[int, ...], str]] = {}
+    for file in weight_files(directory):
+        status = file.stat()
+        tensors |= _read_header(file, status.st_size, status.st_mtime_ns)
+    return tensors
+
+
 @functools.lru_cache(maxsize=64)
-def _read_shapes(file: Path, size: int, _: int) -> Mapping[str, tuple[int, ...]]:
+def _read_header(file: Path, size: int, _: int) -> Mapping[str, tuple[tuple[int, ...], str]]:
     # 8 bytes with the length of a JSON header, the header, and the bytes that it points into
     # (https://github.com/huggingface/safetensors#format).
     try:
@@ -103,7 +121,7 @@ def _read_shapes(file: Path, size: int, _: int) -> Mapping[str, tuple[int, ...]]
             header: Any = json.loads(stream.read(length)) if length <= size - 8 else None
         tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
         end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        shapes = {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
+        shapes = {name: (tuple(tensor["shape"]), str(tensor["dtype"])) for name, tensor in tensors.items()}
     except OSError as error:
         raise NeedsError(f"{file}: cannot be read ({error.strerror})") from None
     except (struct.error, ValueError, AttributeError, KeyError, TypeError, IndexError):

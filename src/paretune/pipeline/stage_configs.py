@@ -85,20 +85,24 @@ class AuditConfig(Spec):
 class TokenizeConfig(Spec):
     """Documents to tokens."""
 
+    LATER: ClassVar = ("control_tokens",)
     base: BaseConfig
     max_length: int
     too_long: LengthRule
+    control_tokens: Literal["strip", "text", "learn"] | None = None
 
 
 class MethodConfig(Spec, Generic[SpecT]):
-    """A method that does not train; the last three fields where it takes the tokens."""
+    """A method that does not train; `max_length`, `precision` and `device` where it takes the tokens."""
 
-    LATER: ClassVar = ("max_length", "precision", "device")
+    LATER: ClassVar = ("max_length", "precision", "device", "ships")
     base: BaseConfig
     method: SerializeAsAny[SpecT]
     max_length: int | None = None
     precision: str | None = None
     device: str | None = None
+    ships: str | None = None
+    """As in an evaluation."""
 
 
 class TrainConfig(Spec, Generic[SpecT]):
@@ -115,7 +119,7 @@ class TrainConfig(Spec, Generic[SpecT]):
 class EvaluationConfig(Spec):
     """A measurement of a model."""
 
-    LATER: ClassVar = ("max_length", "machine", "safety")
+    LATER: ClassVar = ("max_length", "machine", "safety", "ships")
     base: BaseConfig
     evaluation: dict[str, Any]
     """The config of the evaluation as it enters the key: with digests in the place of paths."""
@@ -127,6 +131,8 @@ class EvaluationConfig(Spec):
     """Its fingerprint, where time is measured."""
     safety: SafetyConfig | None = None
     """What is marked in the texts that are written."""
+    ships: str | None = None
+    """Number format that the weights are rounded to before they are measured, as they ship; None for `precision`."""
 
 
 class RatingConfig(Spec):

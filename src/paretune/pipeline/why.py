@@ -60,7 +60,7 @@ def review(plan: Plan, store: Store) -> list[PlannedStage]:
             reason = f"its input{'s are' if len(parents) > 1 else ' is'} new: {' and '.join(parents)}"
         else:
             alike = [_differences(stage, record) for record in records if record.kind == stage.kind]
-            words = min(alike, key=len, default=[])
+            words = min(alike, key=lambda words: (len(words), words), default=[])
             more = f" and {len(words) - _LISTED} more" if len(words) > _LISTED else ""
             reason = f"differs in {', '.join(words[:_LISTED])}{more}" if alike else f"the first {stage.kind} in this store"
         reviewed.append(PlannedStage(stage, "new", reason))

@@ -75,14 +75,18 @@ class Compare(Spec):
     baseline: str | None = None
     """The variant that the others are compared with; the first trained one of the file unless given."""
     interval: float = Field(0.95, ge=0.5, lt=1)
-    """Coverage of the intervals; a difference is detected at one minus this."""
+    """Coverage of the intervals, of differences over their family; one is detected where its interval leaves out 0."""
     family: Annotated[tuple[str, ...], AfterValidator(_qualities)] = ()
-    """Metrics that the study decides on: their comparisons with the baseline are corrected together (Holm). The first metric
-    that was measured unless given."""
+    """Metrics that the study decides on: variants are ranked and recommended by the first, and comparisons with the baseline in
+    any of them are corrected together (Holm). Unless given, the score of the first task whose answers are scored, else the
+    first metric that was measured."""
     margin: Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_qualities)] = Field({})
-    """By metric: a difference that does not matter. An interval inside it is `equivalent`."""
+    """By metric: a difference that does not matter. An interval inside it is `equivalent`, a cheaper variant is recommended
+    where it is shown to lose no more against the best, and one that is shown to lose more against the baseline is not
+    recommended. Unless given, 1 % of the best one's bits per byte, loss or log-likelihood, 2 points of a share, 0.02 of a score
+    and 0.1 of a rating decide on a recommendation."""
     costs: Annotated[tuple[str, ...], AfterValidator(_costs)] = ()
-    """What is weighed against quality, the most important first: `model_bytes`, `ms_per_token`, `train_seconds` unless
-    given."""
+    """What is weighed against quality, the most important first: `model_bytes`, `ms_per_token` and, between
+    trained variants, `train_seconds` unless given."""
     require: tuple[Annotated[dict[str, Bound], AfterValidator(_bounds)], ...] = ()
     """Limits, each with a recommendation of its own: `{ms_per_token: {at_most: 50}}`, `{bits_per_byte: {within: 0.02}}`."""

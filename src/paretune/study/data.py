@@ -213,7 +213,7 @@ AnySource = Annotated[
 class Dataset(Spec):
     """Named data of a study."""
 
-    LATER: ClassVar = ("context", "tasks", "records")
+    LATER: ClassVar = ("context", "tasks", "records", "control_tokens")
     source: AnySource
     """Where the records come from: one source, or one for each of `train`, `validation` and `test`."""
     document: str | None = Field(None, min_length=1)
@@ -237,6 +237,10 @@ class Dataset(Spec):
     """A ready format instead of `text` or `tasks`: `alpaca`, `prompt_completion`, `messages` or `sharegpt`."""
     clean: Clean = Clean()
     """What is mended, masked and left out of the records before all else; nothing unless given."""
+    control_tokens: Literal["strip", "text", "learn"] | None = None
+    """Control tokens of a base that records hold as text, such as `</s>` or `<|im_end|>`: `strip` takes them out, `text` reads
+    them as the characters that they are, `learn` as the tokens that they look like. Refused where there are some and nothing is
+    said. What templates write is not touched."""
 
     @model_validator(mode="after")
     def _one_of_text_tasks_and_records(self) -> Self:
@@ -303,6 +307,11 @@ class Dataset(Spec):
         return bool(self.tasks) or self.records is not None
 
     @property
+    def chats(self) -> bool:
+        """Whether its records are conversations by their format."""
+        return self.ready is not None and self.ready.format in ("messages", "sharegpt")
+
+    @property
     def length_rule(self) -> LengthRule:
         """What is done with an example that is too long."""
         return self.too_long or ("error" if self.completes else "windows")
@@ -317,7 +326,7 @@ class Dataset(Spec):
     @property
     def content(self) -> dict[str, Any]:
         """What its documents depend on, for a key: without how long ones and leaks are treated, and without scoring."""
-        fields = self.model_dump(mode="json", exclude={"too_long", "leakage", "clean"})
+        fields = self.model_dump(mode="json", exclude={"too_long", "leakage", "clean", "control_tokens"})
         if self.tasks:
             fields |= {"context": self.context, "tasks": taught(self.tasks)}
         if self.ready:

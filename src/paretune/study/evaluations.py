@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from paretune.study.study import Study
 
 CONTEXT = "{{ context }}\n\n"
+Prefix = Literal["auto", "bos", "eos", "none", "tokenizer"]
+"""What stands before a text: BOS, or EOS where there is no BOS; BOS; EOS; nothing; or what the tokenizer adds by itself."""
 _LAYERS = {
     "roberta-large": 17,
     "roberta-base": 10,
@@ -49,14 +51,14 @@ class Perplexity(Spec):
 class Qa(Spec):
     """Questions with known answers: multiple choice by likelihood, factual by likelihood and by generation."""
 
-    LATER: ClassVar = ("format", "context")
+    LATER: ClassVar = ("format", "context", "prefix")
     path: str | None = Field(None, json_schema_extra=FILE)
     """JSON, JSON lines or CSV in a format that people have; relative to the study file."""
     builtin: str | None = None
     """A question set that ships with the package."""
     format: Literal["own", "openbookqa", "arc", "mmlu", "sciq", "boolq", "pubmedqa"] | None = None
-    """`own` (`question`, `options`, `answer`), `openbookqa`, `arc`, `mmlu`, `sciq`, `boolq` (yes or no) or `pubmedqa` (yes, no
-    or maybe); the fields of a record say it unless given."""
+    """`own` (`question`, `options`, `answer`; or no options, and `answers` where several are right), `openbookqa`, `arc`,
+    `mmlu`, `sciq`, `boolq` (yes or no) or `pubmedqa` (yes, no or maybe); the fields of a record say it unless given."""
     slice_by: tuple[str, ...] = ()
     """Fields of a question that the scores are broken down by."""
     context: str = CONTEXT
@@ -67,6 +69,10 @@ class Qa(Spec):
     """Template of an option, and of the gold answer."""
     max_new_tokens: int = Field(32, ge=1)
     """Longest generated answer to a factual question; it ends at the first line break."""
+    prefix: Prefix = "auto"
+    """The token before a question, on which likelihoods depend: `auto` is BOS, or EOS where a tokenizer has no BOS, as before
+    every text in training, `perplexity`, `forgetting` and `choose: loss`; `bos`, `eos` or `none`; or `tokenizer`, what the
+    tokenizer adds by itself, as in `lm_eval`."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -78,8 +84,11 @@ class Qa(Spec):
 class Generate(Spec):
     """Continuations of prompts, side by side for all variants."""
 
+    LATER: ClassVar = ("raw",)
     prompts: tuple[str, ...] = Field(min_length=1)
-    """Texts to continue."""
+    """Texts to continue; of a dataset of chats (`records: messages | sharegpt`), what a user says, to be answered."""
+    raw: bool = False
+    """Continue the prompts as they are, of a dataset of chats too."""
     max_new_tokens: int = Field(100, ge=1)
     """Longest continuation."""
     temperature: float = Field(0.0, ge=0)
@@ -147,6 +156,7 @@ class Tasks(Spec):
 class LmEval(Spec):
     """Tasks of lm-evaluation-harness, by its prompts and metrics, with Paretune's engine as the model."""
 
+    LATER: ClassVar = ("prefix",)
     tasks: tuple[str, ...] = Field(min_length=1)
     """Names of tasks, groups or tags."""
     num_fewshot: int | None = Field(None, ge=0)
@@ -157,6 +167,9 @@ class LmEval(Spec):
     """A folder with task files (YAML) of your own; their `data_files` are relative to it."""
     chat_template: bool = False
     """Put prompts into the chat template of the tokenizer."""
+    prefix: Prefix = "tokenizer"
+    """The token before a prompt: `tokenizer` is what the tokenizer adds by itself, often nothing, as in the harness; `auto`,
+    `bos`, `eos` and `none` mean what they mean in `qa`, whose default is `auto`."""
 
     @model_validator(mode="after")
     def _distinct_tasks(self) -> Self:
@@ -210,6 +223,11 @@ def _forgetting_content(config: Forgetting, parts: StageParts) -> dict[str, Any]
     return {"evaluation": config.model_dump(mode="json") | {"max_length": parts.max_length}}
 
 
+def _generate_content(config: Generate, parts: StageParts) -> dict[str, Any]:
+    chats = {"chats": True} if parts.chats and not config.raw else {}
+    return {"evaluation": config.model_dump(mode="json", exclude={"raw"}) | chats}
+
+
 def _tasks_content(config: Tasks, parts: StageParts) -> dict[str, Any]:
     content = config.model_dump(mode="json", exclude={"encoder"}) | {"tasks": parts.tasks}
     if any(BERT_SCORE in task["score"] for task in parts.tasks.values()):
@@ -232,15 +250,18 @@ EVALUATIONS = (
         scores_texts=True,
         fits=_check_stride,
         check="paretune.data.checks:check_outside",
+        revision=2,
         section="paretune.analysis.qualities:forgetting_section",
     ),
     Evaluation(
         "generate",
         Generate,
         "paretune.evaluate.generate:evaluate_generate",
+        content=_generate_content,
         writes_text=True,
         texts_are_rated=True,
         check="paretune.pipeline.checks:check_prompts",
+        revision=2,
         section="paretune.analysis.qualities:generations_section",
     ),
     Evaluation(
@@ -291,6 +312,7 @@ EVALUATIONS = (
         scores_texts=True,
         writes_text=True,
         check="paretune.data.checks:check_questions",
+        revision=2,
         section="paretune.analysis.qualities:questions_section",
     ),
     Evaluation(
@@ -313,7 +335,7 @@ EVALUATIONS = (
         texts_are_rated=True,
         fits=_check_encoder_is_named,
         check="paretune.pipeline.checks:check_encoder",
-        revision=2,
+        revision=3,
         section="paretune.analysis.qualities:tasks_section",
     ),
 )

@@ -11,6 +11,7 @@ FINDINGS = {
     "encoding_lost": "... beyond repair",
     "control": "control characters",
     "html": "HTML",
+    "control_tokens": "control tokens as text (`</s>`, `<|im_end|>`)",
     "email": "mail addresses",
     "phone": "telephone numbers",
     "url": "web addresses",

@@ -18,6 +18,7 @@ class TrainFull(Spec):
 class TrainLora(Spec):
     """Low-rank adapters on frozen weights (Hu et al. 2021, arXiv 2106.09685), through PEFT."""
 
+    LATER: ClassVar = ("experts",)
     learning_rate: float = Field(3.0e-4, gt=0)
     """At its highest, after the warm-up; about ten times that of full fine-tuning."""
     r: int = Field(8, ge=1)
@@ -29,7 +30,18 @@ class TrainLora(Spec):
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which bias vectors are trained as well."""
     targets: Literal["default", "all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "default"
-    """Modules by the end of their name; `default` is PEFT's choice for the architecture, `all-linear` all but the head."""
+    """Modules by the end of their name; `default` is PEFT's choice for the architecture, `all-linear` all but the head
+    and, of a mixture of experts, its routed experts and the router. A target that shares its weight with the embedding or the
+    head (tied embeddings) gets a matrix of its own, which makes the model larger."""
+    experts: bool = False
+    """Whether the routed experts of a mixture are adapted besides, each with matrices of rank `r`; on every base alike they
+    are left out unless asked for."""
+
+    @model_validator(mode="after")
+    def _no_dropout_of_experts(self) -> Self:
+        if self.experts and self.dropout:
+            raise ValueError("`experts` goes without `dropout`: the adapters of fused experts take none")
+        return self
 
 
 class Calibration(Spec):
@@ -105,5 +117,7 @@ METHODS = (
         "paretune.train.stages:train_lora",
         trains=True,
         check="paretune.pipeline.checks:check_targets",
+        tells="paretune.pipeline.checks:tell_reach",
+        revision=2,
     ),
 )

@@ -43,6 +43,11 @@ class Metric:
     """The metric, of the same task, whose differences are told in place of its own where they were measured."""
     hypothesis: str = ""
     """The metric that says the same in other units: one hypothesis, one p value."""
+    margin: float = 0.0
+    """A loss against the best variant that does not matter where a study names no margin: a cheaper variant is recommended
+    where it is shown to lose no more."""
+    margin_is_relative: bool = False
+    """The margin is a share of the best variant's figure."""
     cost: bool = False
     """Of a model rather than of its answers; without examples."""
     median_of: str = ""
@@ -82,14 +87,16 @@ class Metric:
         return self.high - self.low
 
 
-_share = partial(Metric, better="higher", unit="share", low=0.0, high=1.0)
-_score = partial(Metric, better="higher", low=0.0, high=1.0)
+_share = partial(Metric, better="higher", unit="share", low=0.0, high=1.0, margin=0.02)
+_score = partial(Metric, better="higher", low=0.0, high=1.0, margin=0.02)
+_likelihood = partial(Metric, margin=0.01, margin_is_relative=True)
+_rating = partial(Metric, better="higher", unit="rating", low=1.0, high=5.0, margin=0.1, ranks=False)
 _cost = partial(Metric, better="lower", low=0.0, cost=True)
 
 METRICS = (
     # What variants are ranked by, the first that was measured.
-    Metric("bits_per_byte", "bits per byte", "lower", low=0.0, title="Bits per byte", of_text=True, told_as="loss"),
-    Metric(
+    _likelihood("bits_per_byte", "bits per byte", "lower", low=0.0, title="Bits per byte", of_text=True, told_as="loss"),
+    _likelihood(
         "loss",
         "perplexity",
         "lower",
@@ -106,12 +113,13 @@ METRICS = (
     _share("acc", "accuracy"),
     _share("exact_match", title="Exact match"),
     _share("contains", "share of answers that contain the right one", heading="contains the answer", title="Answer contained"),
+    _share("squad_em", "exact match as SQuAD has it", heading="exact match (SQuAD)"),
     _score("set_f1", "F1 of sets"),
     _score("rouge_l", "ROUGE-L"),
-    Metric("bert_score_f1", "BERTScore", "higher"),
+    Metric("bert_score_f1", "BERTScore", "higher", margin=0.02),
     _score("rouge_1", "ROUGE-1"),
     _score("rouge_2", "ROUGE-2"),
-    Metric(
+    _likelihood(
         "log_likelihood",
         "log-likelihood of the right answers",
         "higher",
@@ -139,11 +147,11 @@ METRICS = (
     _share("acc_bytes", ranks=False),
     _share("em", ranks=False),
     _share("f1", ranks=False),
-    Metric("word_loss", "loss per word", "lower", low=0.0, ranks=False),
-    Metric("byte_loss", "loss per byte", "lower", low=0.0, ranks=False),
+    _likelihood("word_loss", "loss per word", "lower", low=0.0, ranks=False),
+    _likelihood("byte_loss", "loss per byte", "lower", low=0.0, ranks=False),
     Metric("forgetting", "forgetting", "lower", ranks=False),
-    Metric("coherence", "coherence", "higher", "rating", 1.0, 5.0, ranks=False),
-    Metric("relevance", "relevance", "higher", "rating", 1.0, 5.0, ranks=False),
+    _rating("coherence"),
+    _rating("relevance"),
     # The shape of answers.
     _share("stopped_by_eos", better="", heading="ended by itself"),
     Metric("length_ratio", heading="length ratio", low=0.0),
@@ -180,8 +188,16 @@ METRICS = (
         of_machine=True,
         median_of="first_token_ms",
     ),
-    _cost("train_tokens", "tokens", unit="count", better=""),
-    _cost("train_tokens_per_second", "tokens per second", unit="tokens/s", better="higher", of_machine=True),
+    _cost("train_tokens", "tokens learned", unit="count", better=""),
+    _cost("train_tokens_read", "tokens read", unit="count", better=""),
+    _cost(
+        "train_tokens_per_second",
+        "tokens per second",
+        unit="tokens/s",
+        better="higher",
+        heading="tokens read per second",
+        of_machine=True,
+    ),
     _cost("tuning_seconds", "time of tuning", unit="seconds", better="", of_machine=True),
     _cost("tuning_steps", "steps of tuning", unit="count", better=""),
 )

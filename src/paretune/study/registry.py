@@ -26,6 +26,10 @@ class StageParts(Protocol):
         """`train.max_length`."""
 
     @property
+    def chats(self) -> bool:
+        """Whether the dataset's records are conversations."""
+
+    @property
     def tasks(self) -> Mapping[str, Mapping[str, Any]]:
         """The dataset's tasks that are scored, with how that is done."""
 
@@ -68,6 +72,8 @@ class Method:
     check: str | None = None
     """`module:function(config, where, base, locked)`, called before the first stage for each base (LockedBase) with its
     config.json as the methods before left it; returns config.json as this one leaves it. Raises UserErrors."""
+    tells: str | None = None
+    """`module:function(config, base, locked)`: lines that `plan` shows of it, as far as the files of a base say them."""
     activations: int = 112
     """Bytes that training keeps for the backward pass by token, block and unit of width, in float32; for forecasts."""
     revision: int = 1

@@ -119,6 +119,9 @@ class Precision(Spec):
     float32 otherwise."""
     evaluate: Literal["float32", "bfloat16"] = "float32"
     """Of everything that is measured."""
+    export: Literal["base", "float32"] = "base"
+    """Of the weights as a variant ships: that of its base, to which merged adapters and trained weights are rounded, or
+    float32. Variants are measured, and their sizes counted, in the form that ships."""
 
 
 class EvaluationUse(Spec):

@@ -4,13 +4,13 @@ How a task is asked and answered decides what is trained; how its answers are sc
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from paretune.study.base import Spec, distinct
 
-Scorer = Literal["rouge_1", "rouge_2", "rouge_l", "bert_score", "exact_match", "contains", "set_f1", "accuracy"]
+Scorer = Literal["rouge_1", "rouge_2", "rouge_l", "bert_score", "exact_match", "contains", "squad_em", "set_f1", "accuracy"]
 BERT_SCORE = "bert_score"
 """The scorer that needs an encoder."""
 METRICS = {BERT_SCORE: "bert_score_f1"}
@@ -18,12 +18,21 @@ METRICS = {BERT_SCORE: "bert_score_f1"}
 RecordFormat = Literal["alpaca", "prompt_completion", "messages", "sharegpt"]
 
 
+def task_metrics(scoring: Mapping[str, Any]) -> list[str]:
+    """The metrics that a task of a dataset is judged by, the most telling first."""
+    labelled = ["accuracy", "accuracy_generated"] if scoring.get("labels") else []
+    return list(dict.fromkeys([*labelled, *(METRICS.get(name, name) for name in scoring["score"])]))
+
+
 class Scoring(Spec):
     """How the answers to a task are made and scored on held-out records. Nothing of it changes what is trained."""
 
     score: tuple[Scorer, ...] = ()
-    """What a generated answer is scored by; nothing is generated for a task without `score` and `labels`. `bert_score` needs
-    the `encoder` of the evaluation `tasks`. Where several answers to the same prompt are right, the best score counts."""
+    """What a generated answer is scored by; nothing is generated for a task without `score` and `labels`. `exact_match` ignores
+    case, white space and the punctuation around an answer, and takes numbers as numbers (3.140 is 3.14, 314 is not);
+    `contains` looks for the right answer so among whole words; `squad_em` removes ASCII punctuation and articles first, as
+    SQuAD's script does, to which 314 is 3.14. `bert_score` needs the `encoder` of the evaluation `tasks`. Where several answers
+    to the same prompt are right, the best score counts."""
     max_new_tokens: int = Field(128, ge=1)
     """Longest generated answer; it ends at the end-of-text token or at a `stop`."""
     stop: tuple[str, ...] = ()
@@ -64,7 +73,11 @@ class Records(Scoring):
     """Records in a format that many people have; written `records: alpaca`, or with more fields `records: {format: alpaca}`."""
 
     format: RecordFormat
-    """`alpaca` (`instruction`, `input`, `output`), `prompt_completion`, `messages` or `sharegpt` (`conversations`)."""
+    """`alpaca` (`instruction`, `input`, `output`), `prompt_completion`, `messages` or `sharegpt` (`conversations`).
+
+    Of conversations each turn of the assistant is learned as the chat template of the base writes it, with thoughts
+    (`reasoning_content`), calls of tools and the record's `tools` where it does; turns of `weight: 0`, `train: false` or
+    `loss: false` are read and not learned."""
 
     @model_validator(mode="after")
     def _no_labels(self) -> Self:

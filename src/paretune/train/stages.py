@@ -14,7 +14,14 @@ from paretune.data.examples import examples_of
 from paretune.data.tokenizer import read_tokens
 from paretune.data.trees import Example
 from paretune.errors import DivergedError, StageError
-from paretune.model.adapters import add_lora, count_parameters, freeze_in, set_base_dropout
+from paretune.model.adapters import (
+    adapted_weights,
+    add_lora,
+    count_parameters,
+    freeze_in,
+    mixture_of,
+    set_base_dropout,
+)
 from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
@@ -34,8 +41,9 @@ _BIT_OPTIONS = ("forward_tokens", "accumulate", "pack", "recompute")
 def train_full(context: StageContext) -> dict[str, Any]:
     """Stage body: full fine-tuning of float32 weights; the artifact is a model directory."""
 
-    def make_trainable(model: PreTrainedModel) -> None:
+    def make_trainable(model: PreTrainedModel) -> dict[str, int]:
         model.requires_grad_(True)
+        return {}
 
     def save(loaded: LoadedModel) -> None:
         loaded.model.save_pretrained(context.draft)
@@ -45,12 +53,27 @@ def train_full(context: StageContext) -> dict[str, Any]:
 
 
 def train_lora(context: StageContext) -> dict[str, Any]:
-    """Stage body: adapters on frozen weights; the artifact is `adapter/` in PEFT's format."""
+    """Stage body: adapters on frozen weights; the artifact is `adapter/` in PEFT's format.
+
+    Of the record, in parameters of the model that the method was given: `base_parameters` all of them, `adapted_parameters`
+    those of matrices with an adapter, `expert_parameters` those of routed experts; `untied_parameters` are what it took besides
+    to give the head a matrix of its own.
+    """
     config = context.parse(TrainConfig[TrainLora])
     wrapped = {}
 
-    def make_trainable(model: PreTrainedModel) -> None:
-        wrapped["peft"] = add_lora(model, config.method, config.seed)
+    def make_trainable(model: PreTrainedModel) -> dict[str, int]:
+        before, mixture = count_parameters(model)[0], mixture_of(model)
+        experts = [*mixture.experts, *(f"{name}.weight" for name in mixture.modules)]
+        in_experts = sum(model.get_parameter(name).numel() for name in experts)
+        adapted = wrapped["peft"] = add_lora(model, config.method, config.seed)
+        weights = [p for name, p in adapted.get_base_model().named_parameters() if ".lora_" not in name]
+        return {
+            "base_parameters": before,
+            "adapted_parameters": sum(weight.numel() for weight in adapted_weights(adapted).values()),
+            "expert_parameters": in_experts,
+            "untied_parameters": sum(weight.numel() for weight in weights) - before,
+        }
 
     def save(_: LoadedModel) -> None:
         wrapped["peft"].save_pretrained(str(context.draft / ADAPTER), save_embedding_layers=False)
@@ -62,7 +85,7 @@ def train_lora(context: StageContext) -> dict[str, Any]:
 def _train(
     context: StageContext,
     config: TrainConfig[TrainFull] | TrainConfig[TrainLora],
-    make_trainable: Callable[[PreTrainedModel], None],
+    make_trainable: Callable[[PreTrainedModel], dict[str, int]],
     save: Callable[[LoadedModel], None],
 ) -> dict[str, Any]:
     settings, asked = config.train, context.options
@@ -78,7 +101,7 @@ def _train(
     loaded = load_model(context, torch.float32)
     model = loaded.model
     dropout = set_base_dropout(model, settings.base_dropout)
-    make_trainable(model)
+    made = make_trainable(model)
     packed = packed_model(model)
     if config.precision != "float32":
         freeze_in(model, getattr(torch, config.precision))
@@ -117,6 +140,7 @@ def _train(
     return {
         "parameters": parameters,
         "trainable_parameters": trainable,
+        **made,
         "train_seconds": progress.train_seconds,
         "wall_seconds": progress.wall_seconds,
         "train_tokens": progress.tokens,
@@ -145,8 +169,9 @@ def _make_reproducible(adapter: Path) -> None:
     file = adapter / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = None
-    if isinstance(config["target_modules"], list):  # for some architectures it is a regular expression
-        config["target_modules"].sort()
+    for field in ("target_modules", "target_parameters"):
+        if isinstance(config.get(field), list):  # for some architectures it is a regular expression
+            config[field].sort()
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

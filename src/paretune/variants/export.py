@@ -1,8 +1,9 @@
 """Export a variant: a directory that transformers or PEFT loads with no Paretune installed.
 
-`hf` writes whole weights, adapters merged, in the precision that the study measured in, so that the directory gives the
-numbers of the report. `adapter` writes the PEFT adapter, and beside it the pruned base that it belongs to where there is one:
-PEFT would load an adapter onto other blocks without a word.
+`hf` writes whole weights, adapters merged, in the number format that the study ships and measured, so that the directory gives
+the numbers of the report. `adapter` writes the PEFT adapter, and beside it the base that it belongs to where that is another
+than the study's, pruned or with a head of its own: PEFT would load an adapter onto other blocks, or merge it into a matrix that
+the head shares, without a word.
 """
 
 import json
@@ -14,11 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
+from paretune.data.chat import ending_ids
+from paretune.data.prepare import iterate_records
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import SpecError, StoreError
-from paretune.model.load import ADAPTER, load_model
+from paretune.model.adapters import untie_head
+from paretune.model.load import ADAPTER, cast, load_model
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
@@ -52,19 +57,30 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
     if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
         raise StoreError(f"--to: `{to}` exists and is not empty; name another directory")
     disable_progress_bar()
-    dataset = plan.data[cell.dataset].config["dataset"]
+    dataset, example = plan.data[cell.dataset].config["dataset"], _example(store, plan.data[cell.dataset])
     with _whole(to) as draft:
         if form == "adapter":
-            _write_adapter(cell, store, draft, to, dataset)
+            _write_adapter(cell, store, draft, to, dataset, example)
             return f"{to}: PEFT adapter of `{cell.variant}`"
         # Any evaluation knows base, precision and parents of the model that it measures.
         measured = next(iter(cell.evaluations.values()))
         inputs = {role: store.artifact(parent) for role, parent in measured.inputs.items() if role == "model"}
         loaded = load_model(_context(measured, inputs))
+        cast(loaded.model, getattr(torch, measured.config.get("ships") or measured.config["precision"]))
+        if example is not None and example.get("messages"):
+            # Whatever loads the directory stops where a turn ends, as the study did.
+            loaded.model.generation_config.eos_token_id = sorted(ending_ids(loaded.tokenizer))
         loaded.model.save_pretrained(draft)
         loaded.tokenizer.hf.save_pretrained(draft)
-        (draft / CARD).write_text(model_card(cell, dataset, loaded.tokenizer), encoding="utf-8")
+        (draft / CARD).write_text(model_card(cell, dataset, loaded.tokenizer, example), encoding="utf-8")
         return f"{to}: whole model of `{cell.variant}`, {str(loaded.model.dtype).removeprefix('torch.')}"
+
+
+def _example(store: Store, data: Stage) -> Mapping[str, Any] | None:
+    """A row of the documents that nothing was learned from or chosen by; None where they are no longer there."""
+    artifact = store.artifact(data)
+    records = iterate_records(artifact.path / "documents.parquet") if artifact else iter(())
+    return next((rows[0] for rows in records if rows[0]["split"] == "test"), None)
 
 
 def find_cell(plan: Plan, wanted: Wanted) -> PlannedCell:
@@ -88,16 +104,28 @@ def find_cell(plan: Plan, wanted: Wanted) -> PlannedCell:
     return cells[0]
 
 
-def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path, dataset: Mapping[str, Any]) -> None:
+def _write_adapter(
+    cell: PlannedCell,
+    store: Store,
+    draft: Path,
+    to: Path,
+    dataset: Mapping[str, Any],
+    example: Mapping[str, Any] | None,
+) -> None:
     last = cell.methods[-1] if cell.methods else None
     artifact = store.artifact(last) if last else None
     if last is None or artifact is None or not (artifact.path / ADAPTER).is_dir():
         raise SpecError(f"--format adapter: `{cell.variant}` does not end in an adapter; use `--format hf`")
     shutil.copytree(artifact.path / ADAPTER, draft, dirs_exist_ok=True)
     base = last.resources["base"]
-    if "model" in last.inputs:
-        # Merged and whole, in float32: what the adapter was trained on is not to be had anywhere else.
-        parent = load_model(_context(last, {"model": artifact.inputs["model"]}))
+    own_base = "model" in last.inputs or bool(artifact.record.metrics.get("untied_parameters"))
+    if own_base:
+        # Whole, merged and untied: what the adapter was trained on is not to be had anywhere else.
+        parent = load_model(_context(last, {role: parent for role, parent in artifact.inputs.items() if role == "model"}))
+        if artifact.record.metrics.get("untied_parameters"):
+            untie_head(parent.model)
+        if ships := next(iter(cell.evaluations.values())).config.get("ships"):
+            cast(parent.model, getattr(torch, ships), only_if_exact=True)
         parent.model.save_pretrained(draft / "base")
         parent.tokenizer.hf.save_pretrained(draft / "base")
         base = Resource(path=(to / "base").resolve())  # PEFT looks for a relative path where it is called from, and not here
@@ -107,8 +135,8 @@ def _write_adapter(cell: PlannedCell, store: Store, draft: Path, to: Path, datas
     config_file = draft / "adapter_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8")) | {"base_model_name_or_path": name, "revision": commit}
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    arguments = f'"{"base" if "model" in last.inputs else name}"' + (f', revision="{commit}"' if commit else "")
-    (draft / CARD).write_text(model_card(cell, dataset, tokenizer, arguments), encoding="utf-8")
+    arguments = f'"{"base" if own_base else name}"' + (f', revision="{commit}"' if commit else "")
+    (draft / CARD).write_text(model_card(cell, dataset, tokenizer, example, arguments), encoding="utf-8")
 
 
 def _context(stage: Stage, inputs: dict) -> StageContext:

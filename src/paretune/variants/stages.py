@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from paretune.model.adapters import count_parameters
-from paretune.model.load import load_model
+from paretune.model.load import cast, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import PruneBlocks
@@ -29,6 +29,9 @@ def prune_blocks(context: StageContext) -> dict[str, Any]:
     else:
         drop = choose_blocks(num_blocks, count=method.count or 0, choose=method.choose)
     proof = prune_and_prove(loaded.model, drop, context.draft, base_fingerprint=config.base.digest)
+    if config.ships is not None:
+        cast(loaded.model, getattr(torch, config.ships), only_if_exact=True)  # so that what was shown holds of it
+        loaded.model.save_pretrained(context.draft)
     loaded.tokenizer.hf.save_pretrained(context.draft)
     after, _ = count_parameters(loaded.model)
     return {
