@@ -192,7 +192,7 @@ def apart(difference: Difference) -> str:
 
 
 def ends(difference: Difference, *, signed: bool = True, bare: bool = False) -> str | None:
-    """`+2.2 to +4.0 %`, or of perplexities that lie far apart `14 to 16 times`; None where there is no interval.
+    """`+2.2 to +4.0 %`, or of perplexities that lie far apart `2.9 to 3.7 times`; None where there is no interval.
 
     Unsigned (both ends on one side of 0) `2.2 to 4.0 %`; `bare`: without the unit that both ends have.
     """
@@ -206,6 +206,8 @@ def ends(difference: Difference, *, signed: bool = True, bare: bool = False) -> 
     (first, first_unit), (last, last_unit) = (_amount(difference.quantity, end, signed, finest) for end in found)
     if first_unit == last_unit == _TIMES:
         return f"{first} to {last} times"
+    if last_unit == _TIMES:  # both ends in one unit: 190 % more is 2.9 times
+        return f"{number(math.exp(found[0]), 2)} to {last} times"
     low, high = (_with_unit(first, first_unit), _with_unit(last, last_unit))
     if first_unit == last_unit:
         low, high = first, last if bare else high
