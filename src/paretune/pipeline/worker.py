@@ -39,6 +39,8 @@ PRELOAD = [
     "pandas",
     "pyarrow.parquet",
     "scipy.stats",
+    "paretune.pipeline.stage_configs",
+    "paretune.study.evaluations",
     "paretune.pipeline.worker",
 ]
 _PACKAGES = ("paretune", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets", "numpy")
