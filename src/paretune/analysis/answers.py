@@ -208,7 +208,7 @@ def rating_facts(findings: Findings, group: Group) -> list[Fact]:
 def forgetting_facts(findings: Findings, group: Group) -> list[Fact]:
     """What was learned and what it cost elsewhere, for the variants of which an interval shows that they forgot."""
     facts: list[Fact] = []
-    for task in (name for name, use in findings.study.evaluate.items() if use.kind == "forgetting"):
+    for task in (name for name, use in findings.study.evaluate.items() if use.row.needs_untouched):
         changes = {entrant: change for entrant in group.entrants if (change := forgotten(findings, group, entrant, task))}
         known = {entrant: change for entrant, change in changes.items() if change.has_interval}
         unknown = [change.num_documents for change in changes.values() if not change.has_interval]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Beaten = Mapping[Entrant, Entrant | None]
 """Every variant with one that makes it pointless; None for those on the Pareto frontier."""
+HARNESS = "lm_eval"
+"""Kind of the evaluation whose tasks have names of their own, those of lm-evaluation-harness."""
 LEAKED, LOSSY = "†", "‡"
 """Behind a number of which some texts also stand in the training data, and behind one of a lossy tokenizer."""
 

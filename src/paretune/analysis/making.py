@@ -17,7 +17,7 @@ from paretune.analysis.render import (
     Section,
     as_blocks,
 )
-from paretune.analysis.scores import Entrant
+from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.tables import (
     VARIANT,
     Column,
@@ -37,7 +37,6 @@ _DISTURBED = "~"
 _EPOCHS_SHOWN = 12
 _SETS_SHOWN = 16
 """Of the sets of blocks that could have been removed, the best first."""
-_JUDGED = {"loss": ("validation loss", "lowest"), "token_accuracy": ("validation token accuracy", "highest")}
 _BLOCK_SCORES = {"loss": "loss", "influence": "block influence", "angular": "angular distance"}
 
 
@@ -180,7 +179,8 @@ def tuning_section(findings: Findings, group: Group) -> Section | None:
     here = [one for one in findings.results.tunings if (one.base, one.dataset) == (group.base, group.dataset)]
     if not here:
         return None
-    what, best = _JUDGED[findings.study.train.chosen_by]
+    judged = Quantity("training", "validation", findings.study.train.chosen_by)
+    what, best = f"validation {metric_of(judged.metric).column}", words.better_word(judged)
 
     def num_steps(row: tuple[Tuning, Trial]) -> str | None:
         _, steps = trial_cost(row[1])

@@ -8,7 +8,7 @@ from paretune.analysis.agreement import read_ratings
 from paretune.analysis.compare import Comparer, Difference, Pair, estimates_of, exp, views_of, with_views
 from paretune.analysis.costs import noise_of, ratio, read_costs
 from paretune.analysis.decision import HELD_OUT, choose, declared_measures, keep_to_limits, rank
-from paretune.analysis.findings import Findings, Group, Marks
+from paretune.analysis.findings import HARNESS, Findings, Group, Marks
 from paretune.analysis.scores import Entrant, Quantity, Samples, Seed, SeedScores, entrant_of, make_samples, read_scores
 from paretune.analysis.training import disturbance, epochs_of, loss_falls, read_block_choices, read_curve
 from paretune.pipeline.records import Cell, Results, read_lines
@@ -16,9 +16,6 @@ from paretune.study.data import SPLITS
 from paretune.study.registry import metric_of, metrics
 from paretune.study.study import Study
 from paretune.study.tasks import task_metrics
-
-FORGETTING, HARNESS = "forgetting", "lm_eval"
-"""Kinds of evaluations of text and tasks outside the study's own data."""
 
 
 def measure(results: Results, also_against: str | None = None) -> Findings:
@@ -87,7 +84,7 @@ def measure(results: Results, also_against: str | None = None) -> Findings:
 
 def _groups(results: Results, samples: Samples) -> list[Group]:
     study, groups = results.study, []
-    outside = [name for name, use in study.evaluate.items() if use.kind == FORGETTING]
+    outside = [name for name, use in study.evaluate.items() if use.row.needs_untouched]
     own = [name for name in study.evaluate if name not in outside]
     asked = {name for name, use in study.evaluate.items() if use.kind != HARNESS}
     for dataset in study.data:
@@ -191,7 +188,7 @@ def _differences(findings: Findings, comparer: Comparer, also_against: str | Non
             if group.headline is not None:
                 headlines[entrant] = group.headline
     found = comparer.against_baselines(baselines, headlines)
-    outside = {name for name, use in findings.study.evaluate.items() if use.kind == FORGETTING}
+    outside = {name for name, use in findings.study.evaluate.items() if use.row.needs_untouched}
     for group in findings.groups:
         if group.headline is not None:
             ranked = rank(findings, group, group.headline)

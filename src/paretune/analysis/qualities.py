@@ -221,7 +221,7 @@ def harness_section(findings: Findings, group: Group) -> Section | None:
 def forgetting_section(findings: Findings, group: Group) -> Section | None:
     """Learning and forgetting side by side, in bits per byte against the untouched base."""
     interval, blocks = interval_name(findings), list[Block]()
-    for task in (name for name, use in findings.study.evaluate.items() if use.kind == "forgetting"):
+    for task in (name for name, use in findings.study.evaluate.items() if use.row.needs_untouched):
         on_text = Quantity(task, "", "bits_per_byte")
         rows = [row for row in subjects(group) if findings.estimate(row.entrant, on_text) is not None]
 

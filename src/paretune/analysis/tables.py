@@ -12,14 +12,13 @@ from typing import Generic, NamedTuple, TypeVar
 from paretune.analysis import words
 from paretune.analysis.compare import Difference, Estimate
 from paretune.analysis.costs import Cost
-from paretune.analysis.findings import Findings, Group
+from paretune.analysis.findings import HARNESS, Findings, Group
 from paretune.analysis.render import Table
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.study.registry import metric_of
 
 Row = TypeVar("Row")
 UNKNOWN = words.UNKNOWN
-_HARNESS = "lm_eval"
 _TEXTS: Mapping[str, Callable[[float], str]] = {"bytes": words.size, "seconds": words.seconds, "count": words.count}
 """How costs are written by their unit; others are measures that scatter, shown with their spread over seeds."""
 
@@ -92,7 +91,7 @@ def mark_of(findings: Findings, entrant: Entrant, quantity: Quantity) -> str:
     """
     study, task = findings.study, quantity.task
     if task not in study.evaluate and task not in study.data[entrant.dataset].scored:
-        uses = {name: use.config.model_dump()["tasks"] for name, use in study.evaluate.items() if use.kind == _HARNESS}
+        uses = {name: use.config.model_dump()["tasks"] for name, use in study.evaluate.items() if use.kind == HARNESS}
         task = next((name for name, tasks in uses.items() if task in tasks), next(iter(uses), task))
     lossy = findings.marks.lossy(entrant) if quantity.metric == "bits_per_byte" else ""
     return findings.marks.of(entrant, task, quantity.split) + lossy
