@@ -18,7 +18,8 @@ from paretune.analysis.inference import Errors
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.words import say
 from paretune.study.compare import Bound
-from paretune.study.study import Base, Train
+from paretune.study.study import Base
+from paretune.study.train import Train
 
 FULL, LORA = Entrant("novels", "news", "full"), Entrant("novels", "news", "lora")
 QUANTITY = Quantity("qa", "", "accuracy")

@@ -8,7 +8,8 @@ from paretune.study.data import Dataset, Source, Split, SplitSources
 from paretune.study.methods import Calibration
 from paretune.study.reference import markdown, methods_text
 from paretune.study.registry import evaluations, load_function, methods
-from paretune.study.study import Base, EarlyStopping, Precision, Train
+from paretune.study.study import Base, Precision
+from paretune.study.train import EarlyStopping, Train
 
 SECTIONS = [Base, Dataset, Source, SplitSources, Split, Train, EarlyStopping, Precision, Compare, Bound, Calibration]
 ROWS = {**methods(), **evaluations()}

@@ -16,7 +16,7 @@ from paretune.errors import DivergedError, StageError
 from paretune.model.adapters import add_lora
 from paretune.model.forward import packed_model
 from paretune.study.methods import TrainLora
-from paretune.study.study import Train
+from paretune.study.train import Train
 from paretune.train import loop
 from paretune.train.loop import Run, fit, step_examples
 from tests.tiny import VOCABULARY_SIZE, make_model

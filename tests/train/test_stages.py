@@ -8,7 +8,7 @@ from paretune.data.trees import Example
 from paretune.errors import StageError
 from paretune.model.forward import PackedModel
 from paretune.model.loss import Head
-from paretune.study.study import Train
+from paretune.study.train import Train
 from paretune.train.stages import _check_layout
 
 

@@ -9,7 +9,8 @@ from paretune.analysis.findings import LEAKED, LOSSY, Fact, Findings
 from paretune.analysis.scores import Entrant, entrant_of
 from paretune.study.data import MASKS
 from paretune.study.findings import proposed_clean
-from paretune.study.study import Base, Train
+from paretune.study.study import Base
+from paretune.study.train import Train
 
 _VERSIONS = ("paretune", "python", "torch", "transformers", "peft")
 """That a report names."""

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paretune.pipeline.config_json import num_blocks
 from paretune.pipeline.hub import DATASET
-from paretune.pipeline.lock import Lock
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage_configs import ClassifierConfig, ItemsConfig, SafetyConfig
 from paretune.study.base import Spec
@@ -16,13 +15,16 @@ from paretune.study.data import Dataset, Source
 from paretune.study.registry import Evaluation
 from paretune.study.study import Study
 
+if TYPE_CHECKING:
+    from paretune.pipeline.lock import Lock
+
 
 @dataclass
 class Parts:
     """Collects the resources of one stage, and gives the digests that stand for them in its key (`registry.StageParts`)."""
 
     study: Study
-    lock: Lock
+    lock: "Lock"
     folder: Path
     where: str = ""
     """The entry of the study that the stage is made for."""

@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from paretune.pipeline.lock import Lock
 from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.parts import Parts
 from paretune.pipeline.resources import Resource
@@ -35,6 +35,9 @@ from paretune.study.evaluations import SIZE
 from paretune.study.registry import Evaluation
 from paretune.study.study import Study
 from paretune.study.variants import MethodUse, Variant
+
+if TYPE_CHECKING:
+    from paretune.pipeline.lock import Lock
 
 CHOICE = "tune.choose"
 """Kind of the stage that stands for a choice that is not made yet."""
@@ -136,7 +139,7 @@ def pending(plan: Plan, store: Store) -> list[Resource]:
     return [resource for resource in dict.fromkeys(needed) if not resource.is_here()]
 
 
-def make_plan(study: Study, lock: Lock, folder: Path) -> Plan:
+def make_plan(study: Study, lock: "Lock", folder: Path) -> Plan:
     """The stages of `study`, whose relative paths start at `folder`."""
     planner = _Planner(study, lock, folder)
     data = {name: planner.data(dataset) for name, dataset in study.data.items()}
@@ -191,7 +194,7 @@ class _Planner:
     """Holds what all stages are made from; every method makes one kind of stage."""
 
     study: Study
-    lock: Lock
+    lock: "Lock"
     folder: Path
 
     def data(self, dataset: Dataset) -> Stage:

@@ -9,7 +9,7 @@ from pydantic import Field, SerializeAsAny
 
 from paretune.study.base import Spec
 from paretune.study.data import LengthRule
-from paretune.study.study import Train
+from paretune.study.train import Train
 
 SpecT = TypeVar("SpecT", bound=Spec)
 

@@ -8,8 +8,9 @@ from paretune.study.compare import Bound, Compare
 from paretune.study.data import Clean, Dataset, Source, Split, SplitSources
 from paretune.study.registry import Evaluation, Method, evaluations, methods
 from paretune.study.safety import Classifier, Safety
-from paretune.study.study import Base, EarlyStopping, Precision, Train
+from paretune.study.study import Base, Precision
 from paretune.study.tasks import Records, Task
+from paretune.study.train import EarlyStopping, Train
 
 _SECTIONS: tuple[tuple[str, str, tuple[type[Spec], ...]], ...] = (
     ("bases", "Pretrained models, by a name of your choice.", (Base,)),

@@ -23,7 +23,7 @@ from torch import nn
 from paretune.errors import StageError
 from paretune.pipeline.stage import CHECKPOINT
 from paretune.pipeline.store import flush
-from paretune.study.study import EarlyStopping
+from paretune.study.train import EarlyStopping
 
 _JOURNAL = "curves.jsonl"
 _BEST = "best-"

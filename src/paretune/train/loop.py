@@ -24,7 +24,7 @@ from paretune.model.forward import PackedModel, hidden_states, score
 from paretune.model.fused import fuse
 from paretune.model.loss import loss_of
 from paretune.model.memory import fitting_tokens
-from paretune.study.study import Train
+from paretune.study.train import Train
 from paretune.train import checkpoint as ckpt
 
 _CHECKPOINT_SHARE = 20

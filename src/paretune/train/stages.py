@@ -30,7 +30,7 @@ from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import TrainConfig
 from paretune.study.methods import TrainFull, TrainLora
-from paretune.study.study import Train
+from paretune.study.train import Train
 from paretune.train.allocator import keep_freed_memory
 from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, told_to_stop, write_curves
 from paretune.train.loop import Run, fit
