@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from paretune.cli import main
+from paretune.study.study import load_study
 from tests.conftest import write_study
 
 OUTPUTS = [
@@ -131,3 +132,17 @@ def test_report_is_written_without_torch(folder):
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert (folder / "third" / "report.md").read_text() == (folder / "out" / "report.md").read_text()
+
+
+def test_a_gate_says_by_its_exit_code_whether_a_bound_is_shown(folder, tmp_path, capsys):
+    variant, other = list(load_study(study(folder)).variants)[:2]
+    gate, file = ["gate", study(folder), variant, "--against", other], tmp_path / "gate.json"
+    assert main([*gate, "--at-most", "model_bytes=1e12", "--out", str(file)]) == 0
+    assert main([*gate, "--at-most", "model_bytes=1"]) == 1
+    assert main([*gate, "--within", "perplexity=1000%", "--at-least", "perplexity=1e9"]) == 1
+    capsys.readouterr()
+    assert main(["gate", "--verify", str(file)]) == 0
+    assert "keeps to every bound" in capsys.readouterr().out
+    file.write_text(file.read_text().replace('"verdict": "holds"', '"verdict": "broken"'))
+    assert main(["gate", "--verify", str(file)]) == 2
+    assert main(["gate", study(folder), "nobody", "--at-most", "model_bytes=1"]) == 2

@@ -1,11 +1,12 @@
-"""The verbs of the command line as functions, for notebooks: load_study, plan, run, open_results, compare, compare_counts.
+"""The verbs of the command line as functions, for notebooks: load_study, plan, run, open_results, compare, compare_counts,
+gate.
 
 `with open_study(file)` is what they share: the study, its lock, plan and store. Nothing here imports torch.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paretune.errors import SpecError
 from paretune.pipeline.lock import Lock, resolve_lock, write_lock
@@ -18,13 +19,18 @@ from paretune.pipeline.stage import RunOptions
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import decide
 from paretune.pipeline.why import PlannedStage, review
+from paretune.study.base import suggestion
 from paretune.study.grid import which_variant
 from paretune.study.study import Study, load_study, located
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pandas import DataFrame
 
     from paretune.analysis.counts import CountComparison
+    from paretune.analysis.gate import Gate
+    from paretune.study.compare import Bound
 
 
 @dataclass(frozen=True)
@@ -103,4 +109,37 @@ def compare_counts(right: int, num: int, other_right: int, other_num: int, level
     return counts.compare_counts(right, num, other_right, other_num, level)
 
 
-__all__ = ["OpenStudy", "compare", "compare_counts", "load_study", "open_results", "open_study", "plan", "run"]
+def gate(
+    file: str | Path,
+    variant: str,
+    against: str | None,
+    bounds: "Mapping[str, Bound]",
+    base: str | None = None,
+    data: str | None = None,
+    store: str | Path | None = None,
+) -> "tuple[Gate, dict[str, Any]]":
+    """Whether `variant` is shown to keep to `bounds` (by metric) against another (the baseline unless named), and what the
+    verdict rests on, as JSON.
+
+    SpecError for a variant or metric that the study does not have, and where a base or dataset has to be named.
+    """
+    from paretune.analysis.gate import as_json, judge
+    from paretune.analysis.scores import Entrant
+
+    results = open_results(file, store)
+    study, chosen = results.study, {}
+    for flag, given, known in (("base", base, study.bases), ("data", data, study.data)):
+        if given is None and len(known) > 1:
+            raise SpecError(f"--{flag}: the study has several; name one of {', '.join(known)}")
+        chosen[flag] = given or next(iter(known))
+        if chosen[flag] not in known:
+            raise SpecError(f"--{flag}: no `{given}`{suggestion(str(given), known)}")
+    against = against or study.baseline
+    for name in (variant, against):
+        if name not in study.variants:
+            raise SpecError(f"no variant `{name}`{which_variant(name, study.variants)}")
+    verdict = judge(results, Entrant(chosen["base"], chosen["data"], variant), against, bounds)
+    return verdict, as_json(verdict, results)
+
+
+__all__ = ["OpenStudy", "compare", "compare_counts", "gate", "load_study", "open_results", "open_study", "plan", "run"]

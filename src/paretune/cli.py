@@ -199,6 +199,54 @@ def export_command(
     typer.echo(export_variant(opened.plan, opened.store, Wanted(variant, base, data, seed), to, form))
 
 
+@app.command("gate")
+def gate_command(
+    study: Annotated[Path | None, typer.Argument(metavar="STUDY", help="The study file.")] = None,
+    variant: Annotated[str | None, typer.Argument(metavar="VARIANT", help="What would ship.")] = None,
+    against: Annotated[str | None, typer.Option(help="The variant that it would replace.  [default: the baseline]")] = None,
+    within: Annotated[
+        list[str] | None, typer.Option(help="METRIC=NUMBER: worse by no more; or METRIC=2%, a part of the figure. Repeat it.")
+    ] = None,
+    at_most: Annotated[list[str] | None, typer.Option(help="METRIC=NUMBER: a figure or cost no larger. Repeat it.")] = None,
+    at_least: Annotated[list[str] | None, typer.Option(help="METRIC=NUMBER: a figure no smaller. Repeat it.")] = None,
+    base: Annotated[str | None, typer.Option(help="Needed where the study has several bases.")] = None,
+    data: Annotated[str | None, typer.Option(help="Needed where the study has several datasets.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the verdict and what it rests on, as JSON.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Check such a file again from the store.")] = None,
+    store: StorePath = None,
+) -> None:
+    """Say whether a variant may ship: exit 0 where every bound is shown to hold, 1 where one is shown broken, 3 where the data
+    cannot tell."""
+    from paretune import api
+    from paretune.analysis import gate
+    from paretune.analysis.words import say
+    from paretune.study.compare import parse_bounds
+
+    if verify is not None:
+        content = gate.read_json(verify)
+        study, variant, against = Path(content["study_file"]), content["variant"], content["against"]
+        base, data, bounds = content["base"], content["data"], parse_bounds(content["bounds"])
+    elif study is None or variant is None:
+        raise SpecError("write `paretune gate STUDY VARIANT --within METRIC=NUMBER`, or `paretune gate --verify FILE`")
+    else:
+        asked: dict[str, dict[str, str]] = {}
+        for flag, values in (("within", within), ("at_most", at_most), ("at_least", at_least)):
+            for value in values or ():
+                metric, equals, number = value.partition("=")
+                if not equals or not number:
+                    raise SpecError(f"--{flag.replace('_', '-')}: expected METRIC=NUMBER, got `{value}`")
+                asked.setdefault(metric, {})[flag] = number
+        bounds = parse_bounds(asked)
+    verdict, rests_on = api.gate(study, variant, against, bounds, base, data, store)
+    if verify is not None:
+        gate.verify(content, rests_on, api.open_results(study, store), verify)
+    if out is not None:
+        gate.write_json(rests_on, study, out)
+    for fact in (*verdict.checks, verdict):
+        typer.echo(say(fact))
+    raise typer.Exit(gate.EXIT_CODES[verdict.verdict])
+
+
 @app.command("methods")
 def methods_command(markdown: Annotated[bool, typer.Option(help="The whole reference of the study file.")] = False) -> None:
     """Show what can be written in a study."""

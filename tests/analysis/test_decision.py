@@ -119,6 +119,8 @@ def test_two_evaluations_of_times_are_both_weighed(tmp_path: Path) -> None:
         ("{token_accuracy: {at_least: 0.1}, model_bytes: {at_least: 26.0e6}}", [BASE, ORIGINAL]),
         ("{bits_per_byte: {within: 0.001}}", [ORIGINAL]),
         ("{bits_per_byte: {within: 0.1}}", [ORIGINAL, CUT]),
+        ("{bits_per_byte: {within: 1%}}", [ORIGINAL]),
+        ("{bits_per_byte: {within: 5%}}", [ORIGINAL, CUT]),
         ("{token_accuracy: {within: 0.01}}", [ORIGINAL, CUT]),
         ("{accuracy: {at_least: 0}}", []),
         ("{adapter_bytes: {at_most: 0}}", [BASE]),

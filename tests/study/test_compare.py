@@ -36,6 +36,7 @@ def test_the_whole_section_is_read() -> None:
         ({"costs": ["accuracy"]}, "compare.costs: no metric `accuracy`"),
         ({"require": [{}]}, "compare.require[0]: a limit is empty; write `{METRIC: {at_most: NUMBER}}`"),
         ({"require": [{"ms_per_token": {}}]}, "compare.require[0].ms_per_token: name `at_most`, `at_least` or `within`"),
+        ({"require": [{"loss": {"within": "2"}}]}, "expected a number from 0, or a part of the baseline's figure like `2%`"),
         ({"require": [{"ms_per_token": {"within": 1}}]}, "`ms_per_token` is a cost and takes `at_most`"),
         ({"require": [{"speed": {"at_most": 1}}]}, "compare.require[0]: no metric `speed`"),
         ({"interval": 1.0}, "compare.interval: expected less than 1"),

@@ -143,7 +143,9 @@ def weighed_costs(findings: Findings, entrants: Iterable[Entrant]) -> list[str]:
     """
     entrants = list(entrants)
     wanted = ("model_bytes" if name == "parameters" else name for name in findings.study.compare.costs or DEFAULT_COSTS)
-    names = dict.fromkeys(as_compared(findings, name, entrants) for metric in wanted for name in _names_of(findings, metric))
+    names = dict.fromkeys(
+        as_compared(findings, name, entrants) for metric in wanted for name in names_of_cost(findings, metric)
+    )
     return [name for name in names if any(_cost(findings, name, entrant) for entrant in entrants)]
 
 
@@ -174,7 +176,7 @@ def where_judged(group: Group, metric: str, asked: str | None = None) -> Quantit
     return None
 
 
-def _names_of(findings: Findings, cost: str) -> list[str]:
+def names_of_cost(findings: Findings, cost: str) -> list[str]:
     """A cost in every evaluation that measures it: times per token may be measured several times."""
     timed = timed_evaluations(findings.study)
     return [cost_name(cost, evaluation, timed) for evaluation in timed] if metric_of(cost).unit == "ms" else [cost]
@@ -242,7 +244,9 @@ def _frontier(findings: Findings, entrants: Sequence[Entrant], quantity: Quantit
 def _is_measured(findings: Findings, group: Group, metric: str) -> bool:
     if metric_of(metric).is_quality:
         return where_judged(group, metric) is not None
-    return any(name in findings.costs.get(entrant, {}) for name in _names_of(findings, metric) for entrant in group.entrants)
+    return any(
+        name in findings.costs.get(entrant, {}) for name in names_of_cost(findings, metric) for entrant in group.entrants
+    )
 
 
 def _keeps_to(findings: Findings, group: Group, entrant: Entrant, bounds: Mapping[str, Bound]) -> bool:
@@ -253,7 +257,7 @@ def _keeps_to(findings: Findings, group: Group, entrant: Entrant, bounds: Mappin
             estimate = findings.estimate(entrant, quantity)
             ranges = [None if estimate is None else (estimate.mean, estimate.mean)]
         else:
-            names = [as_compared(findings, name, [entrant]) for name in _names_of(findings, metric)]
+            names = [as_compared(findings, name, [entrant]) for name in names_of_cost(findings, metric)]
             ranges = [_range_of_cost(findings, entrant, name) for name in names]
         for ends in ranges:
             if ends is None:
@@ -266,7 +270,7 @@ def _keeps_to(findings: Findings, group: Group, entrant: Entrant, bounds: Mappin
             difference = None if quantity is None else findings.difference(entrant, group.baseline, quantity)
             if difference is None:
                 return False
-            if not difference.loses_at_most(bound.within):
+            if not difference.loses_at_most(bound.margin(difference.reference_mean)):
                 return False
     return True
 

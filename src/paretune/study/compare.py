@@ -4,12 +4,15 @@ What is decided here, before anything is measured, is what the statistics correc
 the numbers corrects for nothing.
 """
 
-from collections.abc import Collection
+import math
+import re
+from collections.abc import Collection, Mapping
 from typing import Annotated, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from paretune.study.base import Spec, suggestion
+from paretune.errors import SpecError
+from paretune.study.base import Spec, suggestion, validate
 from paretune.study.registry import metric_of, metrics
 
 NamesT = TypeVar("NamesT", bound=Collection[str])
@@ -42,6 +45,12 @@ def _costs(names: NamesT) -> NamesT:
     return _known(names, cost_names())
 
 
+def _number_or_part(within: float | str) -> float | str:
+    if not re.fullmatch(r"\d+(\.\d+)?\s*%", within) if isinstance(within, str) else not 0 <= within < math.inf:
+        raise ValueError("expected a number from 0, or a part of the baseline's figure like `2%`")
+    return within
+
+
 class Bound(Spec):
     """What a variant has to keep to; several bounds of an entry hold together."""
 
@@ -49,14 +58,21 @@ class Bound(Spec):
     """The figure itself is no larger."""
     at_least: float | None = None
     """The figure itself is no smaller."""
-    within: float | None = Field(None, ge=0)
-    """No worse than the baseline by more than this, shown by the whole interval; for qualities."""
+    within: Annotated[float | str, AfterValidator(_number_or_part)] | None = None
+    """No worse than the baseline by more than this, or by this part of its figure (`2%`), shown by the whole interval; for
+    qualities."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.at_most is None and self.at_least is None and self.within is None:
             raise ValueError("name `at_most`, `at_least` or `within`")
         return self
+
+    def margin(self, reference: float) -> float:
+        """What `within` allows against a figure of the baseline; without limit where it is not given."""
+        if isinstance(self.within, str):
+            return float(self.within.rstrip(" %")) / 100 * abs(reference)
+        return math.inf if self.within is None else self.within
 
 
 def _bounds(entry: dict[str, Bound]) -> dict[str, Bound]:
@@ -67,6 +83,22 @@ def _bounds(entry: dict[str, Bound]) -> dict[str, Bound]:
         if bound.within is not None and not metric_of(name).is_quality:
             raise ValueError(f"`within` compares qualities with the baseline; `{name}` is a cost and takes `at_most`")
     return entry
+
+
+def parse_bounds(asked: Mapping[str, Mapping[str, object]]) -> dict[str, Bound]:
+    """Bounds by metric from what a command line or a file says; SpecError for one that is none, and for none at all."""
+    if not asked:
+        raise SpecError("no bound: write at least one of `--within`, `--at-most` and `--at-least`")
+    bounds = {}
+    for metric, fields in asked.items():
+        numbers: dict[str, object] = {}
+        for kind, value in fields.items():
+            try:
+                numbers[kind] = value if kind == "within" and str(value).endswith("%") else float(str(value))
+            except ValueError:
+                raise SpecError(f"--{kind.replace('_', '-')} {metric}: expected a number, got `{value}`") from None
+        bounds[metric] = validate(Bound, numbers, metric)
+    return bounds
 
 
 class Compare(Spec):
@@ -89,4 +121,4 @@ class Compare(Spec):
     """What is weighed against quality, the most important first: `model_bytes`, `ms_per_token` and, between
     trained variants, `train_seconds` unless given."""
     require: tuple[Annotated[dict[str, Bound], AfterValidator(_bounds)], ...] = ()
-    """Limits, each with a recommendation of its own: `{ms_per_token: {at_most: 50}}`, `{bits_per_byte: {within: 0.02}}`."""
+    """Limits, each with a recommendation of its own: `{ms_per_token: {at_most: 50}}`, `{bits_per_byte: {within: 2%}}`."""
