@@ -33,6 +33,7 @@ from transformers import (
 
 from paretune.data.tokenizer import TextTokenizer
 from paretune.evaluate.outputs import StoppedBy
+from paretune.model.llama_cpp import LlamaCpp
 from paretune.model.load import LoadedModel
 from paretune.model.shared_context import PromptTree, SharedContexts, bytes_per_entry, sharing
 
@@ -43,6 +44,8 @@ MAX_BYTES = 2**30
 PASS_TOKENS = 2048
 """Of contexts and prompts that are read in one pass. All of these are fixed: they move float rounding, which can turn a near
 tie of two tokens."""
+SEQUENCES = 16
+"""That llama.cpp writes side by side."""
 PADDED_ROWS = 16
 """Of a batch that is padded."""
 LINE_BREAKS = ("\r", "\n")
@@ -136,9 +139,14 @@ def write_answers(
         )
         for prompt in prompts
     ]
-    shares = bool(drafts) and bytes_per_entry(loaded.packed) is not None
-    write, count = _write_shared if shares else _write_padded, 0
-    for group in _groups_by_context(drafts) if shares else _groups_by_length(drafts):
+    if isinstance(loaded.model, LlamaCpp):
+        write, groups = _write_sequences, _groups_by_context(drafts)
+    elif drafts and bytes_per_entry(loaded.packed) is not None:
+        write, groups = _write_shared, _groups_by_context(drafts)
+    else:
+        write, groups = _write_padded, _groups_by_length(drafts)
+    count = 0
+    for group in groups:
         started = time.perf_counter()
         for ended in write(loaded, group, decoding):
             count += ended
@@ -247,6 +255,35 @@ def _write_shared(loaded: LoadedModel, group: Group, decoding: Decoding) -> Iter
             yield sum(draft.stopped_by is not None for draft in passed)
             going = [draft for draft in going + fresh if draft.stopped_by is None]
             cache.keep({branches[draft][0] for draft in going})
+
+
+def _write_sequences(loaded: LoadedModel, group: Group, decoding: Decoding) -> Iterator[int]:
+    """Write a group in llama.cpp: contexts read once each, then a token of every draft that goes on, as many as it takes."""
+    assert isinstance(loaded.model, LlamaCpp)
+    waiting = deque(draft for tree in group for draft in tree)
+    while waiting:
+        drafts = [waiting.popleft() for _ in range(min(len(waiting), SEQUENCES))]
+        sequences = {draft: number for number, draft in enumerate(drafts, start=1)}
+        needed = sum(draft.prompt.num_tokens + draft.limit for draft in drafts) + max(len(d.prompt.context) for d in drafts)
+        with loaded.model.session(needed, len(drafts) + 1) as session:
+            context, rows = None, []
+            for draft, sequence in sequences.items():
+                asked = draft.prompt
+                if context is not asked.context:
+                    session.drop(0)
+                    at_end, context = session.read(0, asked.context.tolist(), 0, last=1), asked.context
+                session.copy(0, sequence)
+                ids = asked.ids.tolist()
+                rows.append(session.read(sequence, ids, len(context), last=1) if ids else at_end)
+            logits_BV, going = torch.cat(rows), drafts
+            while going:
+                for draft, token in zip(going, _choose(going, logits_BV, decoding), strict=True):
+                    _append(loaded.tokenizer, draft, token)
+                yield sum(draft.stopped_by is not None for draft in going)
+                going = [draft for draft in going if draft.stopped_by is None]
+                positions = [draft.prompt.num_tokens + len(draft.ids) - 1 for draft in going]
+                if going:
+                    logits_BV = session.step([sequences[d] for d in going], positions, [d.ids[-1] for d in going])
 
 
 def _write_padded(loaded: LoadedModel, group: Group, decoding: Decoding) -> Iterator[int]:

@@ -7,6 +7,7 @@ makes the same number of tokens.
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from paretune.data.tokenizer import read_tokens
 from paretune.errors import DataError
 from paretune.model.adapters import count_parameters
+from paretune.model.llama_cpp import LlamaCpp
 from paretune.model.load import ADAPTER, LoadedModel, cast, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.study.data import SPLITS
@@ -60,7 +62,10 @@ def evaluate_latency(context: StageContext) -> dict[str, Any]:
     ids = torch.tensor([[loaded.tokenizer.prefix_id, *text]], device=loaded.device)
     timings = []
     for repeat in range(-settings.warmup, settings.repeats):
-        timing = time_generation(loaded, ids, settings.new_tokens)
+        if isinstance(loaded.model, LlamaCpp):
+            timing = time_sequence(loaded.model, ids[0].tolist(), settings.new_tokens)
+        else:
+            timing = time_generation(loaded, ids, settings.new_tokens)
         if repeat >= 0:
             timings.append(timing)
             context.emit(done=repeat + 1, total=settings.repeats)
@@ -92,13 +97,27 @@ def time_generation(loaded: LoadedModel, ids: torch.Tensor, new_tokens: int) -> 
     return Timing((first - started) * 1e3, (ended - first) * 1e3 / (new_tokens - 1))
 
 
+def time_sequence(model: LlamaCpp, ids: Sequence[int], new_tokens: int) -> Timing:
+    """The same in llama.cpp; its context is made before the clock starts, as a server has it."""
+    with model.session(len(ids) + new_tokens) as session:
+        started = time.perf_counter()
+        token = int(session.read(0, ids, 0, last=1).argmax())
+        first = time.perf_counter()
+        for position in range(len(ids), len(ids) + new_tokens - 1):
+            token = int(session.step([0], [position], [token]).argmax())
+        ended = time.perf_counter()
+    return Timing((first - started) * 1e3, (ended - first) * 1e3 / (new_tokens - 1))
+
+
 def evaluate_size(context: StageContext) -> dict[str, Any]:
     """Stage body: `parameters` (as trained, adapter included), `model_bytes` (the merged weights in the form that
     ships, tied ones once) and `adapter_bytes` (0 without an adapter). Bytes of the tensors, without file headers.
     """
-    model = load_model(context).model
+    model, artifact = load_model(context).model, context.inputs.get("model")
+    if isinstance(model, LlamaCpp):
+        assert artifact is not None, "a base is no file of llama.cpp"
+        return {"parameters": artifact.record.metrics["parameters"], "model_bytes": model.num_bytes, "adapter_bytes": 0}
     cast(model, getattr(torch, context.config.get("ships") or context.config["precision"]))
-    artifact = context.inputs.get("model")
     if artifact is None or not (artifact.path / ADAPTER).is_dir():
         return {"parameters": count_parameters(model)[0], "model_bytes": weight_bytes(model), "adapter_bytes": 0}
     return {

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from paretune.data.trees import ROUND_TO, Batch, Example, forward_batches, group_starts, unshared
 from paretune.errors import StageError, is_out_of_memory
 from paretune.model.attention import attending
+from paretune.model.llama_cpp import LlamaCpp
 from paretune.model.loss import Head, MatrixHead, matrix_head, token_nats
 
 _STRETCH = 512
@@ -47,13 +48,18 @@ def packed_model(model: PreTrainedModel) -> PackedModel:
     return PackedModel(model, head_of(model), keeps_apart(model))
 
 
-def score(model: PreTrainedModel | PackedModel, examples: Sequence[Example], *, forward_tokens: int) -> Iterator[TargetScores]:
+def score(
+    model: PreTrainedModel | PackedModel | LlamaCpp, examples: Sequence[Example], *, forward_tokens: int
+) -> Iterator[TargetScores]:
     """Scores of `examples`, in their order. No gradient, no logits of more than a chunk of targets.
 
     In float32 on one machine each is the same to the last bit whatever trees stand before, after and beside its own, where
     trees are kept apart and none is larger than `forward_tokens`.
     Out of memory, it goes on with half the `forward_tokens`.
     """
+    if isinstance(model, LlamaCpp):
+        yield from (TargetScores(nats, correct) for nats, correct in model.score(examples))
+        return
     packed = model if isinstance(model, PackedModel) else packed_model(model)
     device, dtype = packed.model.device, packed.model.get_output_embeddings().weight.dtype
     if torch.is_autocast_enabled(device.type):
@@ -93,7 +99,7 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return states_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
 
 
-def num_positions(model: PreTrainedModel) -> int | None:
+def num_positions(model: PreTrainedModel | LlamaCpp) -> int | None:
     """Longest sequence that the positions of `model` reach, by its config; None where it names no limit."""
     config = model.config.get_text_config()
     limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))

@@ -8,33 +8,36 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_arguments
 from paretune.errors import NeedsError, StageError
 from paretune.model.adapters import untie_adapted
 from paretune.model.forward import PackedModel, num_positions, packed_model
 from paretune.model.fused import fuse
+from paretune.model.llama_cpp import LlamaCpp
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Artifact, StageContext
 
+GGUF = "model.gguf"
+"""The weights inside an artifact that is run by llama.cpp."""
 ADAPTER = "adapter"
 """Directory of a PEFT adapter inside an artifact; an artifact without it is itself a model directory."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    model: PreTrainedModel
-    """In evaluation mode, on `device`."""
+    model: PreTrainedModel | LlamaCpp
+    """In evaluation mode, on `device`; or a file in the runtime that it ships for, which writes and scores alike."""
     tokenizer: TextTokenizer
     device: torch.device
     max_positions: int | None
     """Longest sequence that the positions of the model reach; None where nothing limits it."""
 
     @cached_property
-    def packed(self) -> PackedModel:
+    def packed(self) -> PackedModel | LlamaCpp:
         """The model for token trees. What is shown about it is shown once, so the model must stay as it is."""
-        return packed_model(self.model)
+        return self.model if isinstance(self.model, LlamaCpp) else packed_model(self.model)
 
 
 def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused: bool = False) -> LoadedModel:
@@ -48,6 +51,9 @@ def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused
     artifact = context.inputs.get("model")
     base = (context.config["base"], context.resources["base"])
     device = torch.device(context.config.get("device", "cpu"))
+    if artifact is not None and (artifact.path / GGUF).is_file():
+        running = LlamaCpp(artifact.path / GGUF, AutoConfig.from_pretrained(artifact.path))
+        return LoadedModel(running, load_tokenizer(*base), torch.device("cpu"), num_positions(running))
     # An adapter is merged in float32, and rounded once.
     model = _load(artifact, base, torch.float32 if ships and artifact else dtype).to(device).eval()
     if ships:

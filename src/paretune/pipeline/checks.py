@@ -1,7 +1,9 @@
 """Checks of rows against what config.json, the tokenizer and the headers of a base say: lengths, blocks, modules."""
 
 import functools
+import importlib.util
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from paretune.pipeline.lock import LockedBase
 from paretune.pipeline.preflight import Setting, check_files
 from paretune.pipeline.resources import count_weights, weight_shapes
 from paretune.study.evaluations import Generate, Latency, Tasks
-from paretune.study.methods import PruneBlocks, TrainLora
+from paretune.study.methods import PruneBlocks, QuantizeGguf, TrainLora
 
 _SAME_NAMES = frozenset(
     ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "opt")
@@ -54,6 +56,23 @@ def check_targets(config: TrainLora, where: str, base: str, locked: LockedBase) 
             )
             known = ", ".join(f"`{name}`" for name in inside_blocks)
             raise SpecError(f"{where}.targets: base `{base}` has no linear module `{target}`; it has {known}")
+    return locked.config
+
+
+def check_gguf(config: QuantizeGguf, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`quantize.gguf`: llama.cpp's converter knows the architecture, by the names in its source."""
+    spec = importlib.util.find_spec("conversion")
+    names = locked.config.get("architectures") or []
+    if spec is None or not spec.submodule_search_locations or not names:
+        return locked.config
+    sources = [file.read_text(encoding="utf-8") for file in Path(spec.submodule_search_locations[0]).glob("*.py")]
+    known = {
+        name for text in sources for call in re.findall(r"\.register\(([^)]*)\)", text) for name in re.findall(r'"(\w+)"', call)
+    }
+    if not known.intersection(names):
+        raise SpecError(
+            f"{where}: llama.cpp does not know the architecture of base `{base}`, {names[0]}; take the method out for it"
+        )
     return locked.config
 
 

