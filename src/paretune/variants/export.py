@@ -62,8 +62,8 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
         raise SpecError(f"--format: no `{form}`{suggestion(form, FORMATS)}")
     if form == "gguf" and not runs_in_llama_cpp:
         raise SpecError(
-            f"--format gguf: `{cell.variant}` is not measured in it; add a variant that ends with `quantize.gguf: {{type: q8_0}}`, "
-            "so that what ships is what was measured"
+            f"--format gguf: `{cell.variant}` is not measured in it; add a variant that ends with "
+            "`quantize.gguf: {type: q8_0}`, so that what ships is what was measured"
         )
     if form != "gguf" and runs_in_llama_cpp:
         raise SpecError(f"--format {form}: `{cell.variant}` is a file of llama.cpp; use `--format gguf`")
