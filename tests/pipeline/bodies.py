@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from paretune.errors import DataError, DivergedError, StageError
-from paretune.pipeline import worker
+from paretune.pipeline import signals, worker
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.runner import Outcome, run_plan
@@ -161,7 +161,7 @@ def trains(context: StageContext) -> dict[str, Any]:
         (context.resume / f"{CHECKPOINT}000000007").mkdir()
         sys.exit(1)
 
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signals.STOP, leave)
     context.emit(done=7, total=9)
     (Path(str(context.resources["folder"])) / "at work").touch()
     time.sleep(WAIT_SECONDS)

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import resource
+import signal
 import sys
 import threading
 import time
@@ -23,10 +24,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from paretune.errors import DivergedError, ParetuneError, is_out_of_memory
+from paretune.errors import DivergedError, ParetuneError, StoreError, is_out_of_memory
+from paretune.pipeline import signals
 from paretune.pipeline.events import EventLog
 from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.records import Divergence, Record
+from paretune.pipeline.runs import holder
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store, describe_files
 from paretune.study.registry import load_function
@@ -73,6 +76,9 @@ class Failure:
 
 def work(stage: Stage, run: RunContext, outcome: Connection) -> None:
     """Body of the worker process; sends None or a Failure through `outcome`."""
+    # Those of the run are blocked since before the fork, but for what the run itself sends.
+    signal.signal(signals.CHECKPOINT, signal.SIG_IGN)  # but while training
+    signal.pthread_sigmask(signal.SIG_SETMASK, signals.OF_THE_RUN - {signals.CHECKPOINT, signals.STOP})
     runner = multiprocessing.parent_process()
     assert runner is not None, "a worker is started by a runner"
 
@@ -93,8 +99,9 @@ def work(stage: Stage, run: RunContext, outcome: Connection) -> None:
 
 def _attempt(stage: Stage, run: RunContext) -> Failure | None:
     store, log = Store(run.store), EventLog(run.store / "events.jsonl", run.run)
+
     try:
-        with store.lock(stage, on_wait=lambda: log.write("waiting", stage=stage.name)):
+        with store.lock(stage, on_wait=lambda: log.write("waiting", stage=stage.name, **holder(store, stage.name))):
             # Asked again: another run may have finished it while this one waited.
             if store.find(stage):
                 log.write("found", stage=stage.name)
@@ -102,6 +109,10 @@ def _attempt(stage: Stage, run: RunContext) -> Failure | None:
             try:
                 run_stage(stage, store, run)
             except Exception:
+                if not store.has_draft(stage):
+                    raise StoreError(
+                        f"{store.root}: what the stage had written was removed from the store; run again to begin it anew"
+                    ) from None
                 store.drop_draft(stage)
                 raise
     except DivergedError as error:
