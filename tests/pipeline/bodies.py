@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from safetensors import SafetensorError
 
+from paretune.console import Display
 from paretune.errors import DataError, DivergedError, StageError
 from paretune.pipeline import signals, worker
 from paretune.pipeline.plan import Plan, PlannedCell
@@ -168,6 +170,18 @@ def trains(context: StageContext) -> dict[str, Any]:
     return {}
 
 
+def saves(context: StageContext) -> dict[str, Any]:
+    """Leaves a checkpoint when it is asked for one, as a training does, and ends when the file `go` is there."""
+    folder = _begin(context, "saves")
+    with signals.noted(signals.SAVE) as asked:
+        (folder / "at work").touch()
+        while not (folder / "go").exists():
+            if asked():
+                (context.resume / f"{CHECKPOINT}000000007").mkdir(exist_ok=True)
+            time.sleep(0.01)
+    return {}
+
+
 def interrupts(context: StageContext) -> dict[str, Any]:
     return {"blocked": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])}
 
@@ -183,7 +197,8 @@ def run_chain(store: Path, folder: Path, bodies: list[str]) -> Outcome:
     stages: list[Stage] = []
     for place, body in enumerate(bodies):
         stages.append(make_stage(body, folder, {"before": stages[-1]} if stages else {}, place=place))
-    return run_plan(make_plan(*stages), Store(store), RunOptions(), lambda event: None)
+    with Display(Console(stderr=True), "again") as display:
+        return run_plan(make_plan(*stages), Store(store), RunOptions(), display.show, folder / "study.yaml")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class LocalWorkers:
 
     def ask_for_checkpoints(self) -> None:
         """Have each training leave one after its step, and go on."""
-        self._send(signals.CHECKPOINT)
+        self._send(signals.SAVE)
 
     def _send(self, number: signal.Signals) -> None:
         for worker in self._at_work:

@@ -18,8 +18,9 @@ ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 """The last is what some schedulers send some time before they kill."""
 CHECKPOINT = signal.SIGUSR1
 """Leave a checkpoint and go on."""
-STOP = signal.SIGUSR2
-"""From a run to its workers: leave a checkpoint and end."""
+SAVE, STOP = signal.SIGURG, signal.SIGVTALRM
+"""From a run to its workers, and from nobody else: leave a checkpoint and go on, or end. The first does nothing to a process
+that does not heed it, the second ends it."""
 OF_THE_RUN = {signal.SIGINT, CHECKPOINT, *ENDING}
 """That must not reach the processes which a run starts."""
 _AT_ONCE = 2.0

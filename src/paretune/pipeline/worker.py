@@ -76,9 +76,7 @@ class Failure:
 
 def work(stage: Stage, run: RunContext, outcome: Connection) -> None:
     """Body of the worker process; sends None or a Failure through `outcome`."""
-    # Those of the run are blocked since before the fork, but for what the run itself sends.
-    signal.signal(signals.CHECKPOINT, signal.SIG_IGN)  # but while training
-    signal.pthread_sigmask(signal.SIG_SETMASK, signals.OF_THE_RUN - {signals.CHECKPOINT, signals.STOP})
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals.OF_THE_RUN)  # which they are already, unless the server is not ours
     runner = multiprocessing.parent_process()
     assert runner is not None, "a worker is started by a runner"
 

@@ -112,7 +112,7 @@ def _train(
     )
     _check_layout(settings, packed, train)
     budget = available_bytes(loaded.device, asked.workers) if asked.memory is None else asked.memory // asked.workers
-    with signals.noted(signals.STOP) as told_to_stop, signals.noted(signals.CHECKPOINT) as told_to_save:
+    with signals.noted(signals.STOP) as told_to_stop, signals.noted(signals.SAVE) as told_to_save:
         run = Run(
             train=settings,
             learning_rate=config.method.learning_rate,
