@@ -73,8 +73,8 @@ def write_outputs(results: Results, out: Path, *, figures: bool = True) -> list[
         out.mkdir(parents=True, exist_ok=True)
         with _held(out):
             for left in out.glob(f"{_DRAFT}*"):  # by a run that was killed
-                with suppress(BlockingIOError), _held(left, wait=False):
-                    shutil.rmtree(left)
+                with suppress(OSError), _held(left, wait=False):
+                    shutil.rmtree(left, ignore_errors=True)
             draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=out))
             in_use = ExitStack()
             in_use.enter_context(_held(draft))

@@ -15,10 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 
+from paretune.errors import StoreError
 from paretune.pipeline.store import Store
 
 _ENDED = ("finished", "failed", "diverged", "stopped", "waiting")
@@ -69,23 +70,23 @@ def clock(seconds: float) -> str:
 @contextmanager
 def announced(store: Store, run: str, study: Path | None, stages: Sequence[str]) -> Iterator[None]:
     """Let others know of this run; what runs that were killed have left of themselves is removed."""
-    folder = store.root / "runs"
-    file = folder / f"{run}.json"
     me = LiveRun(run, os.getpid(), socket.gethostname(), time.time(), str(study.resolve()) if study else "", tuple(stages))
-    if study:
-        known = KnownStudy(me.study, me.since, me.stages)
-        _write_json(store.root / "studies" / f"{hashlib.sha256(os.fsencode(me.study)).hexdigest()[:16]}.json", known)
-    draft = file.with_suffix(".new")
-    folder.mkdir(exist_ok=True)
-    for left in folder.glob("*.json"):
-        if not _is_live(left):
-            left.unlink(missing_ok=True)
-    with draft.open("w", encoding="utf-8") as stream:
-        json.dump(asdict(me), stream)
-        stream.flush()
-        with suppress(OSError):  # no locks here
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        draft.rename(file)
+    file = store.root / "runs" / f"{run}.json"
+    try:
+        file.parent.mkdir(exist_ok=True)
+        for left in file.parent.glob("*.json"):
+            if not _is_live(left):
+                left.unlink(missing_ok=True)
+        if study:
+            known = KnownStudy(me.study, me.since, me.stages)
+            digest = hashlib.sha256(os.fsencode(me.study)).hexdigest()[:16]
+            _write_json(store.root / "studies" / f"{digest}.json", known).close()
+        held = _write_json(file, me)
+    except OSError as error:
+        raise StoreError(
+            f"{store.root}: the store cannot be written ({error.strerror}); free some of its disk, or name another with --store"
+        ) from None
+    with held:
         try:
             yield
         finally:
@@ -145,11 +146,22 @@ def holder(store: Store, stage: str) -> dict[str, Any]:
     return {"pid": run.pid, "host": run.host, "since": since}
 
 
-def _write_json(file: Path, value: KnownStudy) -> None:
+def _write_json(file: Path, value: LiveRun | KnownStudy) -> TextIO:
+    """The file as it is held by this process, until it is closed; whoever reads it finds it whole, and held."""
     file.parent.mkdir(exist_ok=True)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps(asdict(value)), encoding="utf-8")
-    draft.replace(file)
+    stream = draft.open("w", encoding="utf-8")
+    try:
+        json.dump(asdict(value), stream)
+        stream.flush()
+        with suppress(OSError):  # no locks here
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        draft.replace(file)
+    except BaseException:
+        stream.close()
+        draft.unlink(missing_ok=True)
+        raise
+    return stream
 
 
 def _is_live(file: Path) -> bool:

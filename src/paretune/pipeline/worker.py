@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -114,7 +115,8 @@ def _attempt(stage: Stage, run: RunContext) -> Failure | None:
                 store.drop_draft(stage)
                 raise
     except DivergedError as error:
-        store.note_divergence(stage, Divergence(str(error), error.steps, error.seconds))
+        with suppress(OSError):  # a full disk: the next run finds out again
+            store.note_divergence(stage, Divergence(str(error), error.steps, error.seconds))
         return Failure(str(error), error.exit_code, traceback.format_exc(), diverged=True)
     except ParetuneError as error:
         return Failure(str(error), error.exit_code, traceback.format_exc())
