@@ -66,18 +66,22 @@ def noted(number: signal.Signals) -> Iterator[Callable[[], bool]]:
         return asked
 
     before: Mapping[int, _Handler] = {number: lambda number, _: came.append(number)}
-    with _handled(before, also_ignored=True):
+    with _handled(before, all_of_them=True):
         yield ask
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
     """What would end this process comes after the block: for moments that must be whole."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_RUN)
+    came: list[int] = []
+    # Blocking them would not do: any thread may get a signal, and the main one then hears of it.
+    numbers = [number for number in (signal.SIGINT, *ENDING) if signal.getsignal(number) != signal.SIG_IGN]
     try:
-        yield
+        with _handled(dict.fromkeys(numbers, lambda number, _: came.append(number)), all_of_them=True):
+            yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def leave_closed_terminal() -> None:
@@ -90,11 +94,12 @@ def leave_closed_terminal() -> None:
 
 
 @contextmanager
-def _handled(handlers: Mapping[int, _Handler], *, also_ignored: bool = False) -> Iterator[None]:
+def _handled(handlers: Mapping[int, _Handler], *, all_of_them: bool = False) -> Iterator[None]:
+    """Handlers for a while, in the main thread; unless of `all_of_them`, where nobody has set another."""
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         taken = {number: signal.getsignal(number) for number in handlers}
-        before = {number: old for number, old in taken.items() if also_ignored or old == signal.SIG_DFL}
+        before = {number: old for number, old in taken.items() if all_of_them or old == signal.SIG_DFL}
     try:
         for number in before:
             signal.signal(number, handlers[number])
