@@ -5,6 +5,7 @@ a killed attempt leaves for the next one to go on from. One lock file a key keep
 ever changed in an artifact, and a failure leaves nothing that counts as one.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from paretune.errors import StoreError
 from paretune.pipeline.records import Divergence, Record, read_record, write_record
@@ -168,10 +169,21 @@ class Store:
 
     @contextmanager
     def lock(self, stage: Stage, on_wait: Callable[[], object]) -> Iterator[None]:
-        """Held while a stage is worked on; waits for another run that does the same, after calling `on_wait`."""
-        lock = FileLock(str(self.root / "locks" / f"{stage.key}.lock"))
+        """Held while a stage is worked on; waits for another run that does the same, after calling `on_wait`.
+
+        A file system without locks (some network shares) gets a file that names its holder: one of a killed process of this
+        machine is taken over, one of another machine is waited for.
+        """
+        file = self.root / "locks" / f"{stage.key}.lock"
+        lock: BaseFileLock = FileLock(file)
         try:
-            lock.acquire(blocking=False)
+            try:
+                lock.acquire(blocking=False)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                    raise
+                lock = SoftFileLock(file.with_suffix(".held"))
+                lock.acquire(blocking=False)
         except Timeout:
             on_wait()
             lock.acquire()
