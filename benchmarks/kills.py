@@ -3,9 +3,9 @@
     python benchmarks/kills.py [--kills 80] [--pairs 20] [--commands 6]
 
 Three ways: one study alone, two studies with common stages side by side on one store, and the command itself. A kill takes the
-whole process group: half of them with -9, the others by SIGTERM or SIGHUP, after which a training leaves a checkpoint. The processes of the first two ways are forked from this one, which has imported torch
-already, so that a kill costs about a second; those of the command start from nothing. Model and data are made here; nothing is
-fetched.
+whole process group: half of them with -9, the others by SIGTERM or SIGHUP, after which a training leaves a checkpoint. The
+processes of the first two ways are forked from this one, which has imported torch already, so that a kill costs about a second;
+those of the command start from nothing. Model and data are made here; nothing is fetched.
 """
 
 import argparse
