@@ -1,10 +1,11 @@
-"""Kill studies with -9 at random moments, run them again until they are done, and compare with runs that nobody disturbed.
+"""Kill studies at random moments, run them again until they are done, and compare with runs that nobody disturbed.
 
     python benchmarks/kills.py [--kills 80] [--pairs 20] [--commands 6]
 
 Three ways: one study alone, two studies with common stages side by side on one store, and the command itself. A kill takes the
-whole process group. The processes of the first two ways are forked from this one, which has imported torch already, so that a
-kill costs about a second; those of the command start from nothing. Model and data are made here; nothing is fetched.
+whole process group: half of them with -9, the others by SIGTERM or SIGHUP, after which a training leaves a checkpoint. The
+processes of the first two ways are forked from this one, which has imported torch already, so that a kill costs about a second;
+those of the command start from nothing. Model and data are made here; nothing is fetched.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from tests.conftest import write_notes, write_questions
 from tests.tiny import make_model
 
 CHECKPOINT_SECONDS = 0.1
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 STARTUP, COMMAND_STARTUP, OVERHEAD = 0.4, 8.0, 0.2
 """Seconds before the first stage, of the two ways to start, and of each stage beside its body."""
 WAITING = "waiting for the other"
@@ -79,6 +81,8 @@ class Tally:
 
     kills: Counter[str] = field(default_factory=Counter)
     """By kind of the stage that was worked on."""
+    signals: Counter[str] = field(default_factory=Counter)
+    """Kills by signal."""
     studies: int = 0
     """That were killed again and again until they were done."""
     rounds: int = 0
@@ -118,8 +122,8 @@ class Attempt:
             self.status = os.waitstatus_to_exitcode(status) if pid else None
         return self.status
 
-    def kill(self) -> None:
-        os.killpg(self.pid, signal.SIGKILL)
+    def kill(self, number: signal.Signals) -> None:
+        os.killpg(self.pid, number)
         self.poll(block=True)
 
     def events(self) -> list[dict[str, Any]]:
@@ -277,7 +281,9 @@ def is_killed(attempt: Attempt, expected: Mapping[str, Any], kills: int, tally: 
         if moment is None and any(event["event"] == "started" and event["stage"] == stage for event in attempt.events()):
             moment = time.monotonic() + share * expected["seconds"][stage]
         if moment is not None and time.monotonic() >= moment:
-            attempt.kill()
+            number = draw.choice(SIGNALS)
+            attempt.kill(number)
+            tally.signals[number.name] += 1
             note(attempt, tally)
             return True
         time.sleep(0.005)
@@ -371,9 +377,11 @@ def without_times(file: Path) -> str:
 
 def show(tallies: Mapping[str, Tally], seconds: float) -> None:
     kinds = sorted({kind for tally in tallies.values() for kind in tally.kills})
-    rows = [["killed with -9 while at work on", *tallies, "all"]]
+    rows = [["killed while at work on", *tallies, "all"]]
     rows += [[kind, *(tally.kills[kind] for tally in tallies.values())] for kind in kinds]
     rows += [["kills", *(tally.kills.total() for tally in tallies.values())]]
+    names = dict.fromkeys(number.name for number in SIGNALS)
+    rows += [[f"by {name}", *(tally.signals[name] for tally in tallies.values())] for name in names]
     rows += [["studies ended and compared", *(tally.studies for tally in tallies.values())]]
     rows += [["numbers, weights and files that differ", *(len(tally.differences) for tally in tallies.values())]]
     rows += [["training steps lost, as seen at the kills", *(tally.lost_steps for tally in tallies.values())]]

@@ -79,7 +79,7 @@ def run(
     write_lock(opened.lock, opened.file)
     for resource in pending(opened.plan, opened.store):
         resource.fetch(lambda text: on_event({"event": "download", "message": text}))
-    return run_plan(opened.plan, opened.store, options, on_event)
+    return run_plan(opened.plan, opened.store, options, on_event, opened.file)
 
 
 def open_results(file: str | Path, store: str | Path | None = None) -> Results:

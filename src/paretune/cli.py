@@ -1,6 +1,8 @@
 """The command `paretune`: parses flags, calls the verbs of `paretune.api`, prints. Heavy imports happen inside the commands."""
 
+import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paretune.errors import DataError, ParetuneError, SpecError, StoreError
+from paretune.pipeline.signals import Terminated, ended_by_signals
 
 if TYPE_CHECKING:
     from paretune.api import OpenStudy
@@ -98,8 +101,8 @@ def run_command(
     for resource in pending(opened.plan, opened.store):
         resource.fetch(lambda text: typer.echo(text, err=True))
     options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=memory, recompute=recompute)
-    with Display(Console(stderr=True), f"paretune run {study}") as display:
-        outcome = run_plan(opened.plan, opened.store, options, display.show)
+    with Display(Console(stderr=True), f"paretune run {shlex.quote(str(study))}") as display:
+        outcome = run_plan(opened.plan, opened.store, options, display.show, opened.file)
     opened = replace(opened, plan=outcome.plan)
     for warning in [] if outcome.failed else small_splits(opened.plan, opened.store):
         typer.echo(warning, err=True)
@@ -128,6 +131,7 @@ def report_command(
     """Write the outputs again from what is in the store."""
     from paretune.api import open_study
     from paretune.pipeline.plan import cell_name
+    from paretune.pipeline.runs import live_runs
 
     opened = open_study(study, store)
     if not _write_report(opened, out, figures=figures):
@@ -135,10 +139,10 @@ def report_command(
     cells = opened.plan.cells
     missing = [cell_name(cell) for cell in cells if not all(map(opened.store.find, cell.stages))]
     if missing:
-        names = ", ".join(missing)
-        typer.echo(
-            f"unfinished: {len(missing)} of {len(cells)} lack something: {names}; `paretune run {study}` goes on", err=True
-        )
+        stages = {stage.name for stage in opened.plan.stages}
+        runs = [run.name for run in live_runs(opened.store) if stages.intersection(run.stages)]
+        way_on = f"a run is on ({'; '.join(runs)})" if runs else f"`paretune run {shlex.quote(str(study))}` goes on"
+        typer.echo(f"unfinished: {len(missing)} of {len(cells)} lack something: {', '.join(missing)}; {way_on}", err=True)
 
 
 @app.command("rate")
@@ -269,26 +273,48 @@ def doctor_command() -> None:
 
 @app.command("clean")
 def clean_command(
-    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="All studies that use the store.")],
-    store: StorePath = None,
+    studies: Annotated[
+        list[Path] | None, typer.Argument(metavar="[STUDY...]", help="All studies whose artifacts stay, however old.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", help="Where stages live.  [default: .paretune beside the study, or here]")
+    ] = None,
+    older_than: Annotated[str | None, typer.Option(help="Only what no run has used for so long, like 30d, 12h or 2w.")] = None,
     yes: Annotated[bool, typer.Option(help="Remove without asking.")] = False,
 ) -> None:
-    """Remove artifacts that none of the studies names."""
+    """Show what the store holds by study, and remove what no study named here needs, or what is old."""
     from paretune.api import open_study
-    from paretune.pipeline.clean import remove, size_of, unnamed
+    from paretune.pipeline.clean import parse_age, remove, size_of, sizes, unused
+    from paretune.pipeline.store import Store
 
-    opened = [open_study(study, store) for study in studies]
+    age = None if older_than is None else parse_age(older_than)
+    opened = [open_study(study, store) for study in studies or []]
     if len({each.store.root.resolve() for each in opened}) > 1:
         raise SpecError("the studies have different stores; name one with --store, or clean them one by one")
-    unused = unnamed(opened[0].store, [each.plan for each in opened])
-    if not unused:
-        typer.echo("nothing to remove: every artifact is named by a study")
+    artifacts = opened[0].store if opened else Store(store or Path(".paretune"))
+    held = sizes(artifacts)
+    for file, seconds, num_bytes in held.studies:
+        typer.echo(f"{num_bytes / 1e6:10.1f} MB  {file}, run {_ago(seconds)}")
+    typer.echo(f"{held.shared / 1e6:10.1f} MB  shared by several of them\n{held.others / 1e6:10.1f} MB  of no study known here")
+    if not opened and age is None:
+        typer.echo("to remove what is old: `paretune clean --older-than 30d`; what no study needs: name all that use the store")
         return
-    for directory in unused:
-        typer.echo(f"{size_of(directory) / 1e6:10.1f} MB  {directory}")
-    if yes or typer.confirm(f"remove {len(unused)} directories?"):
-        remove(unused)
-        typer.echo(f"removed {len(unused)} directories")
+    found = unused(artifacts, [each.plan for each in opened], age)
+    if not found:
+        typer.echo("nothing to remove: every artifact is named by a study" if opened else "nothing to remove: all is younger")
+        return
+    typer.echo("to remove:")
+    for directory in found:
+        used = _ago(time.time() - directory.stat().st_mtime)
+        typer.echo(f"{size_of(directory) / 1e6:10.1f} MB  {directory}, used {used}")
+    if yes or typer.confirm(f"remove {len(found)} directories?"):
+        remove(found)
+        typer.echo(f"removed {len(found)} directories")
+
+
+def _ago(seconds: float) -> str:
+    days = int(seconds // 86_400)
+    return "today" if days < 1 else f"{days:,} day{'s' if days > 1 else ''} ago"
 
 
 def _write_report(opened: "OpenStudy", out: Path | None, *, figures: bool = True) -> bool:
@@ -310,10 +336,17 @@ def _write_report(opened: "OpenStudy", out: Path | None, *, figures: bool = True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command as a function: its exit code is 0, 1 (a stage failed) or 2 (a mistake of the user's)."""
+    """The command as a function: its exit code is 0, 1 (a stage failed) or 2 (a mistake of the user's).
+
+    128 and the number of the signal if one has ended it.
+    """
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
-        code = int(command(args=None if argv is None else list(argv), prog_name="paretune", standalone_mode=False) or 0)
+        with ended_by_signals():
+            code = int(command(args=None if argv is None else list(argv), prog_name="paretune", standalone_mode=False) or 0)
+    except Terminated as end:
+        typer.echo(f"ended by {end.name}; what is finished is kept, run again to go on", err=True)
+        return int(end.code)
     except ParetuneError as error:
         typer.echo(f"error: {error}", err=True)
         return error.exit_code

@@ -7,6 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from paretune.pipeline.runs import clock
+from paretune.pipeline.signals import leave_closed_terminal
+
 _LINE_EVERY = 15.0
 """Seconds between lines about one stage where there is no terminal."""
 _STANDARD = {"time", "run", "event", "stage", "done", "total"}
@@ -52,9 +55,15 @@ class Display:
         """Show one event; unknown ones are passed over."""
         handler = getattr(self, f"_show_{event['event']}", None)
         if handler:
-            handler(event)
+            try:
+                handler(event)
+            except OSError:
+                leave_closed_terminal()
 
     def _show_run(self, event: Mapping[str, Any]) -> None:
+        for other in event.get("others", ()):
+            what = "of this study" if other["study"] == event["study"] else f"on this store ({other['study']})"
+            self._line(f"another run {what} is on: {other['name']}; what both need is done once")
         missing = event["stages"] - event["reused"]
         self.console.print(f"{event['stages']} stages: {event['reused']} reused, {missing} to run", highlight=False)
         self.tasks["all"] = self.progress.add_task("all stages", total=missing, numbers="")
@@ -92,10 +101,17 @@ class Display:
         self._line(f"{stage}: done {'by another run' if stage in self.of_others else seconds}")
 
     def _show_waiting(self, event: Mapping[str, Any]) -> None:
-        self._line(f"{event['stage']}: waiting for another run that is at it")
+        who = f"process {event['pid']}, at it since {clock(event['since'])}" if "pid" in event else "another run that is at it"
+        self._line(f"{event['stage']}: waiting for {who}")
 
     def _show_found(self, event: Mapping[str, Any]) -> None:
         self.of_others.add(event["stage"])
+
+    def _show_saving(self, event: Mapping[str, Any]) -> None:
+        self._line("SIGUSR1: a training leaves a checkpoint after its step, and the run goes on")
+
+    def _show_saved(self, event: Mapping[str, Any]) -> None:
+        self._line(f"{event['stage']}: checkpoint at step {event['step']}")
 
     def _show_stopping(self, event: Mapping[str, Any]) -> None:
         self._line("stopping; a training ends its step and leaves a checkpoint")

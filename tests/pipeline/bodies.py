@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from safetensors import SafetensorError
 
+from paretune.console import Display
 from paretune.errors import DataError, DivergedError, StageError
-from paretune.pipeline import worker
+from paretune.pipeline import signals, worker
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.runner import Outcome, run_plan
@@ -161,10 +163,22 @@ def trains(context: StageContext) -> dict[str, Any]:
         (context.resume / f"{CHECKPOINT}000000007").mkdir()
         sys.exit(1)
 
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signals.STOP, leave)
     context.emit(done=7, total=9)
     (Path(str(context.resources["folder"])) / "at work").touch()
     time.sleep(WAIT_SECONDS)
+    return {}
+
+
+def saves(context: StageContext) -> dict[str, Any]:
+    """Leaves a checkpoint when it is asked for one, as a training does, and ends when the file `go` is there."""
+    folder = _begin(context, "saves")
+    with signals.noted(signals.SAVE) as asked:
+        (folder / "at work").touch()
+        while not (folder / "go").exists():
+            if asked():
+                (context.resume / f"{CHECKPOINT}000000007").mkdir(exist_ok=True)
+            time.sleep(0.01)
     return {}
 
 
@@ -183,7 +197,8 @@ def run_chain(store: Path, folder: Path, bodies: list[str]) -> Outcome:
     stages: list[Stage] = []
     for place, body in enumerate(bodies):
         stages.append(make_stage(body, folder, {"before": stages[-1]} if stages else {}, place=place))
-    return run_plan(make_plan(*stages), Store(store), RunOptions(), lambda event: None)
+    with Display(Console(stderr=True), "again") as display:
+        return run_plan(make_plan(*stages), Store(store), RunOptions(), display.show, folder / "study.yaml")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ LINES = 500
 def test_the_tail_reads_what_comes_after_it_of_its_own_run(tmp_path):
     mine, other = EventLog(tmp_path / "events.jsonl", "mine"), EventLog(tmp_path / "events.jsonl", "other")
     assert list(EventTail(mine).read()) == []
-    mine.write("before")
+    mine.write("progress")
     tail = EventTail(mine)
-    mine.write("started", stage="data-1")
-    other.write("started", stage="data-1")
-    mine.write("finished", stage="data-1")
-    assert [event["event"] for event in tail.read()] == ["started", "finished"]
+    mine.write("started", stage="data-1")  # by the runner, which knows
+    mine.write("progress", stage="data-1")
+    other.write("progress", stage="data-1")
+    mine.write("found", stage="data-1")
+    assert [event["event"] for event in tail.read()] == ["progress", "found"]
     assert list(tail.read()) == []
 
 
@@ -48,12 +49,12 @@ def test_a_line_that_is_cut_off_is_passed_over_and_one_that_is_not_finished_wait
     with log.file.open("a") as file:
         file.write('{"run": "mine", "eve\n"text"\n')
         file.flush()
-        log.write("started")
+        log.write("found")
         file.write('{"run": "mine", ')
         file.flush()
-        assert [event["event"] for event in tail.read()] == ["started"]
-        file.write('"event": "late"}\n')
-    assert [event["event"] for event in tail.read()] == ["late"]
+        assert [event["event"] for event in tail.read()] == ["found"]
+        file.write('"event": "waiting"}\n')
+    assert [event["event"] for event in tail.read()] == ["waiting"]
 
 
 def test_a_full_disk_loses_events_only(tmp_path):

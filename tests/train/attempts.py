@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from paretune.data.tokenizer import SCHEMA
+from paretune.pipeline import signals
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, StageContext
 from paretune.pipeline.worker import PRELOAD
@@ -121,7 +122,7 @@ def at_step(training: Training, moment: int, signal_number: int = signal.SIGKILL
 
 def asked_at_step(training: Training, moment: int) -> None:
     """Ask it to end during step `moment` of this attempt."""
-    at_step(training, moment, signal.SIGTERM)
+    at_step(training, moment, signals.STOP)
 
 
 def at_file_operation(training: Training, moment: int) -> None:

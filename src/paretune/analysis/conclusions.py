@@ -8,6 +8,7 @@ keep to it. A recommendation names what it is shown to lose.
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import ClassVar, Literal
 
 from paretune.analysis import answers, caveats, setup
@@ -239,6 +240,15 @@ class Incomplete(Fact):
 
 
 @dataclass(frozen=True)
+class Running(Fact):
+    """A run of the study is on."""
+
+    variants: tuple[str, ...]
+    num_stages: int
+    """That it works on or has still to come to."""
+
+
+@dataclass(frozen=True)
 class NothingMeasured(Fact):
     """There is no cell."""
 
@@ -253,11 +263,12 @@ class ToUse(Fact):
 def find(results: Results, also_against: str | None = None) -> Findings:
     """All that a study's records show; `also_against` is a variant that all others are compared with, as with the baseline."""
     findings = measure(results, also_against)
-    missing = [(cell.variant, stage) for cell in results.cells for stage in cell.missing]
     incomplete: list[Fact] = []
-    if missing:
-        variants, stages = zip(*missing, strict=True)
-        incomplete.append(Incomplete(tuple(dict.fromkeys(variants)), len(set(stages))))
+    for fact, left_of in ((Incomplete, attrgetter("missing")), (Running, attrgetter("running"))):
+        left = [(cell.variant, stage) for cell in results.cells for stage in left_of(cell)]
+        if left:
+            variants, stages = zip(*left, strict=True)
+            incomplete.append(fact(tuple(dict.fromkeys(variants)), len(set(stages))))
     if not results.cells:
         incomplete.append(NothingMeasured())
     choices = [group.choice for group in findings.groups if group.choice is not None]
@@ -280,7 +291,7 @@ def find(results: Results, also_against: str | None = None) -> Findings:
 def export_command(findings: Findings, entrant: Entrant) -> str:
     """How to write a variant as a directory, with the options that the study makes necessary."""
     study = findings.study
-    seeds = [cell.seed for cell in sorted(findings.cells(entrant), key=lambda cell: bool(cell.missing))]
+    seeds = [cell.seed for cell in sorted(findings.cells(entrant), key=lambda cell: bool(cell.missing or cell.running))]
     among = (entrant.base, len(study.bases)), (entrant.dataset, len(study.data)), (entrant.variant, 2)
     words = ["paretune", "export", findings.results.study_file.name, entrant.variant]
     words += ["--to", f"{'-'.join(file_name(name) for name, num in among if num > 1)}-exported"]

@@ -186,7 +186,7 @@ def deviations(findings: Findings) -> list[Fact]:
         if len({frozenset(steps) for steps in steps_of.values()}) > 1:
             facts.append(BasesUnequal(dataset, tuple((base, tuple(sorted(steps))) for base, steps in steps_of.items())))
     facts += unequal_tuning(findings)
-    if not facts and not any(cell.missing for cell in results.cells):
+    if not facts and not any(cell.missing or cell.running for cell in results.cells):
         return [NoDeviations()]
     return facts
 

@@ -5,11 +5,15 @@ In the tables `trial` names what a tuned variant was chosen from, in results.csv
 findings.json holds what the report says, with the numbers that it says it by; docs/findings-json.md describes its fields.
 """
 
+import fcntl
 import itertools
 import json
 import math
+import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ from paretune.analysis.sections import build_report
 from paretune.analysis.training import CURVE_COLUMNS, read_curve
 from paretune.analysis.words import say
 from paretune.errors import StoreError
+from paretune.pipeline import signals
 from paretune.pipeline.records import Cell, Results
 from paretune.study.registry import metric_of
 
@@ -51,31 +56,59 @@ GENERATION_FIELDS = (
 )
 _SPENT = ("train_seconds", "steps")
 """Costs of a trial."""
-_DRAFT = ".draft"
-"""Directory inside the outputs that they are written to first, so that a full disk leaves the old ones as they were."""
+_DRAFT = ".draft-"
+"""Begins the name of a directory inside the outputs that they are written to first: a full disk leaves the old ones whole."""
 
 
 def write_outputs(results: Results, out: Path, *, figures: bool = True) -> list[Path]:
     """Write everything into `out` (made if missing) and return the files. Equal records give equal files.
 
-    Matplotlib is imported only where there are `figures`.
+    They are written apart and moved together: of several runs that write at once, all are through, and the files are those of
+    the last one. Matplotlib is imported only where there are `figures`.
 
     StoreError, with what was there before still there, if `out` cannot be written.
     """
-    draft, is_new = out / _DRAFT, not out.exists()
+    is_new, draft = not out.exists(), None
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        written = [file.relative_to(draft) for file in _write(results, draft, figures)]
-        for file in written:
-            (out / file).parent.mkdir(exist_ok=True)
-            (draft / file).replace(out / file)
+        out.mkdir(parents=True, exist_ok=True)
+        with _held(out):
+            for left in out.glob(f"{_DRAFT}*"):  # by a run that was killed
+                with suppress(OSError), _held(left, wait=False):
+                    shutil.rmtree(left, ignore_errors=True)
+            draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=out))
+            in_use = ExitStack()
+            in_use.enter_context(_held(draft))
+        with in_use:
+            written = [file.relative_to(draft) for file in _write(results, draft, figures)]
+            # A signal that would end the command waits until the files are all old or all new.
+            with _held(out), signals.held_back():
+                for file in written:
+                    (out / file).parent.mkdir(exist_ok=True)
+                    (draft / file).replace(out / file)
     except OSError as error:
         raise StoreError(f"--out: `{out}` cannot be written ({error.strerror}); name another directory") from None
     finally:
-        holds_outputs = out.is_dir() and any(entry.name != _DRAFT for entry in out.iterdir())
-        shutil.rmtree(out if is_new and not holds_outputs else draft, ignore_errors=True)
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # it holds outputs
+                out.rmdir()
     return [out / file for file in written]
+
+
+@contextmanager
+def _held(directory: Path, *, wait: bool = True) -> Iterator[None]:
+    """A directory that other processes hold meanwhile neither; BlockingIOError where one does, unless it is to `wait`."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if isinstance(error, BlockingIOError) or not wait:
+                raise BlockingIOError from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write(results: Results, out: Path, figures: bool) -> list[Path]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from paretune.analysis.findings import LEAKED, LOSSY, Fact, Findings
@@ -115,6 +116,11 @@ class StagesMissing(Fact):
 
 
 @dataclass(frozen=True)
+class StagesRunning(StagesMissing):
+    """What a run that is on works on, or has still to come to."""
+
+
+@dataclass(frozen=True)
 class Definition(Fact):
     """What a mark, a finding of the audit, or figures of a report mean."""
 
@@ -198,13 +204,14 @@ def audit(findings: Findings) -> list[Fact]:
 def notes(findings: Findings) -> list[Fact]:
     """What is missing, what marks mean, and how figures are defined, as far as the study has them."""
     study, facts = findings.study, list[Fact]()
-    stages: dict[Entrant, dict[str, None]] = {}
-    for cell in findings.results.cells:
-        models = [name for name in cell.missing if not name.startswith("evaluate.")]
-        stages.setdefault(entrant_of(cell), {}).update(dict.fromkeys(models or cell.missing))
-    for entrant, names in stages.items():
-        models = [name for name in names if not name.startswith("evaluate.")]
-        facts += [StagesMissing(entrant, tuple(names), bool(models))] if names else []
+    for fact, left_of in ((StagesMissing, attrgetter("missing")), (StagesRunning, attrgetter("running"))):
+        stages: dict[Entrant, dict[str, None]] = {}
+        for cell in findings.results.cells:
+            models = [name for name in left_of(cell) if not name.startswith("evaluate.")]
+            stages.setdefault(entrant_of(cell), {}).update(dict.fromkeys(models or left_of(cell)))
+        for entrant, names in stages.items():
+            models = [name for name in names if not name.startswith("evaluate.")]
+            facts += [fact(entrant, tuple(names), bool(models))] if names else []
     marks, level = findings.marks, findings.level
     facts += [Definition(LEAKED)] if marks.splits or marks.tasks else []
     facts += [Definition(LOSSY)] if marks.tokenizers else []

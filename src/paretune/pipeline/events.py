@@ -1,4 +1,8 @@
-"""Events of a run: lines of JSON that workers and the runner append and that the console and the dashboard read."""
+"""Events of a run: lines of JSON that workers and the runner append and that the console and the dashboard read.
+
+What the runner itself tells reaches the console without the file, which a full disk, or somebody who removes the store, may
+have taken.
+"""
 
 import contextlib
 import json
@@ -9,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_OF_WORKERS = ("progress", "waiting", "found")
+
 
 @dataclass(frozen=True)
 class EventLog:
@@ -17,9 +23,10 @@ class EventLog:
     file: Path
     run: str
 
-    def write(self, event: str, **fields: Any) -> None:
-        """One line, in one write call, so that two processes do not mix theirs."""
-        line = json.dumps({"time": round(time.time(), 3), "run": self.run, "event": event, **fields}) + "\n"
+    def write(self, event: str, **fields: Any) -> dict[str, Any]:
+        """One line, in one write call, so that two processes do not mix theirs; returns what is written."""
+        content = {"time": round(time.time(), 3), "run": self.run, "event": event, **fields}
+        line = json.dumps(content) + "\n"
         # Events are for showing. A full disk must not fail a stage by them, nor hide from the runner what became of it.
         with contextlib.suppress(OSError):
             descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -27,10 +34,11 @@ class EventLog:
                 os.write(descriptor, line.encode())
             finally:
                 os.close(descriptor)
+        return content
 
 
 class EventTail:
-    """Reads what is appended after its creation, of one run."""
+    """Reads what the workers of one run append after its creation."""
 
     def __init__(self, log: EventLog) -> None:
         self.log = log
@@ -38,9 +46,7 @@ class EventTail:
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The events since the last call; a line that a full disk cut off is passed over."""
-        if not self.log.file.exists():
-            return
-        with self.log.file.open("rb") as stream:
+        with contextlib.suppress(FileNotFoundError), self.log.file.open("rb") as stream:
             stream.seek(self.position)
             for line in stream:
                 if not line.endswith(b"\n"):
@@ -49,5 +55,5 @@ class EventTail:
                 event: Any = None
                 with contextlib.suppress(ValueError):
                     event = json.loads(line)
-                if isinstance(event, dict) and event.get("run") == self.log.run:
+                if isinstance(event, dict) and event.get("run") == self.log.run and event.get("event") in _OF_WORKERS:
                     yield event

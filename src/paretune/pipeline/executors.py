@@ -4,20 +4,24 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
+import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from paretune.errors import StageError
+from paretune.pipeline import signals
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.worker import PRELOAD, Failure, RunContext, work
 
 _GRACE_SECONDS = 10.0
 """That a worker is given to end by itself."""
+_STEP_SECONDS = 60.0
+"""That a training is given to end its step and leave a checkpoint; every other stage ends at once."""
 
 
 @dataclass
@@ -80,25 +84,35 @@ class LocalWorkers:
     def stop(self) -> Iterator[Stage]:
         """End what is at work; a training leaves a checkpoint, if a step of it ends soon enough."""
         started = [worker for worker in self._at_work if worker.process.pid is not None]
+        self._send(signals.STOP)
         for worker in started:
-            worker.process.terminate()
-        for worker in started:
-            _end(worker.process)
+            _end(worker.process, _STEP_SECONDS)
             yield worker.stage
+
+    def ask_for_checkpoints(self) -> None:
+        """Have each training leave one after its step, and go on."""
+        self._send(signals.SAVE)
+
+    def _send(self, number: signal.Signals) -> None:
+        for worker in self._at_work:
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                if worker.process.pid is not None:
+                    os.kill(worker.process.pid, number)
 
 
 def start_server() -> None:
-    """The server that forks workers, which inherit that Ctrl-C is blocked: it is for this process, which then ends them."""
-    multiprocessing.resource_tracker.ensure_running()  # it would unblock the signal, were it started below
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """The server that forks workers, which inherit that signals to the run are blocked: this process hears and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.OF_THE_RUN)
     try:
+        multiprocessing.resource_tracker.ensure_running()  # it unblocks some of them here, and would do so below
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals.OF_THE_RUN)
         multiprocessing.forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end(process: ForkServerProcess) -> None:
-    process.join(_GRACE_SECONDS)
+def _end(process: ForkServerProcess, seconds: float = _GRACE_SECONDS) -> None:
+    process.join(seconds)
     if process.is_alive():
         process.kill()
         process.join()

@@ -104,6 +104,8 @@ class Cell:
     """By the name that the study gives them, and `size` (parameters and bytes), which every variant gets."""
     missing: tuple[str, ...] = ()
     """Names of stages that failed or did not run."""
+    running: tuple[str, ...] = ()
+    """Names of stages that a run which is on works on, or has still to come to."""
 
     @property
     def trained(self) -> list[Record]:
@@ -161,6 +163,7 @@ class Results:
         lines = []
         for cell in self.cells:
             seed = "" if cell.seed is None else f" seed {cell.seed}"
-            state = f"{len(cell.missing)} stages missing" if cell.missing else "complete"
+            counts = {"missing": len(cell.missing), "running": len(cell.running)}
+            state = ", ".join(f"{count} stages {what}" for what, count in counts.items() if count) or "complete"
             lines.append(f"  {cell.base}/{cell.dataset}/{cell.variant}{seed}: {state}")
         return "\n".join([f"results of `{self.study.study}`:", *lines])

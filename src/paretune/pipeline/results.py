@@ -5,6 +5,7 @@ from pathlib import Path
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.records import Cell, Record, Results
+from paretune.pipeline.runs import live_runs
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import read_tuning
@@ -31,12 +32,14 @@ def small_splits(plan: Plan, store: Store) -> list[str]:
 
 
 def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: Store) -> Results:
-    """The records of a plan; what is missing is named in its cell."""
+    """The records of a plan; what is missing is named in its cell, and so is what a run that is on has still to do."""
+    expected = {name for run in live_runs(store) for name in set(run.stages) - set(run.failed)}
 
     def present(stages: dict[str, Stage]) -> dict[str, Record]:
         return {name: record for name, stage in stages.items() if (record := store.find(stage))}
 
     def cell(planned: PlannedCell) -> Cell:
+        missing = [stage.name for stage in planned.stages if store.find(stage) is None]
         return Cell(
             planned.base,
             planned.dataset,
@@ -44,7 +47,8 @@ def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: 
             planned.seed,
             methods=tuple(record for stage in planned.methods if (record := store.find(stage))),
             evaluations=present(dict(planned.evaluations)),
-            missing=tuple(stage.name for stage in planned.stages if store.find(stage) is None),
+            missing=tuple(name for name in missing if name not in expected),
+            running=tuple(name for name in missing if name in expected),
         )
 
     return Results(

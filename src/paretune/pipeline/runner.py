@@ -6,12 +6,15 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from paretune.errors import NeedsError, StageError
+from paretune.pipeline import signals
 from paretune.pipeline.events import EventLog, EventTail
 from paretune.pipeline.executors import LocalWorkers
 from paretune.pipeline.plan import Plan
+from paretune.pipeline.runs import announced, live_runs
 from paretune.pipeline.stage import ENVIRONMENT, RunOptions, Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import all_diverged, decide, lost
@@ -45,53 +48,79 @@ class Outcome:
         return max((failure.exit_code for failure in self.failed.values()), default=0)
 
 
-def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandler) -> Outcome:
+def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandler, study: Path | None = None) -> Outcome:
     """Run the stages of `plan` that `store` does not hold yet; the events of the run go to `on_event` as they come.
 
     When the trials of a tuned variant are through, what hangs on the choice takes the chosen one's place.
+
+    Whatever interrupts it (an exception of `on_event`, Ctrl-C, SIGTERM, SIGHUP) ends the workers first, and each training
+    leaves a checkpoint; SIGUSR1 has them leave one and goes on. StoreError if the store is removed meanwhile.
     """
     store.prepare()
     context = RunContext(store.root.resolve(), uuid.uuid4().hex[:12], options, tuple(sys.argv), _git_commit())
     log = EventLog(store.events_file, context.run)
     tail = EventTail(log)
-    run = _Run(Outcome(decide(plan, store)), LocalWorkers(context), store, log)
-    run.find_missing()
-    outcome, waiting = run.outcome, run.waiting
-    for stage in outcome.reused:
-        store.forget_attempts(stage)  # left where a kill fell right after the last rename
-    for stage in waiting:
-        name = stage.settings.get(ENVIRONMENT)
-        if name and not os.environ.get(name, "").strip():  # which the stage would find out hours from now
-            raise NeedsError(f"{stage.kind}: the environment variable `{name}` of `key` is not set; set it and run again")
-    num_missing = sum(stage.runs for stage in waiting)
-    log.write("run", pid=os.getpid(), stages=len(outcome.reused) + num_missing, reused=len(outcome.reused))
-    run.fail_choices()
 
     def pass_on() -> None:
         for event in tail.read():
             on_event(event)
 
-    pass_on()
-    try:
-        while run.waiting or run.workers.stages:
-            run.block()
-            for stage in run.ready()[: options.workers - len(run.workers.stages)]:
-                run.waiting.remove(stage)
-                uses = outcome.plan.uses(stage)[:3]
-                log.write("started", stage=stage.name, uses=uses, step=store.checkpoint_step(stage))
-                run.workers.start(stage)
-            for stage, failure in run.workers.ended(_POLL_SECONDS):
-                run.note(stage, failure)
-                if outcome.plan.undecided:
-                    run.choose()
-            pass_on()
-    finally:
-        if run.workers.stages:
-            log.write("stopping")
-            pass_on()
-            for stage in run.workers.stop():
-                log.write("stopped", stage=stage.name, step=store.checkpoint_step(stage))
-            pass_on()
+    def tell(event: str, **fields: Any) -> None:
+        pass_on()
+        on_event(log.write(event, **fields))
+
+    run = _Run(Outcome(decide(plan, store)), LocalWorkers(context), store, tell)
+    run.find_missing()
+    outcome, waiting = run.outcome, run.waiting
+    for stage in outcome.reused:
+        store.forget_attempts(stage)  # left where a kill fell right after the last rename
+        store.note_use(stage)
+    for stage in waiting:
+        name = stage.settings.get(ENVIRONMENT)
+        if name and not os.environ.get(name, "").strip():  # which the stage would find out hours from now
+            raise NeedsError(f"{stage.kind}: the environment variable `{name}` of `key` is not set; set it and run again")
+    num_missing = sum(stage.runs for stage in waiting)
+    asked: dict[Stage, int | None] = {}
+    """Trainings that were asked for a checkpoint, with the step of the one before it."""
+    with (
+        signals.ended_by_signals(),
+        signals.noted(signals.CHECKPOINT) as told_to_save,
+        announced(store, context.run, study, [stage.name for stage in outcome.plan.stages]),
+    ):
+        others = [{"study": other.study, "name": other.name} for other in live_runs(store) if other.run != context.run]
+        counts = {"stages": len(outcome.reused) + num_missing, "reused": len(outcome.reused)}
+        tell("run", pid=os.getpid(), study=str(study.resolve()) if study else "", others=others, **counts)
+        try:
+            run.fail_choices()
+            while run.waiting or run.workers.stages:
+                store.check_there()
+                run.block()
+                for stage in run.ready()[: options.workers - len(run.workers.stages)]:
+                    run.waiting.remove(stage)
+                    uses = outcome.plan.uses(stage)[:3]
+                    tell("started", stage=stage.name, uses=uses, step=store.checkpoint_step(stage))
+                    run.workers.start(stage)
+                for stage, failure in run.workers.ended(_POLL_SECONDS):
+                    store.check_there()  # otherwise a failure says so less clearly
+                    run.note(stage, failure)
+                    if outcome.plan.undecided:
+                        run.choose()
+                if told_to_save():
+                    asked = {stage: store.checkpoint_step(stage) for stage in run.workers.stages}
+                    tell("saving")
+                    run.workers.ask_for_checkpoints()
+                for stage in [stage for stage, before in asked.items() if store.checkpoint_step(stage) != before]:
+                    del asked[stage]
+                    if stage in run.workers.stages:
+                        tell("saved", stage=stage.name, step=store.checkpoint_step(stage))
+                pass_on()
+        finally:
+            if run.workers.stages:
+                try:
+                    tell("stopping")
+                finally:
+                    for stage in run.workers.stop():
+                        tell("stopped", stage=stage.name, step=store.checkpoint_step(stage))
     return outcome
 
 
@@ -102,7 +131,7 @@ class _Run:
     outcome: Outcome
     workers: LocalWorkers
     store: Store
-    log: EventLog
+    tell: Callable[..., None]
     waiting: list[Stage] = field(default_factory=list)
     """What is left to run, parents before children."""
 
@@ -137,14 +166,14 @@ class _Run:
         """Say how a stage ended."""
         if failure is None:
             self.outcome.done.append(stage)
-            self.log.write("finished", stage=stage.name)
+            self.tell("finished", stage=stage.name)
         elif failure.diverged and all(stage not in cell.methods for cell in self.outcome.plan.cells):
             self.outcome.diverged.add(stage)
             self.store.forget_attempts(stage)
-            self.log.write("diverged", stage=stage.name, message=failure.message)
+            self.tell("diverged", stage=stage.name, message=failure.message)
         else:
             self.outcome.failed[stage] = failure
-            self.log.write("failed", stage=stage.name, message=failure.message)
+            self.tell("failed", stage=stage.name, message=failure.message)
 
     def choose(self) -> None:
         """Make the choices that are possible after a stage has ended, and let wait what follows from them."""
@@ -159,7 +188,7 @@ class _Run:
         left = len(self.waiting) + len(self.workers.stages)
         for tuning in outcome.plan.tunings:
             if tuning.chosen is not None and tuning.choice in before.undecided:
-                self.log.write("chosen", what=tuning.name, trial=tuning.trials[tuning.chosen].name, left=left)
+                self.tell("chosen", what=tuning.name, trial=tuning.trials[tuning.chosen].name, left=left)
 
     def fail_choices(self) -> None:
         """Note the choices that cannot be made any more."""
@@ -167,7 +196,7 @@ class _Run:
         for tuning in self.outcome.plan.tunings:
             if tuning.chosen is None and tuning.choice not in failed and (message := all_diverged(tuning, self.store)):
                 failed[tuning.choice] = Failure(message, StageError.exit_code, "")
-                self.log.write("failed", stage=tuning.choice.name, message=message)
+                self.tell("failed", stage=tuning.choice.name, message=message)
 
 
 def _git_commit() -> str | None:

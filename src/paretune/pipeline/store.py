@@ -5,6 +5,7 @@ a killed attempt leaves for the next one to go on from. One lock file a key keep
 ever changed in an artifact, and a failure leaves nothing that counts as one.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from paretune.errors import StoreError
 from paretune.pipeline.records import Divergence, Record, read_record, write_record
@@ -35,7 +36,7 @@ class Store:
         try:
             for directory in (self.root, self.root / "drafts", self.root / "locks"):
                 directory.mkdir(parents=True, exist_ok=True)
-            if not self._marker.exists():
+            if not self.exists():
                 # In one rename: another run may read it at this moment.
                 draft = self.root / f".{self._marker.name}.{os.getpid()}"
                 draft.write_text(json.dumps({"schema": SCHEMA}), encoding="utf-8")
@@ -47,9 +48,20 @@ class Store:
             ) from None
         self.check()
 
+    def check_there(self) -> None:
+        """StoreError if the store was removed, which a run that is on finds out so."""
+        if not self.exists():
+            raise StoreError(
+                f"{self.root}: the store was removed while the study ran, and what it held is lost; run again to begin anew"
+            )
+
+    def exists(self) -> bool:
+        """Whether the directory is a store."""
+        return self._marker.exists()
+
     def check(self) -> None:
         """StoreError if a newer Paretune made this store."""
-        if not self._marker.exists():
+        if not self.exists():
             return
         try:
             newer = json.loads(self._marker.read_text(encoding="utf-8"))["schema"] > SCHEMA
@@ -96,6 +108,10 @@ class Store:
         resume_of(draft).mkdir(exist_ok=True)
         return draft
 
+    def has_draft(self, stage: Stage) -> bool:
+        """Whether the draft of a stage at work is still there."""
+        return self._draft(stage).exists()
+
     def commit(self, stage: Stage, record: Record) -> None:
         """Turn the draft into the artifact: record last, then one rename."""
         draft, target = self._draft(stage), self.root / stage.name
@@ -111,6 +127,11 @@ class Store:
         draft.rename(target)
         flush(self.root)
         self.forget_attempts(stage)
+
+    def note_use(self, stage: Stage) -> None:
+        """Date a finished stage by its last use, which is what `clean` goes by."""
+        with suppress(OSError):  # somebody else's
+            os.utime(self.root / stage.name)
 
     def drop_draft(self, stage: Stage) -> None:
         """Remove the draft of a failed attempt, on a disk that may be full; what it left to go on from stays."""
@@ -147,11 +168,22 @@ class Store:
             ) from None
 
     @contextmanager
-    def lock(self, stage: Stage, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Held while a stage is worked on; waits for another run that does the same, after calling `on_wait`."""
-        lock = FileLock(str(self.root / "locks" / f"{stage.key}.lock"))
+    def lock(self, stage: Stage, on_wait: Callable[[], object]) -> Iterator[None]:
+        """Held while a stage is worked on; waits for another run that does the same, after calling `on_wait`.
+
+        A file system without locks (some network shares) gets a file that names its holder: one of a killed process of this
+        machine is taken over, one of another machine is waited for.
+        """
+        file = self.root / "locks" / f"{stage.key}.lock"
+        lock: BaseFileLock = FileLock(file)
         try:
-            lock.acquire(blocking=False)
+            try:
+                lock.acquire(blocking=False)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                    raise
+                lock = SoftFileLock(file.with_suffix(".held"))
+                lock.acquire(blocking=False)
         except Timeout:
             on_wait()
             lock.acquire()

@@ -11,11 +11,13 @@ import os
 import platform
 import re
 import resource
+import signal
 import sys
 import threading
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,10 +25,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from paretune.errors import DivergedError, ParetuneError, is_out_of_memory
+from paretune.errors import DivergedError, ParetuneError, StoreError, is_out_of_memory
+from paretune.pipeline import signals
 from paretune.pipeline.events import EventLog
 from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.records import Divergence, Record
+from paretune.pipeline.runs import holder
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store, describe_files
 from paretune.study.registry import load_function
@@ -73,6 +77,7 @@ class Failure:
 
 def work(stage: Stage, run: RunContext, outcome: Connection) -> None:
     """Body of the worker process; sends None or a Failure through `outcome`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals.OF_THE_RUN)  # which they are already, unless the server is not ours
     runner = multiprocessing.parent_process()
     assert runner is not None, "a worker is started by a runner"
 
@@ -93,8 +98,9 @@ def work(stage: Stage, run: RunContext, outcome: Connection) -> None:
 
 def _attempt(stage: Stage, run: RunContext) -> Failure | None:
     store, log = Store(run.store), EventLog(run.store / "events.jsonl", run.run)
+
     try:
-        with store.lock(stage, on_wait=lambda: log.write("waiting", stage=stage.name)):
+        with store.lock(stage, on_wait=lambda: log.write("waiting", stage=stage.name, **holder(store, stage.name))):
             # Asked again: another run may have finished it while this one waited.
             if store.find(stage):
                 log.write("found", stage=stage.name)
@@ -102,10 +108,15 @@ def _attempt(stage: Stage, run: RunContext) -> Failure | None:
             try:
                 run_stage(stage, store, run)
             except Exception:
+                if not store.has_draft(stage):
+                    raise StoreError(
+                        f"{store.root}: what the stage had written was removed from the store; run again to begin it anew"
+                    ) from None
                 store.drop_draft(stage)
                 raise
     except DivergedError as error:
-        store.note_divergence(stage, Divergence(str(error), error.steps, error.seconds))
+        with suppress(OSError):  # a full disk: the next run finds out again
+            store.note_divergence(stage, Divergence(str(error), error.steps, error.seconds))
         return Failure(str(error), error.exit_code, traceback.format_exc(), diverged=True)
     except ParetuneError as error:
         return Failure(str(error), error.exit_code, traceback.format_exc())

@@ -8,9 +8,7 @@ appended to: the curves and the number of repeated steps are read from it at the
 
 import json
 import shutil
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -65,17 +63,6 @@ class Progress:
             self.evaluations_since_best += 1
         self.stopped_early = stopping is not None and self.evaluations_since_best >= stopping.patience
         return better
-
-
-@contextmanager
-def told_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come since; within the block it does not end the process, which can leave a checkpoint first."""
-    signals: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
-    try:
-        yield lambda: bool(signals)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def save_checkpoint(

@@ -48,6 +48,8 @@ class Run:
     emit: Callable[..., None]
     told_to_stop: Callable[[], bool] = lambda: False
     """Asked after each step: leave a checkpoint and end."""
+    told_to_save: Callable[[], bool] = lambda: False
+    """Asked after each step: leave a checkpoint and go on."""
     memory: int | None = None
     """Bytes that may be used: where `forward_tokens` would need more, they are lowered."""
 
@@ -140,8 +142,8 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
                 ckpt.save_best(run.resume, trained, step)
             if progress.stopped_early:
                 break
-        leaving = run.told_to_stop()
-        if leaving or time.monotonic() - last_checkpoint > interval:
+        leaving, asked = run.told_to_stop(), run.told_to_save()
+        if leaving or asked or time.monotonic() - last_checkpoint > interval:
             begun = time.monotonic()
             progress.wall_seconds = wall_before + time.perf_counter() - opened
             progress.loss_scale = scaler.state_dict()

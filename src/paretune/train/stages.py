@@ -26,13 +26,14 @@ from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model
 from paretune.model.memory import available_bytes
+from paretune.pipeline import signals
 from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import TrainConfig
 from paretune.study.methods import TrainFull, TrainLora
 from paretune.study.train import Train
 from paretune.train.allocator import keep_freed_memory
-from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, told_to_stop, write_curves
+from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, write_curves
 from paretune.train.loop import Run, fit
 
 _BIT_OPTIONS = ("forward_tokens", "accumulate", "pack", "recompute")
@@ -111,7 +112,7 @@ def _train(
     )
     _check_layout(settings, packed, train)
     budget = available_bytes(loaded.device, asked.workers) if asked.memory is None else asked.memory // asked.workers
-    with told_to_stop() as stop:
+    with signals.noted(signals.STOP) as told_to_stop, signals.noted(signals.SAVE) as told_to_save:
         run = Run(
             train=settings,
             learning_rate=config.method.learning_rate,
@@ -122,7 +123,8 @@ def _train(
             checkpoint_seconds=asked.checkpoint_seconds,
             resume=context.resume,
             emit=context.emit,
-            told_to_stop=stop,
+            told_to_stop=told_to_stop,
+            told_to_save=told_to_save,
             memory=None if checkpoint else budget,
         )
         progress = fit(packed, train, validation, run)
