@@ -200,7 +200,9 @@ def export_command(
     from paretune.variants.export import Wanted, export_variant
 
     opened = open_study(study, store)
-    typer.echo(export_variant(opened.plan, opened.store, Wanted(variant, base, data, seed), to, form))
+    typer.echo(
+        export_variant(opened.plan, opened.store, Wanted(variant, base, data, seed), to, form, partial(typer.echo, err=True))
+    )
 
 
 @app.command("methods")

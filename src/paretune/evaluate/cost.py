@@ -59,11 +59,13 @@ def evaluate_latency(context: StageContext) -> dict[str, Any]:
         )
     ids = torch.tensor([[loaded.tokenizer.prefix_id, *text]], device=loaded.device)
     timings = []
+    runs = settings.warmup + settings.repeats
+    context.emit(done=0, total=runs)
     for repeat in range(-settings.warmup, settings.repeats):
         timing = time_generation(loaded, ids, settings.new_tokens)
         if repeat >= 0:
             timings.append(timing)
-            context.emit(done=repeat + 1, total=settings.repeats)
+        context.emit(done=settings.warmup + repeat + 1, total=runs)
     columns = {name: [getattr(timing, name) for timing in timings] for name in ("first_token_ms", "ms_per_token")}
     pq.write_table(pa.table({"repeat": list(range(settings.repeats)), **columns}), context.draft / "samples.parquet")
     return {
