@@ -15,6 +15,8 @@ _FIRST_LINE, _LINE_EVERY = 5.0, 15.0
 _LOOKS_EVERY = 1.0
 _KNOWN_AFTER = 4.0
 """Seconds of a part of a stage after which something is said of the time left."""
+_KEPT = 1000
+"""Reports of a part that are held, at most."""
 _AGREE = 1.3
 """Two rates that differ by less are one figure, else a range."""
 _STANDARD = {"time", "run", "event", "stage", "done", "total", "part"}
@@ -138,6 +140,8 @@ class Display:
             part = self.parts[stage] = _Part(event.get("part", ""))
         part.total, part.numbers = event["total"], numbers
         part.seen.append((time.monotonic(), event["done"]))
+        if len(part.seen) > _KEPT:
+            del part.seen[1::2]
         told = f"{part.name} {numbers}".strip()
         self.progress.update(self.tasks[stage], completed=event["done"], total=event["total"], left=part.left, numbers=told)
 

@@ -27,7 +27,7 @@ from paretune.study.registry import evaluations, load_function, methods
 Rates = Mapping[str, tuple[float, float, float, float]]
 """Of a base, by kind of work: seconds of a pass and of a token of it in a block, and the same of all that is no block."""
 
-_START = 0.3
+_START = 0.6
 """Seconds of any stage: its process, its files, and what its body imports."""
 _BY_TEXT = {"data": (0.3, 0.25), "leakage": (0.4, 0.7), "audit": (0.5, 1.3)}
 """Seconds of a stage, and of each MB of text that it looks at."""
@@ -40,7 +40,7 @@ _EXACT_SETS = 200
 _PROMPT = 64
 """Tokens of the prompt that `decode` was timed with."""
 _NO_TEXT = Sample((), {}, True, 0.0, 0.0)
-_PER_RECORD = 3
+_PER_RECORD = 2
 """Encoding a text, decoding it to see whether it comes back, and writing it, as a multiple of encoding."""
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
+
 from paretune.pipeline.config_json import num_blocks, num_heads, width, with_num_blocks
 from paretune.pipeline.duration import Rates, Work, durations
 from paretune.pipeline.lock import Lock
@@ -27,8 +29,12 @@ _LIBRARIES = 430e6
 """Resident memory of a worker with torch and transformers imported; on CUDA only the device's memory counts."""
 _LOADING = 8
 """Bytes of a weight while it is loaded: it is in memory as in the file and as it is used."""
+_TRAINING = 250e6
+"""Of a training on a CPU besides: compiled kernels, the optimizer's code, memory that is kept for the next step."""
 _ATTENTION = 8
-"""Bytes kept for the backward pass by token, block, head and position of a row."""
+"""Bytes by token, head and position of a row, of one block at a time: scores are made again in the backward pass."""
+_SHARE = 0.8
+"""Of the memory that is free, which a run keeps to: `paretune.model.memory`."""
 _IN_SCORING = 80
 """Bytes by token and unit of width that a block needs where nothing is kept for a backward pass."""
 _STATES = 512 * 2**20
@@ -235,19 +241,24 @@ def _training(
 
     in_pass = min(options.forward_tokens, round(batch * (study.train.max_length if amount is None else amount.length)))
     states = kept(in_pass)
-    if options.memory is not None:
+    budget = options.memory
+    if budget is None and libraries:  # of a GPU nothing is known before a run
+        budget = int(_SHARE * psutil.virtual_memory().available / options.workers)
+    if budget is not None:
         # As `paretune.model.memory.fitting_tokens` does it: 12 bytes of each trained weight beside the 4 on disk.
         least = kept(min(_SHORTEST, in_pass))
-        states = min(states, max(least, (options.memory - 12 * trained) / _TRANSIENT))
-    needed = 16 * trained + states
+        states = min(states, max(least, (budget - 12 * trained) / _TRANSIENT))
+    needed = 16 * trained + states + (_TRAINING if libraries else 0)
     memory = needed if rank is None else max(_LOADING * weights, 4 * weights + needed)
     return replace(cost, memory=libraries + memory, disk=4 * trained)
 
 
 def _pass(config: Mapping[str, Any], tokens: int, length: int, activations: int) -> float:
     """Bytes that a pass over `tokens` in rows of `length` keeps of every block, and of a chunk of logits."""
-    by_block = tokens * (width(config) * activations + num_heads(config) * min(length, tokens) * _ATTENTION)
-    return float((num_blocks(config) or 1) * by_block + _HEAD * config.get("vocab_size", 0))
+    of_blocks = (num_blocks(config) or 1) * tokens * width(config) * activations
+    return float(
+        of_blocks + tokens * num_heads(config) * min(length, tokens) * _ATTENTION + _HEAD * config.get("vocab_size", 0)
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -129,6 +129,11 @@ class StageContext:
         return resume_of(self.draft)
 
 
+def measures_time(stage: Stage) -> bool:
+    """Whether its answer is of the machine, whose fingerprint then is in its config."""
+    return stage.config.get("machine") is not None
+
+
 def resume_of(draft: Path) -> Path:
     return draft.with_name(f"{draft.name}.resume")
 

@@ -74,7 +74,7 @@ class Method:
     config.json as the methods before left it; returns config.json as this one leaves it. Raises UserErrors."""
     tells: str | None = None
     """`module:function(config, base, locked)`: lines that `plan` shows of it, as far as the files of a base say them."""
-    activations: int = 112
+    activations: int = 72
     """Bytes that training keeps for the backward pass by token, block and unit of width, in float32; for forecasts."""
     revision: int = 1
     """Raised whenever the body's answer changes; part of the key."""
