@@ -16,9 +16,8 @@ from paretune.variants.walk import num_calls
 from tests.conftest import STUDY, real_probe, write_study
 from tests.pipeline.planned import described, write_planned
 
-EVEN = dict.fromkeys(("score", "write", "decode", "train.full", "train.lora"), (0.0, 0.001, 0.0, 0.001)) | {
-    "load": (0.0, 0.0, 1.0, 0.0)
-}
+EVEN = dict.fromkeys(("score", "write", "decode", "train.full", "train.lora"), (0.0, 0.001, 0.0, 0.001))
+EVEN["load"] = (0.0, 0.0, 1.0, 0.0)
 """A millisecond of a token in each block, and another for all that is no block; a second to load."""
 
 
