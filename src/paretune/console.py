@@ -60,8 +60,8 @@ class Display:
         self.command = command
         self.first_step: dict[str, int] = {}
         """Where a stage stood when this run went on with it."""
-        self.parts: dict[str, _Part] = {}
-        """What is known of the progress of a stage."""
+        self.parts: dict[str, dict[str, _Part]] = {}
+        """What is known of the progress of a stage, by part; the one that it is at comes last."""
         self.of_others: set[str] = set()
         """Stages that another run has finished."""
         self.tasks: dict[str, TaskID] = {}
@@ -104,7 +104,7 @@ class Display:
                 last = self.last_line[stage]
                 if stage in self.tasks and now - last >= (_FIRST_LINE if last == started else _LINE_EVERY):
                     self.last_line[stage] = now
-                    part = self.parts.get(stage)
+                    part = next(reversed(self.parts.get(stage, {}).values()), None)
                     said = filter(None, (part.text, part.left)) if part else [f"at work for {_time(now - started)}"]
                     self._line(f"{stage}: {', '.join(said)}")
 
@@ -135,9 +135,8 @@ class Display:
             for name, value in event.items()
             if name not in _STANDARD
         )
-        part = self.parts.get(stage)
-        if part is None or part.name != event.get("part", ""):
-            part = self.parts[stage] = _Part(event.get("part", ""))
+        parts, name = self.parts.setdefault(stage, {}), event.get("part", "")
+        part = parts[name] = parts.pop(name, None) or _Part(name)
         part.total, part.numbers = event["total"], numbers
         part.seen.append((time.monotonic(), event["done"]))
         if len(part.seen) > _KEPT:
@@ -163,8 +162,8 @@ class Display:
     def _show_stopped(self, event: Mapping[str, Any]) -> None:
         stage, step = event["stage"], event["step"]
         self._end(stage)
-        part = self.parts.get(stage)
-        done, total = (part.seen[-1][1], part.total) if part and not part.name else (0, 0)
+        steps = self.parts.get(stage, {}).get("")
+        done, total = (steps.seen[-1][1], steps.total) if steps else (0, 0)
         # The checkpoint may be of a step after the last that was told.
         reached = f" at {max(done, step or 0)} of {total}" if total else ""
         again = f"goes on from step {step}" if step else "begins this stage again"

@@ -6,6 +6,7 @@ never taught to end to its `max_new_tokens`.
 """
 
 import contextlib
+import functools
 import math
 import statistics
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from paretune.pipeline.lock import Lock
 from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.plan import Plan
 from paretune.pipeline.records import Record
-from paretune.pipeline.resources import count_weights
+from paretune.pipeline.resources import Resource, count_weights
 from paretune.pipeline.sample import Amount, Sample, count_tokens
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
@@ -228,22 +229,35 @@ def _in_windows(tokens: int, length: int, stride: int | None) -> int:
 
 def _forgetting(stage: Stage, model: _Model, sample: Sample, work: Work) -> Duration:
     settings = stage.config["evaluation"]
-    fields = {name: settings.get(name) for name in ("text", "document", "format", "max_documents")}
-    documents = load_function("paretune.data.outside:outside_documents")(str(stage.resources["items"]), **fields)
-    sizes = count_tokens([text for _, text in documents], stage.resources["base"])
+    fields = tuple(settings.get(name) for name in ("text", "document", "format", "max_documents"))
+    sizes = _outside_sizes(stage.resources["items"], stage.resources["base"], fields)
     return Duration(model.reading(sum(_in_windows(1 + n, settings["max_length"], settings["stride"]) for n in sizes)))
 
 
 def _qa(stage: Stage, model: _Model, sample: Sample, work: Work) -> Duration:
     settings = stage.config["evaluation"]
-    questions = load_function("paretune.data.questions:read_questions")(str(stage.resources["items"]), settings.get("format"))
-    words = sum(len(q.context) + len(q.question) + sum(map(len, q.options or (q.answer,))) + 20 for q in questions)
-    factual, limit = sum(not question.options for question in questions), settings["max_new_tokens"]
-    text = [f"{q.context}{q.question} {' '.join(q.options or (q.answer,))}" for q in questions[:200]]
-    tokens = words * sum(count_tokens(text, stage.resources["base"])) / max(1, sum(map(len, text)))
-    reading = model.reading(tokens) + (model.reading(tokens * factual / len(questions)) if factual else 0.0)
+    num, factual, tokens = _question_sizes(stage.resources["items"], stage.resources["base"], settings.get("format"))
+    limit = settings["max_new_tokens"]
+    reading = model.reading(tokens) + (model.reading(tokens * factual / num) if factual else 0.0)
     written = model.writing(factual * limit, limit) if factual else 0.0
     return Duration(reading + written, "answers may end before `max_new_tokens`" if factual else "")
+
+
+@functools.lru_cache(maxsize=16)
+def _question_sizes(items: Resource, base: Resource, form: str | None) -> tuple[int, int, float]:
+    """How many questions there are, how many of them are factual, and their tokens with all answers, about."""
+    questions = load_function("paretune.data.questions:read_questions")(str(items), form)
+    letters = sum(len(q.context) + len(q.question) + sum(map(len, q.options or (q.answer,))) + 20 for q in questions)
+    some = [f"{q.context}{q.question} {' '.join(q.options or (q.answer,))}" for q in questions[:200]]
+    tokens = letters * sum(count_tokens(some, base)) / max(1, sum(map(len, some)))
+    return len(questions), sum(not question.options for question in questions), tokens
+
+
+@functools.lru_cache(maxsize=16)
+def _outside_sizes(items: Resource, base: Resource, fields: tuple[Any, ...]) -> list[int]:
+    """Tokens of each document."""
+    documents = load_function("paretune.data.outside:outside_documents")(str(items), *fields)
+    return count_tokens([text for _, text in documents], base)
 
 
 def _generate(stage: Stage, model: _Model, sample: Sample, work: Work) -> Duration:

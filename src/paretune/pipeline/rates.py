@@ -20,7 +20,7 @@ from paretune.study.study import Study
 
 _REVISION = 1
 """Raised where the probe would answer otherwise."""
-_LIMIT_SECONDS = 120
+_LIMIT_SECONDS = 300
 """A probe that takes longer is given up."""
 
 
@@ -57,7 +57,13 @@ def measure_rates(study: Study, lock: Lock, plan: Plan, store: Store, say: Calla
     rates: dict[str, Rates] = {digest: kept for digest, file in files.items() if (kept := _read(file)) is not None}
     if missing := [digest for digest in questions if digest not in rates]:
         say(f"timing {len(missing)} base{'s' if len(missing) > 1 else ''} on this machine, once, for the forecast ...")
-        for digest, answer in zip(missing, _ask([questions[digest] for digest in missing]), strict=False):
+        try:
+            answers = _ask([questions[digest] for digest in missing])
+        except (subprocess.SubprocessError, OSError, ValueError) as error:
+            reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+            say(f"no time is forecast: {reason}")  # and no reason to refuse a plan
+            answers = []
+        for digest, answer in zip(missing, answers, strict=False):
             rates[digest] = answer
             with suppress(OSError):  # a store that cannot be written asks again
                 files[digest].parent.mkdir(parents=True, exist_ok=True)
@@ -69,13 +75,10 @@ def measure_rates(study: Study, lock: Lock, plan: Plan, store: Store, say: Calla
 
 def _ask(questions: list[dict[str, Any]]) -> list[Rates]:
     command = [sys.executable, "-m", "paretune.train.probe"]
-    try:
-        finished = subprocess.run(
-            command, input=json.dumps(questions), capture_output=True, text=True, check=True, timeout=_LIMIT_SECONDS
-        )
-        answers: list[Rates] = json.loads(finished.stdout)
-    except (subprocess.SubprocessError, OSError, ValueError):
-        return []  # a forecast less, and no reason to refuse a plan
+    finished = subprocess.run(
+        command, input=json.dumps(questions), capture_output=True, text=True, check=True, timeout=_LIMIT_SECONDS
+    )
+    answers: list[Rates] = json.loads(finished.stdout)
     return answers
 
 

@@ -182,13 +182,13 @@ def set_threads(options: RunOptions) -> None:
 
 
 def _throttled(log: EventLog, stage: Stage) -> Any:
-    last = 0.0
+    last, part = 0.0, None
 
     def emit(**fields: Any) -> None:
-        nonlocal last
+        nonlocal last, part
         now = time.monotonic()
-        if now - last >= _EMIT_EVERY or fields.get("done") == fields.get("total"):
-            last = now
+        if now - last >= _EMIT_EVERY or fields.get("done") == fields.get("total") or fields.get("part") != part:
+            last, part = now, fields.get("part")
             log.write("progress", stage=stage.name, **fields)
 
     return emit
