@@ -12,6 +12,7 @@ from paretune.pipeline import duration, rates
 from paretune.pipeline.duration import Rates
 from paretune.pipeline.forecast import Cost, describe_plan, forecast
 from paretune.pipeline.lock import Lock
+from paretune.pipeline.sample import count_tokens
 from paretune.variants.walk import num_calls
 from tests.conftest import STUDY, real_probe, write_study
 from tests.pipeline.planned import described, write_planned
@@ -87,8 +88,8 @@ def test_what_may_end_sooner_is_counted_to_its_end_and_said(file: Path, tmp_path
     blocks = json.loads((file.parent / "model" / "config.json").read_text())["num_hidden_layers"]
     generate = costs["tiny/notes/base: generate"]
     assert generate.at_most
-    # Two prompts of two tokens and a prefix, and eight new ones each in as many passes.
-    assert generate.seconds == pytest.approx(1.6 + 2 * (3 + 8) * 1e-3 * (blocks + 1), abs=0.02)
+    read = sum(1 + n for n in count_tokens(["The train", "A lamp"], opened.lock.bases["tiny"].resource))
+    assert generate.seconds == pytest.approx(1.6 + (read + 2 * 8) * 1e-3 * (blocks + 1)), "eight new tokens of each"
     told = told_of(opened)
     assert "texts may end before `max_new_tokens`" in told
     assert "time: about " in told

@@ -169,7 +169,7 @@ def _time(new: Mapping[Stage, Cost]) -> list[str]:
             ways = [f"`calibration: {{tokens: {fewer}}}`", *(["`count: 1`"] if method["count"] > 1 else [])]
             ways += ["`choose: influence`"] if method["choose"] == "loss" else []
             lines.append(
-                f"warning: {stage.name}: the search for {method['count']} blocks takes about {_duration(cost.seconds or 0)}; "
+                f"warning: {stage.name}: choosing the blocks takes about {_duration(cost.seconds or 0)}; "
                 f"shorter with {', '.join(ways)}"
             )
     return lines
