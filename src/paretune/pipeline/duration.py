@@ -40,7 +40,7 @@ _EXACT_SETS = 200
 """Of blocks that are all tried: `paretune.variants.choose.EXACT_SETS`."""
 _PROMPT = 64
 """Tokens of the prompt that `decode` was timed with."""
-_NO_TEXT = Sample((), {}, True, 0.0, 0.0)
+_NO_TEXT = Sample((), {}, True, 0.0, 0.0, 0.0)
 _PER_RECORD = 2
 """Encoding a text, decoding it to see whether it comes back, and writing it, as a multiple of encoding."""
 
@@ -74,10 +74,12 @@ class Work:
         if stage.kind in _BY_TEXT:
             sample = self.data.get(stage.key if stage.kind == "data" else stage.inputs["data"].key)
             fixed, each = _BY_TEXT[stage.kind]
-            return Duration(fixed + each * sample.num_bytes / 1e6) if sample else None
+            if sample is None:
+                return None
+            return Duration(fixed + each * (sample.num_bytes if stage.kind == "data" else sample.kept_bytes) / 1e6)
         if stage.kind == "tokenize":
             sample = self.samples.get(stage.key)
-            return Duration(_START + _PER_RECORD * sample.encoding * sample.num_bytes) if sample else None
+            return Duration(_START + _PER_RECORD * sample.encoding * sample.kept_bytes) if sample else None
         if not stage.runs:
             return Duration(0.0)
         base = next((base for base in self.lock.bases.values() if base.digest == _digest(stage)), None)

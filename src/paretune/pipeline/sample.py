@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,9 @@ class Sample:
     plain: bool
     """No tasks: long texts are read in windows."""
     num_bytes: float
-    """Of all records, in all splits."""
+    """Of all records, those that no split takes among them."""
+    kept_bytes: float
+    """Of the splits."""
     encoding: float
     """Seconds that the tokenizer took for a byte."""
 
@@ -113,7 +115,7 @@ def counted(sample: Sample, tokens: Stage, store: Store) -> Sample:
         # By tokens: the records of a small split are longer or shorter than the sample.
         by_tokens = record.metrics[f"tokens_{split}"] / max(1, of_sample)
         shares[split] = by_tokens if sample.plain else record.metrics[f"windows_{split}"] / max(1, examples)
-    return Sample(sample.texts, shares, sample.plain, sample.num_bytes, sample.encoding)
+    return replace(sample, shares=shares)
 
 
 def sample_of(tokens: Stage, dataset: Dataset) -> Sample | None:
@@ -151,7 +153,8 @@ def sample_of(tokens: Stage, dataset: Dataset) -> Sample | None:
     held = _of_tasks(records, base, length, rule) if dataset.completes else _plain(records, base, length, rule)
     encoding = (time.process_time() - started) / max(1, num_bytes)
     in_all = sum(shares.values()) if role != "source" else each
-    return Sample(held, shares, not dataset.completes, num_bytes * in_all, encoding)
+    kept = num_bytes * sum(shares.values())
+    return Sample(held, shares, not dataset.completes, num_bytes * in_all, kept, encoding)
 
 
 def count_tokens(texts: Sequence[str], base: Resource) -> list[int]:
