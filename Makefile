@@ -14,7 +14,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/paretune run examples/quickstart.yaml
+	$(BIN)/paretune run examples/quickstart.yaml --workers 2
 
 test: install
 	$(BIN)/python -m pytest -n 2

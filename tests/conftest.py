@@ -10,7 +10,18 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
+from paretune.pipeline import rates
 from tests.tiny import make_model
+
+real_probe = rates._ask
+"""Seconds, most of them for importing torch."""
+
+
+@pytest.fixture(autouse=True)
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan times no base, unless a test puts `real_probe` back."""
+    monkeypatch.setattr(rates, "_ask", lambda questions: [])
+
 
 _NOUNS = ["harbour", "engine", "letter", "lamp", "train", "driver", "winter", "garden", "bridge", "market", "school", "river"]
 _VERBS = ["waits", "turns", "opens", "closes", "leaves", "returns", "shines", "breaks", "grows", "sinks"]

@@ -31,14 +31,60 @@ def test_what_was_stopped_is_told_with_the_command_that_goes_on() -> None:
     )
 
 
+def told_at(monkeypatch: pytest.MonkeyPatch, *timed: tuple[float, dict]) -> list[str]:
+    """The lines of a run whose events came at some seconds, each looked at right after it."""
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console, "_LOOKS_EVERY", 1e9)
+    written = io.StringIO()
+    with Display(Console(file=written, width=200), "paretune run study.yaml") as display:
+        display.show({"event": "run", "stages": 3, "reused": 1})
+        for seconds, event in timed:
+            now[0] = seconds
+            display.show(event)
+            display.tell()
+    return written.getvalue().splitlines()[1:]
+
+
+def progress(done: int, total: int = 100, **fields: object) -> dict:
+    return {"event": "progress", "stage": "train.lora-1", "done": done, "total": total, **fields}
+
+
 def test_what_is_left_follows_from_the_steps_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(range(0, 10_000, 30))
-    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(now)))
-    told = lines(STARTED | {"step": 40}, PROGRESS)
-    assert told[0] == "train.lora-1: goes on from step 40 (small/notes/lora)"
-    seconds = int(told[1].split("about ")[1].split()[0])
-    assert seconds % 56 == 0  # 10 steps of this run, 56 to come
-    assert seconds >= 56 * 30 / 10
+    told = told_at(
+        monkeypatch,
+        (0, STARTED | {"step": 40}),
+        *((20 + 2 * n, progress(40 + n, 100, loss=2.5)) for n in range(11)),
+    )
+    assert told == [
+        "train.lora-1: goes on from step 40 (small/notes/lora)",
+        "train.lora-1: 40 of 100 loss 2.5",
+        "train.lora-1: 48 of 100 loss 2.5, about 104 s left",
+    ]
+
+
+def test_a_first_step_that_takes_long_gives_a_range_and_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of ten steps takes 20 s, the second one: 84 s by the mean of both, 8 by the last."""
+    told = told_at(monkeypatch, (0, STARTED), (30, progress(0, 10)), (50, progress(1, 10)), (51, progress(2, 10)))
+    assert told[1:] == ["train.lora-1: 0 of 10", "train.lora-1: 1 of 10"]
+    told = told_at(monkeypatch, (0, STARTED), (10, progress(0, 10)), (30, progress(1, 10)), (31, progress(2, 10)))
+    assert told[1:] == ["train.lora-1: 0 of 10", "train.lora-1: 1 of 10"]
+    told = told_at(monkeypatch, (0, STARTED), (1, progress(0, 10)), (4, progress(1, 10)), (5, progress(2, 10)))
+    assert told[1:] == ["train.lora-1: 2 of 10, 8 s to 16 s left"]
+
+
+def test_a_stage_that_says_nothing_is_told_of_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = told_at(monkeypatch, (0, STARTED), (4, {"event": "unknown"}), (6, {"event": "unknown"}), (10, {"event": "unknown"}))
+    assert told[1:] == ["train.lora-1: at work for 6 s"]
+
+
+def test_each_part_of_a_stage_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = progress(0, 1, part="loading the model")
+    answers = [(30.0 + n, progress(10 * n, 100, part="answers", answers=n)) for n in (0, 1, 2, 3, 4, 5)]
+    told = told_at(monkeypatch, (0, STARTED), (6, loading), *answers)
+    assert told[1:3] == ["train.lora-1: loading the model", "train.lora-1: answers 0 of 100 answers 0"]
+    labels = told_at(monkeypatch, (0, STARTED), *answers, (50, progress(1, 8, part="labels")))
+    assert labels[-1] == "train.lora-1: labels 1 of 8"
 
 
 def test_what_another_run_did_is_not_told_as_done_here() -> None:

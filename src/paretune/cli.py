@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,11 +67,14 @@ def plan_command(
     """Show every stage as new or reused, with the reason, and what a run would take."""
     from paretune.api import open_study
     from paretune.pipeline.forecast import describe_plan
+    from paretune.pipeline.rates import measure_rates
     from paretune.pipeline.stage import RunOptions
 
     opened = open_study(study, store, device)
     options = RunOptions(device=device, memory=memory, recompute=recompute)
-    typer.echo(describe_plan(opened.study, opened.lock, opened.plan, opened.store, options))
+    say = partial(typer.echo, err=True)
+    rates = measure_rates(opened.study, opened.lock, opened.plan, opened.store, say)
+    typer.echo(describe_plan(opened.study, opened.lock, opened.plan, opened.store, options, rates))
 
 
 @app.command("run")
@@ -202,7 +206,9 @@ def export_command(
     from paretune.variants.export import Wanted, export_variant
 
     opened = open_study(study, store)
-    typer.echo(export_variant(opened.plan, opened.store, Wanted(variant, base, data, seed), to, form))
+    typer.echo(
+        export_variant(opened.plan, opened.store, Wanted(variant, base, data, seed), to, form, partial(typer.echo, err=True))
+    )
 
 
 @app.command("gate")

@@ -1,19 +1,57 @@
 """What a person sees while a study runs: bars in a terminal, plain lines elsewhere. Reads events, knows nothing else."""
 
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from threading import Event, Lock, Thread
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from paretune.pipeline.runs import clock
 from paretune.pipeline.signals import leave_closed_terminal
 
-_LINE_EVERY = 15.0
-"""Seconds between lines about one stage where there is no terminal."""
-_STANDARD = {"time", "run", "event", "stage", "done", "total"}
+_FIRST_LINE, _LINE_EVERY = 5.0, 15.0
+"""Seconds before the first line about a stage where there is no terminal, and between the next ones."""
+_LOOKS_EVERY = 1.0
+_KNOWN_AFTER = 4.0
+"""Seconds of a part of a stage after which something is said of the time left."""
+_KEPT = 1000
+"""Reports of a part that are held, at most."""
+_AGREE = 1.3
+"""Two rates that differ by less are one figure, else a range."""
+_STANDARD = {"time", "run", "event", "stage", "done", "total", "part"}
 """Fields of an event of progress that are no numbers of the stage's own."""
+
+
+@dataclass
+class _Part:
+    """What a stage does at the moment, and how that went: `done` of `total` at some times."""
+
+    name: str
+    total: int = 0
+    seen: list[tuple[float, int]] = field(default_factory=list)
+    numbers: str = ""
+
+    @property
+    def text(self) -> str:
+        done = f"{self.seen[-1][1]} of {self.total}" if self.total > 1 else ""
+        return " ".join(filter(None, (self.name, done, self.numbers)))
+
+    @property
+    def left(self) -> str:
+        """The time that is left of it: nothing before it can be told, a range as long as the whole and the last half disagree.
+
+        What came before the first of `seen`, as loading a model, is no part of it.
+        """
+        (start, first), (now, done), middle = self.seen[0], self.seen[-1], self.seen[len(self.seen) // 2]
+        if now - start < _KNOWN_AFTER or not first <= middle[1] < done or middle[0] == start:
+            return ""
+        rates = ((done - first) / (now - start), (done - middle[1]) / (now - middle[0]))
+        low, high = sorted((self.total - done) / rate for rate in rates)
+        return f"about {_time(high)} left" if high <= _AGREE * low else f"{_time(low)} to {_time(high)} left"
 
 
 class Display:
@@ -25,20 +63,20 @@ class Display:
         self.command = command
         self.first_step: dict[str, int] = {}
         """Where a stage stood when this run went on with it."""
-        self.progressed: dict[str, tuple[int, int]] = {}
-        """The last progress of a stage: done, and of how many."""
+        self.parts: dict[str, dict[str, _Part]] = {}
+        """What is known of the progress of a stage, by part; the one that it is at comes last."""
         self.of_others: set[str] = set()
         """Stages that another run has finished."""
         self.tasks: dict[str, TaskID] = {}
         self.started: dict[str, float] = {}
         self.last_line: dict[str, float] = {}
+        self.lock, self.over = Lock(), Event()
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[numbers]}"),
             console=console,
             disable=not console.is_terminal,
@@ -46,9 +84,12 @@ class Display:
 
     def __enter__(self) -> "Display":
         self.progress.start()
+        if not self.console.is_terminal:
+            Thread(target=self._look, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.over.set()
         self.progress.stop()
 
     def show(self, event: Mapping[str, Any]) -> None:
@@ -56,9 +97,26 @@ class Display:
         handler = getattr(self, f"_show_{event['event']}", None)
         if handler:
             try:
-                handler(event)
+                with self.lock:
+                    handler(event)
             except OSError:
                 leave_closed_terminal()
+
+    def tell(self) -> None:
+        """A line about each stage that has been silent for so long, whether it had anything to say or not."""
+        now = time.monotonic()
+        with self.lock:
+            for stage, started in self.started.items():
+                last = self.last_line[stage]
+                if stage in self.tasks and now - last >= (_FIRST_LINE if last == started else _LINE_EVERY):
+                    self.last_line[stage] = now
+                    part = next(reversed(self.parts.get(stage, {}).values()), None)
+                    said = filter(None, (part.text, part.left)) if part else [f"at work for {_time(now - started)}"]
+                    self._line(f"{stage}: {', '.join(said)}")
+
+    def _look(self) -> None:
+        while not self.over.wait(_LOOKS_EVERY):
+            self.tell()
 
     def _show_run(self, event: Mapping[str, Any]) -> None:
         for other in event.get("others", ()):
@@ -66,13 +124,13 @@ class Display:
             self._line(f"another run {what} is on: {other['name']}; what both need is done once")
         missing = event["stages"] - event["reused"]
         self.console.print(f"{event['stages']} stages: {event['reused']} reused, {missing} to run", highlight=False)
-        self.tasks["all"] = self.progress.add_task("all stages", total=missing, numbers="")
+        self.tasks["all"] = self.progress.add_task("all stages", total=missing, left="", numbers="")
 
     def _show_started(self, event: Mapping[str, Any]) -> None:
         stage = event["stage"]
         self.started[stage] = self.last_line[stage] = time.monotonic()
         self.first_step[stage] = first = event["step"] or 0
-        self.tasks[stage] = self.progress.add_task(stage, total=None, completed=first, numbers="")
+        self.tasks[stage] = self.progress.add_task(stage, total=None, completed=first, left="", numbers="")
         uses = f" ({', '.join(event['uses'])})" if event["uses"] else ""
         if first:
             self._line(f"{stage}: goes on from step {first}{uses}")
@@ -86,13 +144,14 @@ class Display:
             for name, value in event.items()
             if name not in _STANDARD
         )
-        self.progressed[stage] = event["done"], event["total"]
-        self.progress.update(self.tasks[stage], completed=event["done"], total=event["total"], numbers=numbers)
-        if not self.console.is_terminal and time.monotonic() - self.last_line[stage] > _LINE_EVERY:
-            self.last_line[stage] = time.monotonic()
-            done = event["done"] - self.first_step[stage]
-            left = (time.monotonic() - self.started[stage]) * (event["total"] - event["done"]) / max(done, 1)
-            self._line(f"{stage}: {event['done']} of {event['total']} {numbers}, about {left:.0f} s left")
+        parts, name = self.parts.setdefault(stage, {}), event.get("part", "")
+        part = parts[name] = parts.pop(name, None) or _Part(name)
+        part.total, part.numbers = event["total"], numbers
+        part.seen.append((time.monotonic(), event["done"]))
+        if len(part.seen) > _KEPT:
+            del part.seen[1::2]
+        told = f"{part.name} {numbers}".strip()
+        self.progress.update(self.tasks[stage], completed=event["done"], total=event["total"], left=part.left, numbers=told)
 
     def _show_finished(self, event: Mapping[str, Any]) -> None:
         stage = event["stage"]
@@ -119,7 +178,8 @@ class Display:
     def _show_stopped(self, event: Mapping[str, Any]) -> None:
         stage, step = event["stage"], event["step"]
         self._end(stage)
-        done, total = self.progressed.get(stage, (0, 0))
+        steps = self.parts.get(stage, {}).get("")
+        done, total = (steps.seen[-1][1], steps.total) if steps else (0, 0)
         # The checkpoint may be of a step after the last that was told.
         reached = f" at {max(done, step or 0)} of {total}" if total else ""
         again = f"goes on from step {step}" if step else "begins this stage again"
@@ -143,3 +203,14 @@ class Display:
 
     def _line(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _time(seconds: float) -> str:
+    """Of a moment, in the unit that fits."""
+    return (
+        f"{math.ceil(seconds)} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

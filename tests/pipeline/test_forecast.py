@@ -83,17 +83,6 @@ def test_steps_and_tokens_are_near_before_and_exact_once_they_are_counted(ran: t
         assert 1 / 1.5 < guess / truth < 1.5
 
 
-def test_time_follows_from_earlier_trainings_of_the_base_on_this_machine(
-    ran: tuple[Path, dict[str, Cost]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file, before = ran
-    name = "tiny/notes/full seed 0: train.full"
-    assert before[name].seconds is None
-    assert costs_of(file)[name].seconds == pytest.approx(record_of(file, name).metrics["train_seconds"], rel=0.1)
-    monkeypatch.setattr("paretune.pipeline.forecast.fingerprint", lambda: {"cores": 64})
-    assert costs_of(file)[name].seconds is None
-
-
 def test_memory_is_estimated_within_a_factor_of_two(ran: tuple[Path, dict[str, Cost]]) -> None:
     file, before = ran
     for name, cost in before.items():
@@ -104,7 +93,7 @@ def test_memory_is_estimated_within_a_factor_of_two(ran: tuple[Path, dict[str, C
 def test_memory_follows_the_budget_and_what_is_computed_again(ran: tuple[Path, dict[str, Cost]]) -> None:
     file, _ = ran
     name = "tiny/notes/full seed 0: train.full"
-    budgets = [RunOptions(memory=memory) for memory in (1, 11_000_000, 13_000_000, 10**9)]
+    budgets = [RunOptions(memory=memory) for memory in (1, 10_500_000, 11_500_000, 10**9)]
     plain, again, *limited = (
         costs_of(file, options)[name].memory or 0 for options in (None, RunOptions(recompute=True), *budgets)
     )
@@ -143,7 +132,7 @@ def test_the_plan_is_told_in_a_table(ran: tuple[Path, dict[str, Cost]], capsys: 
     file.write_text(RUN, encoding="utf-8")
     steps = 3 * math.ceil(record_of(file, "tiny/notes: tokenize").metrics["windows_train"] / 4)
     header, *rows = (line for line in told.splitlines() if line)
-    assert header.split() == ["stage", "status", "steps", "tokens", "memory", "disk", "for", "/", "because"]
+    assert header.split() == ["stage", "status", "time", "steps", "tokens", "memory", "disk", "for", "/", "because"]
     (trained,) = (row for row in rows if row.startswith("train.full"))
     assert re.fullmatch(rf"train.full-\w+ +new +{steps} +[\d,]+ +\d+ MB +\d+ kB +(.*)", trained)
     assert trained.endswith("tiny/notes/full seed 0; differs in train.epochs (2 -> 3)")

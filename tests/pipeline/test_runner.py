@@ -153,6 +153,18 @@ def test_two_stages_side_by_side_share_the_threads(store, folder):
     assert shared == max(1, alone // 2)
 
 
+def test_what_measures_time_has_the_machine_to_itself_where_several_work(store, folder):
+    timed, other = make_stage("ok", folder, machine={"cores": 2}), make_stage("waits", folder)
+    (folder / "go").touch()
+    events: list = []
+    run(store, timed, other, workers=2, events=events)
+    told = [(event["event"], event["stage"]) for event in events if event["event"] in ("started", "finished")]
+    assert told == [(what, stage.name) for stage in (other, timed) for what in ("started", "finished")]
+    alone: list = []
+    run(Store(store.root / "one"), timed, other, events=alone)
+    assert next(event["stage"] for event in alone if event["event"] == "started") == timed.name, "in the order of the plan"
+
+
 def test_two_workers_work_at_once(store, folder):
     waiting, other = make_stage("waits", folder), make_stage("ok", folder)
     after = make_stage("ok", folder, {"before": other}, n=2)

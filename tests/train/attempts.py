@@ -152,9 +152,10 @@ def _attempt(training: Training, kill: Callable[..., None] | None, moment: int) 
     training.resume.mkdir(exist_ok=True)
     with (training.folder / "steps").open("a") as steps:
 
-        def emit(done: int, **_: Any) -> None:
-            steps.write(f"{done}\n")
-            steps.flush()
+        def emit(done: int, loss: float | None = None, **_: Any) -> None:
+            if loss is not None:  # else it is no step
+                steps.write(f"{done}\n")
+                steps.flush()
 
         metrics = BODIES[training.method](_context(training, emit))
     (training.folder / "metrics").write_text(repr(metrics))

@@ -130,7 +130,10 @@ def audit_data(context: StageContext) -> dict[str, Any]:
     if config.safety is not None:
         safety = load_filter(config.safety, context.resources)
         records = iterate_records(data.path / "documents.parquet")
+        done = 0
         while batch := list(itertools.islice(records, _BATCH)):
+            context.emit(done=done, total=total, part="looking for unsafe text")
+            done += len(batch)
             for rows, unsafe in zip(batch, safety.flags([record_text(rows) for rows in batch]), strict=True):
                 if unsafe:
                     notes.add(rows[0]["split"], "unsafe", int(rows[0]["example"]) + 1)

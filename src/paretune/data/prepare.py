@@ -72,6 +72,7 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     sources = {"": dataset.source} if isinstance(dataset.source, Source) else dict(dataset.source)
     read = {split: list(_read(dataset, source, split, counts, context)) for split, source in sources.items()}
+    context.emit(done=0, total=1, part="choosing records")
     wanted = {split: _wanted(records, split, dataset, counts, config.safety, context) for split, records in read.items()}
     parts, unused = _split(wanted, dataset)
     if dataset.clean.mask:
@@ -81,6 +82,7 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     for name, digest in (content for records in parts.values() for record in records for content in record.contents):
         values.setdefault(name, []).append(digest)
     fields = {name for name, digests in values.items() if len(set(digests)) >= CONTENT_SHARE * len(digests)}
+    context.emit(done=0, total=1, part="comparing documents")
     removed = _remove_leaks(parts, fields, context, config.items) if config.items is not None else set()
     if dataset.completes:
         # Records of one document stand together, and those of one context in it, in the order in which each first occurs.
@@ -89,6 +91,7 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
             for record in records:
                 documents.setdefault(record.document, {}).setdefault(record.rendered.context, []).append(record)
             parts[split] = [record for contexts in documents.values() for group in contexts.values() for record in group]
+    context.emit(done=0, total=1, part="writing")
     _write(context.draft / "documents.parquet", parts, fields, completes=dataset.completes)
     every = [record for records in read.values() for record in records]
     metrics = {"records": len(every), "records_empty": sum(not record.text for record in every)}
@@ -111,12 +114,11 @@ def check_leakage(context: StageContext) -> dict[str, Any]:
     texts, contents = read_documents(context.inputs["data"].path / "documents.parquet")
     config = context.parse(LeakageConfig)
     items = _items(context, config.items)
-    context.emit(done=0, total=2)
+    context.emit(done=0, total=1, part="comparing documents")
     between = find_pairs(texts, contents)
-    context.emit(done=1, total=2)
+    context.emit(done=0, total=1, part="comparing with questions")
     with_items = find_item_pairs(texts["train"], items)
     pairs = between + with_items
-    context.emit(done=2, total=2)
     _write_pairs(context.draft / "pairs.jsonl", pairs)
     if pairs and config.mode == "block":
         raise DataError(block_message(pairs))

@@ -145,12 +145,15 @@ def write_answers(
         write, groups = _write_shared, _groups_by_context(drafts)
     else:
         write, groups = _write_padded, _groups_by_length(drafts)
-    count = 0
+    # By tokens, as answers end side by side; one that ends early has done all that it might have written.
+    count, total = 0, sum(draft.limit for draft in drafts)
+    emit(done=0, total=total, answers=0)
     for group in groups:
         started = time.perf_counter()
         for ended in write(loaded, group, decoding):
             count += ended
-            emit(done=count, total=len(drafts))
+            left = sum(draft.limit - len(draft.ids) for draft in drafts if draft.stopped_by is None)
+            emit(done=total - left, total=total, answers=count)
         seconds = (time.perf_counter() - started) / sum(map(len, group))
         for draft in (draft for tree in group for draft in tree):
             draft.seconds = seconds

@@ -6,7 +6,7 @@ weights by frequency and without rescaling: the tokens that begin and end a text
 The encoder computes in float32 whatever the study's precision.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +60,11 @@ def load_encoder(config: Mapping[str, Any], resource: Resource, device: torch.de
     return Encoder(model.to(device).eval(), tokenizer, config["layer"], longest, lead)
 
 
-def bert_score(encoder: Encoder, texts: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
+def bert_score(
+    encoder: Encoder, texts: Sequence[str], references: Sequence[str], emit: Callable[..., None] = lambda **_: None
+) -> list[dict[str, float]]:
     """`bert_score_precision`, `_recall` and `_f1` of each text against its reference; 0 where one of them is empty."""
-    vectors = _encode(encoder, [*texts, *references])
+    vectors = _encode(encoder, [*texts, *references], emit)
     scores = []
     for text, reference in ((vectors[t.strip()], vectors[r.strip()]) for t, r in zip(texts, references, strict=True)):
         precision = recall = 0.0
@@ -75,12 +77,13 @@ def bert_score(encoder: Encoder, texts: Sequence[str], references: Sequence[str]
     return scores
 
 
-def _encode(encoder: Encoder, texts: Sequence[str]) -> dict[str, _Vectors]:
+def _encode(encoder: Encoder, texts: Sequence[str], emit: Callable[..., None]) -> dict[str, _Vectors]:
     """Each different text once, those of like length together."""
     distinct = sorted({text.strip() for text in texts}, key=lambda text: (len(text), text))
     vectors: dict[str, _Vectors] = {}
     for start in range(0, len(distinct), _BATCH):
         batch = distinct[start : start + _BATCH]
+        emit(done=start, total=len(distinct), part="bert_score")
         encoded = encoder.tokenizer(
             [encoder.lead + text if text else text for text in batch],
             padding=True,

@@ -61,6 +61,8 @@ def evaluate_latency(context: StageContext) -> dict[str, Any]:
         )
     ids = torch.tensor([[loaded.tokenizer.prefix_id, *text]], device=loaded.device)
     timings = []
+    runs = settings.warmup + settings.repeats
+    context.emit(done=0, total=runs)
     for repeat in range(-settings.warmup, settings.repeats):
         if isinstance(loaded.model, LlamaCpp):
             timing = time_sequence(loaded.model, ids[0].tolist(), settings.new_tokens)
@@ -68,7 +70,7 @@ def evaluate_latency(context: StageContext) -> dict[str, Any]:
             timing = time_generation(loaded, ids, settings.new_tokens)
         if repeat >= 0:
             timings.append(timing)
-            context.emit(done=repeat + 1, total=settings.repeats)
+        context.emit(done=settings.warmup + repeat + 1, total=runs)
     columns = {name: [getattr(timing, name) for timing in timings] for name in ("first_token_ms", "ms_per_token")}
     pq.write_table(pa.table({"repeat": list(range(settings.repeats)), **columns}), context.draft / "samples.parquet")
     return {

@@ -33,7 +33,8 @@ def evaluate_forgetting(context: StageContext) -> dict[str, Any]:
     max_length = fields["max_length"]
     texts = [np.array(loaded.tokenizer.encode(text), np.int32) for _, text in documents]
     examples, counts = window_examples(texts, loaded.tokenizer.prefix_id, max_length, fields["stride"] or max_length // 2)
-    results = join_windows(score(loaded.model, examples, forward_tokens=context.options.forward_tokens), counts)
+    forward_tokens = context.options.forward_tokens
+    results = join_windows(score(loaded.model, examples, forward_tokens=forward_tokens, emit=context.emit), counts)
     scores: list[Score] = []
     for (name, text), result in zip(documents, results, strict=True):
         row = {"split": "", "document": name, "example": name, "bytes": len(text.encode())}

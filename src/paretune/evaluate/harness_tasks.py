@@ -39,7 +39,9 @@ def evaluate_lm_eval(context: StageContext) -> dict[str, Any]:
     fields = context.config["evaluation"]
     folder = str(context.resources["items"])
     loaded = load_model(context)
-    model = ParetuneLM(loaded, forward_tokens=context.options.forward_tokens, prefix=fields.get("prefix", "tokenizer"))
+    prefix, emit = fields.get("prefix", "tokenizer"), context.emit
+    model = ParetuneLM(loaded, forward_tokens=context.options.forward_tokens, prefix=prefix, emit=emit)
+    emit(done=0, total=1, part="reading the tasks")
     with _working_in(folder):
         loaded_tasks = _load_tasks(folder, fields["tasks"])
         # As the harness' command does: a task that says 0 keeps it, and the examples are drawn with its seed.

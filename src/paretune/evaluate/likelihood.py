@@ -8,6 +8,7 @@ Perplexity is exp of the token-weighted mean of `loss` and is not stored.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -25,8 +26,6 @@ from paretune.study.evaluations import Perplexity
 
 TASK = "task"
 """The column of a dataset with tasks."""
-_EMIT_EVERY = 50
-"""Documents."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,11 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
         else:
             rows = [row for row in rows if len(row["ids"])]
             examples, counts = window_examples([row["ids"] for row in rows], loaded.tokenizer.prefix_id, max_length, stride)
-        results = score(loaded.packed, examples, forward_tokens=context.options.forward_tokens)
+        emit = partial(context.emit, part=f"{split} split")
+        results = score(loaded.packed, examples, forward_tokens=context.options.forward_tokens, emit=emit)
         of_split: list[Score] = []
-        for done, (row, result) in enumerate(zip(rows, join_windows(results, counts), strict=True), start=1):
+        for row, result in zip(rows, join_windows(results, counts), strict=True):
             of_split += document_scores(row, result)
-            if done % _EMIT_EVERY == 0:
-                context.emit(done=done, total=len(rows), split=split)
         scores += of_split
         metrics |= {
             f"documents_{split}": len(rows),

@@ -7,7 +7,8 @@ Texts become tokens as its own `hf` model makes them (special tokens of the toke
 are equal; a context is encoded once for all of its continuations, and texts of unlike length are packed without padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class ParetuneLM(TemplateLM):
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         prefix: Prefix = "tokenizer",
+        emit: Callable[..., None] = lambda **_: None,
     ) -> None:
         """`pretrained` and `adapter` are directories, or a model as a stage has it; batch sizes are the engine's own affair."""
         super().__init__()
@@ -57,6 +59,7 @@ class ParetuneLM(TemplateLM):
         self.packed = self.loaded.packed
         self.tokenizer = self.loaded.tokenizer.hf
         self.forward_tokens = int(forward_tokens)
+        self.emit = emit
         self.prefix = prefix
         self.prefix_ids = self.loaded.tokenizer.prefix_ids(prefix)
         self._device = self.loaded.device
@@ -109,7 +112,8 @@ class ParetuneLM(TemplateLM):
             kept = tuple(context[-room:])
             trunk = trunks.setdefault(kept, np.array(kept, np.int32))
             examples.append(Example(np.array(continuation, np.int32), 0, trunk))
-        results = score(self.packed, examples, forward_tokens=self.forward_tokens)
+        told = partial(self.emit, part="likelihoods")
+        results = score(self.packed, examples, forward_tokens=self.forward_tokens, emit=told)
         answers = [(-float(result.nats.sum()), bool(result.correct.all())) for result in results]
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
@@ -149,7 +153,7 @@ class ParetuneLM(TemplateLM):
             ids = self.tok_encode(context)[-(self.max_length - limit) :] or [self.prefix_token_id]
             stops = tuple(text for text in handle_stop_sequences(given.get("until"), eos=None) if text)
             prompts.append(Prompt(np.array(ids, np.int32), np.array([], np.int32), limit, stops))
-        texts = [answer.text for answer in write_answers(self.loaded, prompts)]
+        texts = [answer.text for answer in write_answers(self.loaded, prompts, emit=partial(self.emit, part="answers"))]
         # The harness decodes the new tokens by themselves, without the space that SentencePiece puts before a first word.
         if self.tokenizer.convert_ids_to_tokens(self.tok_encode("a", add_special_tokens=False))[0].startswith("▁"):
             texts = [text.removeprefix(" ") for text in texts]

@@ -6,8 +6,9 @@ of its text, as long options are less likely than short ones for no merit of the
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -46,8 +47,8 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
     templates = [parse_template(source) for source in (settings.prompt, settings.answer, settings.context)]
     requests = [request_of(question, *templates) for question in questions]
     loaded = load_model(context, fused=True)
-    likelihoods = answer_likelihoods(loaded, requests, context.options.forward_tokens, settings.prefix)
-    context.emit(done=len(questions), total=2 * len(questions))
+    told = partial(context.emit, part="likelihoods")
+    likelihoods = answer_likelihoods(loaded, requests, context.options.forward_tokens, settings.prefix, emit=told)
     factual = [request for request in requests if request.factual]
     generations = generate(
         loaded,
@@ -55,6 +56,7 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
         settings.max_new_tokens,
         end_at_line_break=True,
         prefix=settings.prefix,
+        emit=partial(context.emit, part="answers"),
     )
     pairs = zip(generations, factual, strict=True)
     generations = with_safety(
@@ -79,7 +81,11 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
 
 
 def answer_likelihoods(
-    loaded: LoadedModel, requests: Sequence[Request], forward_tokens: int, prefix: Prefix = "auto"
+    loaded: LoadedModel,
+    requests: Sequence[Request],
+    forward_tokens: int,
+    prefix: Prefix = "auto",
+    emit: Callable[..., None] = lambda **_: None,
 ) -> list[Likelihoods]:
     """Log-likelihoods of the answers of each request, as branches of its prompt, which is encoded once.
 
@@ -101,7 +107,7 @@ def answer_likelihoods(
                     f"{loaded.max_positions} positions; shorten it, or leave it out"
                 )
             examples.append(Example(ids, 0, prompt))
-    results = score(loaded.packed, examples, forward_tokens=forward_tokens)
+    results = score(loaded.packed, examples, forward_tokens=forward_tokens, emit=emit)
     groups = [list(islice(results, len(request.answers))) for request in requests]
     return [Likelihoods(tuple(-float(r.nats.sum()) for r in group), tuple(len(r.nats) for r in group)) for group in groups]
 

@@ -7,8 +7,9 @@ it; `accuracy_generated` asks whether the generated answer is the label.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,9 @@ def evaluate_tasks(context: StageContext) -> dict[str, Any]:
         documents = set(islice(dict.fromkeys(row["document"] for row in rows), settings.max_documents))
         of_split = questions_of([row for row in rows if row["document"] in documents and row["task"] in tasks])
         questions += of_split
-        answers += write_answers(loaded, prompts_of(of_split, tasks, loaded), emit=context.emit)
-        likeliest += likeliest_labels(loaded, of_split, labels, context.options.forward_tokens)
+        answers += write_answers(loaded, prompts_of(of_split, tasks, loaded), emit=partial(context.emit, part="answers"))
+        told = partial(context.emit, part="labels")
+        likeliest += likeliest_labels(loaded, of_split, labels, context.options.forward_tokens, emit=told)
     similarities = _bert_scores(questions, answers, tasks, encoder, context) if encoder is not None else [{} for _ in questions]
     generations = with_safety(
         context,
@@ -130,7 +132,11 @@ def prompts_of(questions: Sequence[Question], tasks: Mapping[str, Mapping[str, A
 
 
 def likeliest_labels(
-    loaded: LoadedModel, questions: Sequence[Question], labels: Mapping[str, Sequence[str]], forward_tokens: int
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    labels: Mapping[str, Sequence[str]],
+    forward_tokens: int,
+    emit: Callable[..., None] = lambda **_: None,
 ) -> list[str | None]:
     """The likeliest of the labels of each question's task; None where it has none."""
     tokenizer = loaded.tokenizer
@@ -143,7 +149,7 @@ def likeliest_labels(
         for label in labels[question.task]:
             ids = [*prompt, *tokenizer.encode_continuation(f"{before}{label}{after}"), *question.row["end"]]
             examples.append(Example(np.array(ids, np.int32), len(prompt), context))
-    results = score(loaded.packed, examples, forward_tokens=forward_tokens)
+    results = score(loaded.packed, examples, forward_tokens=forward_tokens, emit=emit)
     likeliest: list[str | None] = []
     for question in questions:
         names = labels.get(question.task, ())
@@ -183,7 +189,7 @@ def _bert_scores(
     encoder = load_encoder(config, context.resources["encoder"], context.config.get("device", "cpu"))
     asked = [n for n, question in enumerate(questions) if BERT_SCORE in tasks[question.task]["score"]]
     pairs = [(n, reference) for n in asked for reference in questions[n].references]
-    of_pairs = bert_score(encoder, [answers[n].text for n, _ in pairs], [reference for _, reference in pairs])
+    of_pairs = bert_score(encoder, [answers[n].text for n, _ in pairs], [reference for _, reference in pairs], context.emit)
     scores: list[dict[str, float]] = [{} for _ in questions]
     for (n, _), of_pair in zip(pairs, of_pairs, strict=True):
         scores[n] = best_of([of_pair, scores[n]])

@@ -5,7 +5,7 @@ interface works; what cannot be taken on trust (that the head is found, that bra
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -49,13 +49,17 @@ def packed_model(model: PreTrainedModel) -> PackedModel:
 
 
 def score(
-    model: PreTrainedModel | PackedModel | LlamaCpp, examples: Sequence[Example], *, forward_tokens: int
+    model: PreTrainedModel | PackedModel | LlamaCpp,
+    examples: Sequence[Example],
+    *,
+    forward_tokens: int,
+    emit: Callable[..., None] = lambda **_: None,
 ) -> Iterator[TargetScores]:
     """Scores of `examples`, in their order. No gradient, no logits of more than a chunk of targets.
 
     In float32 on one machine each is the same to the last bit whatever trees stand before, after and beside its own, where
     trees are kept apart and none is larger than `forward_tokens`.
-    Out of memory, it goes on with half the `forward_tokens`.
+    Out of memory, it goes on with half the `forward_tokens`. `emit` is told after each pass how many are done.
     """
     if isinstance(model, LlamaCpp):
         yield from (TargetScores(nats, correct) for nats, correct in model.score(examples))
@@ -70,6 +74,7 @@ def score(
     for start in group_starts(examples) if examples else ():
         if start - bounds[-1] >= _STRETCH:
             bounds.append(int(start))
+    emit(done=0, total=len(examples))
     for start, stop in pairwise([*bounds, len(examples)]):
         block: dict[int, TargetScores] = {}
         while left := [index for index in range(start, stop) if index not in block]:
@@ -78,6 +83,7 @@ def score(
                 for indices, batch in forward_batches(pending, forward_tokens=forward_tokens, pack=packed.isolates):
                     for index, scores in zip(indices, _score_batch(packed, head, batch.to(device)), strict=True):
                         block[left[index]] = scores
+                    emit(done=start + len(block), total=len(examples))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or forward_tokens <= ROUND_TO:
                     raise

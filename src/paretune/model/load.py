@@ -46,6 +46,7 @@ def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused
     As it ships, in the precision of the stage's config; or as it is, in `dtype`, for what changes it further.
     `fused` is for what is only measured: the same function, computed faster, by modules that are not all transformers' own.
     """
+    context.emit(done=0, total=1, part="loading the model")
     ships = None if dtype else context.config.get("ships")
     dtype = dtype or getattr(torch, context.config["precision"])
     artifact = context.inputs.get("model")

@@ -4,27 +4,24 @@ Steps and tokens are exact once the tokenize stage has run, and estimated from a
 disk are always estimates: weights, gradients and moments are counted; activations and the libraries' memory are rules of thumb.
 """
 
-import itertools
-import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from paretune.pipeline.checks import read_tokenizer
+import psutil
+
 from paretune.pipeline.config_json import num_blocks, num_heads, width, with_num_blocks
+from paretune.pipeline.duration import Rates, Work, durations
 from paretune.pipeline.lock import Lock
-from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.plan import Plan, pending
-from paretune.pipeline.resources import Resource, count_weights
+from paretune.pipeline.resources import count_weights
 from paretune.pipeline.results import small_splits
+from paretune.pipeline.sample import Amount, Sample, amount_of, counted, sample_of
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import describe_tunings
 from paretune.pipeline.why import review
-from paretune.study.data import Dataset
 from paretune.study.registry import evaluations, load_function, methods
 from paretune.study.study import Study
 
@@ -32,27 +29,26 @@ _LIBRARIES = 430e6
 """Resident memory of a worker with torch and transformers imported; on CUDA only the device's memory counts."""
 _LOADING = 8
 """Bytes of a weight while it is loaded: it is in memory as in the file and as it is used."""
+_TRAINING = 250e6
+"""Of a training on a CPU besides: compiled kernels, the optimizer's code, memory that is kept for the next step."""
 _ATTENTION = 8
-"""Bytes kept for the backward pass by token, block, head and position of a row."""
+"""Bytes by token, head and position of a row, of one block at a time: scores are made again in the backward pass."""
+_SHARE = 0.8
+"""Of the memory that is free, which a run keeps to: `paretune.model.memory`."""
 _IN_SCORING = 80
 """Bytes by token and unit of width that a block needs where nothing is kept for a backward pass."""
 _STATES = 512 * 2**20
 """Hidden states that a choice of blocks by loss holds: `paretune.variants.choose.STATE_BYTES`."""
 _HEAD = 16 * 1024
 """Bytes by word of the vocabulary: a chunk of logits with its gradient."""
-_LONG = ("jsonl", "csv", "parquet")
-"""Formats that are read record by record; of such a file the first records are enough for an estimate."""
-_ROWS = 5_000
-_SAMPLE = 300
-"""Of the records that were read, evenly, so many are tokenized."""
-_SPEED = "train_tokens_per_second"
+_SLOW_SEARCH = 600
+"""Seconds of a search for blocks that a plan warns of."""
 _SHORTEST = 64
 """Tokens of a pass at least: `paretune.data.trees.ROUND_TO`."""
 _TRANSIENT = 1.5
 """What a pass takes beside what it keeps: `paretune.model.memory`."""
 _DEFAULTS = RunOptions()
-_TOKENS_PER_BYTE = 0.25
-"""Where the tokenizer is not at hand."""
+_NOTHING: Mapping[str, Rates] = {}
 
 
 @dataclass(frozen=True)
@@ -69,30 +65,20 @@ class Cost:
     memory: float | None = None
     disk: float | None = None
     seconds: float | None = None
-    """Of optimizer steps, as earlier trainings of the base on this machine went."""
+    at_most: str = ""
+    """Why it may take less."""
 
 
-@dataclass(frozen=True)
-class Amount:
-    """What an epoch of training takes: windows (or examples), and the tokens that are learned (end-of-text included)."""
+def describe_plan(
+    study: Study, lock: Lock, plan: Plan, store: Store, options: RunOptions = _DEFAULTS, rates: Mapping[str, Rates] = _NOTHING
+) -> str:
+    """The plan as a table: each stage with status, reason, users and costs, and what a run would add.
 
-    windows: float
-    tokens: float
-    exact: bool
-    read: float | None = None
-    """All tokens of the examples, where not each of them is learned."""
-
-    @property
-    def length(self) -> float:
-        """Of an example, in tokens."""
-        return (self.read or self.tokens) / max(1, self.windows)
-
-
-def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store, options: RunOptions = _DEFAULTS) -> str:
-    """The plan as a table: each stage with status, reason, users and costs, and what a run would add."""
+    `rates` are those of `paretune.pipeline.rates.measure_rates`; without them nothing is said of time.
+    """
     reviewed = review(plan, store)
-    costs = forecast(study, lock, plan, store, options)
-    rows: list[tuple[str, ...]] = [("stage", "status", "steps", "tokens", "memory", "disk", "for / because")]
+    costs = forecast(study, lock, plan, store, options, rates)
+    rows: list[tuple[str, ...]] = [("stage", "status", "time", "steps", "tokens", "memory", "disk", "for / because")]
     for planned in reviewed:
         cost, users = costs[planned.stage], plan.uses(planned.stage)
         mark = "" if cost.exact else "~"
@@ -101,13 +87,17 @@ def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store, options: R
         tokens = tokens if cost.read is None else f"{mark}{cost.read:,} read, {tokens} learned"
         uses = f"{users[0]}{f' and {len(users) - 1} more' if len(users) > 1 else ''}" if users else ""
         because = "; ".join(filter(None, (uses, planned.reason)))
-        rows.append((planned.stage.name, planned.status, steps, tokens, _bytes(cost.memory), _bytes(cost.disk), because))
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[6]]) for row in rows]
+        time = "" if cost.seconds is None else f"{'<' if cost.at_most else '~'}{_duration(cost.seconds)}"
+        memory, disk = _bytes(cost.memory), _bytes(cost.disk)
+        rows.append((planned.stage.name, planned.status, time, steps, tokens, memory, disk, because))
+    widths = [max(len(row[column]) for row in rows) for column in range(7)]
+    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[7]]) for row in rows]
     new = [costs[planned.stage] for planned in reviewed if planned.status == "new"]
     reused, diverged = (sum(planned.status == status for planned in reviewed) for status in ("reused", "diverged"))
     counts = f"{reused} reused{f', {diverged} diverged' if diverged else ''}, {len(new)} new{_to_run(new, study)}"
     lines += ["", f"{len(reviewed)} stages: {counts}", *describe_tunings(plan)]
+    if rates:
+        lines += _time({planned.stage: costs[planned.stage] for planned in reviewed if planned.status == "new"})
     lines += small_splits(plan, store)
     told = dict.fromkeys(
         line
@@ -122,38 +112,67 @@ def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store, options: R
     return "\n".join(lines)
 
 
-def forecast(study: Study, lock: Lock, plan: Plan, store: Store, options: RunOptions = _DEFAULTS) -> dict[Stage, Cost]:
-    """What each stage takes, whether it is new or not."""
-    amounts: dict[Stage, Amount | None] = {}
-    for stage in plan.stages:
-        tokens = stage.inputs.get("tokens")
-        if "train" in stage.config and tokens and tokens not in amounts:
-            dataset = next(study.data[name] for (_, name), planned in plan.tokens.items() if planned == tokens)
-            amounts[tokens] = _counted(tokens, store) or _sampled(tokens, dataset)
-    here = [record for record in store.records() if _SPEED in record.metrics and record.machine == fingerprint()]
+def forecast(
+    study: Study, lock: Lock, plan: Plan, store: Store, options: RunOptions = _DEFAULTS, rates: Mapping[str, Rates] = _NOTHING
+) -> dict[Stage, Cost]:
+    """What each stage takes, whether it is new or not; time where `rates` has the base."""
+    amounts: dict[str, Amount] = {}
+    samples: dict[str, Sample] = {}
+    data: dict[str, Sample] = {}
+    trained_on = {stage.inputs["tokens"] for stage in plan.stages if "train" in stage.config and "tokens" in stage.inputs}
+    for (_, name), tokens in plan.tokens.items():
+        asked = rates or (tokens in trained_on and not store.find(tokens))
+        sample = sample_of(tokens, study.data[name]) if asked else None
+        if tokens in trained_on and (amount := amount_of(tokens, sample, store)):
+            amounts[tokens.key] = amount
+        if sample:
+            samples[tokens.key] = data[tokens.inputs["data"].key] = counted(sample, tokens, store)
+    expected = durations(Work(lock, options, rates, samples, amounts, data), plan, store) if rates else {}
     costs: dict[Stage, Cost] = {}
     for stage in plan.stages:
-        if "base" not in stage.resources or stage.kind == "tokenize":
-            costs[stage] = Cost()
-            continue
-        directory = stage.resources["base"].directory()
-        weights = count_weights(directory) if directory else None
-        config = next(base.config for base in lock.bases.values() if base.resource == stage.resources["base"])
-        libraries = 0 if lock.device == "cuda" else _LIBRARIES
-        if "train" not in stage.config:
-            costs[stage] = _without_training(stage, weights, config, libraries, study, options)
-            continue
-        # Tokens that a second of the same method on the same base read, in the middle of those that are known.
-        speeds = [
-            record.metrics[_SPEED]
-            for record in here
-            if record.kind == stage.kind
-            and record.config["base"] == stage.config["base"]
-            and record.device == stage.config["device"]
-        ]
-        speed = statistics.median(speeds) if speeds else None
-        costs[stage] = _training(stage, weights, config, libraries, study, options, amounts[stage.inputs["tokens"]], speed)
+        cost = Cost()
+        if "base" in stage.resources and stage.kind != "tokenize":
+            directory = stage.resources["base"].directory()
+            weights = count_weights(directory) if directory else None
+            config = next(base.config for base in lock.bases.values() if base.resource == stage.resources["base"])
+            libraries = 0 if lock.device == "cuda" else _LIBRARIES
+            if "train" in stage.config:
+                cost = _training(stage, weights, config, libraries, study, options, amounts.get(stage.inputs["tokens"].key))
+            else:
+                cost = _without_training(stage, weights, config, libraries, study, options)
+        duration = expected.get(stage)
+        costs[stage] = replace(cost, seconds=duration.seconds, at_most=duration.at_most) if duration else cost
     return costs
+
+
+def _time(new: Mapping[Stage, Cost]) -> list[str]:
+    """What the stages that are to run take in all, what is counted as far as it may go, what is not known, and what is slow."""
+    seconds: dict[str, float] = {}
+    for stage, cost in new.items():
+        family = stage.kind.partition(".")[0]
+        named = {"train": "training", "evaluate": "evaluations", "prune": "pruning"}.get(family, "data")
+        seconds[named] = seconds.get(named, 0.0) + (cost.seconds or 0.0)
+    if not sum(seconds.values()):
+        return []
+    bounds = dict.fromkeys(cost.at_most for cost in new.values() if cost.at_most)
+    unknown = dict.fromkeys(stage.kind for stage, cost in new.items() if cost.seconds is None and stage.runs)
+    parts = ", ".join(f"{name} {_duration(each)}" for name, each in seconds.items() if each)
+    less = f"; less where {', '.join(bounds)}" if bounds else ""
+    without = f"; without {', '.join(unknown)}, whose time is not known" if unknown else ""
+    lines = [
+        f"time: about {_duration(sum(seconds.values()))} ({parts}), one stage at a time with nothing beside{less}{without}"
+    ]
+    for stage, cost in new.items():
+        method = stage.config.get("method", {})
+        if method.get("calibration") and (cost.seconds or 0) > _SLOW_SEARCH:
+            fewer = method["calibration"]["tokens"] // 4
+            ways = [f"`calibration: {{tokens: {fewer}}}`", *(["`count: 1`"] if method["count"] > 1 else [])]
+            ways += ["`choose: influence`"] if method["choose"] == "loss" else []
+            lines.append(
+                f"warning: {stage.name}: choosing the blocks takes about {_duration(cost.seconds or 0)}; "
+                f"shorter with {', '.join(ways)}"
+            )
+    return lines
 
 
 def _to_run(costs: Sequence[Cost], study: Study) -> str:
@@ -166,10 +185,6 @@ def _to_run(costs: Sequence[Cost], study: Study) -> str:
         learned = sum(cost.tokens or 0 for cost in trainings)
         read = sum(cost.read or cost.tokens or 0 for cost in trainings)
         parts.append(f"{read:,} tokens to train on{'' if read == learned else f', {learned:,} of them learned'}")
-        seconds = [cost.seconds for cost in trainings if cost.seconds is not None]
-        whole = "training" if len(seconds) == len(trainings) else f"{len(seconds)} of {len(trainings)} trainings"
-        time = f"{whole} about {_duration(sum(seconds))} by earlier ones"
-        parts.append(time if seconds else "no estimate of the time yet")
     memory, disk = [cost.memory for cost in costs if cost.memory], [cost.disk for cost in costs if cost.disk]
     if memory:
         parts.append(f"peak memory about {_bytes(max(memory))}")
@@ -202,7 +217,6 @@ def _training(
     study: Study,
     options: RunOptions,
     amount: Amount | None,
-    speed: float | None,
 ) -> Cost:
     batch, steps = study.train.batch_size, study.train.max_steps
     epochs = study.train.num_epochs or 0.0
@@ -210,9 +224,8 @@ def _training(
         per_epoch = max(1, math.ceil(amount.windows / batch))
         epochs, steps = (steps / per_epoch, steps) if steps else (epochs, per_epoch * (study.train.num_epochs or 0))
     tokens = None if amount is None else round(amount.tokens * epochs)
-    seconds = (amount.read or amount.tokens) * epochs / speed if amount and speed else None
     exact = amount is None or amount.exact
-    cost = Cost(steps, tokens, round(amount.read * epochs) if amount and amount.read else None, exact, seconds=seconds)
+    cost = Cost(steps, tokens, round(amount.read * epochs) if amount and amount.read else None, exact)
     if weights is None:
         return cost
     blocks, rank = num_blocks(config) or 1, stage.config["method"].get("r")
@@ -228,94 +241,30 @@ def _training(
 
     in_pass = min(options.forward_tokens, round(batch * (study.train.max_length if amount is None else amount.length)))
     states = kept(in_pass)
-    if options.memory is not None:
+    budget = options.memory
+    if budget is None and libraries:  # of a GPU nothing is known before a run
+        budget = int(_SHARE * psutil.virtual_memory().available / options.workers)
+    if budget is not None:
         # As `paretune.model.memory.fitting_tokens` does it: 12 bytes of each trained weight beside the 4 on disk.
         least = kept(min(_SHORTEST, in_pass))
-        states = min(states, max(least, (options.memory - 12 * trained) / _TRANSIENT))
-    needed = 16 * trained + states
+        states = min(states, max(least, (budget - 12 * trained) / _TRANSIENT))
+    needed = 16 * trained + states + (_TRAINING if libraries else 0)
     memory = needed if rank is None else max(_LOADING * weights, 4 * weights + needed)
     return replace(cost, memory=libraries + memory, disk=4 * trained)
 
 
 def _pass(config: Mapping[str, Any], tokens: int, length: int, activations: int) -> float:
     """Bytes that a pass over `tokens` in rows of `length` keeps of every block, and of a chunk of logits."""
-    by_block = tokens * (width(config) * activations + num_heads(config) * min(length, tokens) * _ATTENTION)
-    return float((num_blocks(config) or 1) * by_block + _HEAD * config.get("vocab_size", 0))
-
-
-def _counted(tokens: Stage, store: Store) -> Amount | None:
-    """From the records of the tokenize and data stages; None where they have not run."""
-    record, data = store.find(tokens), store.find(tokens.inputs["data"])
-    if record is None or data is None:
-        return None
-    windows = record.metrics["windows_train"]
-    if "read_tokens_train" in record.metrics:
-        return Amount(windows, record.metrics["tokens_train"] + windows, exact=True, read=record.metrics["read_tokens_train"])
-    # Each example adds its end-of-text. Where examples are skipped, those that are left have one window each.
-    examples = windows if record.metrics["skipped_examples"] else data.metrics["examples_train"]
-    return Amount(windows, record.metrics["tokens_train"] + examples, exact=True)
-
-
-def _sampled(tokens: Stage, dataset: Dataset) -> Amount | None:
-    """From a sample of the records; None for a hub dataset, which is not at hand yet. DataError if the data is bad."""
-    role = "source" if "source" in dataset.sources else "source.train"
-    source, resource = dataset.sources[role], tokens.inputs["data"].resources[role]
-    if source.hub:
-        return None
-    whole = source.resolved_format not in _LONG
-    read = load_function("paretune.data.sources:iterate_rows")(source, str(resource))
-    rows = list(itertools.islice(read, None if whole else _ROWS))
-    num_records = float(len(rows))
-    if not whole and len(rows) == _ROWS:  # how many the file holds, by its size and that of its first rows
-        if source.resolved_format == "parquet":
-            import pyarrow.parquet
-
-            num_records = float(pyarrow.parquet.ParquetFile(resource.path).metadata.num_rows)
-        else:
-            csv = source.resolved_format == "csv"
-            texts = (",".join(row.values.values()) if csv else json.dumps(row.values, ensure_ascii=False) for row in rows)
-            num_records *= Path(str(resource)).stat().st_size / sum(len(text.encode()) + 1 for text in texts)
-    chosen = rows[:: math.ceil(len(rows) / _SAMPLE)]
-    share = num_records / len(chosen) * (1 if role == "source.train" else dataset.split.train)
-    base, length, rule = tokens.resources["base"], tokens.config["max_length"], tokens.config["too_long"]
-    parse, record_of = (load_function(f"paretune.data.records:{name}") for name in ("parse_form", "read_record"))
-    form = parse(dataset, "data")
-    records = [record_of(form, row) for row in chosen]
-    if dataset.completes:
-        return _of_branches(records, base, length, rule, share)
-    counts = _count_tokens([record.text for record in records if record.text.strip()], base)
-    if rule == "skip":
-        counts = [count for count in counts if count + 2 <= length]
-    windows = sum(math.ceil((count + 1) / (length - 1)) for count in counts)
-    return Amount(windows * share, sum(count + 1 for count in counts) * share, exact=False)
-
-
-def _of_branches(records: Sequence[Any], base: Resource, length: int, rule: str, share: float) -> Amount:
-    """Of records with prompts and completions; prefix and end-of-text are a token each."""
-    branches = [(record.context + branch.prompt, branch.completion) for record in records for branch in record.branches]
-    before, learned = (_count_tokens([branch[side] for branch in branches], base) for side in (0, 1))
-    kept = list(zip(before, learned, strict=True))
-    if rule != "error":
-        # What `cut` shortens fits then; its few examples that no context would fit beside are not told apart here.
-        kept = [(min(first, length - 2 - second) if rule == "cut" else first, second) for first, second in kept]
-        kept = [(first, second) for first, second in kept if 0 <= first <= length - 2 - second]
-    tokens = sum(second + 1 for _, second in kept) * share
-    return Amount(len(kept) * share, tokens, exact=False, read=tokens + sum(first + 1 for first, _ in kept) * share)
-
-
-def _count_tokens(texts: list[str], base: Resource) -> list[int]:
-    directory = base.directory()
-    definition = directory / "tokenizer.json" if directory else None
-    if definition is None or not definition.is_file():
-        return [math.ceil(len(text.encode()) * _TOKENS_PER_BYTE) for text in texts]
-    encodings = read_tokenizer(definition).encode_batch(texts, add_special_tokens=False)
-    return [len(encoding.ids) for encoding in encodings]
+    of_blocks = (num_blocks(config) or 1) * tokens * width(config) * activations
+    return float(
+        of_blocks + tokens * num_heads(config) * min(length, tokens) * _ATTENTION + _HEAD * config.get("vocab_size", 0)
+    )
 
 
 def _duration(seconds: float) -> str:
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
+            return f"{seconds / length:.{seconds < 10 * length:d}f} {unit}"
     return f"{math.ceil(seconds)} s"
 
 

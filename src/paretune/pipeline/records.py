@@ -48,6 +48,8 @@ class Record:
     """Small numbers and words that the stage's body returned."""
     files: Mapping[str, Mapping[str, Any]]
     """Relative path to `bytes` and `sha256`."""
+    cpu_seconds: float | None = None
+    """Of the stage's process and its threads; None in records of before."""
     schema: int = SCHEMA
     path: Path = field(default=Path(), compare=False)
     """The artifact's directory; not stored."""

@@ -15,7 +15,7 @@ from paretune.pipeline.events import EventLog, EventTail
 from paretune.pipeline.executors import LocalWorkers
 from paretune.pipeline.plan import Plan
 from paretune.pipeline.runs import announced, live_runs
-from paretune.pipeline.stage import ENVIRONMENT, RunOptions, Stage
+from paretune.pipeline.stage import ENVIRONMENT, RunOptions, Stage, measures_time
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import all_diverged, decide, lost
 from paretune.pipeline.worker import Failure, RunContext
@@ -95,7 +95,7 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
             while run.waiting or run.workers.stages:
                 store.check_there()
                 run.block()
-                for stage in run.ready()[: options.workers - len(run.workers.stages)]:
+                for stage in run.next(options.workers):
                     run.waiting.remove(stage)
                     uses = outcome.plan.uses(stage)[:3]
                     tell("started", stage=stage.name, uses=uses, step=store.checkpoint_step(stage))
@@ -147,6 +147,17 @@ class _Run:
     def ready(self) -> list[Stage]:
         finished, undecided = {*self.outcome.reused, *self.outcome.done}, self.outcome.plan.undecided
         return [stage for stage in self.waiting if stage not in undecided and finished.issuperset(stage.needs)]
+
+    def next(self, workers: int) -> list[Stage]:
+        """What is to be started now; of several workers a stage that measures time has the machine to itself, last of what is
+        ready."""
+        ready, at_work = self.ready(), self.workers.stages
+        if workers == 1:
+            return ready[: 1 - len(at_work)]
+        timed = [stage for stage in ready if measures_time(stage)]
+        if others := [stage for stage in ready if stage not in timed]:
+            return [] if any(map(measures_time, at_work)) else others[: workers - len(at_work)]
+        return [] if at_work else timed[:1]
 
     def block(self) -> None:
         """Move what needs a failed stage, directly or not, out of those that wait."""

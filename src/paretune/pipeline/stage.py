@@ -114,7 +114,8 @@ class StageContext:
     draft: Path
     """Directory to write files into, empty at first; it becomes the artifact."""
     emit: Callable[..., None]
-    """`emit(done=..., total=..., **numbers)` reports progress; cheap."""
+    """`emit(done=..., total=..., **numbers)` reports progress; cheap. `part` says what of the stage it is the progress of; the
+    time left is told from the first report of a part on, so that is made when its work begins."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def parse(self, model: type[SpecT]) -> SpecT:
@@ -126,6 +127,11 @@ class StageContext:
     def resume(self) -> Path:
         """Directory of what an attempt that was killed left for the next one; never part of the artifact."""
         return resume_of(self.draft)
+
+
+def measures_time(stage: Stage) -> bool:
+    """Whether its answer is of the machine, whose fingerprint then is in its config."""
+    return stage.config.get("machine") is not None
 
 
 def resume_of(draft: Path) -> Path:

@@ -144,7 +144,7 @@ def _in_words(error: Exception) -> str:
 
 def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
     """Run a stage's body in its draft and commit the artifact."""
-    started, clock = datetime.now(UTC), time.perf_counter()
+    started, clock, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
     draft = store.open_draft(stage)
     context = StageContext(
         config=stage.config,
@@ -171,6 +171,7 @@ def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
         inputs={role: parent.key for role, parent in stage.inputs.items()},
         started=started.isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - clock, 3),
+        cpu_seconds=round(time.process_time() - cpu, 3),
         device=stage.config.get("device", "cpu"),
         machine=fingerprint(),
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -192,13 +193,13 @@ def set_threads(options: RunOptions) -> None:
 
 
 def _throttled(log: EventLog, stage: Stage) -> Any:
-    last = 0.0
+    last, part = 0.0, None
 
     def emit(**fields: Any) -> None:
-        nonlocal last
+        nonlocal last, part
         now = time.monotonic()
-        if now - last >= _EMIT_EVERY or fields.get("done") == fields.get("total"):
-            last = now
+        if now - last >= _EMIT_EVERY or fields.get("done") == fields.get("total") or fields.get("part") != part:
+            last, part = now, fields.get("part")
             log.write("progress", stage=stage.name, **fields)
 
     return emit

@@ -126,7 +126,7 @@ METHODS = (
         uses_tokens=lambda config: config.is_measured,
         check="paretune.pipeline.checks:check_blocks",
     ),
-    Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True, activations=96),
+    Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True, activations=80),
     Method(
         "train.lora",
         TrainLora,

@@ -76,7 +76,7 @@ class Method:
     """`module:function(config, base, locked)`: lines that `plan` shows of it, as far as the files of a base say them."""
     is_last: bool = False
     """Nothing can be done to its model but measure and ship it."""
-    activations: int = 112
+    activations: int = 72
     """Bytes that training keeps for the backward pass by token, block and unit of width, in float32; for forecasts."""
     revision: int = 1
     """Raised whenever the body's answer changes; part of the key."""

@@ -89,6 +89,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
     wall_before, opened = progress.wall_seconds, time.perf_counter()
     last_checkpoint, interval = time.monotonic(), run.checkpoint_seconds
     journal = ckpt.open_journal(run.resume)
+    run.emit(done=progress.step, total=num_steps)
 
     for step in range(progress.step + 1, num_steps + 1):
         started = time.perf_counter()
@@ -136,7 +137,8 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         run.emit(done=step, total=num_steps, loss=loss)
         if step % evaluate_every == 0 or step == num_steps:
             with autocast():
-                measured = _validate(packed, validation, progress.forward_tokens)
+                told = partial(run.emit, part=f"validation at step {step} of {num_steps}")
+                measured = _validate(packed, validation, progress.forward_tokens, told)
             ckpt.write_line(journal, position | measured)
             if progress.note_evaluation(measured, settings.early_stopping) and settings.keep == "best":
                 ckpt.save_best(run.resume, trained, step)
@@ -195,10 +197,12 @@ def _micro_batches(examples: Sequence[Example], run: Run, forward_tokens: int, i
             yield batch
 
 
-def _validate(packed: PackedModel, examples: Sequence[Example], forward_tokens: int) -> dict[str, float]:
+def _validate(
+    packed: PackedModel, examples: Sequence[Example], forward_tokens: int, emit: Callable[..., None]
+) -> dict[str, float]:
     """The training objective on the validation split: windows without overlap, EOS included."""
     packed.model.eval()
     nats, correct, count = 0.0, 0, 0
-    for scores in score(packed, examples, forward_tokens=forward_tokens):
+    for scores in score(packed, examples, forward_tokens=forward_tokens, emit=emit):
         nats, correct, count = nats + scores.nats.sum(), correct + int(scores.correct.sum()), count + len(scores.nats)
     return {"validation_loss": float(nats) / count, "validation_token_accuracy": correct / count}

@@ -9,7 +9,7 @@ are means over all predicting positions here.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, check_count
 from paretune.variants.calibration import read_windows, write_block_scores
-from paretune.variants.walk import Removed, agrees, block_inputs, live_removals, make_walk, sets_of
+from paretune.variants.walk import Removed, agrees, block_inputs, live_removals, make_walk, num_calls, sets_of
 
 STATE_BYTES = 1 << 29
 """Of the hidden states that a walk holds at a time."""
@@ -62,7 +62,7 @@ def choose_measured(context: StageContext, config: MethodConfig[PruneBlocks]) ->
     if method.choose == "loss":
         choice = choose_by_loss(loaded.model, examples, count, forward_tokens=context.options.forward_tokens, emit=context.emit)
     else:
-        choice = choose_by_turn(loaded.model, examples, count, choose=method.choose)
+        choice = choose_by_turn(loaded.model, examples, count, choose=method.choose, emit=context.emit)
     write_block_scores(choice.scores, windows, context)
     tokens = sum(example.num_targets for example in examples)
     means = mean_scores(choice.scores, examples)
@@ -104,24 +104,32 @@ def choose_by_loss(
     """
     num_blocks = len(block_list(model)[1])
     walk = make_walk(model, forward_tokens=forward_tokens)
+    # Rows through a block, of all that there will be; of an architecture that cannot be walked, rows through the whole model.
+    progress = {"done": 0, "total": 0}
+
+    def tell(rows: int) -> None:
+        progress["done"] += rows
+        emit(**progress, part="choosing blocks")
+
     exact = count <= 2 or sum(math.comb(num_blocks, size) for size in range(count + 1)) <= EXACT_SETS
     at_once, rounds = (count, 1) if exact else (1, count)
     is_walked = agrees(walk, at_once)
-    removals = walk.removals if is_walked else partial(_live_removals, model)
+    removals = replace(walk, emit=tell).removals if is_walked else partial(_live_removals, model)
+    each = num_calls if is_walked else lambda blocks, size: sum(math.comb(blocks, n) for n in range(size + 1))
+    progress["total"] = len(examples) * sum(each(num_blocks - turn, at_once) for turn in range(rounds))
+    tell(0)
     head = head_of(model)
     scores: Scores = {}
     removed: Removed = ()
-    for turn in range(rounds):
+    for _ in range(rounds):
         remaining = [block for block in range(num_blocks) if block not in removed]
         sums: Scores = {}
-        done = 0
         for indices, batch in _batches(model, examples, num_blocks, state_bytes):
             for without, final_RTD in removals(batch.ids_RT, remaining, at_once):
                 hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
                 nats_N = token_nats(head, hidden_ND, batch.targets_N)[0]
                 sums.setdefault(without, np.zeros(len(examples)))[indices] = _sums(nats_N, batch)
-            done += len(indices)
-            emit(done=turn * len(examples) + done, total=rounds * len(examples))
+                tell(0 if is_walked else len(indices))
         scores |= sums
         size = len(removed) + at_once
         removed = min((without for without in sums if len(without) == size), key=lambda without: sums[without].sum())
@@ -130,7 +138,13 @@ def choose_by_loss(
 
 @torch.no_grad()
 def choose_by_turn(
-    model: PreTrainedModel, examples: Sequence[Example], count: int, *, choose: str, state_bytes: int = STATE_BYTES
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    count: int,
+    *,
+    choose: str,
+    state_bytes: int = STATE_BYTES,
+    emit: Emit = lambda **_: None,
 ) -> Choice:
     """`influence`: the `count` blocks with the smallest 1 - cosine of what goes in and comes out. `angular`: the run of
     `count` blocks with the smallest angle between them, over pi."""
@@ -138,12 +152,16 @@ def choose_by_turn(
     span = count if choose == "angular" else 1
     runs = [tuple(range(first, first + span)) for first in range(num_blocks - span + 1)]
     scores = {run: np.zeros(len(examples)) for run in runs}
+    done = 0
+    emit(done=0, total=len(examples), part="choosing blocks")
     for indices, batch in _batches(model, examples, num_blocks, state_bytes):
         states = [s_RTD.flatten(0, 1).index_select(0, batch.hidden_N).float() for s_RTD in block_inputs(model, batch.ids_RT)]
         for run in runs:
             cosine_N = functional.cosine_similarity(states[run[0]], states[run[-1] + 1], dim=-1).clamp(-1, 1)
             turn_N = torch.arccos(cosine_N) / math.pi if choose == "angular" else 1 - cosine_N
             scores[run][indices] = _sums(turn_N, batch)
+        done += len(indices)
+        emit(done=done, total=len(examples), part="choosing blocks")
     ranked = sorted(runs, key=lambda run: scores[run].sum())
     if choose == "angular":
         return Choice(ranked[0], scores, "states", "runs")

@@ -9,7 +9,7 @@ the head shares, without a word. `gguf` copies the file that was measured in lla
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,9 @@ CARD = "README.md"
 FORMATS = ("hf", "adapter", "gguf")
 
 
+Say = Callable[[str], None]
+
+
 @dataclass(frozen=True)
 class Wanted:
     """Which cell: a variant, and the rest where there are several."""
@@ -49,8 +52,9 @@ class Wanted:
     seed: int | None = None
 
 
-def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str = "") -> str:
+def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str = "", say: Say = lambda _: None) -> str:
     """Write the wanted cell to `to`, in the form that it was measured in unless named; returns what was written, in a sentence.
+    `say` is told what is being done.
 
     Raises SpecError for a cell that is not in the study or not the only one, StoreError where it has not been trained yet or
     `to` is in use.
@@ -75,16 +79,17 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
         if form == "gguf":
             return _write_gguf(cell, store, draft, to, dataset, example)
         if form == "adapter":
-            _write_adapter(cell, store, draft, to, dataset, example)
+            _write_adapter(cell, store, draft, to, dataset, example, say)
             return f"{to}: PEFT adapter of `{cell.variant}`"
         # Any evaluation knows base, precision and parents of the model that it measures.
         measured = next(iter(cell.evaluations.values()))
         inputs = {role: store.artifact(parent) for role, parent in measured.inputs.items() if role == "model"}
-        loaded = load_model(_context(measured, inputs))
+        loaded = load_model(_context(measured, inputs, say))
         cast(loaded.model, getattr(torch, measured.config.get("ships") or measured.config["precision"]))
         if example is not None and example.get("messages"):
             # Whatever loads the directory stops where a turn ends, as the study did.
             loaded.model.generation_config.eos_token_id = sorted(ending_ids(loaded.tokenizer))
+        say("writing the model")
         loaded.model.save_pretrained(draft)
         loaded.tokenizer.hf.save_pretrained(draft)
         (draft / CARD).write_text(model_card(cell, dataset, loaded.tokenizer, example), encoding="utf-8")
@@ -126,6 +131,7 @@ def _write_adapter(
     to: Path,
     dataset: Mapping[str, Any],
     example: Mapping[str, Any] | None,
+    say: Say,
 ) -> None:
     last = cell.methods[-1] if cell.methods else None
     artifact = store.artifact(last) if last else None
@@ -136,7 +142,8 @@ def _write_adapter(
     own_base = "model" in last.inputs or bool(artifact.record.metrics.get("untied_parameters"))
     if own_base:
         # Whole, merged and untied: what the adapter was trained on is not to be had anywhere else.
-        parent = load_model(_context(last, {role: parent for role, parent in artifact.inputs.items() if role == "model"}))
+        parents = {role: parent for role, parent in artifact.inputs.items() if role == "model"}
+        parent = load_model(_context(last, parents, say))
         if artifact.record.metrics.get("untied_parameters"):
             untie_head(parent.model)
         if ships := next(iter(cell.evaluations.values())).config.get("ships"):
@@ -168,9 +175,9 @@ def _write_gguf(
     return f"{to}: `{cell.variant}` for llama.cpp, {artifact.record.metrics['type']}; its README.md says how to run it"
 
 
-def _context(stage: Stage, inputs: dict) -> StageContext:
+def _context(stage: Stage, inputs: dict, say: Say) -> StageContext:
     config = {**stage.config, "device": "cpu", "precision": "float32" if "train" in stage.config else stage.config["precision"]}
-    return StageContext(config, inputs, stage.resources, RunOptions(), Path(), lambda **_: None)
+    return StageContext(config, inputs, stage.resources, RunOptions(), Path(), lambda part, **_: say(part))
 
 
 @contextmanager

@@ -28,6 +28,7 @@ def prune_blocks(context: StageContext) -> dict[str, Any]:
         drop = choose_random(num_blocks, method.count or 0, method.seed or 0)
     else:
         drop = choose_blocks(num_blocks, count=method.count or 0, choose=method.choose)
+    context.emit(done=0, total=1, part="showing that nothing else changed")
     proof = prune_and_prove(loaded.model, drop, context.draft, base_fingerprint=config.base.digest)
     if config.ships is not None:
         cast(loaded.model, getattr(torch, config.ships), only_if_exact=True)  # so that what was shown holds of it

@@ -41,6 +41,8 @@ class Walk:
     """What each block returns after the hidden state; None where it returns the state alone."""
     forward_tokens: int
     """Of one call of a block at most, but never less than one row."""
+    emit: Callable[[int], None] = lambda _: None
+    """Told after each call of a block how many rows of the text went through it."""
 
     @torch.no_grad()
     def removals(
@@ -64,6 +66,7 @@ class Walk:
                 else:
                     output = self.blocks[index](**kwargs | {"hidden_states": part_STD})
                 part_STD.copy_(_state(output))
+                self.emit(len(part_STD))
 
         for removed, final_RTD in _removals(run, states_RTD, remaining, count, remaining if among is None else among):
             yield tuple(sorted((*gone, *removed))), self._leave(ids_RT[:1], final_RTD)
@@ -135,6 +138,13 @@ def live_removals(
         with skipped_blocks(model, removed):
             final_RTD = model.base_model(input_ids=ids_RT, use_cache=False).last_hidden_state
         yield removed, final_RTD
+
+
+def num_calls(num_blocks: int, count: int) -> int:
+    """Calls of a block that a walk makes for a row, to leave out every set of at most `count` of `num_blocks` blocks."""
+    if count <= 1:
+        return num_blocks * (num_blocks + 1) // 2 if count else num_blocks
+    return num_blocks + sum(num_calls(num_blocks - first - 1, count - 1) for first in range(num_blocks))
 
 
 def sets_of(blocks: Sequence[int], count: int) -> list[Removed]:

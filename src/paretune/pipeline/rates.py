@@ -1,0 +1,96 @@
+"""What a token takes on this machine, by base and kind of work: asked once (`paretune.train.probe`), and kept in the store."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from paretune.pipeline.duration import Rates
+from paretune.pipeline.lock import Lock
+from paretune.pipeline.machine import fingerprint
+from paretune.pipeline.plan import Plan
+from paretune.pipeline.stage import canonical_json
+from paretune.pipeline.store import Store
+from paretune.study.study import Study
+
+_REVISION = 1
+"""Raised where the probe would answer otherwise."""
+_LIMIT_SECONDS = 300
+"""A probe that takes longer is given up."""
+
+
+def measure_rates(study: Study, lock: Lock, plan: Plan, store: Store, say: Callable[[str], None]) -> dict[str, Rates]:
+    """By the digest of a base what its work takes here; without the bases that have no stage to run or cannot be probed.
+
+    What is not known yet is measured in a process of its own, which imports torch, after `say` was told; a base costs some
+    ten seconds. Kept by machine and config, so that another base of the same shape is known already.
+    """
+    trainings: dict[str, dict[str, Any]] = {base.digest: {} for base in lock.bases.values()}
+    to_run: set[str] = set()
+    for stage in plan.stages:
+        if "base" in stage.config and stage.kind != "tokenize":
+            digest, method = stage.config["base"]["digest"], stage.config.get("method", {})
+            if store.find(stage) is None:
+                to_run.add(digest)
+            if "train" in stage.config:
+                shape = {name: method[name] for name in ("r", "targets") if name in method}
+                trainings[digest].setdefault(stage.kind, shape or None)
+    questions = {}
+    for base in lock.bases.values():
+        if base.digest in to_run:
+            directory = base.resource.directory()
+            questions[base.digest] = {
+                "config": dict(base.config),
+                "directory": str(directory.resolve()) if directory else None,
+                "length": study.train.max_length,
+                "device": lock.device,
+                "compute": lock.compute,
+                "evaluate": lock.evaluate,
+                "trainings": trainings[base.digest],
+            }
+    files = {digest: store.root / "rates" / f"{_key(question)}.json" for digest, question in questions.items()}
+    rates: dict[str, Rates] = {digest: kept for digest, file in files.items() if (kept := _read(file)) is not None}
+    if missing := [digest for digest in questions if digest not in rates]:
+        say(f"timing {len(missing)} base{'s' if len(missing) > 1 else ''} on this machine, once, for the forecast ...")
+        try:
+            answers = _ask([questions[digest] for digest in missing])
+        except (subprocess.SubprocessError, OSError, ValueError) as error:
+            reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+            say(f"no time is forecast: {reason}")  # and no reason to refuse a plan
+            answers = []
+        for digest, answer in zip(missing, answers, strict=False):
+            rates[digest] = answer
+            with suppress(OSError):  # a store that cannot be written asks again
+                files[digest].parent.mkdir(parents=True, exist_ok=True)
+                draft = files[digest].with_suffix(f".{os.getpid()}")
+                draft.write_text(json.dumps(answer), encoding="utf-8")
+                draft.replace(files[digest])
+    return {digest: of_base for digest, of_base in rates.items() if of_base}
+
+
+def _ask(questions: list[dict[str, Any]]) -> list[Rates]:
+    command = [sys.executable, "-m", "paretune.train.probe"]
+    finished = subprocess.run(
+        command, input=json.dumps(questions), capture_output=True, text=True, check=True, timeout=_LIMIT_SECONDS
+    )
+    answers: list[Rates] = json.loads(finished.stdout)
+    return answers
+
+
+def _read(file: Path) -> Rates | None:
+    try:
+        kept: Rates = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept
+
+
+def _key(question: Mapping[str, Any]) -> str:
+    threads = os.environ.get("OMP_NUM_THREADS")
+    asked = {"revision": _REVISION, "machine": fingerprint(), "threads": threads, "question": dict(question)}
+    return hashlib.sha256(canonical_json(json.loads(json.dumps(asked))).encode()).hexdigest()[:16]
