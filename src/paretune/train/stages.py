@@ -29,6 +29,7 @@ from paretune.model.memory import available_bytes
 from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import TrainConfig
+from paretune.pipeline.waiting import computing_on
 from paretune.study.methods import TrainFull, TrainLora
 from paretune.study.study import Train
 from paretune.train.allocator import keep_freed_memory
@@ -111,7 +112,7 @@ def _train(
     )
     _check_layout(settings, packed, train)
     budget = available_bytes(loaded.device, asked.workers) if asked.memory is None else asked.memory // asked.workers
-    with told_to_stop() as stop:
+    with told_to_stop() as stop, computing_on(options["threads"]):
         run = Run(
             train=settings,
             learning_rate=config.method.learning_rate,
