@@ -25,7 +25,7 @@ from typing import Any
 
 from paretune.errors import DivergedError, ParetuneError, is_out_of_memory
 from paretune.pipeline.events import EventLog
-from paretune.pipeline.machine import fingerprint
+from paretune.pipeline.machine import core_quota, fingerprint
 from paretune.pipeline.records import Divergence, Record
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store, describe_files
@@ -175,9 +175,10 @@ def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
 
 
 def threads_of(options: RunOptions) -> int:
-    """Of a worker: its share of the cores (or of what OMP_NUM_THREADS says)."""
+    """Of a worker: its share of the cores (or of what OMP_NUM_THREADS says), and of what the container has of them."""
     torch = sys.modules.get("torch")
-    return max(1, torch.get_num_threads() // options.workers) if torch else 1
+    cores = min(torch.get_num_threads() if torch else 1, core_quota())
+    return max(1, int(cores) // options.workers)
 
 
 def _throttled(log: EventLog, stage: Stage) -> Any:
