@@ -31,6 +31,7 @@ bench: install
 	$(BIN)/python benchmarks/audit.py --scale 20000
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/depth_scan.py
+	$(BIN)/python benchmarks/beside.py
 	$(if $(PARETUNE_BENCH_DATA),$(BIN)/python benchmarks/against_peers.py,@echo "against_peers.py is left out: set PARETUNE_BENCH_DATA")
 
 clean:

@@ -289,6 +289,23 @@ def test_disturbed_times_are_told_and_quiet_ones_not(tmp_path: Path) -> None:
     assert of_class(remarks(busy), TimesDisturbed) == [TimesDisturbed(None, tuple(factors.items()))]
 
 
+def test_a_latency_that_waited_for_a_core_is_told(tmp_path: Path) -> None:
+    variants = {name: VARIANTS[name] for name in ("base", "original", "reduced")}
+    results = make_results(tmp_path, replace(QUIET, variants=variants, evaluations=("perplexity", "latency")))
+
+    def beside(share: float) -> dict[str, float]:
+        def waited(cell: Cell) -> Cell:
+            record = cell.evaluations["latency"]
+            cpu = {f"cpu_{name}": share * value for name, value in record.metrics.items() if "ms" in name}
+            return replace(cell, evaluations={**cell.evaluations, "latency": replace(record, metrics=record.metrics | cpu)})
+
+        findings = measure(replace(results, cells=tuple(map(waited, results.cells))))
+        return disturbed_times(findings, findings.groups[0])
+
+    assert beside(0.99) == {}
+    assert beside(0.5) == {"ms_per_token_median": pytest.approx(2)}
+
+
 def test_sheets_of_other_texts_are_told(tmp_path: Path) -> None:
     findings = measure(rated(tmp_path, OF_PEOPLE, 4 * PROMPTS + 7, ratings=fair))
     assert of_class(remarks(findings), SheetUnread) == [SheetUnread(rater, 7, 4 * PROMPTS + 7) for rater in PEOPLE]

@@ -415,7 +415,7 @@ def test_disturbed_times_are_marked_in_the_table_of_costs(tmp_path: Path) -> Non
     cells = tuple(slow(cell) if cell.variant == "base" else cell for cell in results.cells)
     found = part(report_of(replace(results, cells=cells)), "Cost").replace("\\", "")
     assert re.search(
-        r"~: disturbed times, runs or parts of one that should be equally fast differ in time per token by \d", found
+        r"~: disturbed times, as equal runs, parts of one, or wall and processor time differ in time per token by \d", found
     )
     assert "| training | peak memory | first token, ms ~ | ms per token ~ |" in found
 

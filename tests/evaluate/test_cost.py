@@ -26,7 +26,9 @@ def test_latency_keeps_every_repeat_and_says_mean_and_median(tmp_path: Path) -> 
     samples = pd.read_parquet(tmp_path / "draft" / "samples.parquet")
     assert list(samples.repeat) == [0, 1, 2, 3]
     for name in ("first_token_ms", "ms_per_token"):
-        assert (samples[name] > 0).all()
+        assert (samples[f"cpu_{name}"] > 0).all()
+        assert (samples[name] >= samples[f"cpu_{name}"] - 0.05).all()  # a thread has a core at most
+    for name in ("first_token_ms", "ms_per_token", "cpu_first_token_ms", "cpu_ms_per_token"):
         assert metrics[name] == pytest.approx(samples[name].mean())
         assert metrics[f"{name}_median"] == pytest.approx(samples[name].median())
 

@@ -1,6 +1,7 @@
 """What this machine is: its device, its fingerprint, and what of a method's needs is here."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,15 @@ def test_a_torch_that_does_not_run_is_told_in_a_line(monkeypatch: pytest.MonkeyP
     broken.write_text("#!/bin/sh\nexit 3\n")
     with pytest.raises(NeedsError, match=r"^torch does not run on `cpu` here: exit code 3$"):
         machine.measure_precision("cpu")
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("200000 100000\n", 2.0), ("150000 100000\n", 1.5), ("max 100000\n", math.inf), (None, math.inf)]
+)
+def test_what_a_container_may_use_of_the_cores(
+    limit: str | None, cores: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_QUOTA", tmp_path / "cpu.max")
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(limit)
+    assert machine.core_quota() == cores

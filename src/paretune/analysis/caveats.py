@@ -48,7 +48,7 @@ class TimesDisturbed(Fact):
     where: tuple[str, str] | None
     """Base and dataset; None where the study has one of each."""
     factors: tuple[tuple[str, float], ...]
-    """By cost: how much runs differ that should be equally fast."""
+    """By cost: how much times differ that should be equal."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def remarks(findings: Findings) -> list[Fact]:
 
 
 def disturbed_times(findings: Findings, group: Group) -> dict[str, float]:
-    """By cost, where the machine was busy: how much runs, or parts of one, differ that should be equally fast."""
+    """By cost, where the machine was busy: how much runs, parts of one, or wall and processor time differ."""
     timed = timed_evaluations(findings.study)
     names = ["train_tokens_per_second"]
     for latency in (cost_name("ms_per_token", evaluation, timed) for evaluation in timed):

@@ -35,7 +35,8 @@ class Cost:
     machines: frozenset[str] = frozenset()
     """Fingerprints that it was measured on and options that it was run under; empty for what depends on neither."""
     disturbance: float | None = None
-    """Of a training's time: the largest ratio between the speeds of parts of one training; None where that is unknown."""
+    """Of a training's time the largest ratio between the speeds of parts of one training, of a latency the ratio of wall to
+    processor time, which is 1 where the machine does nothing else; None where that is unknown."""
 
     @property
     def mean(self) -> float:
@@ -73,10 +74,12 @@ def read_costs(
     for cell in results.cells:
         entrant = entrant_of(cell)
         costs = by_entrant.setdefault(entrant, {})
+        waited = _wall_by_cpu(cell, latencies)
         for name, (value, machine) in _cell_costs(cell, latencies).items():
             before = costs.get(name, Cost({}))
             machines = before.machines if machine is None else before.machines | {machine}
-            own = (disturbances or {}).get((entrant, cell.seed)) if _is_training_time(name) else None
+            in_training = (disturbances or {}).get((entrant, cell.seed)) if _is_training_time(name) else None
+            own = waited.get(name, in_training)
             disturbed = max((ratio for ratio in (before.disturbance, own) if ratio is not None), default=None)
             costs[name] = Cost({**before.by_seed, cell.seed: value}, machines, disturbed)
     for tuning in results.tunings:
@@ -150,9 +153,9 @@ def same_network(costs: Costs, variant: Entrant, reference: Entrant) -> bool:
 def noise_of(costs: Costs, name: str, entrant: Entrant) -> float | None:
     """The largest ratio between two measurements beside `entrant` (same base and dataset) that should have been equal.
 
-    These are the seeds of one variant; for latency, variants whose exported models have the same size; for training of one
-    seed, parts of one run, which scatter more than whole ones. A busy machine shows here, and a ratio of variants that is not
-    clearly larger than this says nothing. None where nothing was measured twice.
+    These are the seeds of one variant; for latency, variants whose exported models have the same size, and wall and processor
+    time; for training of one seed, parts of one run, which scatter more than whole ones. A busy machine shows here, and a ratio
+    of variants that is not clearly larger than this says nothing. None where nothing was measured twice.
     """
     runs: dict[object, list[Cost]] = {}
     ratios, parts = [], []
@@ -165,7 +168,7 @@ def noise_of(costs: Costs, name: str, entrant: Entrant) -> float | None:
     for equal in runs.values():
         if sum(len(cost.by_seed) for cost in equal) > 1:
             ratios.append(max(cost.high for cost in equal) / min(cost.low for cost in equal))
-    return max(ratios or parts, default=None)
+    return max(ratios + parts if metric_of(name).unit == "ms" else ratios or parts, default=None)
 
 
 def fingerprint(record: Record) -> str:
@@ -205,6 +208,17 @@ def _cell_costs(cell: Cell, latencies: Sequence[str]) -> dict[str, tuple[float, 
             figures = {metric: value for metric, value in _numbers(record.metrics).items() if metric_of(metric).cost}
             costs |= {cost_name(metric, name, latencies): (value, _conditions(record)) for metric, value in figures.items()}
     return costs
+
+
+def _wall_by_cpu(cell: Cell, latencies: Sequence[str]) -> dict[str, float]:
+    """By name of a latency, the wall time over what its thread had a core of it."""
+    measured = [(name, cell.evaluations[name].metrics) for name in latencies if name in cell.evaluations]
+    return {
+        cost_name(metric, name, latencies): metrics[metric] / metrics[f"cpu_{metric}"]
+        for name, metrics in measured
+        for metric in metrics
+        if metrics.get(f"cpu_{metric}")
+    }
 
 
 def _is_training_time(name: str) -> bool:

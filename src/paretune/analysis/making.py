@@ -78,7 +78,7 @@ def cost_section(findings: Findings, group: Group) -> Section | None:
         *latency,
     ]
     differ = words.listed([f"{what} by {words.times(factor)}" for what, factor in disturbed.items()] or [""])
-    caption = f"{_DISTURBED}: disturbed times, runs or parts of one that should be equally fast differ in {differ}"
+    caption = f"{_DISTURBED}: disturbed times, as equal runs, parts of one, or wall and processor time differ in {differ}"
     middle = "; milliseconds are medians over the repeats" if median else ""
     said = f"Model: the weights as exported, adapter merged. Training: optimizer steps only. Means over seeds{middle}."
     blocks = [

@@ -8,11 +8,12 @@ makes the same number of tokens.
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -36,10 +37,13 @@ class Timing:
     """From the prompt on the device to the first new token: the whole prompt in one pass."""
     ms_per_token: float
     """Mean over the further tokens, one pass with the KV cache each."""
+    cpu_first_token_ms: float
+    cpu_ms_per_token: float
+    """Of these times what the thread that waits for the token had a core: less where other work had it."""
 
 
 def evaluate_latency(context: StageContext) -> dict[str, Any]:
-    """Stage body: mean and median over the repeats, and every repeat in `samples.parquet`.
+    """Stage body: mean and median over the repeats of wall and processor times, and every repeat in `samples.parquet`.
 
     The prompt is the prefix token and `prompt_tokens` tokens of real text. DataError if prompt and new tokens do not fit into
     the positions of the model, or the dataset has less text than that.
@@ -71,7 +75,9 @@ def evaluate_latency(context: StageContext) -> dict[str, Any]:
         if repeat >= 0:
             timings.append(timing)
         context.emit(done=settings.warmup + repeat + 1, total=runs)
-    columns = {name: [getattr(timing, name) for timing in timings] for name in ("first_token_ms", "ms_per_token")}
+    # On a GPU how long a thread has a core says nothing.
+    names = [each.name for each in fields(Timing) if loaded.device.type == "cpu" or not each.name.startswith("cpu_")]
+    columns = {name: [getattr(timing, name) for timing in timings] for name in names}
     pq.write_table(pa.table({"repeat": list(range(settings.repeats)), **columns}), context.draft / "samples.parquet")
     return {
         **{name: statistics.mean(values) for name, values in columns.items()},
@@ -86,29 +92,39 @@ def time_generation(loaded: LoadedModel, ids: torch.Tensor, new_tokens: int) -> 
     with torch.no_grad():
         if loaded.device.type == "cuda":
             torch.cuda.synchronize(loaded.device)
-        started = time.perf_counter()
+        started = _clocks()
         output = loaded.model(input_ids=ids, use_cache=True, **keep_last)
         token = output.logits[:, -1:].argmax(-1)
         token.item()
-        first = time.perf_counter()
+        first = _clocks()
         for _ in range(new_tokens - 1):
             output = loaded.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
             token = output.logits[:, -1:].argmax(-1)
             token.item()
-        ended = time.perf_counter()
-    return Timing((first - started) * 1e3, (ended - first) * 1e3 / (new_tokens - 1))
+        ended = _clocks()
+    return _timing(started, first, ended, new_tokens)
 
 
 def time_sequence(model: LlamaCpp, ids: Sequence[int], new_tokens: int) -> Timing:
     """The same in llama.cpp; its context is made before the clock starts, as a server has it."""
     with model.session(len(ids) + new_tokens) as session:
-        started = time.perf_counter()
+        started = _clocks()
         token = int(session.read(0, ids, 0, last=1).argmax())
-        first = time.perf_counter()
+        first = _clocks()
         for position in range(len(ids), len(ids) + new_tokens - 1):
             token = int(session.step([0], [position], [token]).argmax())
-        ended = time.perf_counter()
-    return Timing((first - started) * 1e3, (ended - first) * 1e3 / (new_tokens - 1))
+        ended = _clocks()
+    return _timing(started, first, ended, new_tokens)
+
+
+def _clocks() -> np.ndarray:
+    """Seconds by the wall and of this thread's processor time."""
+    return np.array([time.perf_counter(), time.thread_time()])
+
+
+def _timing(started: np.ndarray, first: np.ndarray, ended: np.ndarray, new_tokens: int) -> Timing:
+    (first_wall, first_cpu), (wall, cpu) = (first - started) * 1e3, (ended - first) * 1e3 / (new_tokens - 1)
+    return Timing(first_token_ms=first_wall, ms_per_token=wall, cpu_first_token_ms=first_cpu, cpu_ms_per_token=cpu)
 
 
 def evaluate_size(context: StageContext) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ from paretune.errors import NeedsError
 
 _DEVICES = ("cpu", "cuda")
 _DRIVER = Path("/proc/driver/nvidia/gpus")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _FASTER = 1.3
 """bfloat16 is chosen where its matrix products are so many times faster; below that, rounding buys nothing."""
 
@@ -34,6 +36,15 @@ def fingerprint() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "accelerator": _nvidia_model(),
     }
+
+
+def core_quota() -> float:
+    """Cores that a container may use in the mean, infinite without a limit; torch counts those of the whole machine."""
+    try:
+        microseconds, period = _QUOTA.read_text(encoding="ascii").split()
+    except (OSError, ValueError):  # no control groups of version 2
+        return math.inf
+    return math.inf if microseconds == "max" else int(microseconds) / int(period)
 
 
 def device_kind(asked: str, locked: str | None) -> str:

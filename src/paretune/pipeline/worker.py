@@ -28,11 +28,12 @@ from typing import Any
 from paretune.errors import DivergedError, ParetuneError, StoreError, is_out_of_memory
 from paretune.pipeline import signals
 from paretune.pipeline.events import EventLog
-from paretune.pipeline.machine import fingerprint
+from paretune.pipeline.machine import core_quota, fingerprint
 from paretune.pipeline.records import Divergence, Record
 from paretune.pipeline.runs import holder
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store, describe_files
+from paretune.pipeline.waiting import computing_on
 from paretune.study.registry import load_function
 
 PRELOAD = [
@@ -155,8 +156,8 @@ def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
         emit=_throttled(EventLog(store.events_file, run.run), stage),
         settings=stage.settings,
     )
-    set_threads(run.options)
-    metrics = load_function(stage.body)(context)
+    with computing_on(threads_of(run.options)):
+        metrics = load_function(stage.body)(context)
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -185,11 +186,11 @@ def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
     store.commit(stage, record)
 
 
-def set_threads(options: RunOptions) -> None:
-    """Share the cores (or what OMP_NUM_THREADS says) between the workers of a run."""
-    if "torch" in sys.modules:
-        torch = sys.modules["torch"]
-        torch.set_num_threads(max(1, torch.get_num_threads() // options.workers))
+def threads_of(options: RunOptions) -> int:
+    """Of a worker: its share of the cores (or of what OMP_NUM_THREADS says), and of what the container has of them."""
+    torch = sys.modules.get("torch")
+    cores = min(torch.get_num_threads() if torch else 1, core_quota())
+    return max(1, int(cores) // options.workers)
 
 
 def _throttled(log: EventLog, stage: Stage) -> Any:

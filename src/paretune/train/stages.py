@@ -30,6 +30,7 @@ from paretune.pipeline import signals
 from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import TrainConfig
+from paretune.pipeline.waiting import computing_on
 from paretune.study.methods import TrainFull, TrainLora
 from paretune.study.train import Train
 from paretune.train.allocator import keep_freed_memory
@@ -112,7 +113,11 @@ def _train(
     )
     _check_layout(settings, packed, train)
     budget = available_bytes(loaded.device, asked.workers) if asked.memory is None else asked.memory // asked.workers
-    with signals.noted(signals.STOP) as told_to_stop, signals.noted(signals.SAVE) as told_to_save:
+    with (
+        signals.noted(signals.STOP) as told_to_stop,
+        signals.noted(signals.SAVE) as told_to_save,
+        computing_on(options["threads"]),
+    ):
         run = Run(
             train=settings,
             learning_rate=config.method.learning_rate,
