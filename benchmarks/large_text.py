@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from paretune.api import open_study
-from paretune.pipeline.stage import RunOptions, Stage
+from paretune.pipeline.stage import RunOptions
 from paretune.pipeline.store import Store
 from paretune.pipeline.worker import PRELOAD, RunContext, run_stage
 
@@ -108,7 +108,7 @@ def cost(work) -> tuple[float, float, float, float]:
         try:
             work()
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001  shown, and told by the exit code
             traceback.print_exc()
         finally:
             sys.stdout.flush()

@@ -1,9 +1,21 @@
-"""Documents of a split by name, put together from their records when they are asked for: what may be more than memory holds."""
+"""What a data stage has written, without holding all of it: rows one after the other, and documents by name."""
 
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+_READ_ROWS = 500
+
+
+def document_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of `documents.parquet`, some of the file at a time."""
+    import pyarrow.parquet
+
+    batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_READ_ROWS)
+    return (row for batch in batches for row in batch.to_pylist())
 
 
 class DocumentTexts(Mapping[str, str]):

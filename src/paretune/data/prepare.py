@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from paretune.data.cleaning import clean_row, masked
-from paretune.data.documents import DocumentTexts
+from paretune.data.documents import DocumentTexts, document_rows
 from paretune.data.leakage import Pair, block_message, content_digest, find_item_pairs, find_pairs
 from paretune.data.records import PromptCompletion, Rendered, chat_texts, parse_form, read_record, refuse_surrogates
 from paretune.data.safety import Filter, load_filter
@@ -43,7 +43,6 @@ CONTENT_SHARE = 0.1
 """A field with fewer distinct long values than this share of the records is a system prompt or label, not content."""
 _WRITE_ROWS, _WRITE_CHARACTERS = 10_000, 2**25
 """Of a row group: whatever is reached first."""
-_READ_ROWS = 500
 _EMIT_ROWS = 20_000
 _SAFETY_RECORDS = 20_000
 """That a classifier is given at a time, which it sorts by length."""
@@ -129,11 +128,8 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
                     "on two sides, so take it out of one, or name a field that tells them apart instead of "
                     f"`document: {dataset.document}`"
                 )
-            if (
-                not split
-                and dataset.stratify
-                and (stratum := strata.setdefault(record.document, record.stratum)) != record.stratum
-            ):
+            stratum = strata.setdefault(record.document, record.stratum) if dataset.stratify and not split else record.stratum
+            if stratum != record.stratum:
                 raise DataError(
                     f"document `{record.document}` has several values of `stratify: {dataset.stratify}` (`{stratum}` and "
                     f"`{record.stratum}`); a document stands in one split whole, so stratify by a field that is the same in "
@@ -219,14 +215,6 @@ def _of_several(digests: np.ndarray) -> np.ndarray:
     """Which of the digests stand there more than once: of the others nothing is a pair."""
     _, which, times = np.unique(digests, return_inverse=True, return_counts=True)
     return np.asarray(times[which] > 1)
-
-
-def document_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of `documents.parquet`, some of the file at a time."""
-    import pyarrow.parquet
-
-    batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_READ_ROWS)
-    return (row for batch in batches for row in batch.to_pylist())
 
 
 def iterate_records(file: Path) -> Iterator[list[dict[str, Any]]]:

@@ -17,7 +17,8 @@ import numpy as np
 
 from paretune.data.chat import turn_end
 from paretune.data.examples import examples_of
-from paretune.data.tokenizer import TextTokenizer, read_tokens
+from paretune.data.tokenizer import TextTokenizer
+from paretune.data.tokens import read_tokens
 from paretune.data.trees import Example
 from paretune.data.words import words_of
 from paretune.errors import DataError
@@ -67,8 +68,10 @@ def evaluate_tasks(context: StageContext) -> dict[str, Any]:
     likeliest: list[str | None] = []
     for split in settings.splits:
         rows = read_tokens(directory, split)
-        documents = set(islice(dict.fromkeys(row["document"] for row in rows), settings.max_documents))
-        of_split = questions_of([row for row in rows if row["document"] in documents and row["task"] in tasks])
+        names, of_tasks = rows.column("document").to_pylist(), rows.column("task").to_pylist()
+        documents = set(islice(dict.fromkeys(names), settings.max_documents))
+        asked = [name in documents and task in tasks for name, task in zip(names, of_tasks, strict=True)]
+        of_split = questions_of(rows.where(np.array(asked, bool)))
         questions += of_split
         answers += write_answers(loaded, prompts_of(of_split, tasks, loaded), emit=context.emit)
         likeliest += likeliest_labels(loaded, of_split, labels, context.options.forward_tokens)
@@ -194,7 +197,8 @@ def _labels(asked: str | Sequence[str], directory: Path, name: str) -> tuple[str
     """The labels of a task in alphabetical order; those of the training split where they are asked from there."""
     texts = asked
     if isinstance(asked, str):
-        texts = [row["reference"] for row in read_tokens(directory, "train") if row["task"] == name]
+        rows = read_tokens(directory, "train")
+        texts = rows.where(rows.column("task").to_numpy() == name).column("reference").unique().to_pylist()
     labels = sorted({text.strip() for text in texts})
     if len(labels) < 2:
         raise DataError(f"task `{name}`: the training split has {len(labels)} label(s); a classification needs two or more")
