@@ -141,7 +141,7 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
         sides_D = np.fromiter(((*SPLITS, UNUSED).index(side_of[name]) for name in kept.names), np.int8)
         del side_of
     unused = int((sides_D == _NEITHER).sum())
-    names = np.array([*kept.names, None], object)[:-1]
+    names = np.array(list(kept.names), object)
     if dataset.clean.mask:
         _mask_names(names, sides_D, dataset)
     records_C, fields_C, digests_C = map(np.asarray, kept.contents)

@@ -124,7 +124,7 @@ def join_windows(results: Iterator[TargetScores], counts: Sequence[int]) -> Iter
 
 
 def document_scores(row: Mapping[str, Any], result: TargetScores) -> list[Score]:
-    """The three scores of one document; `row` is one of tokens.parquet, of which a record has one for each of its tasks."""
+    """The three scores of one document; `row` is one of tokens.arrow, of which a record has one for each of its tasks."""
     tokens, num_bytes, nats = len(result.nats), row["bytes"], float(result.nats.sum())
     example, slices = str(row["example"]), {}
     if TASK in row:

@@ -33,7 +33,7 @@ from paretune.study.evaluations import Tasks
 from paretune.study.tasks import BERT_SCORE
 
 Row = Mapping[str, Any]
-"""Of tokens.parquet: one task of one record."""
+"""Of tokens.arrow: one task of one record."""
 
 
 @dataclass(frozen=True)

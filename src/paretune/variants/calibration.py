@@ -44,7 +44,7 @@ def read_windows(context: StageContext, config: MethodConfig[PruneBlocks], prefi
 def draw_windows(rows: Sequence[Mapping[str, Any]], calibration: Calibration, max_length: int, prefix_id: int) -> list[Window]:
     """Windows of `documents` documents, one of each in turn and in random order, until they hold `tokens` tokens.
 
-    `rows` are those of tokens.parquet. The first document's first window is always taken.
+    `rows` are those of tokens.arrow. The first document's first window is always taken.
     """
     by_document: dict[str, list[int]] = {}
     filled = lengths_of(rows, "completion" if rows and "completion" in rows[0] else "ids") > 0
