@@ -41,7 +41,7 @@ from paretune.study.registry import load_function
 UNUSED = "unused"
 CONTENT_SHARE = 0.1
 """A field with fewer distinct long values than this share of the records is a system prompt or label, not content."""
-_WRITE_ROWS, _WRITE_CHARACTERS = 10_000, 2**25
+_WRITE_ROWS, _WRITE_CHARACTERS = 10_000, 2**24
 """Of a row group: whatever is reached first."""
 _EMIT_ROWS = 20_000
 _SAFETY_RECORDS = 20_000
