@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +136,7 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
                 )
     sides_D = np.array(sides)
     if isinstance(dataset.source, Source):
-        side_of = split_documents(kept.names, dataset.split, strata if dataset.stratify else None)
-        sides_D = np.fromiter(((*SPLITS, UNUSED).index(side_of[name]) for name in kept.names), np.int8)
-        del side_of
+        sides_D = draw_sides(kept.names, dataset.split, strata if dataset.stratify else None)
     unused = int((sides_D == _NEITHER).sum())
     names = np.array(list(kept.names), object)
     if dataset.clean.mask:
@@ -232,39 +229,46 @@ def record_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def split_documents(documents: Collection[str], split: Split, strata: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Document to `train`, `validation`, `test` or `unused`, for distinct `documents`.
+    """Document to `train`, `validation`, `test` or `unused`, for distinct `documents`; as `draw_sides` draws it."""
+    sides = draw_sides(documents, split, strata)
+    return {document: (*SPLITS, UNUSED)[side] for document, side in zip(documents, sides.tolist(), strict=True)}
+
+
+def draw_sides(documents: Collection[str], split: Split, strata: Mapping[str, str] | None = None) -> np.ndarray:
+    """The side of each of distinct `documents`, int8: the number of its split, or the one after them where it is unused.
 
     With `strata` (document to stratum) each stratum keeps the shares as nearly as whole documents allow: what rounding owes a
     split is carried to the next stratum, largest first, so that many small strata still add up to the shares.
     Raises DataError if a split would be empty.
     """
-    groups: dict[str, list[str]] = {}
-    for document in documents:
-        groups.setdefault(strata[document] if strata else "", []).append(document)
+    digests, groups = bytearray(), dict[str, "array[int]"]()
+    for number, document in enumerate(documents):
+        digests += hashlib.sha256(f"{split.seed}\0{document}".encode("utf-8", "surrogatepass")).digest()
+        groups.setdefault(strata[document] if strata else "", array("q")).append(number)
+    # Of equal length, so that it does not matter that zeros at the end are left aside.
+    digests_D, sides_D = np.frombuffer(digests, "S32"), np.full(len(documents), _NEITHER, np.int8)
     shares = [Fraction(repr(share)) for share in (split.train, split.validation, split.test)]
     shares.append(1 - sum(shares) if split.unused else Fraction(0))
     shares = [share / sum(shares) for share in shares]
-    names = (*SPLITS, UNUSED)
-    owed = [Fraction(0)] * len(names)
-    side: dict[str, str] = {}
+    owed = [Fraction(0)] * len(shares)
     for stratum in sorted(groups, key=lambda name: (-len(groups[name]), name)):
-        members = sorted(groups[stratum], key=partial(_drawn, split.seed))
+        members = np.asarray(groups[stratum])
+        members = members[np.argsort(digests_D[members], kind="stable")]
         quotas = [owes + len(members) * share for owes, share in zip(owed, shares, strict=True)]
         counts = whole_counts(quotas, len(members))
         owed = [quota - count for quota, count in zip(quotas, counts, strict=True)]
-        sides = [name for name, count in zip(names, counts, strict=True) for _ in range(count)]
-        side.update(zip(members, sides, strict=True))
-    totals = {name: sum(part == name for part in side.values()) for name in SPLITS}
+        sides_D[members] = np.repeat(np.arange(len(counts)), counts)
+    totals = {name: int((sides_D == number).sum()) for number, name in enumerate(SPLITS)}
     empty = [name for name in SPLITS if not totals[name]]
     if empty:
         numbers = ", ".join(f"{name} {getattr(split, name):g} is {totals[name]}" for name in SPLITS)
         needed = math.ceil(1 / min(split.train, split.validation, split.test))
         raise DataError(
-            f"{len(side)} document(s) cannot fill the splits: {numbers}, and `{empty[0]}` would be empty. "
+            f"{len(sides_D)} document(s) cannot fill the splits: {numbers}, and `{empty[0]}` would be empty. "
             f"These shares need about {needed} documents; name a finer `document`, change `split`, "
             "or cut a text into more (`chapters`, `blocks`)"
         )
-    return side
+    return sides_D
 
 
 def whole_counts(quotas: Sequence[Fraction], total: int) -> list[int]:
@@ -322,10 +326,6 @@ def _read(dataset: Dataset, source: Source, split: str, counts: Counter[str], co
 
 def _role(split: str) -> str:
     return f"source.{split}" if split else "source"
-
-
-def _drawn(seed: int, document: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{document}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _noted(records: Iterable[SourceRecord], seen: Counter[str]) -> Iterator[SourceRecord]:
