@@ -157,7 +157,7 @@ def test_memory_does_not_grow_with_the_texts(tmp_path: Path, monkeypatch: pytest
         folder.mkdir()
         source = {"path": str(write_rows(folder / "rows.jsonl", rows))}
         tracemalloc.start()
-        prepare(folder, {"source": source, "clean": {"drop": ["duplicate"]}})
+        prepare(folder, {"source": source, "text": "{{ text }}", "clean": {"drop": ["duplicate"]}})
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     # The longer texts are 8 MB longer.
