@@ -103,6 +103,10 @@ class TokenRows(Sequence[dict[str, Any]]):
         ids: np.ndarray = self._columns[name][int(self.numbers[index])].values.to_numpy()
         return ids
 
+    def value_of(self, name: str, index: int) -> Any:
+        """A value of one row, without the others of its column."""
+        return self._columns[name][int(self.numbers[index])].as_py()
+
     def where(self, chosen: np.ndarray) -> "TokenRows":
         """The rows where `chosen` is true."""
         return TokenRows(self._table, self.numbers[chosen])

@@ -198,7 +198,8 @@ def _labels(asked: str | Sequence[str], directory: Path, name: str) -> tuple[str
     texts = asked
     if isinstance(asked, str):
         rows = read_tokens(directory, "train")
-        texts = rows.where(rows.column("task").to_numpy() == name).column("reference").unique().to_pylist()
+        numbers = np.flatnonzero(np.array([task == name for task in rows.column("task").to_pylist()], bool))
+        texts = list({rows.value_of("reference", number) for number in numbers.tolist()})
     labels = sorted({text.strip() for text in texts})
     if len(labels) < 2:
         raise DataError(f"task `{name}`: the training split has {len(labels)} label(s); a classification needs two or more")
