@@ -16,7 +16,8 @@ from functools import partial
 
 import numpy as np
 
-from paretune.data.leakage import COMMON, NGRAM, Pair, _distinct_grams, _hashes, _positions, find_pairs
+from paretune.data.leakage import NGRAM, Pair, _distinct_grams, _hashes, find_pairs
+from paretune.data.ngrams import COMMON, _positions
 from paretune.data.prepare import split_documents
 from paretune.data.sources import iterate_rows
 from paretune.data.templates import parse_template, render

@@ -210,8 +210,8 @@ _STORES = (
     store("record of a newer version", _newer_record, "record.json", "newer"),
     store(
         "artifact damaged",
-        lambda f: os.truncate(_artifact(f, "tokenize") / "tokens.parquet", 9),
-        "`tokens.parquet` is not as recorded",
+        lambda f: os.truncate(_artifact(f, "tokenize") / "tokens.arrow", 9),
+        "`tokens.arrow` is not as recorded",
         "remove the directory",
     ),
     store("lock damaged", write("{", "study.lock"), "study.lock: not a lock", "remove it, and it is made again"),

@@ -4,8 +4,6 @@ from collections import Counter
 import pytest
 
 from paretune.data.leakage import (
-    COMMON,
-    MOSTLY_COMMON,
     NGRAM,
     Pair,
     block_message,
@@ -13,6 +11,7 @@ from paretune.data.leakage import (
     find_item_pairs,
     find_pairs,
 )
+from paretune.data.ngrams import COMMON, MOSTLY_COMMON
 from paretune.data.words import words_of
 
 _DRAW = random.Random(0)

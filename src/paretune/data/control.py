@@ -78,9 +78,9 @@ class ControlTokens:
         self.num_examples = 0
         """That held some."""
 
-    def check(self, examples: Iterable[tuple[str, Sequence[tuple[str, str]]]]) -> None:
+    def check(self, examples: Iterable[tuple[str, Sequence[tuple[str, str]]]]) -> int:
         """DataError where records hold control tokens and the study does not say what is done; `examples` are the number of the
-        record and the pieces of each."""
+        record and the pieces of each. Returns how many there are."""
         counts, first, total = Counter[str](), "", 0
         for number, pieces in examples:
             total += 1
@@ -94,6 +94,7 @@ class ControlTokens:
                 f"{self.num_examples} of {total} examples (the first: of record {int(first) + 1}) hold control tokens of the "
                 f"base as text: {named}; {WAYS_OUT}"
             )
+        return total
 
     def treated(self, name: str, text: str) -> str:
         """A piece for the tokenizer: without the control tokens of its record, or with a private character for each that

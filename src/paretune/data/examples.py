@@ -6,20 +6,23 @@ tokens for each task; the examples of one context share its array, by which a ba
 
 import itertools
 import json
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from paretune.data.chat import end_ids, render_turn, unwritten_in_plain
 from paretune.data.control import ControlTokens, pieces_of, sources_of
+from paretune.data.documents import document_rows
 from paretune.data.records import PromptCompletion, Rendered
-from paretune.data.tokenizer import TextTokenizer, kept_counts, load_tokenizer, refuse_empty_split, too_long
-from paretune.data.trees import Example, windows
+from paretune.data.tokenizer import TextTokenizer, load_tokenizer, too_long
+from paretune.data.tokens import ids_of, kept_counts, lengths_of, read_tokens, refuse_empty_split, values_of, writing_tokens
+from paretune.data.trees import Example, Examples, num_windows, window
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import TokenizeConfig
@@ -64,99 +67,120 @@ class _Tokenized:
         return len(self.prompt) + len(self.completion) + len(self.end)
 
 
-def examples_of(
-    rows: Sequence[Mapping[str, Any]], tokenizer: TextTokenizer, max_length: int, *, end: bool = True
-) -> list[Example]:
+def examples_of(rows: Sequence[Mapping[str, Any]], tokenizer: TextTokenizer, max_length: int, *, end: bool = True) -> Examples:
     """Rows of `read_tokens` as examples, in their order: a text in windows, a task's row as one example.
 
     Neighbouring rows of one document and context share one trunk array. Without `end`, what ends a completion is left out, as
     for scores over text alone; of a plain text the end stays.
     """
-    examples: list[Example] = []
-    trunk, owner = None, None
-    for row in rows:
-        if "task" not in row:
-            examples += windows(row["ids"], max_length, tokenizer.prefix_id, tokenizer.eos_id)
-            continue
-        if trunk is None or owner != (row["split"], row["document"]) or not np.array_equal(trunk[1:], row["context"]):
-            trunk = np.concatenate([[tokenizer.prefix_id], row["context"]]).astype(np.int32)
-            owner = (row["split"], row["document"])
+    if not len(rows) or "task" not in rows[0]:
+
+        def window_of(row: int, number: int) -> Example:
+            return window(rows[row]["ids"], number, max_length, tokenizer.prefix_id, tokenizer.eos_id)
+
+        return Examples(num_windows(lengths_of(rows, "ids"), max_length), window_of)
+    starts = _context_starts(rows)
+    # The examples of one context have one array as long as any of them is held.
+    trunks: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
+
+    def example_of(number: int, _: int) -> Example:
+        row = rows[number]
         parts = [row["prompt"], row["completion"], *([row["end"]] if end else [])]
         branch = np.concatenate(parts).astype(np.int32)
-        if len(row["context"]):
-            examples.append(Example(branch, len(row["prompt"]), trunk))
-        else:
-            examples.append(Example(np.concatenate([trunk, branch]), 1 + len(row["prompt"])))
-    return examples
+        if not len(row["context"]):
+            return Example(np.concatenate([[tokenizer.prefix_id], branch]).astype(np.int32), 1 + len(row["prompt"]))
+        start = int(starts[np.searchsorted(starts, number, side="right") - 1])
+        trunk = trunks.get(start)
+        if trunk is None:
+            trunk = trunks[start] = np.concatenate([[tokenizer.prefix_id], row["context"]]).astype(np.int32)
+        return Example(branch, len(row["prompt"]), trunk)
+
+    return Examples(np.ones(len(rows), np.int64), example_of, starts)
+
+
+def _context_starts(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Where the runs of rows begin that are of one document and context; a row without context is a run of its own."""
+    owners = list(zip(values_of(rows, "split"), values_of(rows, "document"), strict=True))
+    lengths = lengths_of(rows, "context")
+    new = np.ones(len(rows), bool)
+    for n in (np.flatnonzero((lengths[1:] == lengths[:-1]) & (lengths[1:] > 0)) + 1).tolist():
+        if owners[n] == owners[n - 1]:
+            new[n] = not np.array_equal(ids_of(rows, "context", n - 1), ids_of(rows, "context", n))
+    return np.flatnonzero(new)
 
 
 def tokenize_tasks(context: StageContext) -> dict[str, Any]:
-    """Stage body: the examples of a dataset with tasks as the ids of one tokenizer, in `tokens.parquet`.
+    """Stage body: the examples of a dataset with tasks as the ids of one tokenizer, in `tokens.arrow`.
 
     Raises DataError for an example longer than `max_length` where the study says `too_long: error`, its default here, and for
     control tokens in records where it does not say what is done with them.
     """
     tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
-    documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
+    file = context.inputs["data"].path / "documents.parquet"
     config = context.parse(TokenizeConfig)
     max_length, rule = config.max_length, config.too_long
     control = ControlTokens(tokenizer, config.control_tokens, sources_of(context.inputs["data"].record.config["dataset"]))
-    control.check((str(row["example"]), _pieces(tokenizer, row)) for row in documents)
-    rows: list[dict[str, Any]] = []
-    skipped = cut = 0
+    total = control.check((str(row["example"]), _pieces(tokenizer, row)) for row in document_rows(file))
+    kept_rows = skipped = cut = longest_length = 0
     unwritten: Counter[str] = Counter()
-    lengths: list[tuple[int, Mapping[str, Any]]] = []
-    by_context = itertools.groupby(documents, lambda row: (row["split"], row["document"], row["context"]))
-    for (_, _, text), group in by_context:
-        shared = control.encode(control.treated("context", text), continues=False)
-        branches = [_tokenized(control, row) for row in group]
-        unwritten.update(name for branch in branches for name in branch.unwritten)
-        lengths += [(1 + len(shared) + branch.length, branch.row) for branch in branches]
-        room = max_length - 1  # of the prefix token
-        kept = [branch for branch in branches if len(shared) + branch.length <= room]
-        if rule == "cut" and len(kept) < len(branches):
-            # All keep the same of the context; where nothing of it would be left, there is nothing to ask about.
-            kept = [branch for branch in branches if branch.length < room]
-            left = room - max((branch.length for branch in kept), default=0)
-            cut += len(kept) if left < len(shared) else 0
-            shared = shared[:left]
-        skipped += len(branches) - len(kept)
-        for branch in kept:
-            before = [*shared, *branch.prompt][-_OVERLAP:]
-            rows.append(
-                {
-                    **{name: branch.row[name] for name in ("split", "document", "task")},
-                    "example": branch.row["example"] + branch.row["part"],
-                    "context": shared,
-                    "prompt": branch.prompt,
-                    "completion": branch.completion,
-                    "end": branch.end,
-                    "reference": branch.text,
-                    "bytes": len(branch.text.encode()),
-                    "lossless": tokenizer.decode([*before, *branch.completion]).endswith(branch.text),
-                }
-            )
-        context.emit(done=len(rows) + skipped, total=len(documents))
+    lengths, longest = array("q"), dict[str, Any]()
+    with writing_tokens(context.draft, SCHEMA) as writer:
+        for (_, _, text), group in itertools.groupby(
+            document_rows(file), lambda row: (row["split"], row["document"], row["context"])
+        ):
+            shared = control.encode(control.treated("context", text), continues=False)
+            branches = [_tokenized(control, row) for row in group]
+            unwritten.update(name for branch in branches for name in branch.unwritten)
+            for branch in branches:
+                length = 1 + len(shared) + branch.length
+                lengths.append(length)
+                if length > longest_length:
+                    longest, longest_length = dict(branch.row), length
+            room = max_length - 1  # of the prefix token
+            kept = [branch for branch in branches if len(shared) + branch.length <= room]
+            if rule == "cut" and len(kept) < len(branches):
+                # All keep the same of the context; where nothing of it would be left, there is nothing to ask about.
+                kept = [branch for branch in branches if branch.length < room]
+                left = room - max((branch.length for branch in kept), default=0)
+                cut += len(kept) if left < len(shared) else 0
+                shared = shared[:left]
+            skipped += len(branches) - len(kept)
+            for branch in kept:
+                before = [*shared, *branch.prompt][-_OVERLAP:]
+                writer.add(
+                    {
+                        **{name: branch.row[name] for name in ("split", "document", "task")},
+                        "example": branch.row["example"] + branch.row["part"],
+                        "context": shared,
+                        "prompt": branch.prompt,
+                        "completion": branch.completion,
+                        "end": branch.end,
+                        "reference": branch.text,
+                        "bytes": len(branch.text.encode()),
+                        "lossless": tokenizer.decode([*before, *branch.completion]).endswith(branch.text),
+                    }
+                )
+            kept_rows += len(kept)
+            context.emit(done=kept_rows + skipped, total=total)
     if rule == "error" and skipped:
-        _, longest = max(lengths, key=lambda each: each[0])
         named = f"document `{longest['document']}` (record {longest['example']}, task `{longest['task']}`)"
         way_out = "`too_long: skip` to leave such examples out"
         way_out += ", or `too_long: cut` to shorten the context at its end" if longest["context"] else ""
-        raise DataError(too_long(named, [length for length, _ in lengths], max_length, way_out))
-    refuse_empty_split(rows, max_length, "raise `train.max_length`, or shorten prompts and contexts")
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
+        raise DataError(too_long(named, lengths, max_length, way_out))
+    tokens = read_tokens(context.draft)
+    refuse_empty_split(tokens, max_length, "raise `train.max_length`, or shorten prompts and contexts")
     metrics: dict[str, int] = {}
     for split in SPLITS:
-        of_split = [row for row in rows if row["split"] == split]
+        of_split = tokens.of_split(split)
         # Learned are completions without their ends; read is all that an example holds.
-        metrics[f"tokens_{split}"] = sum(len(row["completion"]) for row in of_split)
+        metrics[f"tokens_{split}"] = int(of_split.lengths("completion").sum())
         metrics[f"windows_{split}"] = len(of_split)
-        parts = [row[name] for row in of_split for name in ("context", "prompt", "completion", "end")]
-        metrics[f"read_tokens_{split}"] = len(of_split) + sum(map(len, parts))
-    lossy = sum(not row["lossless"] for row in rows)
+        parts = (of_split.lengths(name) for name in ("context", "prompt", "completion", "end"))
+        metrics[f"read_tokens_{split}"] = len(of_split) + int(sum(part.sum() for part in parts))
+    lossy = int((~tokens.column("lossless").to_numpy()).sum())
     counts = {"skipped_examples": skipped, "cut_examples": cut, "lossy_examples": lossy}
     counts |= {"control_examples": control.num_examples, **{f"unwritten_{name}": n for name, n in sorted(unwritten.items())}}
-    return {**metrics, **kept_counts(rows), **counts}
+    return {**metrics, **kept_counts(tokens), **counts}
 
 
 def _pieces(tokenizer: TextTokenizer, row: Mapping[str, Any]) -> list[tuple[str, str]]:

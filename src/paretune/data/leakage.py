@@ -15,8 +15,8 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from scipy.sparse import csr_array, vstack
 
+from paretune.data.ngrams import NgramIndex
 from paretune.data.words import words_of
 
 NGRAM = 13
@@ -26,10 +26,6 @@ ITEM_NGRAM = 8
 THRESHOLD = 0.4
 """Coverage from which a document counts as a near duplicate. A copied half just misses 0.5, because the n-grams across the cut
 are its own; `benchmarks/leakage.py` measures what each threshold finds and misses."""
-COMMON = 10
-"""An n-gram of more documents than this is boilerplate, as in GPT-3's filter."""
-MOSTLY_COMMON = 0.9
-"""A document with more boilerplate than this is compared with all its n-grams: it may be one of many near copies."""
 MIN_ITEM_WORDS = 5
 """A shorter question can stand in any text by chance."""
 EXCERPT_CHARACTERS = 80
@@ -48,8 +44,6 @@ _Covered = list[tuple[int, int, float]]
 
 _KINDS = ("exact", "normalised", "near", "field")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_ROWS = 4096
-"""Training documents compared at a time; bounds the memory of the product of the sparse matrices."""
 
 
 @dataclass(frozen=True)
@@ -100,22 +94,18 @@ def find_pairs(
 
 def _text_pairs(texts: Mapping[str, Texts], threshold: float) -> Iterator[Pair]:
     groups: dict[bytes, _Group] = {}
-    held_out = [
-        _distinct_grams(_hashes(words), NGRAM)
-        for split in ("test", "validation")
-        for document, text in texts[split].items()
-        if _joins(groups, words := words_of(text), text, split, document)
-    ]
+    index = NgramIndex()
+    for split in ("test", "validation"):
+        for document, text in texts[split].items():
+            if _joins(groups, words := words_of(text), text, split, document):
+                index.add_target(_distinct_grams(_hashes(words), NGRAM))
     targets = list(groups.values())
-    index, membership = _index(held_out)
-    rows = [
-        _positions(index, _distinct_grams(_hashes(words), NGRAM))
-        for document, text in texts["train"].items()
-        if _joins(groups, words := words_of(text), text, "train", document)
-    ]
+    for document, text in texts["train"].items():
+        if _joins(groups, words := words_of(text), text, "train", document):
+            index.add_source(_distinct_grams(_hashes(words), NGRAM))
     inner = [n for n, group in enumerate(targets) if any(split != "test" for split, _ in group)]
     sources = [*list(groups.values())[len(targets) :], *(targets[n] for n in inner)]
-    covered = _covered(_matrix(rows, len(index)), membership, inner, threshold)
+    covered = index.covered(inner, threshold)
     for group in groups.values():
         for (split, document), (other, other_document) in _sides(group, group):
             text, other_text = texts[split][document], texts[other][other_document]
@@ -144,16 +134,18 @@ def find_item_pairs(training: Texts, items: Mapping[str, Sequence[str]], thresho
     by_size: dict[int, list[tuple[str, int, np.ndarray]]] = {}
     for probe in probes:
         by_size.setdefault(min(ITEM_NGRAM, len(probe[2])), []).append(probe)
-    indices = {n: _index([_distinct_grams(hashes, n) for _, _, hashes in sized]) for n, sized in by_size.items()}
-    rows: dict[int, list[np.ndarray]] = {n: [] for n in by_size}
+    indices = {n: NgramIndex() for n in by_size}
+    for n, sized in by_size.items():
+        for _, _, hashes in sized:
+            indices[n].add_target(_distinct_grams(hashes, n))
     for text in training.values() if probes else ():
         hashes = _hashes(words_of(text))
-        for n, (index, _) in indices.items():
-            rows[n].append(_positions(index, _distinct_grams(hashes, n)))
+        for n, index in indices.items():
+            index.add_source(_distinct_grams(hashes, n))
     names = list(training)
     best: dict[tuple[str, int, str], float] = {}
-    for n, (index, membership) in indices.items():
-        for source, target, share in _covered(_matrix(rows[n], len(index)), membership, [], threshold):
+    for n, index in indices.items():
+        for source, target, share in index.covered([], threshold):
             evaluation, number, _ = by_size[n][target]
             key = (evaluation, number, names[source])
             best[key] = max(best.get(key, 0.0), share)
@@ -222,7 +214,7 @@ def _hashes(words: Sequence[str]) -> np.ndarray:
     return np.fromiter(map(_word_hash, words), dtype=np.uint64, count=len(words))
 
 
-@lru_cache(maxsize=2**20)
+@lru_cache(maxsize=2**17)
 def _word_hash(word: str) -> int:
     # Not Python's own hash, which differs between processes.
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
@@ -244,66 +236,16 @@ def _grams(hashes: np.ndarray, size: int) -> np.ndarray:
     return grams
 
 
-def _index(targets: Sequence[np.ndarray]) -> tuple[np.ndarray, csr_array]:
-    """All n-grams of the targets, sorted, and which target has which: int32 [target, n-gram]."""
-    index, columns = np.unique(np.concatenate([*targets, np.zeros(0, np.uint64)]), return_inverse=True)
-    ends = np.cumsum([0, *(len(grams) for grams in targets)])
-    ones = np.ones(len(columns), dtype=np.int32)
-    return index, csr_array((ones, columns.astype(np.int32), ends), shape=(len(targets), len(index)))
-
-
-def _positions(index: np.ndarray, grams: np.ndarray) -> np.ndarray:
-    """Where in `index` those of `grams` stand that are in it."""
-    positions = np.searchsorted(index, grams)
-    inside = positions < len(index)
-    positions, grams = positions[inside], grams[inside]
-    return positions[index[positions] == grams].astype(np.int32)
-
-
-def _matrix(rows: Sequence[np.ndarray], width: int) -> csr_array:
-    columns = np.concatenate([*rows, np.zeros(0, np.int32)])
-    ends = np.cumsum([0, *(len(row) for row in rows)])
-    return csr_array((np.ones(len(columns), dtype=np.int32), columns, ends), shape=(len(rows), width))
-
-
-def _covered(training: csr_array, targets: csr_array, inner: Sequence[int], threshold: float) -> _Covered:
-    """(source, target, coverage) of all pairs with at least `threshold`; the sources are the rows of `training`, then `inner`.
-
-    `training` [source, n-gram] and `targets` [target, n-gram] are 0 or 1; `inner` are targets that are sources as well.
-    """
-    documents = training.sum(axis=0) + targets.sum(axis=0)
-    common = documents > COMMON
-    sizes = np.diff(targets.indptr)
-    mostly_common = targets @ common.astype(np.int32) > MOSTLY_COMMON * sizes
-    counts = ~common[targets.indices] | np.repeat(mostly_common, sizes)
-    # A copy, because eliminate_zeros works in place on arrays that would be those of `targets` too.
-    counted = csr_array((counts.astype(np.int32), targets.indices, targets.indptr), shape=targets.shape, copy=True)
-    counted.eliminate_zeros()
-    totals = np.diff(counted.indptr)
-    inner_rows = np.asarray(inner, dtype=np.int64)
-    sources = vstack([training, targets[inner_rows]], format="csr")
-    itself = np.concatenate([np.full(training.shape[0], -1), inner_rows])
-    by_gram = counted.T.tocsr()
-    covered: _Covered = []
-    for begin in range(0, sources.shape[0], _ROWS):
-        shared = (sources[begin : begin + _ROWS] @ by_gram).tocoo()
-        rows, columns = shared.row + begin, shared.col
-        share = shared.data / totals[columns]
-        keep = (share >= threshold) & (columns != itself[rows])
-        covered += zip(rows[keep].tolist(), columns[keep].tolist(), share[keep].tolist(), strict=True)
-    return covered
-
-
 def _strongest(covered: _Covered, sources: Sequence[_Group], targets: Sequence[_Group]) -> _Covered:
     """For each source and for each target, split by split, the pair with the highest coverage among those across splits.
 
     Their number grows with the documents, not with their square.
     """
-    earlier = [{split for split, _ in group} & {"train", "validation"} for group in sources]
-    later = [{split for split, _ in group} & {"validation", "test"} for group in targets]
     best: dict[tuple[int, int, str, str], tuple[int, int, float]] = {}
     for source, target, share in covered:
-        for first, second in itertools.product(earlier[source], later[target]):
+        earlier = {split for split, _ in sources[source]} & {"train", "validation"}
+        later = {split for split, _ in targets[target]} & {"validation", "test"}
+        for first, second in itertools.product(earlier, later):
             if first != second:
                 for key in ((0, source, first, second), (1, target, first, second)):
                     if key not in best or share > best[key][2]:

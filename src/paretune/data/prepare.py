@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import math
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,23 +21,32 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paretune.data.cleaning import clean_row, masked
+from paretune.data.documents import DocumentTexts, document_rows
 from paretune.data.leakage import Pair, block_message, content_digest, find_item_pairs, find_pairs
 from paretune.data.records import PromptCompletion, Rendered, chat_texts, parse_form, read_record, refuse_surrogates
-from paretune.data.safety import load_filter
+from paretune.data.safety import Filter, load_filter
 from paretune.data.sources import iterate_rows
+from paretune.data.spool import Spool
 from paretune.data.templates import is_blank, named_value
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import DataConfig, ItemsConfig, LeakageConfig, SafetyConfig
-from paretune.study.data import SPLITS, Dataset, Source, Split, SplitSources
+from paretune.study.data import SPLITS, Dataset, Source, Split
 from paretune.study.registry import load_function
 
 UNUSED = "unused"
 CONTENT_SHARE = 0.1
 """A field with fewer distinct long values than this share of the records is a system prompt or label, not content."""
-_WRITE_ROWS = 10_000
+_WRITE_ROWS, _WRITE_CHARACTERS = 10_000, 2**24
+"""Of a row group: whatever is reached first."""
 _EMIT_ROWS = 20_000
+_SAFETY_RECORDS = 20_000
+"""That a classifier is given at a time, which it sorts by length."""
+_NEITHER = len(SPLITS)
+"""The side of a document in no split: one that is unused, or was removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,51 +67,94 @@ class SourceRecord:
         return self.rendered.text
 
 
-Parts = dict[str, list[SourceRecord]]
-"""Split to its records in the order of the source."""
+class _Kept:
+    """The records that are kept, in the order of the sources: rendered on disk, and a few numbers of each in memory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.rendered = Spool[Rendered](directory)
+        self.names: dict[str, int] = {}
+        """The documents by name, numbered as they first occur."""
+        self.documents, self.numbers, self.contexts = array("q"), array("q"), array("q")
+        """Of each record: its document, its number in the source, and its context, numbered by its digest."""
+        self.fields: dict[str, int] = {}
+        self.contents = tuple(array("q") for _ in range(3))
+        """Record, field and digest of each content."""
+        self._contexts: dict[bytes, int] = {}
+
+    def add(self, record: SourceRecord) -> None:
+        self.documents.append(self.names.setdefault(record.document, len(self.names)))
+        self.numbers.append(record.number)
+        if record.rendered.branches:
+            self.contexts.append(self._contexts.setdefault(_digest(record.rendered.context), len(self._contexts)))
+        for name, digest in record.contents:
+            content = (len(self.rendered), self.fields.setdefault(name, len(self.fields)), digest)
+            for column, value in zip(self.contents, content, strict=True):
+                column.append(value)
+        self.rendered.append(record.rendered)
+
+    def in_order(self, sides: np.ndarray, split: str, *, completes: bool) -> np.ndarray:
+        """Those of a split, whose documents are in it by `sides`, in the order in which they are written."""
+        documents = np.asarray(self.documents)
+        chosen = np.flatnonzero(sides[documents] == SPLITS.index(split))
+        if not completes:
+            return chosen
+        # Records of one document stand together, and those of one context in it, in the order in which each first occurs.
+        documents, contexts = documents[chosen], np.asarray(self.contexts)[chosen]
+        _, first, which = np.unique(documents * len(self._contexts) + contexts, return_index=True, return_inverse=True)
+        return chosen[np.lexsort((first[which], documents))]
 
 
 def prepare_data(context: StageContext) -> dict[str, Any]:
     """Stage `data`: writes `documents.parquet`; with `items` in its config (`leakage: remove`) `removed.jsonl`, the pairs, too.
 
-    Memory: the rendered texts and some 350 bytes a record (10 million records of 90 characters: 5 GB). Raises SpecError for the
-    template, DataError for what is wrong with the data, and NeedsError for a missing file or hub.
+    Memory: some 250 bytes a record; the rendered texts wait on disk. Raises SpecError for the template, DataError for what is
+    wrong with the data, and NeedsError for a missing file or hub.
     """
     config = context.parse(DataConfig)
     dataset = Dataset.model_validate_json(json.dumps(config.dataset))
-    counts: Counter[str] = Counter()
+    counts, seen = Counter[str](), Counter[str]()
     sources = {"": dataset.source} if isinstance(dataset.source, Source) else dict(dataset.source)
-    read = {split: list(_read(dataset, source, split, counts, context)) for split, source in sources.items()}
-    context.emit(done=0, total=1, part="choosing records")
-    wanted = {split: _wanted(records, split, dataset, counts, config.safety, context) for split, records in read.items()}
-    parts, unused = _split(wanted, dataset)
+    kept, sides, strata = _Kept(context.draft), array("b"), dict[str, str]()
+    for split, source in sources.items():
+        records = _noted(_read(dataset, source, split, counts, context), seen)
+        for record in _wanted(records, split, dataset, counts, config.safety, context):
+            kept.add(record)
+            if len(sides) < len(kept.names):
+                sides.append(SPLITS.index(split) if split else _NEITHER)
+            if split and (other := SPLITS[sides[kept.documents[-1]]]) != split:
+                raise DataError(
+                    f"document `{record.document}` stands in `source.{other}` and in `source.{split}`; a document is never "
+                    "on two sides, so take it out of one, or name a field that tells them apart instead of "
+                    f"`document: {dataset.document}`"
+                )
+            stratum = strata.setdefault(record.document, record.stratum) if dataset.stratify and not split else record.stratum
+            if stratum != record.stratum:
+                raise DataError(
+                    f"document `{record.document}` has several values of `stratify: {dataset.stratify}` (`{stratum}` and "
+                    f"`{record.stratum}`); a document stands in one split whole, so stratify by a field that is the same in "
+                    "all its records, or leave `stratify` out"
+                )
+    sides_D = np.array(sides)
+    if isinstance(dataset.source, Source):
+        sides_D = draw_sides(kept.names, dataset.split, strata if dataset.stratify else None)
+    unused = int((sides_D == _NEITHER).sum())
+    names = np.array(list(kept.names), object)
     if dataset.clean.mask:
-        parts = _with_masked_names(parts, dataset)
+        _mask_names(names, sides_D, dataset)
+    records_C, fields_C, digests_C = map(np.asarray, kept.contents)
     # The fields whose longer values are mostly the record's own; a system prompt that all records share is none.
-    values: dict[str, list[int]] = {}
-    for name, digest in (content for records in parts.values() for record in records for content in record.contents):
-        values.setdefault(name, []).append(digest)
-    fields = {name for name, digests in values.items() if len(set(digests)) >= CONTENT_SHARE * len(digests)}
+    used = sides_D[np.asarray(kept.documents)[records_C]] != _NEITHER
+    of_fields = (digests_C[used & (fields_C == field)] for field in range(len(kept.fields)))
+    own = [field for field, values in enumerate(of_fields) if 0 < CONTENT_SHARE * len(values) <= len(np.unique(values))]
+    of_own = np.isin(fields_C, own)
+    contents = (records_C[of_own], digests_C[of_own])
     context.emit(done=0, total=1, part="comparing documents")
-    removed = _remove_leaks(parts, fields, context, config.items) if config.items is not None else set()
-    if dataset.completes:
-        # Records of one document stand together, and those of one context in it, in the order in which each first occurs.
-        for split, records in parts.items():
-            documents: dict[str, dict[str, list[SourceRecord]]] = {}
-            for record in records:
-                documents.setdefault(record.document, {}).setdefault(record.rendered.context, []).append(record)
-            parts[split] = [record for contexts in documents.values() for group in contexts.values() for record in group]
-    context.emit(done=0, total=1, part="writing")
-    _write(context.draft / "documents.parquet", parts, fields, completes=dataset.completes)
-    every = [record for records in read.values() for record in records]
-    metrics = {"records": len(every), "records_empty": sum(not record.text for record in every)}
-    empty = Counter(task for record in every for task in record.rendered.empty)
-    metrics |= {f"completions_empty_{task}": count for task, count in sorted(empty.items())}
+    removed = _remove_leaks(kept, names, sides_D, contents, context, config.items) if config.items is not None else set()
+    metrics: dict[str, Any] = {"records": seen["records"], "records_empty": seen["records_empty"]}
+    metrics |= {name: count for name, count in sorted(seen.items()) if name not in metrics}
     metrics |= {"documents_unused": unused, "documents_removed": len(removed), **dict(sorted(counts.items()))}
-    for split in SPLITS:
-        metrics[f"documents_{split}"] = len({record.document for record in parts[split]})
-        metrics[f"examples_{split}"] = sum(max(1, len(record.rendered.branches)) for record in parts[split])
-        metrics[f"bytes_{split}"] = sum(len(record.text.encode("utf-8")) for record in parts[split])
+    context.emit(done=0, total=1, part="writing")
+    metrics |= _write(context.draft / "documents.parquet", kept, names, sides_D, contents, completes=dataset.completes)
     context.emit(done=1, total=1, records=metrics["records"])
     return metrics
 
@@ -109,9 +162,9 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
 def check_leakage(context: StageContext) -> dict[str, Any]:
     """Stage `leakage`: writes `pairs.jsonl`; DataError with the first pairs if there are any and the mode is `block`.
 
-    Memory: the texts and some 800 bytes a document, and for the held-out part about 75 bytes a word.
+    Memory: some 500 bytes a document, and for the held-out part about 20 bytes a word; the texts wait on disk.
     """
-    texts, contents = read_documents(context.inputs["data"].path / "documents.parquet")
+    texts, contents = read_documents(context.inputs["data"].path / "documents.parquet", context.draft)
     config = context.parse(LeakageConfig)
     items = _items(context, config.items)
     context.emit(done=0, total=1, part="comparing documents")
@@ -131,19 +184,40 @@ def check_leakage(context: StageContext) -> dict[str, Any]:
     }
 
 
-def read_documents(file: Path) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, list[int]]]]:
-    """Text (examples joined by line ends) and content digests of each document of each split."""
-    rows = ((of_record[0], record_text(of_record)) for of_record in iterate_records(file))
-    return _by_document((row["split"], row["document"], text, row["contents"] or ()) for row, text in rows)
+def read_documents(
+    file: Path, directory: Path | None = None
+) -> tuple[dict[str, DocumentTexts], dict[str, dict[str, list[int]]]]:
+    """Text (examples joined by line ends) of each document of each split, and its content digests that several records share.
+
+    The texts wait in `directory`, that of the system for temporary files unless given.
+    """
+    spool: Spool[str] = Spool(directory)
+    texts = {split: DocumentTexts(spool.__getitem__) for split in SPLITS}
+    sides, documents, digests = array("b"), array("q"), array("q")
+    for rows in iterate_records(file):
+        document = texts[rows[0]["split"]].add(rows[0]["document"], len(spool))
+        for digest in rows[0]["contents"] or ():
+            sides.append(SPLITS.index(rows[0]["split"]))
+            documents.append(document)
+            digests.append(digest)
+        spool.append(record_text(rows))
+    names = [list(texts[split]) for split in SPLITS]
+    of_several = _of_several(np.asarray(digests))
+    contents: dict[str, dict[str, list[int]]] = {split: {} for split in SPLITS}
+    for n in np.flatnonzero(of_several).tolist():
+        contents[SPLITS[sides[n]]].setdefault(names[sides[n]][documents[n]], []).append(digests[n])
+    return texts, contents
+
+
+def _of_several(digests: np.ndarray) -> np.ndarray:
+    """Which of the digests stand there more than once: of the others nothing is a pair."""
+    _, which, times = np.unique(digests, return_inverse=True, return_counts=True)
+    return np.asarray(times[which] > 1)
 
 
 def iterate_records(file: Path) -> Iterator[list[dict[str, Any]]]:
     """The rows of each record of `documents.parquet`, some of the file at a time."""
-    import pyarrow.parquet
-
-    batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_WRITE_ROWS)
-    rows = (row for batch in batches for row in batch.to_pylist())
-    for _, of_record in itertools.groupby(rows, lambda row: (row["split"], row["document"], row["example"])):
+    for _, of_record in itertools.groupby(document_rows(file), lambda row: (row["split"], row["document"], row["example"])):
         yield list(of_record)
 
 
@@ -156,40 +230,46 @@ def record_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def split_documents(documents: Collection[str], split: Split, strata: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Document to `train`, `validation`, `test` or `unused`, for distinct `documents`.
+    """Document to `train`, `validation`, `test` or `unused`, for distinct `documents`; as `draw_sides` draws it."""
+    sides = draw_sides(documents, split, strata)
+    return {document: (*SPLITS, UNUSED)[side] for document, side in zip(documents, sides.tolist(), strict=True)}
+
+
+def draw_sides(documents: Collection[str], split: Split, strata: Mapping[str, str] | None = None) -> np.ndarray:
+    """The side of each of distinct `documents`, int8: the number of its split, or the one after them where it is unused.
 
     With `strata` (document to stratum) each stratum keeps the shares as nearly as whole documents allow: what rounding owes a
     split is carried to the next stratum, largest first, so that many small strata still add up to the shares.
     Raises DataError if a split would be empty.
     """
-    groups: dict[str, list[str]] = {}
-    for document in documents:
-        groups.setdefault(strata[document] if strata else "", []).append(document)
+    digests, groups = bytearray(), dict[str, "array[int]"]()
+    for number, document in enumerate(documents):
+        digests += hashlib.sha256(f"{split.seed}\0{document}".encode("utf-8", "surrogatepass")).digest()
+        groups.setdefault(strata[document] if strata else "", array("q")).append(number)
+    # Of equal length, so that it does not matter that zeros at the end are left aside.
+    digests_D, sides_D = np.frombuffer(digests, "S32"), np.full(len(documents), _NEITHER, np.int8)
     shares = [Fraction(repr(share)) for share in (split.train, split.validation, split.test)]
     shares.append(1 - sum(shares) if split.unused else Fraction(0))
     shares = [share / sum(shares) for share in shares]
-    names = (*SPLITS, UNUSED)
-    owed = [Fraction(0)] * len(names)
-    side: dict[str, str] = {}
+    owed = [Fraction(0)] * len(shares)
     for stratum in sorted(groups, key=lambda name: (-len(groups[name]), name)):
-        digests = {name: hashlib.sha256(f"{split.seed}\0{name}".encode("utf-8", "surrogatepass")) for name in groups[stratum]}
-        members = sorted(digests, key=lambda name: digests[name].digest())
+        members = np.asarray(groups[stratum])
+        members = members[np.argsort(digests_D[members], kind="stable")]
         quotas = [owes + len(members) * share for owes, share in zip(owed, shares, strict=True)]
         counts = whole_counts(quotas, len(members))
         owed = [quota - count for quota, count in zip(quotas, counts, strict=True)]
-        sides = [name for name, count in zip(names, counts, strict=True) for _ in range(count)]
-        side.update(zip(members, sides, strict=True))
-    totals = {name: sum(part == name for part in side.values()) for name in SPLITS}
+        sides_D[members] = np.repeat(np.arange(len(counts)), counts)
+    totals = {name: int((sides_D == number).sum()) for number, name in enumerate(SPLITS)}
     empty = [name for name in SPLITS if not totals[name]]
     if empty:
         numbers = ", ".join(f"{name} {getattr(split, name):g} is {totals[name]}" for name in SPLITS)
         needed = math.ceil(1 / min(split.train, split.validation, split.test))
         raise DataError(
-            f"{len(side)} document(s) cannot fill the splits: {numbers}, and `{empty[0]}` would be empty. "
+            f"{len(sides_D)} document(s) cannot fill the splits: {numbers}, and `{empty[0]}` would be empty. "
             f"These shares need about {needed} documents; name a finer `document`, change `split`, "
             "or cut a text into more (`chapters`, `blocks`)"
         )
-    return side
+    return sides_D
 
 
 def whole_counts(quotas: Sequence[Fraction], total: int) -> list[int]:
@@ -249,123 +329,124 @@ def _role(split: str) -> str:
     return f"source.{split}" if split else "source"
 
 
+def _noted(records: Iterable[SourceRecord], seen: Counter[str]) -> Iterator[SourceRecord]:
+    """The records; `seen` gains how many there are, and what is empty of them."""
+    for record in records:
+        seen["records"] += 1
+        seen["records_empty"] += not record.text
+        seen.update(f"completions_empty_{task}" for task in record.rendered.empty)
+        yield record
+
+
 def _wanted(
-    records: Sequence[SourceRecord],
+    records: Iterator[SourceRecord],
     split: str,
     dataset: Dataset,
     counts: Counter[str],
     safety: SafetyConfig | None,
     context: StageContext,
-) -> list[SourceRecord]:
+) -> Iterator[SourceRecord]:
     """The records with text, without repetitions and unsafe ones where the study says so; DataError where none is left."""
-    wanted = [record for record in records if record.text]
-    if not wanted and dataset.completes:
+    num_read = num_filled = num_safe = 0
+
+    def filled() -> Iterator[SourceRecord]:
+        nonlocal num_read, num_filled
+        for record in records:
+            num_read += 1
+            if record.text:
+                num_filled += 1
+                yield record
+
+    wanted = filled()
+    if "duplicate" in dataset.clean.drop:
+        wanted = _distinct(wanted, counts)
+    if safety is not None:
+        wanted = _safe(wanted, load_filter(safety, context.resources), counts)
+    for record in wanted:
+        num_safe += 1
+        yield record
+    if not num_filled and dataset.completes:
+        raise DataError(f"`{_role(split)}`: none of {num_read} records has a completion that is not empty; look at its fields")
+    if not num_filled:
         raise DataError(
-            f"`{_role(split)}`: none of {len(records)} records has a completion that is not empty; look at its fields"
-        )
-    if not wanted:
-        raise DataError(
-            f"`{_role(split)}`: all {len(records)} records render to nothing but white space"
+            f"`{_role(split)}`: all {num_read} records render to nothing but white space"
             f"{', or lack a field that is needed' if 'empty' in dataset.clean.drop else ''}; look at `text` and its fields"
         )
-    if "duplicate" in dataset.clean.drop:
-        first: dict[str, SourceRecord] = {}
-        for record in wanted:
-            first.setdefault(record.text, record)
-        counts["records_duplicate"] += len(wanted) - len(first)
-        wanted = list(first.values())
-    if safety is not None:
-        unsafe = load_filter(safety, context.resources).flags([record.text for record in wanted])
-        counts["records_unsafe"] += sum(unsafe)
-        wanted = [record for record, flag in zip(wanted, unsafe, strict=True) if not flag]
-        if not wanted:
-            raise DataError(f"`safety: {{data: drop}}` leaves no record of `{_role(split)}`; look at its words and threshold")
-    return wanted
+    if not num_safe:
+        raise DataError(f"`safety: {{data: drop}}` leaves no record of `{_role(split)}`; look at its words and threshold")
 
 
-def _split(wanted: Parts, dataset: Dataset) -> tuple[Parts, int]:
-    """The records of each split, and how many documents are unused; of sources that somebody else split, as they are."""
-    if isinstance(dataset.source, SplitSources):
-        first: dict[str, str] = {}
-        for split, records in wanted.items():
-            for record in records:
-                if (other := first.setdefault(record.document, split)) != split:
-                    raise DataError(
-                        f"document `{record.document}` stands in `source.{other}` and in `source.{split}`; a document is never "
-                        "on two sides, so take it out of one, or name a field that tells them apart instead of "
-                        f"`document: {dataset.document}`"
-                    )
-        return wanted, 0
-    strata: dict[str, str] = {}
-    for record in wanted[""]:
-        stratum = strata.setdefault(record.document, record.stratum)
-        if stratum != record.stratum:
-            raise DataError(
-                f"document `{record.document}` has several values of `stratify: {dataset.stratify}` (`{stratum}` and "
-                f"`{record.stratum}`); a document stands in one split whole, so stratify by a field that is the same in all "
-                "its records, or leave `stratify` out"
-            )
-    side = split_documents(strata, dataset.split, strata if dataset.stratify else None)
-    parts = {split: [record for record in wanted[""] if side[record.document] == split] for split in SPLITS}
-    return parts, sum(part == UNUSED for part in side.values())
+def _distinct(records: Iterable[SourceRecord], counts: Counter[str]) -> Iterator[SourceRecord]:
+    """The first record of each text, by its digest."""
+    digests = set[bytes]()
+    for record in records:
+        new = (digest := _digest(record.text)) not in digests
+        counts["records_duplicate"] += not new
+        digests.add(digest)
+        if new:
+            yield record
 
 
-def _with_masked_names(parts: Parts, dataset: Dataset) -> Parts:
-    """Documents under names without personal data; those that were changed are told apart by a number, in their order."""
-    names: dict[str, str] = {}
-    for document in dict.fromkeys(record.document for records in parts.values() for record in records):
-        name = masked(document, dataset.clean, Counter())
-        names[document] = document if name == document else f"{name} {len(names) + 1}"
-    return {
-        split: [dataclasses.replace(record, document=names[record.document]) for record in records]
-        for split, records in parts.items()
-    }
+def _safe(records: Iterator[SourceRecord], safety: Filter, counts: Counter[str]) -> Iterator[SourceRecord]:
+    counts["records_unsafe"] += 0
+    while batch := list(itertools.islice(records, _SAFETY_RECORDS)):
+        for record, unsafe in zip(batch, safety.flags([record.text for record in batch]), strict=True):
+            counts["records_unsafe"] += unsafe
+            if not unsafe:
+                yield record
+
+
+def _digest(text: str) -> bytes:
+    """128 bits: that two of 10^9 texts share one by chance has a probability of 10^-21."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _mask_names(names: np.ndarray, sides: np.ndarray, dataset: Dataset) -> None:
+    """Leave documents names without personal data; those that are changed are told apart by a number, in their order."""
+    in_splits = np.concatenate([np.flatnonzero(sides == side) for side in range(len(SPLITS))])
+    for number, document in enumerate(in_splits.tolist(), 1):
+        name = masked(names[document], dataset.clean, Counter())
+        if name != names[document]:
+            names[document] = f"{name} {number}"
 
 
 def _remove_leaks(
-    parts: Parts, fields: Collection[str], context: StageContext, configs: Mapping[str, ItemsConfig]
+    kept: _Kept,
+    names: np.ndarray,
+    sides: np.ndarray,
+    contents: tuple[np.ndarray, np.ndarray],
+    context: StageContext,
+    configs: Mapping[str, ItemsConfig],
 ) -> set[tuple[str, str]]:
-    """Take the training side of every pair out of `parts`; returns its (split, document).
+    """Take the training side of every pair out of the splits, in `sides`; returns its (split, document).
 
     Repeated until nothing is found: an n-gram that was boilerplate may no longer be, with fewer documents.
     """
     items, removed, all_pairs = _items(context, configs), set[tuple[str, str]](), list[Pair]()
+    several = _of_several(contents[1])
     while True:
-        texts, contents = _by_document(
-            (split, record.document, record.text, _digests(record, fields))
-            for split, records in parts.items()
-            for record in records
-        )
-        pairs = find_pairs(texts, contents) + find_item_pairs(texts["train"], items)
+        texts = {split: DocumentTexts(lambda record: kept.rendered[record].text) for split in SPLITS}
+        for record, document in enumerate(kept.documents):
+            if sides[document] != _NEITHER:
+                texts[SPLITS[sides[document]]].add(names[document], record)
+        digests: dict[str, dict[str, list[int]]] = {split: {} for split in SPLITS}
+        for record, digest in zip(*(column[several].tolist() for column in contents), strict=True):
+            if sides[document := kept.documents[record]] != _NEITHER:
+                digests[SPLITS[sides[document]]].setdefault(names[document], []).append(digest)
+        pairs = find_pairs(texts, digests) + find_item_pairs(texts["train"], items)
         if not pairs:
             break
         all_pairs += pairs
-        removed |= {(pair.split, pair.document) for pair in pairs}
-        for split in SPLITS:
-            parts[split] = [record for record in parts[split] if (split, record.document) not in removed]
-        empty = [split for split in SPLITS if not parts[split]]
+        leaks = {(pair.split, pair.document) for pair in pairs}
+        removed |= leaks
+        for document, side in enumerate(sides):
+            if side != _NEITHER and (SPLITS[side], names[document]) in leaks:
+                sides[document] = _NEITHER
+        empty = [split for side, split in enumerate(SPLITS) if not (sides == side).any()]
         if empty:
             raise DataError(f"`leakage: remove` leaves no document in `{empty[0]}`; {block_message(all_pairs)}")
     _write_pairs(context.draft / "removed.jsonl", all_pairs)
     return removed
-
-
-def _by_document(
-    records: Iterable[tuple[str, str, str, Sequence[int]]],
-) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, list[int]]]]:
-    """Texts, joined by line ends, and content digests by split and document, of (split, document, text, digests)."""
-    texts: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
-    contents: dict[str, dict[str, list[int]]] = {split: {} for split in SPLITS}
-    for split, document, text, digests in records:
-        texts[split].setdefault(document, []).append(text)
-        if digests:
-            contents[split].setdefault(document, []).extend(digests)
-    joined = {split: {name: "\n".join(parts) for name, parts in documents.items()} for split, documents in texts.items()}
-    return joined, contents
-
-
-def _digests(record: SourceRecord, fields: Collection[str]) -> list[int]:
-    return [digest for name, digest in record.contents if name in fields]
 
 
 def _items(context: StageContext, configs: Mapping[str, ItemsConfig]) -> dict[str, list[str]]:
@@ -376,7 +457,10 @@ def _items(context: StageContext, configs: Mapping[str, ItemsConfig]) -> dict[st
     }
 
 
-def _write(file: Path, parts: Parts, fields: Collection[str], *, completes: bool) -> None:
+def _write(
+    file: Path, kept: _Kept, names: np.ndarray, sides: np.ndarray, contents: tuple[np.ndarray, np.ndarray], *, completes: bool
+) -> dict[str, int]:
+    """Write `documents.parquet`; returns how many documents, examples and bytes of text each split has."""
     import pyarrow
     import pyarrow.parquet
 
@@ -385,21 +469,36 @@ def _write(file: Path, parts: Parts, fields: Collection[str], *, completes: bool
     if completes:
         columns |= dict.fromkeys(("task", "part", "context", "prompt", "completion", "messages"), text)
     schema = pyarrow.schema(list(columns.items()))
+    bounds, digests = np.searchsorted(contents[0], np.arange(len(kept.numbers) + 1)), contents[1]
+    metrics: dict[str, int] = {}
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for split in SPLITS:
-            for begin in range(0, len(parts[split]), _WRITE_ROWS):
-                rows: list[dict[str, Any]] = []
-                for record in parts[split][begin : begin + _WRITE_ROWS]:
-                    whole = {"split": split, "document": record.document, "example": str(record.number)}
-                    whole |= {"text": record.text, "contents": _digests(record, fields)}
-                    context = record.rendered.context
-                    for branch in record.rendered.branches:
-                        row = whole | {"context": context, "text": context + branch.prompt + branch.completion}
-                        row |= {"task": branch.task, "part": branch.part, "prompt": branch.prompt}
-                        rows.append(row | {"completion": branch.completion, "messages": branch.messages})
-                    if not record.rendered.branches:
-                        rows.append(whole)
+            chosen = kept.in_order(sides, split, completes=completes)
+            of_documents = names[np.unique(np.asarray(kept.documents)[chosen])]
+            metrics[f"documents_{split}"], num_examples, num_bytes = len(set(of_documents)), 0, 0
+            rows: list[dict[str, Any]] = []
+            records = size = 0
+            for record in chosen.tolist():
+                rendered = kept.rendered[record]
+                whole = {"split": split, "document": names[kept.documents[record]], "example": str(kept.numbers[record])}
+                whole |= {"text": rendered.text, "contents": digests[bounds[record] : bounds[record + 1]].tolist()}
+                for branch in rendered.branches:
+                    row = whole | {"context": rendered.context, "text": rendered.context + branch.prompt + branch.completion}
+                    row |= {"task": branch.task, "part": branch.part, "prompt": branch.prompt}
+                    rows.append(row | {"completion": branch.completion, "messages": branch.messages})
+                if not rendered.branches:
+                    rows.append(whole)
+                num_examples += max(1, len(rendered.branches))
+                num_bytes += len(rendered.text.encode("utf-8"))
+                records += 1
+                size += len(rendered.text) * max(1, len(rendered.branches))
+                if records == _WRITE_ROWS or size >= _WRITE_CHARACTERS:
+                    writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+                    rows, records, size = [], 0, 0
+            if rows:
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+            metrics |= {f"examples_{split}": num_examples, f"bytes_{split}": num_bytes}
+    return metrics
 
 
 def _write_pairs(file: Path, pairs: Iterable[Pair]) -> None:

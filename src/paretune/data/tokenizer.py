@@ -5,20 +5,21 @@ tokenized apart and joined literally (the seam rule), so a piece that continues 
 SentencePiece-style tokenizers put before what they take for the beginning of a text.
 """
 
-import math
 import sys
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from paretune.data.control import ControlTokens, sources_of
+from paretune.data.documents import document_rows
+from paretune.data.tokens import kept_counts, read_tokens, refuse_empty_split, writing_tokens
+from paretune.data.trees import num_windows
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import fetch_model
 from paretune.pipeline.resources import Resource
@@ -172,77 +173,46 @@ def load_tokenizer(base: Mapping[str, Any], resource: Resource) -> TextTokenizer
 
 
 def tokenize(context: StageContext) -> dict[str, Any]:
-    """Stage body: the documents of a dataset as the ids of one tokenizer, in `tokens.parquet`.
+    """Stage body: the documents of a dataset as the ids of one tokenizer, in `tokens.arrow`.
 
     Raises DataError for a document longer than `max_length` where the study says `too_long: error`.
     """
     config = context.parse(TokenizeConfig)
     tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
-    documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
-    rows, skipped, max_length = [], 0, config.max_length
-    lengths: list[int] = []
+    file = context.inputs["data"].path / "documents.parquet"
+    skipped, max_length, lengths = 0, config.max_length, array("q")
+    longest, longest_length = dict[str, Any](), 0
     dataset = context.inputs["data"].record.config["dataset"]
     control = ControlTokens(tokenizer, config.control_tokens, sources_of(dataset))
-    control.check((row["example"], [("text", row["text"])]) for row in documents)
-    for number, row in enumerate(documents):
-        treated = control.treated("text", row["text"])
-        ids = control.encode(treated, continues=False)
-        # The prefix and EOS belong to the example as it is trained.
-        lengths.append(len(ids) + 2)
-        if lengths[-1] > max_length and config.too_long != "windows":
-            skipped += 1
-            continue
-        del row["text"]
-        text = control.plain(treated)
-        rows.append({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
-        if number % 200 == 0:
-            context.emit(done=number, total=len(documents))
+    total = control.check((row["example"], [("text", row["text"])]) for row in document_rows(file))
+    with writing_tokens(context.draft, SCHEMA) as writer:
+        for number, row in enumerate(document_rows(file)):
+            treated = control.treated("text", row["text"])
+            ids = control.encode(treated, continues=False)
+            # The prefix and EOS belong to the example as it is trained.
+            length = len(ids) + 2
+            if length > longest_length:
+                longest, longest_length = row, length
+            lengths.append(length)
+            if length > max_length and config.too_long != "windows":
+                skipped += 1
+                continue
+            text = control.plain(treated)
+            writer.add({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
+            if number % 200 == 0:
+                context.emit(done=number, total=total)
     if skipped and config.too_long == "error":
-        longest = documents[int(np.argmax(lengths))]
         named = f"document `{longest['document']}` (record {longest['example']})"
         raise DataError(too_long(named, lengths, max_length, "`too_long: windows` or `too_long: skip`"))
-    refuse_empty_split(rows, max_length, "write `too_long: windows`")
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
-    sizes = {split: [len(row["ids"]) for row in rows if row["split"] == split] for split in SPLITS}
-    tokens = {f"tokens_{split}": sum(sizes[split]) for split in SPLITS}
+    tokens = read_tokens(context.draft)
+    refuse_empty_split(tokens, max_length, "write `too_long: windows`")
+    sizes = {split: tokens.of_split(split).lengths("ids") for split in SPLITS}
+    metrics = {f"tokens_{split}": int(sizes[split].sum()) for split in SPLITS}
     # Training examples: prefix, ids and EOS in windows that overlap by one token.
-    windows = {f"windows_{split}": sum(math.ceil((size + 1) / (max_length - 1)) for size in sizes[split]) for split in SPLITS}
-    lossy = sum(not row["lossless"] for row in rows)
+    metrics |= {f"windows_{split}": int(num_windows(sizes[split], max_length).sum()) for split in SPLITS}
+    lossy = int((~tokens.column("lossless").to_numpy()).sum())
     counts = {"skipped_examples": skipped, "lossy_examples": lossy, "control_examples": control.num_examples}
-    return {**tokens, **windows, **kept_counts(rows), **counts}
-
-
-def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any]]:
-    """Rows of `tokens.parquet`, of one split or all; ids as numpy int32.
-
-    Of a dataset with tasks a row has `context`, `prompt`, `completion` and `end` as ids, and `ids` is all but the last.
-    """
-    table = pq.read_table(directory / "tokens.parquet", filters=None if split is None else [("split", "=", split)])
-    names = [field.name for field in table.schema if pa.types.is_list(field.type)]
-    columns = {name: [item.values.to_numpy() for item in table[name]] for name in names}
-    rows = table.drop_columns(names).to_pylist()
-    rows = [row | {name: column[n] for name, column in columns.items()} for n, row in enumerate(rows)]
-    if "task" in table.column_names:
-        return [row | {"ids": np.concatenate([row[name] for name in ("context", "prompt", "completion")])} for row in rows]
-    return rows
-
-
-def kept_counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Documents, examples and bytes of each split that are left after what is too long: what is trained and scored on."""
-    counts = {}
-    for split in SPLITS:
-        of_split = [row for row in rows if row["split"] == split]
-        counts[f"kept_documents_{split}"] = len({row["document"] for row in of_split})
-        counts[f"kept_examples_{split}"] = len(of_split)
-        counts[f"kept_bytes_{split}"] = sum(row["bytes"] for row in of_split)
-    return counts
-
-
-def refuse_empty_split(rows: Sequence[Mapping[str, Any]], max_length: int, way_out: str) -> None:
-    """DataError if what is left of a split is nothing."""
-    empty = [split for split in SPLITS if not any(row["split"] == split for row in rows)]
-    if empty:
-        raise DataError(f"no document of the {empty[0]} split fits into {max_length} tokens; {way_out}")
+    return {**metrics, **kept_counts(tokens), **counts}
 
 
 def too_long(longest: str, lengths: Sequence[int], max_length: int, way_out: str) -> str:

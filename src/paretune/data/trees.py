@@ -6,8 +6,9 @@ at a list of (hidden state, target) pairs, so that the last token of a trunk may
 Shapes: R rows, T positions in a row, N targets.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -37,6 +38,30 @@ class Example:
     def num_tokens(self) -> int:
         """Trunk included: what a trainer that shares nothing would see of this example."""
         return len(self.ids) + (0 if self.trunk is None else len(self.trunk))
+
+
+class Examples(Sequence[Example]):
+    """Examples that are made from rows when they are asked for: `make(row, n)` is the n-th of those of a row."""
+
+    def __init__(self, counts: np.ndarray, make: Callable[[int, int], Example], starts: np.ndarray | None = None) -> None:
+        """`counts`: examples of each row. `starts`: where the groups begin that share a trunk; without it each stands alone."""
+        self._ends, self._make = np.cumsum(counts), make
+        self.group_starts = np.arange(len(self)) if starts is None else starts
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        row = int(np.searchsorted(self._ends, index, side="right"))
+        return self._make(row, index - (int(self._ends[row - 1]) if row else 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +111,22 @@ def windows(ids: np.ndarray, max_length: int, prefix_id: int, eos_id: int) -> li
 
     Consecutive windows overlap by one token, which is a target in the first and predicts the next target in the second.
     """
-    whole = np.concatenate([[prefix_id], ids, [eos_id]]).astype(np.int32)
-    step = max_length - 1
-    return [Example(whole[start : start + max_length]) for start in range(0, len(whole) - 1, step)]
+    count = int(num_windows(np.array(len(ids)), max_length))
+    return [window(ids, number, max_length, prefix_id, eos_id) for number in range(count)]
+
+
+def num_windows(sizes: np.ndarray, max_length: int) -> np.ndarray:
+    """How many windows a text of so many ids has."""
+    return -(-(sizes.astype(np.int64) + 1) // (max_length - 1))
+
+
+def window(ids: np.ndarray, number: int, max_length: int, prefix_id: int, eos_id: int) -> Example:
+    """One of the `windows` of a text, without the others."""
+    start = number * (max_length - 1)
+    part = ids[max(0, start - 1) : start + max_length - 1]
+    pieces = [[prefix_id], part] if start == 0 else [part]
+    pieces += [[eos_id]] if start + max_length > len(ids) + 1 else []
+    return Example(np.concatenate(pieces).astype(np.int32))
 
 
 def unshared(example: Example) -> Example:
@@ -159,6 +197,8 @@ def rounded(length: int, step: int) -> int:
 
 def group_starts(examples: Sequence[Example]) -> np.ndarray:
     """Where the groups begin that stay together in training: runs of examples with the same trunk; plain ones stand alone."""
+    if isinstance(examples, Examples):
+        return examples.group_starts
     pairs = zip(examples, [None, *examples[:-1]], strict=True)
     starts = [i for i, (this, last) in enumerate(pairs) if this.trunk is None or last is None or this.trunk is not last.trunk]
     return np.array(starts, np.int64)

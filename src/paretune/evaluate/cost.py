@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from paretune.data.tokenizer import read_tokens
+from paretune.data.tokens import read_tokens
 from paretune.errors import DataError
 from paretune.model.adapters import count_parameters
 from paretune.model.llama_cpp import LlamaCpp

@@ -8,15 +8,15 @@ Perplexity is exp of the token-weighted mean of `loss` and is not stored.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from paretune.data.examples import examples_of
-from paretune.data.tokenizer import read_tokens
-from paretune.data.trees import Example
+from paretune.data.tokens import read_tokens
+from paretune.data.trees import Example, Examples
 from paretune.errors import DataError
 from paretune.evaluate.outputs import Score, write_outputs
 from paretune.model.forward import TargetScores, score
@@ -69,13 +69,14 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
     slice_by: tuple[str, ...] = ()
     for split in settings.splits:
         rows = read_tokens(context.inputs["tokens"].path, split)
-        if TASK in rows[0]:
-            rows = [row for row in rows if len(row["completion"])]
-            slice_by = (TASK,) if len({row[TASK] for row in rows}) > 1 else ()
+        scored = "completion" if rows.has_tasks else "ids"
+        rows = rows.where(rows.lengths(scored) > 0)
+        if rows.has_tasks:
+            slice_by = (TASK,) if len(rows.column(TASK).unique()) > 1 else ()
             examples, counts = examples_of(rows, loaded.tokenizer, max_length, end=False), [1] * len(rows)
         else:
-            rows = [row for row in rows if len(row["ids"])]
-            examples, counts = window_examples([row["ids"] for row in rows], loaded.tokenizer.prefix_id, max_length, stride)
+            texts = [rows.ids_of("ids", n) for n in range(len(rows))]
+            examples, counts = window_examples(texts, loaded.tokenizer.prefix_id, max_length, stride)
         emit = partial(context.emit, part=f"{split} split")
         results = score(loaded.packed, examples, forward_tokens=context.options.forward_tokens, emit=emit)
         of_split: list[Score] = []
@@ -84,9 +85,9 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
         scores += of_split
         metrics |= {
             f"documents_{split}": len(rows),
-            f"tokens_{split}": sum(len(row.get("completion", row["ids"])) for row in rows),
-            f"bytes_{split}": sum(row["bytes"] for row in rows),
-            f"lossy_documents_{split}": sum(not row["lossless"] for row in rows),
+            f"tokens_{split}": int(rows.lengths(scored).sum()),
+            f"bytes_{split}": int(rows.column("bytes").to_numpy().sum()),
+            f"lossy_documents_{split}": int((~rows.column("lossless").to_numpy()).sum()),
         }
         for metric in dict.fromkeys(each.metric for each in of_split):
             of_metric = [each for each in of_split if each.metric == metric]
@@ -98,15 +99,18 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
 
 def window_examples(
     documents: Sequence[np.ndarray], prefix_id: int, max_length: int, stride: int
-) -> tuple[list[Example], list[int]]:
+) -> tuple[Examples, list[int]]:
     """All windows of all documents (ids without prefix and EOS), and how many belong to each document."""
-    examples, counts = [], []
-    for ids in documents:
-        whole = np.concatenate([[prefix_id], ids]).astype(np.int32)
-        windows = scored_windows(len(whole), max_length, stride)
-        examples += [Example(whole[w.start : w.stop], w.first_target - w.start) for w in windows]
-        counts.append(len(windows))
-    return examples, counts
+    windows_of = lru_cache(maxsize=1)(lambda row: scored_windows(1 + len(documents[row]), max_length, stride))
+
+    def example_of(row: int, number: int) -> Example:
+        window = windows_of(row)[number]
+        ids = documents[row][max(0, window.start - 1) : window.stop - 1]
+        whole = ids if window.start else np.concatenate([[prefix_id], ids])
+        return Example(whole.astype(np.int32), window.first_target - window.start)
+
+    counts = [len(windows_of(row)) for row in range(len(documents))]
+    return Examples(np.array(counts, np.int64), example_of), counts
 
 
 def join_windows(results: Iterator[TargetScores], counts: Sequence[int]) -> Iterator[TargetScores]:
@@ -117,7 +121,7 @@ def join_windows(results: Iterator[TargetScores], counts: Sequence[int]) -> Iter
 
 
 def document_scores(row: Mapping[str, Any], result: TargetScores) -> list[Score]:
-    """The three scores of one document; `row` is one of tokens.parquet, of which a record has one for each of its tasks."""
+    """The three scores of one document; `row` is one of tokens.arrow, of which a record has one for each of its tasks."""
     tokens, num_bytes, nats = len(result.nats), row["bytes"], float(result.nats.sum())
     example, slices = str(row["example"]), {}
     if TASK in row:

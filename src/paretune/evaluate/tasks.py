@@ -18,7 +18,8 @@ import numpy as np
 
 from paretune.data.chat import turn_end
 from paretune.data.examples import examples_of
-from paretune.data.tokenizer import TextTokenizer, read_tokens
+from paretune.data.tokenizer import TextTokenizer
+from paretune.data.tokens import read_tokens
 from paretune.data.trees import Example
 from paretune.data.words import words_of
 from paretune.errors import DataError
@@ -33,7 +34,7 @@ from paretune.study.evaluations import Tasks
 from paretune.study.tasks import BERT_SCORE
 
 Row = Mapping[str, Any]
-"""Of tokens.parquet: one task of one record."""
+"""Of tokens.arrow: one task of one record."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,10 @@ def evaluate_tasks(context: StageContext) -> dict[str, Any]:
     likeliest: list[str | None] = []
     for split in settings.splits:
         rows = read_tokens(directory, split)
-        documents = set(islice(dict.fromkeys(row["document"] for row in rows), settings.max_documents))
-        of_split = questions_of([row for row in rows if row["document"] in documents and row["task"] in tasks])
+        names, of_tasks = rows.column("document").to_pylist(), rows.column("task").to_pylist()
+        documents = set(islice(dict.fromkeys(names), settings.max_documents))
+        asked = [name in documents and task in tasks for name, task in zip(names, of_tasks, strict=True)]
+        of_split = questions_of(rows.where(np.array(asked, bool)))
         questions += of_split
         answers += write_answers(loaded, prompts_of(of_split, tasks, loaded), emit=partial(context.emit, part="answers"))
         told = partial(context.emit, part="labels")
@@ -200,7 +203,9 @@ def _labels(asked: str | Sequence[str], directory: Path, name: str) -> tuple[str
     """The labels of a task in alphabetical order; those of the training split where they are asked from there."""
     texts = asked
     if isinstance(asked, str):
-        texts = [row["reference"] for row in read_tokens(directory, "train") if row["task"] == name]
+        rows = read_tokens(directory, "train")
+        numbers = np.flatnonzero(np.array([task == name for task in rows.column("task").to_pylist()], bool))
+        texts = list({rows.value_of("reference", number) for number in numbers.tolist()})
     labels = sorted({text.strip() for text in texts})
     if len(labels) < 2:
         raise DataError(f"task `{name}`: the training split has {len(labels)} label(s); a classification needs two or more")

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from paretune.data.examples import examples_of
-from paretune.data.tokenizer import read_tokens
+from paretune.data.tokens import read_tokens
 from paretune.data.trees import Example
 from paretune.errors import DivergedError, StageError
 from paretune.model.adapters import (
@@ -184,8 +184,7 @@ def _make_reproducible(adapter: Path) -> None:
 
 def _check_layout(settings: Train, packed: PackedModel, examples: Sequence[Example]) -> None:
     """StageError if contexts are to be shared in an architecture that cannot keep the branches of a tree apart."""
-    shared = settings.layout == "trees" and any(example.trunk is not None for example in examples)
-    if shared and not packed.isolates:
+    if settings.layout == "trees" and not packed.isolates and any(example.trunk is not None for example in examples):
         raise StageError(
             f"{type(packed.model).__name__} cannot keep tasks apart that share a context; write `layout: padded` under `train`"
         )

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paretune.data.tokenizer import read_tokens
+from paretune.data.tokens import lengths_of, read_tokens, values_of
 from paretune.data.trees import Example
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
@@ -44,18 +44,19 @@ def read_windows(context: StageContext, config: MethodConfig[PruneBlocks], prefi
 def draw_windows(rows: Sequence[Mapping[str, Any]], calibration: Calibration, max_length: int, prefix_id: int) -> list[Window]:
     """Windows of `documents` documents, one of each in turn and in random order, until they hold `tokens` tokens.
 
-    `rows` are those of tokens.parquet. The first document's first window is always taken.
+    `rows` are those of tokens.arrow. The first document's first window is always taken.
     """
-    by_document: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if len(row.get("completion", row["ids"])):
-            by_document.setdefault(row["document"], []).append(row)
+    by_document: dict[str, list[int]] = {}
+    filled = lengths_of(rows, "completion" if rows and "completion" in rows[0] else "ids") > 0
+    for number, document in enumerate(values_of(rows, "document")):
+        if filled[number]:
+            by_document.setdefault(document, []).append(number)
     generator = np.random.default_rng(calibration.seed)
     names = list(by_document)
     piles = []
     for index in generator.permutation(len(names))[: calibration.documents]:
         examples: list[Example] = []
-        for row in by_document[names[index]]:
+        for row in (rows[number] for number in by_document[names[index]]):
             whole = np.concatenate([[prefix_id], row["ids"]]).astype(np.int32)
             if "completion" in row:
                 examples.append(Example(whole, len(whole) - len(row["completion"])))
