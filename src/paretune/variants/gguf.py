@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from paretune.data.chat import turn_end
-from paretune.data.tokenizer import TextTokenizer, read_tokens
+from paretune.data.tokenizer import TextTokenizer
+from paretune.data.tokens import read_tokens
 from paretune.errors import StageError
 from paretune.model.adapters import count_parameters
 from paretune.model.forward import packed_model, score
