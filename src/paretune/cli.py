@@ -67,7 +67,7 @@ def plan_command(
 
     opened = open_study(study, store, device)
     options = RunOptions(device=device, memory=memory, recompute=recompute)
-    typer.echo(describe_plan(opened.study, opened.lock, opened.plan, opened.store, options))
+    typer.echo(describe_plan(opened.study, opened.lock, opened.plan, opened.store, options, opened.file.parent))
 
 
 @app.command("run")

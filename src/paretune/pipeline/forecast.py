@@ -18,6 +18,7 @@ from paretune.pipeline.config_json import num_blocks, num_heads, width, with_num
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.plan import Plan, pending
+from paretune.pipeline.preflight import Setting
 from paretune.pipeline.resources import Resource, count_weights
 from paretune.pipeline.results import small_splits
 from paretune.pipeline.stage import RunOptions, Stage
@@ -88,8 +89,10 @@ class Amount:
         return (self.read or self.tokens) / max(1, self.windows)
 
 
-def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store, options: RunOptions = _DEFAULTS) -> str:
-    """The plan as a table: each stage with status, reason, users and costs, and what a run would add."""
+def describe_plan(
+    study: Study, lock: Lock, plan: Plan, store: Store, options: RunOptions = _DEFAULTS, folder: Path = Path()
+) -> str:
+    """The plan as a table: each stage with status, reason, users and costs, and what a run would add; `folder` is the study's."""
     reviewed = review(plan, store)
     costs = forecast(study, lock, plan, store, options)
     rows: list[tuple[str, ...]] = [("stage", "status", "steps", "tokens", "memory", "disk", "for / because")]
@@ -117,6 +120,9 @@ def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store, options: R
         for line in (load_function(use.row.tells)(use.config, base, lock.bases[base]) if use.row.tells else ())
     )
     lines += told
+    for name, use in study.evaluate.items():
+        if use.row.tells:
+            lines += load_function(use.row.tells)(use.config, Setting(f"evaluate.{name}", study, lock, folder))
     lines += [f"a run downloads: {resource.description}" for resource in pending(plan, store)]
     lines.append(f"device {lock.device}, training in {lock.compute}, measuring in {lock.evaluate}, store {store.root}")
     return "\n".join(lines)
