@@ -84,7 +84,7 @@ def test_a_factual_question_may_have_several_right_answers(tmp_path: Path) -> No
         with pytest.raises(DataError, match="`answers"):
             read_questions(written(tmp_path, [{"question": "Who?", "answers": answers}]))
     assert read_questions(written(tmp_path, [OURS | {"answers": ["copper"]}]))[0].answer == "copper"
-    with pytest.raises(DataError, match="`answers` names 2 options.*multiple choice has one right one"):
+    with pytest.raises(DataError, match="`answers` names 2 options"):
         read_questions(written(tmp_path, [OURS | {"answers": ["copper", "argon"]}]))
 
 

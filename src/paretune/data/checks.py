@@ -75,7 +75,7 @@ def check_outside(config: Forgetting, setting: Setting) -> None:
 
 
 def check_questions(config: Qa, setting: Setting) -> None:
-    """`qa`: templates that use the question and the answer, and questions that every base reaches to the end of, some at least."""
+    """`qa`: templates that use the question and the answer, and questions that every base can read, some at least."""
     where = setting.where
     prompt, answer = _template(config.prompt, f"{where}.prompt"), _template(config.answer, f"{where}.answer")
     _template(config.context, f"{where}.context")
@@ -119,7 +119,7 @@ def _questions(config: Qa, setting: Setting) -> QuestionSet:
 
 
 def _too_long(config: Qa, setting: Setting, found: QuestionSet) -> dict[str, dict[str, int]]:
-    """By base the questions that it cannot read to the end of each answer, with their tokens; bases that read all are left out."""
+    """By base that cannot read all questions to the end of each answer, those that it cannot, with their tokens."""
     templates = [parse_template(source) for source in (config.prompt, config.answer, config.context)]
     requests = {question.id: request_of(question, *templates) for question in found.questions}
     too_long: dict[str, dict[str, int]] = {}

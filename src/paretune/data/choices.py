@@ -1,8 +1,8 @@
 """Multiple choice as people write it: where the options of a record stand, and how its answer names the right one.
 
-Options stand in a list (`options`, `choices`, `endings`, ...; of texts, of `text` and `label`, by letter, or any of these written
-out as text, as a table has them), in columns (`option_a`, `optionA`, `choice0`, `opa`, `A`, `sol1`, ...), or beside the right
-answer (`distractor1`, `incorrect_answers`). The answer is the text of an option, its label or column, its letter, or its number.
+Options stand in a list (`options`, `choices`, `endings`, ...; of texts, of `text` and `label`, by letter, or any of these
+written out as text, as a table has them), in columns (`option_a`, `optionA`, `choice0`, `opa`, `A`, `sol1`, ...), or beside the
+right answer (`distractor1`, `incorrect_answers`). The answer is the text of an option, its label, column, letter or number.
 Which of these is decided from all records of a file: whether numbers count from 0 or from 1 cannot be seen in one of them.
 """
 
@@ -110,7 +110,9 @@ def find_choices(record: Mapping[str, Any], question: str, where: str, skipped: 
         texts = ["" if _is_empty(record[name]) else _text(record[name], name, where) for name in filled[0]]
         return _several(Choices(f"columns {_named(filled[0])}", filled[0], tuple(texts), filled[0]), where)
     answers = fields.get("answers")
-    named = (by_name[name] for name in ANSWER_FIELDS if name in by_name and name.startswith(("answerk", "answeri", *_AGREE[1:])))
+    named = (
+        by_name[name] for name in ANSWER_FIELDS if name in by_name and name.startswith(("answerk", "answeri", *_AGREE[1:]))
+    )
     if isinstance(answers, list) and any(_is_place(fields[name]) for name in named) and "answer" not in fields:
         return _of_list("answers", answers, question, where)
     return None
@@ -127,7 +129,9 @@ def answer_values(record: Mapping[str, Any], choices: Choices, where: str) -> di
     for name, value in values.items():
         several = value if value in choices.texts else written_out(value)
         if isinstance(several, list) and len(several) > 1:
-            raise DataError(f"{where}: `{name}` names {len(several)} options, {shown(several)}; multiple choice has one right one")
+            raise DataError(
+                f"{where}: `{name}` names {len(several)} options, {shown(several)}; multiple choice has one right one"
+            )
         values[name] = several[0] if isinstance(several, list) else value
     return values
 
@@ -292,7 +296,7 @@ def _of_list(name: str, value: Any, question: str, where: str) -> Choices:
 
 
 def _beside(right: Any, wrong: Sequence[Any], source: str, read: tuple[str, ...], question: str, where: str) -> Choices:
-    """Options of which the file says the right one first. The place among them must tell nothing, and be the same in every run."""
+    """Options of which the file says the right one: its place among them must tell nothing, and be the same in every run."""
     answer, others = _text(right, read[0], where), {_text(text, read[-1], where) for text in wrong if not _is_empty(text)}
     if answer in others:
         raise DataError(f"{where}: {shown(answer)} is the right answer and a wrong one; correct one of them")

@@ -4,11 +4,12 @@ Context, prompt and completion are tokenized apart and joined literally (the sea
 tokens for each task; the examples of one context share its array, by which a batch encodes it once.
 """
 
+import functools
 import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from paretune.data.chat import end_ids, render_turn, unwritten_in_plain
 from paretune.data.control import ControlTokens, pieces_of, sources_of
 from paretune.data.records import PromptCompletion, Rendered
 from paretune.data.tokenizer import TextTokenizer, kept_counts, load_tokenizer, refuse_empty_split, too_long
+from paretune.data.too_long import latest_turns
 from paretune.data.trees import Example, windows
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
@@ -37,6 +39,7 @@ SCHEMA = pa.schema(
         "completion": _IDS,
         "end": _IDS,
         "reference": pa.string(),
+        "references": pa.list_(pa.string()),
         "bytes": pa.int64(),
         "lossless": pa.bool_(),
     }
@@ -102,8 +105,9 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
     max_length, rule = config.max_length, config.too_long
     control = ControlTokens(tokenizer, config.control_tokens, sources_of(context.inputs["data"].record.config["dataset"]))
     control.check((str(row["example"]), _pieces(tokenizer, row)) for row in documents)
+    remade = functools.partial(_tokenized, control)
     rows: list[dict[str, Any]] = []
-    skipped = cut = 0
+    skipped = cut = shortened = turns_left_out = 0
     unwritten: Counter[str] = Counter()
     lengths: list[tuple[int, Mapping[str, Any]]] = []
     by_context = itertools.groupby(documents, lambda row: (row["split"], row["document"], row["context"]))
@@ -114,12 +118,27 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
         lengths += [(1 + len(shared) + branch.length, branch.row) for branch in branches]
         room = max_length - 1  # of the prefix token
         kept = [branch for branch in branches if len(shared) + branch.length <= room]
-        if rule == "cut" and len(kept) < len(branches):
+        if shared and rule in ("cut", "keep_end") and len(kept) < len(branches):
             # All keep the same of the context; where nothing of it would be left, there is nothing to ask about.
             kept = [branch for branch in branches if branch.length < room]
             left = room - max((branch.length for branch in kept), default=0)
             cut += len(kept) if left < len(shared) else 0
-            shared = shared[:left]
+            shared = shared[:left] if rule == "cut" else shared[max(0, len(shared) - left) :]
+        elif rule in ("keep_end", "keep_latest"):
+            kept = []
+            for branch in branches:
+                asked = room - len(branch.completion) - len(branch.end)
+                if branch.length <= room:
+                    kept.append(branch)
+                elif rule == "keep_end" and asked > 0:
+                    kept.append(replace(branch, prompt=branch.prompt[-asked:]))
+                    cut += 1
+                elif branch.row["messages"] is not None and (
+                    latest := latest_turns(branch.row, remade, lambda each: each.length <= max_length - 1)
+                ):
+                    kept.append(latest[0])
+                    shortened += 1
+                    turns_left_out += latest[1]
         skipped += len(branches) - len(kept)
         for branch in kept:
             before = [*shared, *branch.prompt][-_OVERLAP:]
@@ -132,6 +151,7 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
                     "completion": branch.completion,
                     "end": branch.end,
                     "reference": branch.text,
+                    "references": _references(control, branch.row),
                     "bytes": len(branch.text.encode()),
                     "lossless": tokenizer.decode([*before, *branch.completion]).endswith(branch.text),
                 }
@@ -140,8 +160,13 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
     if rule == "error" and skipped:
         _, longest = max(lengths, key=lambda each: each[0])
         named = f"document `{longest['document']}` (record {longest['example']}, task `{longest['task']}`)"
-        way_out = "`too_long: skip` to leave such examples out"
-        way_out += ", or `too_long: cut` to shorten the context at its end" if longest["context"] else ""
+        way_out = "`too_long: skip` to leave such examples out, or "
+        if longest["context"]:
+            way_out += "`too_long: cut` to shorten the context at its end"
+        elif longest["messages"] is not None:
+            way_out += "`too_long: keep_latest` to leave their earliest turns out"
+        else:
+            way_out += "`too_long: keep_end` to shorten the prompt at its beginning"
         raise DataError(too_long(named, [length for length, _ in lengths], max_length, way_out))
     refuse_empty_split(rows, max_length, "raise `train.max_length`, or shorten prompts and contexts")
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
@@ -155,6 +180,7 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
         metrics[f"read_tokens_{split}"] = len(of_split) + sum(map(len, parts))
     lossy = sum(not row["lossless"] for row in rows)
     counts = {"skipped_examples": skipped, "cut_examples": cut, "lossy_examples": lossy}
+    counts |= {"latest_examples": shortened, "turns_left_out": turns_left_out} if shortened else {}
     counts |= {"control_examples": control.num_examples, **{f"unwritten_{name}": n for name, n in sorted(unwritten.items())}}
     return {**metrics, **kept_counts(rows), **counts}
 
@@ -164,6 +190,13 @@ def _pieces(tokenizer: TextTokenizer, row: Mapping[str, Any]) -> list[tuple[str,
     messages = row["messages"] if tokenizer.hf.chat_template is not None else None
     branch = PromptCompletion(row["task"], row["prompt"], row["completion"], messages=messages)
     return pieces_of(Rendered(row["context"], (branch,)))
+
+
+def _references(control: ControlTokens, row: Mapping[str, Any]) -> list[str] | None:
+    """What is right too in the place of a completion, treated as it is."""
+    if not row.get("references"):
+        return None
+    return [control.plain(control.treated(f"completion {row['task']}", text)) for text in row["references"]]
 
 
 def _tokenized(control: ControlTokens, row: Mapping[str, Any]) -> _Tokenized:

@@ -149,7 +149,13 @@ def record_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The text of a record from its rows: its context once."""
     if "task" not in rows[0]:
         return str(rows[0]["text"])
-    branches = (PromptCompletion(row["task"], row["prompt"], row["completion"], messages=row.get("messages")) for row in rows)
+    branches = []
+    for row in rows:
+        others = tuple(row.get("references") or ())
+        branch = PromptCompletion(
+            row["task"], row["prompt"], row["completion"], references=others, messages=row.get("messages")
+        )
+        branches.append(branch)
     return Rendered(rows[0]["context"], tuple(branches)).text
 
 
@@ -382,6 +388,7 @@ def _write(file: Path, parts: Parts, fields: Collection[str], *, completes: bool
     columns = {"split": text, "document": text, "example": text, "text": text, "contents": pyarrow.list_(number)}
     if completes:
         columns |= dict.fromkeys(("task", "part", "context", "prompt", "completion", "messages"), text)
+        columns["references"] = pyarrow.list_(text)
     schema = pyarrow.schema(list(columns.items()))
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for split in SPLITS:
@@ -394,7 +401,8 @@ def _write(file: Path, parts: Parts, fields: Collection[str], *, completes: bool
                     for branch in record.rendered.branches:
                         row = whole | {"context": context, "text": context + branch.prompt + branch.completion}
                         row |= {"task": branch.task, "part": branch.part, "prompt": branch.prompt}
-                        rows.append(row | {"completion": branch.completion, "messages": branch.messages})
+                        row |= {"completion": branch.completion, "references": branch.references or None}
+                        rows.append(row | {"messages": branch.messages})
                     if not record.rendered.branches:
                         rows.append(whole)
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))

@@ -1,8 +1,8 @@
 """Questions with known answers, from the file formats that people have them in.
 
 A file is a JSON list, an object with `questions`, JSON lines, or CSV. A question with options is multiple choice; where they
-stand and how the answer names one of them is told by `choices.py`: OpenBookQA, ARC, MMLU, MedMCQA, MedQA, HellaSwag, PIQA, SciQ,
-TruthfulQA and tables of people's own. Read otherwise are
+stand and how the answer names one of them is told by `choices.py`: OpenBookQA, ARC, MMLU, MedMCQA, MedQA, HellaSwag, PIQA,
+SciQ, TruthfulQA and tables of people's own. Read otherwise are
 
     own         {"question": ..., "answer": ...}: a factual question, which may have several right answers: "answers": [...],
                 or SQuAD's {"text": [...]}, or more fields of the record by the study's `references`
@@ -49,7 +49,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
 }
 """How the answers of a format that the study names are read, where it does not say that too."""
 _FORMATS = (
-    'expected `{"question": "...", "answer": "..."}`, with `"options": ["...", ...]` or columns (`option_a`, `choice0`, `A`, ...) '
+    'expected `{"question": "...", "answer": "..."}`, with `"options": ["...", ...]` or columns (`option_a`, `choice0`, ...) '
     "for multiple choice, or the format of OpenBookQA or ARC (`choices`, `answerKey`), MMLU (CSV: question, A, B, C, D, answer), "
     "SciQ (`correct_answer`, `distractor1`), BoolQ (`passage`, `answer: true`) or PubMedQA (`final_decision`)"
 )

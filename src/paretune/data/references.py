@@ -6,7 +6,7 @@ from typing import Any
 from paretune.data.choices import written_out
 from paretune.data.templates import is_blank, parse_template, render
 from paretune.errors import DataError
-from paretune.study.base import shown
+from paretune.study.base import shown, suggestion
 
 
 def is_template(entry: str) -> bool:
@@ -15,17 +15,22 @@ def is_template(entry: str) -> bool:
 
 
 def references_in(entries: Sequence[str], values: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The texts that `entries` name of a record, each once and in their order; fields that it lacks or leaves empty have none.
+    """The texts that `entries` name of a record, each once and in their order; a field that is null or empty has none.
 
-    A field holds a text, a list of texts (also written out as text, as a table has it), or SQuAD's `{"text": [...]}`; a template
-    writes one. DataError beginning with `where` for anything else.
+    A field holds a text, a list of texts (also written out as text, as a table has it), or SQuAD's `{"text": [...]}`; a
+    template writes one. DataError beginning with `where` for anything else.
     """
     texts: list[str] = []
     for entry in entries:
         if is_template(entry):
             texts.append(render(parse_template(entry), values, where))
             continue
-        value = values.get(entry)
+        if entry not in values:
+            raise DataError(
+                f"{where}: no field `{entry}`, which `references` names{suggestion(entry, values)}; a record without further "
+                "answers has it empty"
+            )
+        value = values[entry]
         listed = written_out(value)
         if isinstance(listed, Mapping) and "text" in listed:
             listed = listed["text"]
@@ -34,7 +39,6 @@ def references_in(entries: Sequence[str], values: Mapping[str, Any], where: str)
         items = listed if isinstance(listed, list) else [] if is_blank(listed) else [listed]
         for item in items:
             if not isinstance(item, str) or (isinstance(listed, list) and not item.strip()):
-                problem = "is empty; fill it in, or leave it out" if item == "" else f"is {shown(item)}; expected a text, in quotes"
-                raise DataError(f"{where}: an item of `{entry}` {problem}")
+                raise DataError(f"{where}: an item of `{entry}` is {shown(item)}; expected a text that is not empty")
             texts.append(item)
     return tuple(text for text in dict.fromkeys(texts) if text.strip())

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from paretune.data.control import ControlTokens, sources_of
+from paretune.data.too_long import shortened_text
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import fetch_model
 from paretune.pipeline.resources import Resource
@@ -179,7 +180,7 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     config = context.parse(TokenizeConfig)
     tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
     documents = pq.read_table(context.inputs["data"].path / "documents.parquet").to_pylist()
-    rows, skipped, max_length = [], 0, config.max_length
+    rows, skipped, cut, max_length = [], 0, 0, config.max_length
     lengths: list[int] = []
     dataset = context.inputs["data"].record.config["dataset"]
     control = ControlTokens(tokenizer, config.control_tokens, sources_of(dataset))
@@ -189,18 +190,22 @@ def tokenize(context: StageContext) -> dict[str, Any]:
         ids = control.encode(treated, continues=False)
         # The prefix and EOS belong to the example as it is trained.
         lengths.append(len(ids) + 2)
-        if lengths[-1] > max_length and config.too_long != "windows":
+        text = control.plain(treated)
+        lossless = tokenizer.decode(ids) == text
+        if lengths[-1] > max_length and config.too_long in ("cut", "keep_end"):
+            ids, text = shortened_text(tokenizer, ids, text, max_length - 2, config.too_long)
+            cut += 1
+        elif lengths[-1] > max_length and config.too_long != "windows":
             skipped += 1
             continue
         del row["text"]
-        text = control.plain(treated)
-        rows.append({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
+        rows.append({**row, "ids": ids, "bytes": len(text.encode()), "lossless": lossless})
         if number % 200 == 0:
             context.emit(done=number, total=len(documents))
     if skipped and config.too_long == "error":
         longest = documents[int(np.argmax(lengths))]
         named = f"document `{longest['document']}` (record {longest['example']})"
-        raise DataError(too_long(named, lengths, max_length, "`too_long: windows` or `too_long: skip`"))
+        raise DataError(too_long(named, lengths, max_length, "`too_long: windows`, `skip`, `cut` or `keep_end`"))
     refuse_empty_split(rows, max_length, "write `too_long: windows`")
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), context.draft / "tokens.parquet")
     sizes = {split: [len(row["ids"]) for row in rows if row["split"] == split] for split in SPLITS}
@@ -209,6 +214,7 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     windows = {f"windows_{split}": sum(math.ceil((size + 1) / (max_length - 1)) for size in sizes[split]) for split in SPLITS}
     lossy = sum(not row["lossless"] for row in rows)
     counts = {"skipped_examples": skipped, "lossy_examples": lossy, "control_examples": control.num_examples}
+    counts |= {"cut_examples": cut} if cut else {}
     return {**tokens, **windows, **kept_counts(rows), **counts}
 
 
@@ -218,7 +224,7 @@ def read_tokens(directory: Path, split: str | None = None) -> list[dict[str, Any
     Of a dataset with tasks a row has `context`, `prompt`, `completion` and `end` as ids, and `ids` is all but the last.
     """
     table = pq.read_table(directory / "tokens.parquet", filters=None if split is None else [("split", "=", split)])
-    names = [field.name for field in table.schema if pa.types.is_list(field.type)]
+    names = [field.name for field in table.schema if field.type == pa.list_(pa.int32())]
     columns = {name: [item.values.to_numpy() for item in table[name]] for name in names}
     rows = table.drop_columns(names).to_pylist()
     rows = [row | {name: column[n] for name, column in columns.items()} for n, row in enumerate(rows)]

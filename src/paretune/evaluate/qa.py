@@ -76,7 +76,10 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
     write_outputs(context.draft, scores, generations, settings.slice_by)
     chosen = [1 / len(question.options) for question in questions if question.options]
     counts = {"questions": len(questions), "multiple_choice": len(chosen), "ties": ties}
-    counts |= {"prefix": loaded.tokenizer.decode(loaded.tokenizer.prefix_ids(settings.prefix)), "read_as": "; ".join(found.read_as)}
+    counts |= {
+        "prefix": loaded.tokenizer.decode(loaded.tokenizer.prefix_ids(settings.prefix)),
+        "read_as": "; ".join(found.read_as),
+    }
     too_long = {"skipped_questions": len(found.questions) - len(questions), "cut_questions": cut}
     counts |= {name: count for name, count in too_long.items() if count}
     return counts | ({"chance_accuracy": sum(chosen) / len(chosen)} if chosen else {})

@@ -92,7 +92,7 @@ class Amount:
 def describe_plan(
     study: Study, lock: Lock, plan: Plan, store: Store, options: RunOptions = _DEFAULTS, folder: Path = Path()
 ) -> str:
-    """The plan as a table: each stage with status, reason, users and costs, and what a run would add; `folder` is the study's."""
+    """The plan as a table: each stage with status, reason, users and costs, and what a run adds. Paths start at `folder`."""
     reviewed = review(plan, store)
     costs = forecast(study, lock, plan, store, options)
     rows: list[tuple[str, ...]] = [("stage", "status", "steps", "tokens", "memory", "disk", "for / because")]
@@ -292,6 +292,8 @@ def _sampled(tokens: Stage, dataset: Dataset) -> Amount | None:
     counts = _count_tokens([record.text for record in records if record.text.strip()], base)
     if rule == "skip":
         counts = [count for count in counts if count + 2 <= length]
+    elif rule in ("cut", "keep_end"):
+        counts = [min(count, length - 2) for count in counts]
     windows = sum(math.ceil((count + 1) / (length - 1)) for count in counts)
     return Amount(windows * share, sum(count + 1 for count in counts) * share, exact=False)
 
@@ -302,8 +304,8 @@ def _of_branches(records: Sequence[Any], base: Resource, length: int, rule: str,
     before, learned = (_count_tokens([branch[side] for branch in branches], base) for side in (0, 1))
     kept = list(zip(before, learned, strict=True))
     if rule != "error":
-        # What `cut` shortens fits then; its few examples that no context would fit beside are not told apart here.
-        kept = [(min(first, length - 2 - second) if rule == "cut" else first, second) for first, second in kept]
+        # What is shortened fits then; the few examples that nothing would fit beside are not told apart here.
+        kept = [(first if rule == "skip" else min(first, length - 2 - second), second) for first, second in kept]
         kept = [(first, second) for first, second in kept if 0 <= first <= length - 2 - second]
     tokens = sum(second + 1 for _, second in kept) * share
     return Amount(len(kept) * share, tokens, exact=False, read=tokens + sum(first + 1 for first, _ in kept) * share)

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from paretune.errors import SpecError
-from paretune.study.base import FILE, FOLDER, OtherModel, Spec
+from paretune.study.base import FILE, FOLDER, OtherModel, Spec, listed
 from paretune.study.data import Format, Source
 from paretune.study.ratings import Judge, Ratings, judge_content, judge_fits, ratings_content
 from paretune.study.registry import Evaluation, Items, StageParts
@@ -56,7 +56,7 @@ class Qa(Spec):
     LATER: ClassVar = ("format", "context", "prefix", "right_option", "references", "too_long")
     path: str | None = Field(None, json_schema_extra=FILE)
     """JSON, JSON lines or CSV in a format that people have; relative to the study file. Options stand in a list (`options`,
-    `choices`, `endings`, ...) or in columns (`option_a`, `choice0`, `A`, `distractor1`, ...); `plan` says how they were read."""
+    `choices`, `endings`, ...) or in columns (`option_a`, `choice0`, `A`, `distractor1`, ...); `plan` says how they are read."""
     builtin: str | None = None
     """A question set that ships with the package."""
     format: Literal["own", "openbookqa", "arc", "mmlu", "sciq", "boolq", "pubmedqa"] | None = None
@@ -69,6 +69,7 @@ class Qa(Spec):
     references: tuple[str, ...] = ()
     """What is right too as an answer to a factual question: fields, with a text or a list of texts each, or templates. The best
     score counts, metric by metric; `log_likelihood` is that of `answer`, or of the first where a record has none."""
+    _one_reference = field_validator("references", mode="before")(listed)
     too_long: Literal["skip", "error", "cut", "keep_end"] = "skip"
     """Questions that are longer, with an option or room for an answer, than a base can read: `skip` leaves them out for every
     variant of the base and counts them (comparisons between bases are on the questions that both could read), `error` stops
