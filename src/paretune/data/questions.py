@@ -50,7 +50,8 @@ _RULES: dict[str, tuple[Rule, ...]] = {
 """How the answers of a format that the study names are read, where it does not say that too."""
 _FORMATS = (
     'expected `{"question": "...", "answer": "..."}`, with `"options": ["...", ...]` or columns (`option_a`, `choice0`, ...) '
-    "for multiple choice, or the format of OpenBookQA or ARC (`choices`, `answerKey`), MMLU (CSV: question, A, B, C, D, answer), "
+    "for multiple choice, or the format of OpenBookQA or ARC (`choices`, `answerKey`), "
+    "MMLU (CSV: question, A, B, C, D, answer), "
     "SciQ (`correct_answer`, `distractor1`), BoolQ (`passage`, `answer: true`) or PubMedQA (`final_decision`)"
 )
 

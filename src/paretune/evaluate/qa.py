@@ -67,10 +67,11 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
         ],
     )
     answers = {request.question.id: each for request, each in zip(factual, generations, strict=True)}
-    scores, first, ties = [], dict[str, str](), 0
+    # Questions about one text are a cluster, which has the name of its first, for every base.
+    first = {question.context: question.id for question in reversed(found.questions) if question.context}
+    scores, ties = [], 0
     for question, likelihood, of_question in zip(questions, likelihoods, slices, strict=True):
-        # Questions about one text are a cluster, which has the name of its first.
-        document = first.setdefault(question.context, question.id) if question.context else question.id
+        document = first.get(question.context, question.id)
         scores += question_scores(question, likelihood, answers.get(question.id), of_question, document)
         ties += bool(question.options) and choices_of(question, likelihood)[1]
     write_outputs(context.draft, scores, generations, settings.slice_by)
