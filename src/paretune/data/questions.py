@@ -19,7 +19,7 @@ import csv
 import io
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
@@ -145,8 +145,9 @@ def read_question_set(
         if draft.choices is not None and draft.choices.right is None:
             values = answer_values(draft.record, draft.choices, draft.where)
             if not values:
-                named = "answerKey" if draft.choices.labels else "answer"
-                _refuse(draft.where, f"`{named}` is missing; add it, or leave the record out")
+                named, source = "answerKey" if draft.choices.labelled else "answer", draft.choices.source
+                more = f"; or name the {source} in `references`, if all are right" if source.startswith("columns") else ""
+                _refuse(draft.where, f"`{named}` is missing; add it, or leave the record out{more}")
             forms.setdefault((draft.choices.source, *values), []).append((n, draft, Answer(draft.choices, values, draft.where)))
     for (source, *fields), of_form in forms.items():
         rules = RULES if format is None else _RULES.get(format, RULES)
@@ -224,6 +225,11 @@ def _drafted(record: Any, where: str, number: str, format: str | None, reference
     if record.get("answer") is not None or not (answers or more):
         if record.get("answer") is None:
             _refuse(where, "`answer` is missing; add it, or leave the record out")
+        if isinstance(record["answer"], int) and not isinstance(record["answer"], bool):
+            number = shown(record["answer"])
+            _refuse(
+                where, f"`answer` is {number}, a number as of an option, and {_no_options(record)} the answer itself in quotes"
+            )
         answers = (_text(record["answer"], "answer", where), *answers)
     return _Draft(where, str(name), question, record, read | set(_ANSWERED), None, (*answers, *more))
 
@@ -248,8 +254,14 @@ def _refuse_hidden_options(factual: Sequence[_Draft], where: str) -> None:
     seen = ", ".join(f"`{answer}`" for answer in list(dict.fromkeys(answers))[:6])
     raise DataError(
         f"{where}: the answers of all {len(answers)} questions without options look like the letter or number of an option "
-        f"({seen}), and no options are found among {', '.join(f'`{name}`' for name in names)}; name them `option_a`, "
-        "`option_b`, ... or put them into a list `options`; or write `format: own` where these are the answers themselves"
+        f"({seen}), and {_no_options(names)} `format: own` where these are the answers themselves"
+    )
+
+
+def _no_options(names: Iterable[str]) -> str:
+    seen = ", ".join(f"`{name}`" for name in names)
+    return (
+        f"no options are found among {seen}; name them `option_a`, `option_b`, ... or put them into a list `options`; or write"
     )
 
 
