@@ -199,8 +199,9 @@ def _fitting(field: str, answers: Sequence[Answer], rules: Collection[Rule]) -> 
     fits = {rule: [place for place in places if place is not None] for rule, places in placed.items() if None not in places}
     if fits:
         return fits
-    value, labelled = answers[0].values[field], answers[0].choices.labelled
-    likely: Rule = "label" if labelled else "from_0" if _is_number(value) else "letter" if _is_place(value) else "text"
+    value, choices = answers[0].values[field], answers[0].choices
+    likely: Rule = "from_0" if _is_number(value) else "letter" if _is_place(value) else "text"
+    likely = "label" if choices.labelled else "text" if any(map(_is_place, choices.texts)) else likely
     rule = max(placed, key=lambda rule: (sum(place is not None for place in placed[rule]), rule == likely))
     n = placed[rule].index(None)
     choices, value = answers[n].choices, answers[n].values[field]

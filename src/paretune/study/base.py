@@ -126,7 +126,7 @@ def validate(model: type[SpecT], value: object, where: str) -> SpecT:
 
 def listed(value: object) -> object:
     """For the validator of a field before all others: one entry may be written without its list."""
-    return [value] if isinstance(value, str) else value
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 def distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
