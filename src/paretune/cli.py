@@ -74,7 +74,7 @@ def plan_command(
     options = RunOptions(device=device, memory=memory, recompute=recompute)
     say = partial(typer.echo, err=True)
     rates = measure_rates(opened.study, opened.lock, opened.plan, opened.store, say)
-    typer.echo(describe_plan(opened.study, opened.lock, opened.plan, opened.store, options, rates))
+    typer.echo(describe_plan(opened.study, opened.lock, opened.plan, opened.store, options, rates, opened.file.parent))
 
 
 @app.command("run")

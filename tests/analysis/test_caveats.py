@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
 import pytest
 
 from paretune.analysis.caveats import (
@@ -38,9 +39,11 @@ from paretune.analysis.deviations import (
     BasesUnequal,
     BestWeightsKept,
     BudgetUnequal,
+    ComparedOnShared,
     ExamplesLeftOut,
     LeakageAllowed,
     NoDeviations,
+    QuestionsTooLong,
     RecordsLeftOut,
     Run,
     RunDeviates,
@@ -50,7 +53,7 @@ from paretune.analysis.deviations import (
 )
 from paretune.analysis.findings import LEAKED, Fact, Findings
 from paretune.analysis.measure import measure
-from paretune.analysis.scores import Entrant
+from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.setup import (
     AnswersDefined,
     AuditClean,
@@ -362,6 +365,45 @@ def test_trainings_of_several_machines_are_told(tmp_path: Path) -> None:
         for cell in results.cells
     )
     assert of_class(deviations(measure(replace(results, cells=cells))), SeveralMachines) == [SeveralMachines(None, 3)]
+
+
+def test_questions_that_are_too_long_are_told_by_base_and_where_not_alike_by_variant(tmp_path: Path) -> None:
+    results = make_results(tmp_path, replace(SMALL, bases=("novels", "other"), evaluations=("perplexity", "qa")))
+
+    def skipping(cell: Cell) -> Cell:
+        counts = {"questions": 8, "skipped_questions": 2} if cell.base == "novels" else {"questions": 10, "cut_questions": 3}
+        counts = {"questions": 10} if cell.base == "other" and cell.variant == "base" else counts
+        qa = replace(cell.evaluations["qa"], metrics={**cell.evaluations["qa"].metrics, **counts})
+        return replace(cell, evaluations={**cell.evaluations, "qa": qa})
+
+    findings = measure(replace(results, cells=tuple(map(skipping, results.cells))))
+    trained = tuple(name for name in findings.study.variants if name != "base")
+    assert of_class(deviations(findings), QuestionsTooLong) == [
+        QuestionsTooLong("novels", "qa", 2, 0, 10, "skip"),
+        QuestionsTooLong("other", "qa", 0, 3, 10, "skip", trained),
+    ]
+
+
+def test_bases_that_did_not_read_the_same_are_compared_on_what_both_did(tmp_path: Path) -> None:
+    results = make_results(tmp_path, replace(SMALL, bases=("novels", "other"), evaluations=("perplexity",)))
+    assert of_class(deviations(measure(results)), ComparedOnShared) == []
+    for cell in results.cells:
+        file = cell.evaluations["perplexity"].path / "scores.parquet"
+        scores = pd.read_parquet(file)
+        left_out = sorted(scores.document.unique())[: 3 if cell.base == "other" else 1]
+        scores[~scores.document.isin(left_out)].to_parquet(file, index=False)
+    findings = measure(results)
+    bits = Quantity("perplexity", "test", "bits_per_byte")
+    (shared,) = of_class(deviations(findings), ComparedOnShared)
+    own = {entrant.base: estimates[bits].n_examples for entrant, estimates in findings.estimates.items() if bits in estimates}
+    assert own["novels"] - own["other"] == 2
+    assert shared == ComparedOnShared("news", "perplexity", "test", own["other"], tuple(own.items()))
+    across = [
+        difference.n_examples
+        for (one, two, quantity), difference in findings.differences.items()
+        if one.base != two.base and quantity == bits
+    ]
+    assert set(across) == {own["other"]}
 
 
 def test_what_was_too_long_is_told_beside_the_recommendation_where_it_is_much(tmp_path: Path) -> None:

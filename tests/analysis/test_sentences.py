@@ -57,7 +57,13 @@ HAVE = {
 LEFT_OUT = ("records_empty", "records_duplicate", "records_unsafe", "completions_empty", "documents_removed")
 NAMED: Mapping[tuple[str, str], Sequence[Any]] = {
     ("RecordsLeftOut", "counts"): [tuple((metric, "kind", 2) for metric in LEFT_OUT)],
-    ("ExamplesChanged", "metric"): ["cut_examples", "lossy_examples", "control_examples", "unwritten_tool_calls"],
+    ("ExamplesChanged", "metric"): [
+        "cut_examples",
+        "latest_examples",
+        "lossy_examples",
+        "control_examples",
+        "unwritten_tool_calls",
+    ],
     ("ExamplesChanged", "control_tokens"): ["strip", "text", "learn"],
     ("RunDeviates", "metric"): ["stopped_early", "out_of_memory", "flex_failure", "repeated_steps"],
     ("RunDeviates", "metrics"): [TRAINING, *(TRAINING | {"resumed_from": step} for step in (0, 1200))],

@@ -338,7 +338,38 @@ _QUESTION_FILES = (
         ("evaluate.qa.format: expected `own`, `openbookqa`, `arc`", 'got `"arcs"`'),
     ),
     questions(
+        "options under names that nobody knows",
+        [{"question": f"Which, {n}?", "w": "he", "x": "she", "answer": letter} for n, letter in enumerate("ABAB")],
+        "evaluate.qa: ",
+        "qa.json: the answers of all 4 questions without options look like the letter or number of an option (`A`, `B`)",
+        "no options are found among `question`, `w`, `x`, `answer`; name them `option_a`, `option_b`",
+    ),
+    questions(
+        "numbers that may count from 0 or from 1",
+        [_ONE | {"question": f"Which, {n}?", "options": ["he", "she", "it"], "answer": 1} for n in range(3)],
+        'record 1: `answer` `1` names `"she"` if it counts the options from 0, and `"he"` if it counts',
+        "write `right_option: from_0` or `right_option: from_1`",
+    ),
+    Case(
+        "a reference that no record has",
+        edit("qa.json, ", "qa.json, references: aliases, "),
+        ("evaluate.qa: ", "no field `aliases`, which `references` names"),
+    ),
+    Case(
+        "a way of naming options that there is not",
+        edit("qa.json, ", "qa.json, right_option: from_2, "),
+        ("evaluate.qa.right_option: expected `label`, `text`, `letter`, `from_0` or `from_1`", 'got `"from_2"`'),
+    ),
+    questions(
         "question longer than the model", [_ONE | {"question": "Which? " * 200}], "evaluate.qa: question `1`", "512 positions"
+    ),
+    Case(
+        "a question longer than the model where the study stops for it",
+        lambda folder: (
+            write(json.dumps([_ONE, _ONE | {"question": "Which? " * 200}]), "qa.json")(folder),
+            edit("qa.json, ", "qa.json, too_long: error, ")(folder),
+        ),
+        ("evaluate.qa: question `2`", "512 positions", "write `too_long: skip` or `cut`"),
     ),
     Case(
         "training text among the questions",

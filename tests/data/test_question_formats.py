@@ -46,7 +46,7 @@ def test_mmlu_with_and_without_a_header(tmp_path: Path) -> None:
 
 def test_mmlu_of_the_hub(tmp_path: Path) -> None:
     record = {"question": SUM.question, "subject": "sums", "choices": list(SUM.options), "answer": 1}
-    assert read(tmp_path, [record]) == [Question("1", SUM.question, SUM.options, "4", 1, {"subject": "sums"})]
+    assert read(tmp_path, [record], format="mmlu") == [Question("1", SUM.question, SUM.options, "4", 1, {"subject": "sums"})]
 
 
 def test_the_place_of_the_right_answer_of_sciq_tells_nothing(tmp_path: Path) -> None:
@@ -94,11 +94,11 @@ def test_a_format_that_is_named_is_not_guessed(tmp_path: Path) -> None:
         ("prompt,completion\na,b\n", "a.csv", 'line 1 is `["prompt", "completion"]`, neither a header with `question` nor'),
         ("What?,a,b,c,d,E\n", "a.csv", "or PubMedQA (`final_decision`)"),
         (MMLU + "Why?,a,b,C\n", "a.csv", "line 3 has 4 fields and not 6; quote a text that holds `,`"),
-        (MMLU + "Why?,a,b,c,d,b\n", "a.csv", 'line 3: `answer` is `"b"`; expected one of the letters `["A", "B", "C", "D"]`'),
+        (MMLU + "Why?,a,b,c,d,E\n", "a.csv", 'line 3: `answer` is `"E"`; expected one of the letters `["A", "B", "C", "D"]`'),
         ('question,answer\n"a,b\n', "a.csv", "not CSV ("),
-        ([{"question": "?", "choices": ["a", "b"], "answer": 2}], "a.json", "counts the 2 choices"),
+        ([{"question": "?", "choices": ["a", "b"], "answer": 3}], "a.json", "from 0 that counts the 2 options"),
         ([{"question": "?", "correct_answer": "a"}], "a.json", "`distractor1` is missing"),
-        ([SCIQ | {"distractor2": ""}], "a.json", "`distractor2` is empty"),
+        ([SCIQ | {"distractor2": "ice"}], "a.json", '`"ice"` is the right answer and a wrong one'),
         ([BOOLQ | {"answer": "yes"}], "a.json", None),
         ([PUBMED | {"final_decision": "perhaps"}], "a.json", "expected `yes`, `no` or `maybe`"),
         ([PUBMED | {"context": 3}], "a.json", "`context` is `3`"),

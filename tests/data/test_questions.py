@@ -83,8 +83,9 @@ def test_a_factual_question_may_have_several_right_answers(tmp_path: Path) -> No
     for answers in ([], "nobody", [""], [3], {"text": []}):
         with pytest.raises(DataError, match="`answers"):
             read_questions(written(tmp_path, [{"question": "Who?", "answers": answers}]))
-    with pytest.raises(DataError, match="of a question without `options`"):
-        read_questions(written(tmp_path, [OURS | {"answers": ["copper"]}]))
+    assert read_questions(written(tmp_path, [OURS | {"answers": ["copper"]}]))[0].answer == "copper"
+    with pytest.raises(DataError, match="`answers` names 2 options"):
+        read_questions(written(tmp_path, [OURS | {"answers": ["copper", "argon"]}]))
 
 
 def test_a_table_may_begin_with_its_separator(tmp_path: Path) -> None:
@@ -113,10 +114,11 @@ def changed(record: dict[str, Any], **fields: Any) -> dict[str, Any]:
     [
         (changed(OURS, answer="Copper"), '`answer` `"Copper"` is not among the options'),
         (changed(OURS, answer=...), "`answer` is missing"),
-        (changed(OURS, answer=2), "`answer` is `2`; expected a text, in quotes"),
+        (changed(OURS, answer=3), "`answer` is `3`; expected a number from 0 that counts the 2 options"),
+        (changed(OURS, answer=1), '`answer` `1` names `"copper"` if it counts the options from 0, and `"argon"` if it counts'),
         (changed(OURS, answer_index=0), "correct one of them"),
         (changed(OURS, answer_index=2), "`answer_index` is `2`"),
-        (changed(OURS, answer_index="1"), "`answer_index`"),
+        (changed(OURS, answer_index="0"), "correct one of them"),
         (changed(OURS, options=["copper"]), "two or more"),
         (changed(OURS, options="argon, copper"), "expected a list of texts"),
         (changed(OURS, options=["copper", " "]), "`options` is empty"),

@@ -14,9 +14,10 @@ from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import DataError
 from paretune.evaluate.answers import LINE_BREAKS, Prompt, write_answers
 from paretune.evaluate.outputs import Generation
-from paretune.evaluate.qa import Likelihoods, choices_of, evaluate_qa, question_scores
+from paretune.evaluate.qa import Likelihoods, asked_within, choices_of, evaluate_qa, question_scores
 from paretune.model.load import load_model
 from paretune.pipeline.resources import Resource
+from paretune.study.evaluations import Qa
 from tests.evaluate.stages import BASE, make_context, read_scores, reference_nats
 from tests.tiny import make_model
 
@@ -55,6 +56,9 @@ def test_scores_equal_a_float64_reference(base: Path, tmp_path: Path) -> None:
         "multiple_choice": 2,
         "ties": 0,
         "prefix": "<bos>",
+        "read_as": (
+            "2 of multiple choice, the list `options`, `answer` is the text of an option; 2 factual, with an answer in words"
+        ),
         "chance_accuracy": (1 / 4 + 1 / 2) / 2,
     }
     scores = read_scores(tmp_path).set_index(["example", "metric"])
@@ -190,10 +194,45 @@ def test_any_of_several_right_answers_is_right(base: Path, tmp_path: Path) -> No
 
 def test_a_question_that_does_not_fit_is_refused(base: Path, tmp_path: Path) -> None:
     long = [{"id": "long", "question": "Which? " * 400, "answer": "this"}]
-    with pytest.raises(DataError, match=r"question `long` has .* tokens .* 512 positions"):
+    with pytest.raises(DataError, match=r"question `long` has .* tokens .* 512 positions.*`too_long: skip`"):
+        run(base, tmp_path, long, too_long="error")
+    with pytest.raises(DataError, match="none of 1 questions fits into the 512 positions"):
         run(base, tmp_path, long)
     with pytest.raises(DataError, match="question `1`: the template `answer` leaves nothing"):
         run(base, tmp_path, answer="{{ '' }}")
+
+
+def test_one_question_too_long_is_left_out_and_the_rest_is_as_without_it(base: Path, tmp_path: Path) -> None:
+    passage = {"question": "is it lit", "passage": "The lamp is out. " * 200, "answer": False, "id": "p"}
+    rows = [QUESTIONS[0], passage, QUESTIONS[1], passage | {"question": "is it", "passage": "It is.", "id": "q"}]
+    metrics = run(base, tmp_path / "skip", rows)
+    assert (metrics["questions"], metrics["skipped_questions"]) == (3, 1)
+    without = run(base, tmp_path / "without", [rows[0], *rows[2:]])
+    assert "skipped_questions" not in without
+    assert metrics["chance_accuracy"] == without["chance_accuracy"]
+    frames = [read_scores(tmp_path / name).set_index(["example", "metric"]).value for name in ("skip", "without")]
+    assert list(frames[0].index) == list(frames[1].index)
+    np.testing.assert_allclose(*frames, rtol=2e-6)
+
+
+@pytest.mark.parametrize("rule", ["cut", "keep_end"])
+def test_what_is_read_first_is_shortened_and_the_question_left_whole(base: Path, rule: str) -> None:
+    loaded = load_model(make_context(base, {}, base))
+    passage = " ".join(f"lamp {n}" for n in range(300))
+    asked, alone = (
+        Question(name, text, ("yes", "no"), "yes", 0, {}, context)
+        for name, text, context in (("p", "is it lit", passage), ("a", passage, ""))
+    )
+    settings = Qa(path="a.json", too_long=rule)
+    kept, num_cut = asked_within(loaded, [asked, alone], settings)
+    assert num_cut == 2
+    for question, request in kept:
+        text = request.prompt.removesuffix("\nAnswer:")
+        text = text.removesuffix("\n\nQuestion: is it lit") if question.context else text.removeprefix("Question: ")
+        assert passage.startswith(text) if rule == "cut" else passage.endswith(text)
+        length = 1 + len(loaded.tokenizer.encode(request.prompt))
+        longest = max(len(loaded.tokenizer.encode_continuation(answer)) for answer in request.answers)
+        assert 512 - 3 < length + longest <= 512
 
 
 def _nats(base: Path, question: str, option: str) -> np.ndarray:

@@ -18,11 +18,11 @@ from tests.pipeline.planned import GPT2, STUDY, check, described, plan_of, write
 MACHINE = {"system": "Linux", "processor": "example", "cores": 2, "memory_gib": 8, "accelerator": None}
 GOLDEN = {
     "notes: data": "517c5fbf470e",
-    "notes: leakage": "ee94f6667a56",
+    "notes: leakage": "45ba626cbd2d",
     "small/notes: tokenize": "95594ad23db5",
     "small/notes/base: size": "d3ff7a2d396d",
     "small/notes/base: perplexity": "3d6969d5d43e",
-    "small/notes/base: qa": "df0df19f5124",
+    "small/notes/base: qa": "4093e33141ed",
     "small/notes/base: generate": "ec95d3c0c65f",
     "small/notes/base: latency": "ec83aa105da4",
     "small/notes/full seed 0: train.full": "6fc57e423ad3",

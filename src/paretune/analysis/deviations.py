@@ -13,7 +13,7 @@ from paretune.study.tasks import RESPONSE
 
 _BUDGET = ("train_tokens", "train_tokens_read", "epochs_done", "steps", "precision")
 """What is the same for all variants of a base on a dataset, over all trainings of a variant."""
-_CHANGED = ("cut_examples", "lossy_examples", "control_examples")
+_CHANGED = ("cut_examples", "latest_examples", "lossy_examples", "control_examples")
 _OF_RUNS = ("stopped_early", "out_of_memory", "flex_failure", "repeated_steps", "untied_parameters")
 """Metrics of a training that went otherwise than those of other variants."""
 
@@ -46,13 +46,17 @@ class ExamplesChanged(Fact):
     base: str
     dataset: str
     metric: str
-    """Of the record of the tokens: `cut_examples` to fit, `lossy_examples` that are not given back exactly, `control_examples`
-    with control tokens as text, or `unwritten_FIELD`, a field of messages that the chat template leaves out."""
+    """Of the record of the tokens: `cut_examples` and `latest_examples` to fit, `lossy_examples` that are not given back
+    exactly, `control_examples` with control tokens as text, or `unwritten_FIELD`, which the chat template leaves out."""
     num_examples: int
     max_length: int
     """In tokens."""
     control_tokens: str | None = None
     """The dataset's rule."""
+    too_long: str = ""
+    """The dataset's rule."""
+    num_turns: int = 0
+    """Messages that `latest_examples` are without."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,33 @@ class ExamplesLeftOut(Fact):
     @property
     def share(self) -> float:
         return self.num_examples / self.total if self.total else 1.0
+
+
+@dataclass(frozen=True)
+class QuestionsTooLong(Fact):
+    """Left out, or cut to fit, for what a base reads; alike for all its variants unless some are named."""
+
+    base: str
+    evaluation: str
+    num_left_out: int
+    num_cut: int
+    total: int
+    rule: str
+    """The evaluation's `too_long`."""
+    variants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ComparedOnShared(Fact):
+    """Variants of two bases were not scored on the same examples, as not the same were too long."""
+
+    dataset: str
+    task: str
+    split: str
+    num_shared: int
+    """What they are compared on."""
+    of_base: tuple[tuple[str, int], ...]
+    """What the means of each are over."""
 
 
 @dataclass(frozen=True)
@@ -161,10 +192,12 @@ def deviations(findings: Findings) -> list[Fact]:
     too_long = left_out(findings)
     for (base, dataset), record in results.tokens.items():
         facts += [too_long[base, dataset]] if (base, dataset) in too_long else []
-        rule = study.data[dataset].control_tokens
+        data, num_turns = study.data[dataset], record.metrics.get("turns_left_out", 0)
         for metric, num_examples in record.metrics.items():
             if num_examples and (metric in _CHANGED or metric.startswith("unwritten_")):
-                facts.append(ExamplesChanged(base, dataset, metric, num_examples, study.train.max_length, rule))
+                rules = (data.control_tokens, data.length_rule, num_turns if metric == "latest_examples" else 0)
+                facts.append(ExamplesChanged(base, dataset, metric, num_examples, study.train.max_length, *rules))
+    facts += [*_questions_too_long(findings), *_compared_on_shared(findings)]
     alone = len(study.bases) == len(study.data) == 1
     kept = []
     for cell in results.cells:
@@ -206,6 +239,38 @@ def left_out(findings: Findings) -> dict[tuple[str, str], ExamplesLeftOut]:
             longest, rule = findings.study.train.max_length, findings.study.data[dataset].length_rule
             facts[base, dataset] = ExamplesLeftOut(base, dataset, skipped, longest, total, tuple(lost), rule)
     return facts
+
+
+def _questions_too_long(findings: Findings) -> Iterator[QuestionsTooLong]:
+    variants: dict[tuple[str, str], dict[tuple[int, int, int], dict[str, None]]] = {}
+    for cell in findings.results.cells:
+        for name, record in cell.evaluations.items():
+            left_out, cut = (record.metrics.get(f"{done}_questions", 0) for done in ("skipped", "cut"))
+            counts = (left_out, cut, record.metrics.get("questions", 0) + left_out)
+            variants.setdefault((cell.base, name), {}).setdefault(counts, {})[cell.variant] = None
+    for (base, name), by_counts in variants.items():
+        for counts, names in by_counts.items():
+            if counts[0] or counts[1]:
+                rule = getattr(findings.study.evaluate[name].config, "too_long", "")
+                yield QuestionsTooLong(base, name, *counts, rule, tuple(names) if len(by_counts) > 1 else ())
+
+
+def _compared_on_shared(findings: Findings) -> list[ComparedOnShared]:
+    """Of the differences between bases."""
+    facts: dict[ComparedOnShared, None] = {}
+    for (variant, reference, quantity), difference in findings.differences.items():
+        estimates = [findings.estimate(entrant, quantity) for entrant in sorted((variant, reference))]
+        if variant.base == reference.base or quantity.slice:
+            continue
+        sizes = tuple(
+            (entrant.base, estimate.n_examples)
+            for entrant, estimate in zip(sorted((variant, reference)), estimates, strict=True)
+            if estimate is not None
+        )
+        if any(size > difference.n_examples for _, size in sizes):
+            where = (variant.dataset, quantity.task, quantity.split)
+            facts[ComparedOnShared(*where, difference.n_examples, sizes)] = None
+    return list(facts)
 
 
 def unequal_tuning(findings: Findings) -> list[Fact]:

@@ -123,7 +123,8 @@ def audit_data(context: StageContext) -> dict[str, Any]:
                 counts = labels.setdefault((row["task"], split), Counter())
                 if len(counts) <= _MANY_LABELS:
                     counts[row["completion"].strip()] += 1
-                if answer_stands_in(row["completion"], f" {words} {' '.join(words_of(row['prompt']))} "):
+                asked = f" {words} {' '.join(words_of(row['prompt']))} "
+                if any(answer_stands_in(answer, asked) for answer in (row["completion"], *(row.get("references") or ()))):
                     notes.add(split, f"answer_in_prompt:{row['task']}", number)
         if done % _EMIT_RECORDS == 0:
             context.emit(done=done, total=total)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from paretune.data.control import WAYS_OUT, held, pattern_of, pieces_of, sources_of
 from paretune.data.outside import outside_documents
-from paretune.data.questions import read_questions, request_of, slices_of
+from paretune.data.questions import QuestionSet, read_question_set, request_of, slices_of
 from paretune.data.records import parse_form, read_record
+from paretune.data.references import is_template
 from paretune.data.safety import labels_of, read_words
 from paretune.data.sheets import read_sheet
 from paretune.data.sources import BUILTIN, iterate_rows
@@ -74,29 +75,61 @@ def check_outside(config: Forgetting, setting: Setting) -> None:
 
 
 def check_questions(config: Qa, setting: Setting) -> None:
-    """`qa`: templates that use the question and the answer, and questions that every base reaches to the end of."""
+    """`qa`: templates that use the question and the answer, and questions that every base can read, some at least."""
     where = setting.where
     prompt, answer = _template(config.prompt, f"{where}.prompt"), _template(config.answer, f"{where}.answer")
-    context = _template(config.context, f"{where}.context")
+    _template(config.context, f"{where}.context")
+    for entry in filter(is_template, config.references):
+        _template(entry, f"{where}.references")
     if not prompt.fields:
         raise SpecError(f"{where}.prompt: `{config.prompt}` uses no field of a question, so all prompts would be the same")
     if "answer" not in answer.fields:
         raise SpecError(f"{where}.answer: `{config.answer}` does not use `{{{{ answer }}}}`, so all options would be the same")
-    file = f"builtin:{config.builtin}" if config.path is None else setting.folder / config.path
     try:
-        for question in read_questions(file, config.format):
+        found = _questions(config, setting)
+        for question in found.questions:
             slices_of(question, config.slice_by)
-            request = request_of(question, prompt, answer, context)
-            for name, base in setting.lock.bases.items():
-                positions = num_positions(base.config)
-                length = max(num_tokens(base, request.prompt + option) for option in request.answers)
-                if positions is not None and length > positions:
-                    raise DataError(
-                        f"question `{question.id}` has {length} tokens with its answer, and base `{name}` reaches {positions} "
-                        "positions; shorten it, or leave it out"
-                    )
+        for name, lengths in _too_long(config, setting, found).items():
+            if config.too_long == "error" or (config.too_long == "skip" and len(lengths) == len(found.questions)):
+                (question, length), positions = next(iter(lengths.items())), num_positions(setting.lock.bases[name].config)
+                raise DataError(
+                    f"question `{question}` has {length} tokens with its answer, and base `{name}` reaches {positions} "
+                    f"positions; shorten it, or write `too_long: {'skip` or `' if config.too_long == 'error' else ''}cut`"
+                )
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
+
+
+def tell_questions(config: Qa, setting: Setting) -> list[str]:
+    """`qa`: how the file was read, and what is too long for a base."""
+    found = _questions(config, setting)
+    lines = [f"{setting.where}: {len(found.questions)} questions: {'; '.join(found.read_as)}"]
+    for name, lengths in _too_long(config, setting, found).items():
+        done = "left out for all its variants" if config.too_long == "skip" else "cut to fit"
+        lines.append(
+            f"{setting.where}: {len(lengths)} of them longer than base `{name}` reads "
+            f"({num_positions(setting.lock.bases[name].config)} tokens), {done} (`too_long: {config.too_long}`)"
+        )
+    return lines
+
+
+def _questions(config: Qa, setting: Setting) -> QuestionSet:
+    file = f"builtin:{config.builtin}" if config.path is None else setting.folder / config.path
+    return read_question_set(file, config.format, config.right_option, config.references)
+
+
+def _too_long(config: Qa, setting: Setting, found: QuestionSet) -> dict[str, dict[str, int]]:
+    """By base that cannot read all questions to the end of each answer, those that it cannot, with their tokens."""
+    templates = [parse_template(source) for source in (config.prompt, config.answer, config.context)]
+    requests = {question.id: request_of(question, *templates) for question in found.questions}
+    too_long: dict[str, dict[str, int]] = {}
+    for name, base in setting.lock.bases.items():
+        positions = num_positions(base.config)
+        for question, request in requests.items() if positions is not None else ():
+            length = max(num_tokens(base, request.prompt + option) for option in request.answers)
+            if length > positions:
+                too_long.setdefault(name, {})[question] = length
+    return too_long
 
 
 def check_sheets(config: Ratings, setting: Setting) -> None:

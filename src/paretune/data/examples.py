@@ -4,12 +4,13 @@ Context, prompt and completion are tokenized apart and joined literally (the sea
 tokens for each task; the examples of one context share its array, by which a batch encodes it once.
 """
 
+import functools
 import itertools
 import json
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -22,6 +23,7 @@ from paretune.data.documents import document_rows
 from paretune.data.records import PromptCompletion, Rendered
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer, too_long
 from paretune.data.tokens import ids_of, kept_counts, lengths_of, read_tokens, refuse_empty_split, values_of, writing_tokens
+from paretune.data.too_long import latest_turns
 from paretune.data.trees import Example, Examples, num_windows, window
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
@@ -40,6 +42,7 @@ SCHEMA = pa.schema(
         "completion": _IDS,
         "end": _IDS,
         "reference": pa.string(),
+        "references": pa.list_(pa.string()),
         "bytes": pa.int64(),
         "lossless": pa.bool_(),
     }
@@ -121,7 +124,8 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
     max_length, rule = config.max_length, config.too_long
     control = ControlTokens(tokenizer, config.control_tokens, sources_of(context.inputs["data"].record.config["dataset"]))
     total = control.check((str(row["example"]), _pieces(tokenizer, row)) for row in document_rows(file))
-    kept_rows = skipped = cut = longest_length = 0
+    remade = functools.partial(_tokenized, control)
+    kept_rows = skipped = cut = shortened = turns_left_out = longest_length = 0
     unwritten: Counter[str] = Counter()
     lengths, longest = array("q"), dict[str, Any]()
     with writing_tokens(context.draft, SCHEMA) as writer:
@@ -138,12 +142,27 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
                     longest, longest_length = dict(branch.row), length
             room = max_length - 1  # of the prefix token
             kept = [branch for branch in branches if len(shared) + branch.length <= room]
-            if rule == "cut" and len(kept) < len(branches):
+            if shared and rule in ("cut", "keep_end") and len(kept) < len(branches):
                 # All keep the same of the context; where nothing of it would be left, there is nothing to ask about.
                 kept = [branch for branch in branches if branch.length < room]
                 left = room - max((branch.length for branch in kept), default=0)
                 cut += len(kept) if left < len(shared) else 0
-                shared = shared[:left]
+                shared = shared[:left] if rule == "cut" else shared[max(0, len(shared) - left) :]
+            elif rule in ("keep_end", "keep_latest"):
+                kept = []
+                for branch in branches:
+                    asked = room - len(branch.completion) - len(branch.end)
+                    if branch.length <= room:
+                        kept.append(branch)
+                    elif rule == "keep_end" and asked > 0:
+                        kept.append(replace(branch, prompt=branch.prompt[-asked:]))
+                        cut += 1
+                    elif branch.row["messages"] is not None and (
+                        latest := latest_turns(branch.row, remade, lambda each: each.length <= max_length - 1)
+                    ):
+                        kept.append(latest[0])
+                        shortened += 1
+                        turns_left_out += latest[1]
             skipped += len(branches) - len(kept)
             for branch in kept:
                 before = [*shared, *branch.prompt][-_OVERLAP:]
@@ -156,6 +175,7 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
                         "completion": branch.completion,
                         "end": branch.end,
                         "reference": branch.text,
+                        "references": _references(control, branch.row),
                         "bytes": len(branch.text.encode()),
                         "lossless": tokenizer.decode([*before, *branch.completion]).endswith(branch.text),
                     }
@@ -164,8 +184,13 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
             context.emit(done=kept_rows + skipped, total=total)
     if rule == "error" and skipped:
         named = f"document `{longest['document']}` (record {longest['example']}, task `{longest['task']}`)"
-        way_out = "`too_long: skip` to leave such examples out"
-        way_out += ", or `too_long: cut` to shorten the context at its end" if longest["context"] else ""
+        way_out = "`too_long: skip` to leave such examples out, or "
+        if longest["context"]:
+            way_out += "`too_long: cut` to shorten the context at its end"
+        elif longest["messages"] is not None:
+            way_out += "`too_long: keep_latest` to leave their earliest turns out"
+        else:
+            way_out += "`too_long: keep_end` to shorten the prompt at its beginning"
         raise DataError(too_long(named, lengths, max_length, way_out))
     tokens = read_tokens(context.draft)
     refuse_empty_split(tokens, max_length, "raise `train.max_length`, or shorten prompts and contexts")
@@ -179,6 +204,7 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
         metrics[f"read_tokens_{split}"] = len(of_split) + int(sum(part.sum() for part in parts))
     lossy = int((~tokens.column("lossless").to_numpy()).sum())
     counts = {"skipped_examples": skipped, "cut_examples": cut, "lossy_examples": lossy}
+    counts |= {"latest_examples": shortened, "turns_left_out": turns_left_out} if shortened else {}
     counts |= {"control_examples": control.num_examples, **{f"unwritten_{name}": n for name, n in sorted(unwritten.items())}}
     return {**metrics, **kept_counts(tokens), **counts}
 
@@ -188,6 +214,13 @@ def _pieces(tokenizer: TextTokenizer, row: Mapping[str, Any]) -> list[tuple[str,
     messages = row["messages"] if tokenizer.hf.chat_template is not None else None
     branch = PromptCompletion(row["task"], row["prompt"], row["completion"], messages=messages)
     return pieces_of(Rendered(row["context"], (branch,)))
+
+
+def _references(control: ControlTokens, row: Mapping[str, Any]) -> list[str] | None:
+    """What is right too in the place of a completion, treated as it is."""
+    if not row.get("references"):
+        return None
+    return [control.plain(control.treated(f"completion {row['task']}", text)) for text in row["references"]]
 
 
 def _tokenized(control: ControlTokens, row: Mapping[str, Any]) -> _Tokenized:

@@ -225,7 +225,13 @@ def record_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The text of a record from its rows: its context once."""
     if "task" not in rows[0]:
         return str(rows[0]["text"])
-    branches = (PromptCompletion(row["task"], row["prompt"], row["completion"], messages=row.get("messages")) for row in rows)
+    branches = []
+    for row in rows:
+        others = tuple(row.get("references") or ())
+        branch = PromptCompletion(
+            row["task"], row["prompt"], row["completion"], references=others, messages=row.get("messages")
+        )
+        branches.append(branch)
     return Rendered(rows[0]["context"], tuple(branches)).text
 
 
@@ -468,6 +474,7 @@ def _write(
     columns = {"split": text, "document": text, "example": text, "text": text, "contents": pyarrow.list_(number)}
     if completes:
         columns |= dict.fromkeys(("task", "part", "context", "prompt", "completion", "messages"), text)
+        columns["references"] = pyarrow.list_(text)
     schema = pyarrow.schema(list(columns.items()))
     bounds, digests = np.searchsorted(contents[0], np.arange(len(kept.numbers) + 1)), contents[1]
     metrics: dict[str, int] = {}
@@ -485,7 +492,8 @@ def _write(
                 for branch in rendered.branches:
                     row = whole | {"context": rendered.context, "text": rendered.context + branch.prompt + branch.completion}
                     row |= {"task": branch.task, "part": branch.part, "prompt": branch.prompt}
-                    rows.append(row | {"completion": branch.completion, "messages": branch.messages})
+                    row |= {"completion": branch.completion, "references": branch.references or None}
+                    rows.append(row | {"messages": branch.messages})
                 if not rendered.branches:
                     rows.append(whole)
                 num_examples += max(1, len(rendered.branches))

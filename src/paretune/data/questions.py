@@ -1,15 +1,12 @@
 """Questions with known answers, from the file formats that people have them in.
 
-A file is a JSON list, an object with `questions`, JSON lines, or CSV. The format of a record is known by its fields:
+A file is a JSON list, an object with `questions`, JSON lines, or CSV. A question with options is multiple choice; where they
+stand and how the answer names one of them is told by `choices.py`: OpenBookQA, ARC, MMLU, MedMCQA, MedQA, HellaSwag, PIQA,
+SciQ, TruthfulQA and tables of people's own. Read otherwise are
 
-    own         {"question": ..., "options": [...], "answer": ..., "answer_index": ...}; no options: a factual question, which
-                may have several right answers: "answers": [...], or SQuAD's {"text": [...]}
-    openbookqa  {"question": {"stem": ..., "choices": [{"text": ..., "label": ...}]}, "answerKey": ...}, or the hub's
-                {"question_stem": ..., "choices": {"text": [...], "label": [...]}, "answerKey": ...}
-    arc         {"question": ..., "choices": {"text": [...], "label": [...]}, "answerKey": ...}
-    mmlu        CSV rows of question, A, B, C, D and the letter of the answer, with a header or without; or the hub's
-                {"question": ..., "choices": [...], "answer": 2}
-    sciq        {"question": ..., "correct_answer": ..., "distractor1": ..., "support": ...}
+    own         {"question": ..., "answer": ...}: a factual question, which may have several right answers: "answers": [...],
+                or SQuAD's {"text": [...]}, or more fields of the record by the study's `references`
+    mmlu        CSV rows of question, A, B, C, D and the letter of the answer without a header
     boolq       {"question": ..., "passage": ..., "answer": true}
     pubmedqa    {"question": ..., "context": {"contexts": [...]}, "final_decision": "maybe"}
 
@@ -20,32 +17,42 @@ where its templates or `slice_by` do not fit its questions.
 
 import csv
 import io
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NoReturn
 
+from paretune.data.choices import RULES, Answer, Choices, answer_values, decide, find_choices, looks_chosen, plain
 from paretune.data.newsroom import questions
+from paretune.data.references import references_in
 from paretune.data.sources import parse_json, separator_of
 from paretune.data.templates import Template, render
 from paretune.errors import DataError
 from paretune.study.base import shown
+from paretune.study.evaluations import Rule
 
 NEWSROOM = "builtin:newsroom"
-_READ_FIELDS = frozenset({"id", "question", "question_stem", "options", "choices", "answer", "answer_index", "answerKey"})
 _LETTERS = tuple(ascii_uppercase)
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_READ_BY_OTHERS = _READ_FIELDS | {
-    *("correct_answer", "distractor1", "distractor2", "distractor3", "support", "passage", "final_decision"),
-    *("context", "QUESTION", "CONTEXTS", *_LETTERS),
+_ASKED = ("question", "questionstem", "questiontext", "query", "goal", "ctx", "stem", "problem", "sentence")
+"""Fields that hold a question, by `plain`; all but the first four of one with options alone."""
+_ANSWERED = ("id", "answer", "answers", "options", "choices", "answer_index", "answerKey")
+"""Fields that no template sees of a factual question."""
+_RULES: dict[str, tuple[Rule, ...]] = {
+    "own": ("text",),
+    "arc": ("label",),
+    "openbookqa": ("label",),
+    "mmlu": ("letter", "from_0"),
 }
-"""In all formats but our own, whose records may call fields of theirs so."""
+"""How the answers of a format that the study names are read, where it does not say that too."""
 _FORMATS = (
-    'expected `{"question": "...", "answer": "..."}`, with `"options": ["...", ...]` for multiple choice, '
-    "or the format of OpenBookQA or ARC (`choices`, `answerKey`), MMLU (CSV: question, A, B, C, D, answer), SciQ "
-    "(`correct_answer`, `distractor1`), BoolQ (`passage`, `answer: true`) or PubMedQA (`final_decision`)"
+    'expected `{"question": "...", "answer": "..."}`, with `"options": ["...", ...]` or columns (`option_a`, `choice0`, ...) '
+    "for multiple choice, or the format of OpenBookQA or ARC (`choices`, `answerKey`), "
+    "MMLU (CSV: question, A, B, C, D, answer), "
+    "SciQ (`correct_answer`, `distractor1`), BoolQ (`passage`, `answer: true`) or PubMedQA (`final_decision`)"
 )
 
 
@@ -81,69 +88,197 @@ class Request:
         return not self.question.options
 
 
-_Parsed = tuple[str, tuple[str, ...], int | None, str]
-"""Context, options, index of the answer, answer."""
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of a file."""
+
+    questions: tuple[Question, ...]
+    read_as: tuple[str, ...]
+    """How the records were read, in words: one line for each form that they have."""
 
 
-def read_questions(location: str | Path, format: str | None = None) -> list[Question]:
+@dataclass(frozen=True)
+class _Draft:
+    """A record whose answer is not yet read."""
+
+    where: str
+    id: str
+    question: str
+    record: Mapping[str, Any]
+    read: frozenset[str]
+    """Fields that are taken."""
+    choices: Choices | None
+    answers: tuple[str, ...] = ()
+    """Of a factual question, all right."""
+    context: str = ""
+
+
+def read_questions(
+    location: str | Path, format: str | None = None, right_option: Rule | None = None, references: Sequence[str] = ()
+) -> list[Question]:
+    """The questions of `read_question_set`."""
+    return list(read_question_set(location, format, right_option, references).questions)
+
+
+def read_question_set(
+    location: str | Path, format: str | None = None, right_option: Rule | None = None, references: Sequence[str] = ()
+) -> QuestionSet:
     """The questions of a file, or of `builtin:newsroom`; DataError for anything that is not a question with an answer.
 
-    `format` is one of those above; each record's fields say it unless given.
+    `format` is one of those above, and `right_option` how answers name an option; the records say both unless given.
+    `references` are fields or templates of what is right too as an answer to a factual question.
     """
     if str(location) == NEWSROOM:
-        return [parse_question(record, f"{NEWSROOM}: record {n}", str(n)) for n, record in enumerate(questions(), start=1)]
-    if str(location).startswith("builtin:"):
+        where, records = NEWSROOM, [(f"record {n}", record) for n, record in enumerate(questions(), start=1)]
+    elif str(location).startswith("builtin:"):
         raise DataError(f"no built-in questions `{str(location).removeprefix('builtin:')}`; known: `newsroom`")
-    file = Path(location)
-    records = enumerate(_records(file), start=1)
-    read = [parse_question(record, f"{file}: {where}", str(n), format) for n, (where, record) in records]
-    if not read:
-        raise DataError(f"{file}: holds no question; {_FORMATS}")
+    else:
+        where, records = str(location), _records(Path(location))
+    if not records:
+        raise DataError(f"{where}: holds no question; {_FORMATS}")
+    drafts = [_drafted(record, f"{where}: {at}", str(n), format, references) for n, (at, record) in enumerate(records, start=1)]
+    read: dict[int, Question] = {}
+    told: list[str] = []
+    # Records of one form are decided on together.
+    forms: dict[tuple[str, ...], list[tuple[int, _Draft, Answer]]] = {}
+    for n, draft in enumerate(drafts):
+        if draft.choices is not None and draft.choices.right is None:
+            values = answer_values(draft.record, draft.choices, draft.where)
+            if not values:
+                named, source = "answerKey" if draft.choices.labelled else "answer", draft.choices.source
+                more = f"; or name the {source} in `references`, if all are right" if source.startswith("columns") else ""
+                _refuse(draft.where, f"`{named}` is missing; add it, or leave the record out{more}")
+            forms.setdefault((draft.choices.source, *values), []).append((n, draft, Answer(draft.choices, values, draft.where)))
+    for (source, *fields), of_form in forms.items():
+        rules = RULES if format is None else _RULES.get(format, RULES)
+        rules = (right_option,) if right_option else ("from_0",) if format == "own" and fields[0] == "answer_index" else rules
+        places, words = decide([answer for _, _, answer in of_form], rules)
+        told.append(f"{len(of_form)} of multiple choice, {source}, {words}")
+        for (n, draft, _), place in zip(of_form, places, strict=True):
+            read[n] = _chosen(draft, place, fields)
+    beside = Counter[str]()
+    for n, draft in enumerate(drafts):
+        if draft.choices is not None and draft.choices.right is not None:
+            read[n] = _chosen(draft, draft.choices.right, ())
+            beside[draft.choices.source] += 1
+        elif draft.choices is None:
+            fields = {name: value for name, value in draft.record.items() if name not in draft.read}
+            right = tuple(dict.fromkeys(draft.answers))
+            read[n] = Question(draft.id, draft.question, (), right[0], None, fields, draft.context, right[1:])
+    told += [f"{num} of multiple choice, {source}" for source, num in beside.items()]
+    factual = [draft for draft in drafts if draft.choices is None]
+    if format is None:
+        _refuse_hidden_options(factual, where)
+    told += [f"{len(factual)} factual, with an answer in words"] if factual else []
+    found = [read[n] for n in range(len(drafts))]
+    _refuse_repetitions(found, where)
+    return QuestionSet(tuple(found), tuple(told))
+
+
+def question_texts(
+    location: str | Path, format: str | None = None, right_option: Rule | None = None, references: Sequence[str] = ()
+) -> list[str]:
+    """Each question with all its right answers, as the text that must not stand in training data."""
+    found = read_questions(location, format, right_option, references)
+    return [" ".join([question.question, question.answer, *question.others]) for question in found]
+
+
+def _drafted(record: Any, where: str, number: str, format: str | None, references: Sequence[str]) -> _Draft:
+    """One record of any of the formats; `number` is its id where it has none. DataError beginning with `where`."""
+    if not isinstance(record, Mapping):
+        _refuse(where, f"is {shown(record)}; {_FORMATS}")
+    by_name = {plain(name): name for name in reversed(record)}
+    name = record.get("id", number)
+    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+        _refuse(where, f"`id` is {shown(name)}; expected a text or a whole number")
+    asked = [by_name[each] for each in _ASKED if each in by_name]
+    stem = record[asked[0]] if asked and plain(asked[0]) in _ASKED[:4] else None
+    question = stem.get("stem") if isinstance(stem, Mapping) else stem
+    yes_no = _yes_no(record, where, format)
+    choices = yes_no[0] if yes_no else None
+    if yes_no is None and format != "own":
+        choices = find_choices(record, str(question), where, references)
+    elif yes_no is None and record.get("options"):
+        choices = find_choices({"options": record["options"]}, str(question), where)
+    if choices is not None and question is None and asked:
+        question = record[asked[0]]
+    question = _text(question, "question", where)
+    read = frozenset({"id", *asked[:1], *references})
+    if choices is not None:
+        beside = yes_no is None and choices.right is not None  # as SciQ, whose questions may have a text to read first
+        context = yes_no[1] if yes_no else _optional_text(record.get("support"), "support", where) if beside else ""
+        taken = {*choices.read, "support"} if beside else set(choices.read)
+        return _Draft(where, str(name), question, record, read | taken, choices, context=context)
+    if format in ("arc", "openbookqa", "mmlu") or isinstance(stem, Mapping):
+        _refuse(where, "`choices` is `null`; expected a list of `text` and `label`, or an object of two such lists")
+    if format == "sciq" or ("correct_answer" in record and "answer" not in record):
+        _refuse(where, "`distractor1` is missing; a question of SciQ has one to three wrong answers")
+    if record.get("answer_index") is not None:
+        index = shown(record["answer_index"])
+        _refuse(where, f"`answer_index` is {index}; expected a number from 0 that counts the options, and there are none")
+    given, more = record.get("answers"), references_in(references, record, where)
+    answers: tuple[str, ...] = ()
+    if given is not None:
+        answers = references_in(("answers",), record, where)
+        if not isinstance(given, list | Mapping) or not answers:
+            _refuse(where, f"`answers` is {shown(given)}; expected a list of texts, all right, of a question without `options`")
+    if record.get("answer") is not None or not (answers or more):
+        if record.get("answer") is None:
+            _refuse(where, "`answer` is missing; add it, or leave the record out")
+        if isinstance(record["answer"], int) and not isinstance(record["answer"], bool):
+            number = shown(record["answer"])
+            _refuse(
+                where, f"`answer` is {number}, a number as of an option, and {_no_options(record)} the answer itself in quotes"
+            )
+        answers = (_text(record["answer"], "answer", where), *answers)
+    return _Draft(where, str(name), question, record, read | set(_ANSWERED), None, (*answers, *more))
+
+
+def _chosen(draft: _Draft, place: int, answered: Sequence[str]) -> Question:
+    assert draft.choices is not None
+    options, answer = draft.choices.options, draft.choices.texts[place]
+    if options.count(answer) > 1:
+        _refuse(draft.where, f"`options` holds the answer {shown(answer)} twice; remove one of them")
+    # Before it stand as many as are not empty.
+    index = sum(bool(text) for text in draft.choices.texts[:place])
+    fields = {name: value for name, value in draft.record.items() if name not in draft.read and name not in answered}
+    return Question(draft.id, draft.question, options, answer, index, fields, draft.context)
+
+
+def _refuse_hidden_options(factual: Sequence[_Draft], where: str) -> None:
+    """DataError where all answers look like a letter or number of an option."""
+    answers = [draft.answers[0] for draft in factual]
+    if len(answers) < 2 or not all(map(looks_chosen, answers)):
+        return
+    names = dict.fromkeys(name for draft in factual for name in draft.record)
+    seen = ", ".join(f"`{answer}`" for answer in list(dict.fromkeys(answers))[:6])
+    raise DataError(
+        f"{where}: the answers of all {len(answers)} questions without options look like the letter or number of an option "
+        f"({seen}), and {_no_options(names)} `format: own` where these are the answers themselves"
+    )
+
+
+def _no_options(names: Iterable[str]) -> str:
+    seen = ", ".join(f"`{name}`" for name in names)
+    return (
+        f"no options are found among {seen}; name them `option_a`, `option_b`, ... or put them into a list `options`; or write"
+    )
+
+
+def _refuse_repetitions(found: Sequence[Question], where: str) -> None:
     ids: dict[str, int] = {}
     asked: dict[tuple[str, ...], int] = {}
-    for n, question in enumerate(read, start=1):
+    for n, question in enumerate(found, start=1):
         if question.id in ids:
-            raise DataError(f"{file}: record {n}: `id` {shown(question.id)} is that of record {ids[question.id]}; rename one")
+            raise DataError(f"{where}: record {n}: `id` {shown(question.id)} is that of record {ids[question.id]}; rename one")
         # A question that counts twice makes the intervals narrower than they are.
         content = (question.context, question.question, *question.options, question.answer)
         if content in asked:
             raise DataError(
-                f"{file}: record {n}: {shown(question.question)} is the question of record {asked[content]}, with the same "
+                f"{where}: record {n}: {shown(question.question)} is the question of record {asked[content]}, with the same "
                 "answer; remove one"
             )
         ids[question.id] = asked[content] = n
-    return read
-
-
-def question_texts(location: str | Path, format: str | None = None) -> list[str]:
-    """Each question with its answer, as the text that must not stand in training data."""
-    return [f"{question.question} {question.answer}" for question in read_questions(location, format)]
-
-
-def parse_question(record: Any, where: str, number: str, format: str | None = None) -> Question:
-    """One record of any of the formats; `number` is its id where it has none. DataError beginning with `where`."""
-    if not isinstance(record, Mapping):
-        _refuse(where, f"is {shown(record)}; {_FORMATS}")
-    stem = record.get("question", record.get("question_stem", record.get("QUESTION")))
-    question = _text(stem.get("stem") if isinstance(stem, Mapping) else stem, "question", where)
-    format = format or _format_of(record)
-    answers: tuple[str, ...] = ()
-    if format == "own" and (given := record.get("answers")) is not None:
-        texts = given.get("text") if isinstance(given, Mapping) else given
-        if not isinstance(texts, list) or not texts or record.get("options"):
-            _refuse(where, f"`answers` is {shown(given)}; expected a list of texts, all right, of a question without `options`")
-        answers = tuple(_text(text, "answers", where) for text in texts)
-        record = {"answer": answers[0], **record}
-    context, options, index, answer = _READERS[format](record, question, where)
-    if index is not None and options.count(answer) > 1:
-        _refuse(where, f"`options` holds the answer {shown(answer)} twice; remove one of them")
-    read = _READ_FIELDS | {"answers"} if format == "own" else _READ_BY_OTHERS
-    fields = {name: value for name, value in record.items() if name not in read}
-    name = record.get("id", number)
-    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        _refuse(where, f"`id` is {shown(name)}; expected a text or a whole number")
-    others = tuple(text for text in dict.fromkeys(answers) if text != answer)
-    return Question(str(name), question, options, answer, index, fields, context, others)
 
 
 def request_of(question: Question, prompt: Template, answer: Template, context: Template | None = None) -> Request:
@@ -160,6 +295,29 @@ def request_of(question: Question, prompt: Template, answer: Template, context: 
     return Request(question, before + render(prompt, fields, where), tuple(answers))
 
 
+def fitted(
+    question: Question, request: Callable[[Question], Request], fits: Callable[[Request], bool], rule: str
+) -> tuple[Request | None, bool]:
+    """What is asked about a question, None where it is too long and left out, and whether something was cut to make it fit.
+
+    `cut` keeps the beginning of what is read first, or of the question where there is nothing, and `keep_end` its end: as many
+    characters as `fits`, but not none.
+    """
+    whole = request(question)
+    if fits(whole):
+        return whole, False
+    if rule not in ("cut", "keep_end"):
+        return None, False
+    field = "context" if question.context else "question"
+    text = str(getattr(question, field))
+
+    def with_characters(num: int) -> Request:
+        return request(replace(question, **{field: text[:num] if rule == "cut" else text[len(text) - num :]}))
+
+    most = bisect_left(range(1, len(text)), True, key=lambda num: not fits(with_characters(num)))
+    return (with_characters(most), True) if most else (None, False)
+
+
 def slices_of(question: Question, names: Sequence[str]) -> dict[str, str]:
     """The value of each field that scores are broken down by; DataError for one that is missing or no single value."""
     missing = [name for name in names if not isinstance(question.fields.get(name), str | int | float | bool)]
@@ -171,116 +329,26 @@ def slices_of(question: Question, names: Sequence[str]) -> dict[str, str]:
     return {name: str(question.fields[name]) for name in names}
 
 
-def _format_of(record: Mapping[str, Any]) -> str:
-    if "final_decision" in record:
-        return "pubmedqa"
-    if "correct_answer" in record:
-        return "sciq"
-    if "passage" in record and isinstance(record.get("answer"), bool):
-        return "boolq"
-    if {"A", "B", "answer"} <= set(record) or (
-        isinstance(record.get("choices"), list) and isinstance(record.get("answer"), int)
-    ):
-        return "mmlu"
-    return "arc" if "choices" in record or isinstance(record.get("question"), Mapping) else "own"
-
-
-def _own(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
-    given, answer, index = record.get("options"), record.get("answer"), record.get("answer_index")
-    if given is not None and not isinstance(given, list):
-        _refuse(where, f"`options` is {shown(given)}; expected a list of texts")
-    options = _option_texts(given, "options", where) if given else ()
-    if index is not None and (not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(options)):
-        _refuse(where, f"`answer_index` is {shown(index)}; expected a number from 0 that counts the {len(options)} options")
-    if answer is None:
-        if index is None:
-            _refuse(where, "`answer` is missing; add it, or leave the record out")
-        return "", options, index, options[index]
-    answer = _text(answer, "answer", where)
-    if not options:
-        return "", options, None, answer
-    if answer not in options:
-        _refuse(where, f"`answer` {shown(answer)} is not among the options {shown(list(options))}; write it as it stands there")
-    if index is not None and options[index] != answer:
-        _refuse(where, f"`answer_index: {index}` is {shown(options[index])} and `answer` {shown(answer)}; correct one of them")
-    return "", options, options.index(answer), answer
-
-
-def _labelled(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
-    nested = record.get("question")
-    choices = nested.get("choices") if isinstance(nested, Mapping) else record.get("choices")
-    if isinstance(choices, Mapping):
-        labels, texts = choices.get("label"), choices.get("text")
-    elif isinstance(choices, list) and all(isinstance(choice, Mapping) for choice in choices):
-        labels, texts = ([choice.get(name) for choice in choices] for name in ("label", "text"))
-    else:
-        _refuse(where, f"`choices` is {shown(choices)}; expected a list of `text` and `label`, or an object of two such lists")
-    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
-        _refuse(where, "`choices` must hold as many of `label` as of `text`")
-    labels = [_text(label, "choices.label", where) for label in labels]
-    options = _option_texts(texts, "choices.text", where)
-    key = record.get("answerKey")
-    if key is None or key == "":
-        _refuse(where, "`answerKey` is missing; add it, or leave the record out")
-    if len(set(labels)) < len(labels):
-        _refuse(where, f"`choices` has a label twice: {shown(labels)}")
-    if key not in labels:
-        _refuse(where, f"`answerKey` {shown(key)} is none of the labels {shown(labels)}; correct it")
-    return "", options, labels.index(key), options[labels.index(key)]
-
-
-def _mmlu(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
-    choices, answer = record.get("choices"), record.get("answer")
-    if not isinstance(choices, list):
-        letters = [letter for letter in _LETTERS if record.get(letter) not in (None, "")]
-        choices = [record[letter] for letter in letters]
-        if answer not in letters:
-            _refuse(where, f"`answer` is {shown(answer)}; expected one of the letters {shown(letters)}")
-        answer = letters.index(answer)
-    options = _option_texts(choices, "choices", where)
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
-        _refuse(where, f"`answer` is {shown(answer)}; expected a number from 0 that counts the {len(options)} choices")
-    return "", options, answer, options[answer]
-
-
-def _sciq(record: Mapping[str, Any], question: str, where: str) -> _Parsed:
-    answer = _text(record.get("correct_answer"), "correct_answer", where)
-    wrong = [_text(record[name], name, where) for name in sorted(record) if name.startswith("distractor")]
-    if not wrong:
-        _refuse(where, "`distractor1` is missing; a question of SciQ has one to three wrong answers")
-    # The file says the right one first. The place among the options must tell nothing, and be the same in every run.
-    options = sorted({answer, *wrong})
-    random.Random(question).shuffle(options)
-    return _optional_text(record.get("support"), "support", where), tuple(options), options.index(answer), answer
-
-
-def _boolq(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
-    answer = record.get("answer")
-    if not isinstance(answer, bool):
-        _refuse(where, f"`answer` is {shown(answer)}; expected `true` or `false`")
-    return _optional_text(record.get("passage"), "passage", where), ("yes", "no"), 0 if answer else 1, "yes" if answer else "no"
-
-
-def _pubmedqa(record: Mapping[str, Any], _: str, where: str) -> _Parsed:
-    answer, options = record.get("final_decision"), ("yes", "no", "maybe")
-    if answer not in options:
-        _refuse(where, f"`final_decision` is {shown(answer)}; expected `yes`, `no` or `maybe`")
-    context = record.get("context", record.get("CONTEXTS"))
-    context = context.get("contexts") if isinstance(context, Mapping) else context
-    if isinstance(context, list):
-        context = "\n".join(_text(part, "context", where) for part in context)
-    return _optional_text(context, "context", where), options, options.index(answer), answer
-
-
-_READERS = {
-    "own": _own,
-    "openbookqa": _labelled,
-    "arc": _labelled,
-    "mmlu": _mmlu,
-    "sciq": _sciq,
-    "boolq": _boolq,
-    "pubmedqa": _pubmedqa,
-}
+def _yes_no(record: Mapping[str, Any], where: str, format: str | None) -> tuple[Choices, str] | None:
+    """Options and context of a record of BoolQ or PubMedQA; None for one of neither."""
+    if format == "pubmedqa" or (format is None and "final_decision" in record):
+        answer, options = record.get("final_decision"), ("yes", "no", "maybe")
+        if answer not in options:
+            _refuse(where, f"`final_decision` is {shown(answer)}; expected `yes`, `no` or `maybe`")
+        context = record.get("context", record.get("CONTEXTS"))
+        context = context.get("contexts") if isinstance(context, Mapping) else context
+        if isinstance(context, list):
+            context = "\n".join(_text(part, "context", where) for part in context)
+        read = ("final_decision", "context", "CONTEXTS")
+        choices = Choices("`final_decision`: yes, no or maybe", read, options, right=options.index(answer))
+        return choices, _optional_text(context, "context", where)
+    if format == "boolq" or (format is None and "passage" in record and isinstance(record.get("answer"), bool)):
+        right = record.get("answer")
+        if not isinstance(right, bool):
+            _refuse(where, f"`answer` is {shown(right)}; expected `true` or `false`")
+        choices = Choices("`answer`: yes or no", ("answer", "passage"), ("yes", "no"), right=0 if right else 1)
+        return choices, _optional_text(record.get("passage"), "passage", where)
+    return None
 
 
 def _records(file: Path) -> list[tuple[str, Any]]:
@@ -333,7 +401,8 @@ def _records_of_table(file: Path, text: str, separator: str) -> list[tuple[str, 
     except csv.Error as error:
         raise DataError(f"{file}: not CSV ({error}); look for a quotation mark that is not closed") from None
     header = [name.strip() for name in rows[0][1]]
-    if "question" in (names := [name if name in _LETTERS else name.lower() for name in header]):
+    names = [name if name in _LETTERS else name.lower() for name in header]
+    if any(plain(name) in _ASKED for name in names):
         rows = rows[1:]
     else:
         width = len(header)
@@ -351,12 +420,6 @@ def _records_of_table(file: Path, text: str, separator: str) -> list[tuple[str, 
             record["answer"] = record["answer"].lower() == "true"  # the type that BoolQ has in JSON
         records.append((f"line {line}", record))
     return records
-
-
-def _option_texts(values: list[Any], field: str, where: str) -> tuple[str, ...]:
-    if len(values) < 2:
-        _refuse(where, f"`{field}` holds {len(values)}; multiple choice needs two or more")
-    return tuple(_text(value, field, where) for value in values)
 
 
 def _text(value: Any, field: str, where: str) -> str:

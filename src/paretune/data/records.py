@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paretune.data.chat import SPOKEN, Message, conversation, messages_in, parse_messages, plain_turn, tools_of, turns
+from paretune.data.references import is_template, references_in
 from paretune.data.sources import Row
 from paretune.data.templates import LEAVE_OUT, Template, is_blank, parse_template, render
 from paretune.errors import DataError, SpecError
@@ -36,6 +37,8 @@ class PromptCompletion:
     completion: str
     part: str = ""
     """Tells several branches of one task and record apart: `.2`."""
+    references: tuple[str, ...] = ()
+    """What would be right too in the place of the completion; it is not learned."""
     messages: str | None = None
     """JSON of a conversation for a base that has a chat template: `messages`, the completion last, and `tools`."""
 
@@ -52,10 +55,11 @@ class Rendered:
 
     @property
     def text(self) -> str:
-        """Context, prompts and completions, each once; the last turn of a conversation holds those before it."""
+        """Context, prompts and all right completions, each once; the last turn of a conversation holds those before it."""
         if self.branches and self.branches[-1].messages is not None:
             return self.branches[-1].prompt + self.branches[-1].completion
-        return self.context + "".join(branch.prompt + branch.completion for branch in self.branches)
+        further = "".join(f"\n{reference}" for branch in self.branches for reference in branch.references)
+        return self.context + "".join(branch.prompt + branch.completion for branch in self.branches) + further
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class TaskForm:
     keeps_empty: bool
     several: str | None = None
     """A field that may hold a list of right completions."""
+    references: tuple[str, ...] = ()
+    """Fields and templates of what is right too."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,9 @@ def parse_form(dataset: Dataset, where: str) -> Form:
         for name, task in sorted(dataset.tasks.items()):
             prompt = parsed(task.prompt, f"tasks.{name}.prompt")
             completion = parsed(task.completion, f"tasks.{name}.completion")
-            forms.append(TaskForm(name, prompt, completion, task.empty == "keep"))
+            for entry in filter(is_template, task.references):
+                parsed(entry, f"tasks.{name}.references")
+            forms.append(TaskForm(name, prompt, completion, task.empty == "keep", references=task.references))
         return Form(parsed(dataset.context, "context"), tuple(forms), drops_empty=drops_empty)
     nothing, ready = parse_template(""), dataset.ready.format
     if ready not in _READY:
@@ -174,7 +182,8 @@ def _rendered(form: Form, row: Row) -> Rendered:
             answers = [(render(task.completion, row.values, row.where), "")]
         for completion, part in answers:
             if completion.strip() or task.keeps_empty:
-                branches.append(PromptCompletion(task.name, prompt, completion, part))
+                others = tuple(text for text in references_in(task.references, row.values, row.where) if text != completion)
+                branches.append(PromptCompletion(task.name, prompt, completion, part, others))
             else:
                 empty.append(task.name)
     return Rendered(context, tuple(branches), tuple(empty))
@@ -188,7 +197,7 @@ def _chat(messages: list[Message], tools: list[Any]) -> Rendered:
             empty += 1
             continue
         written = json.dumps({"messages": turn, "tools": tools}, ensure_ascii=False)
-        branches.append(PromptCompletion(RESPONSE, prompt, completion, f".{number}", written))
+        branches.append(PromptCompletion(RESPONSE, prompt, completion, f".{number}", messages=written))
     if len(branches) == 1:
         branches = [replace(branches[0], part="")]
     return Rendered("", tuple(branches), (RESPONSE,) * empty)

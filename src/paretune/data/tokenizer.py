@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Pretrained
 from paretune.data.control import ControlTokens, sources_of
 from paretune.data.documents import document_rows
 from paretune.data.tokens import kept_counts, read_tokens, refuse_empty_split, writing_tokens
+from paretune.data.too_long import shortened_text
 from paretune.data.trees import num_windows
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import fetch_model
@@ -180,7 +181,7 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     config = context.parse(TokenizeConfig)
     tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
     file = context.inputs["data"].path / "documents.parquet"
-    skipped, max_length, lengths = 0, config.max_length, array("q")
+    skipped, cut, max_length, lengths = 0, 0, config.max_length, array("q")
     longest, longest_length = dict[str, Any](), 0
     dataset = context.inputs["data"].record.config["dataset"]
     control = ControlTokens(tokenizer, config.control_tokens, sources_of(dataset))
@@ -194,16 +195,20 @@ def tokenize(context: StageContext) -> dict[str, Any]:
             if length > longest_length:
                 longest, longest_length = row, length
             lengths.append(length)
-            if length > max_length and config.too_long != "windows":
+            text = control.plain(treated)
+            lossless = tokenizer.decode(ids) == text
+            if length > max_length and config.too_long in ("cut", "keep_end"):
+                ids, text = shortened_text(tokenizer, ids, text, max_length - 2, config.too_long)
+                cut += 1
+            elif length > max_length and config.too_long != "windows":
                 skipped += 1
                 continue
-            text = control.plain(treated)
-            writer.add({**row, "ids": ids, "bytes": len(text.encode()), "lossless": tokenizer.decode(ids) == text})
+            writer.add({**row, "ids": ids, "bytes": len(text.encode()), "lossless": lossless})
             if number % 200 == 0:
                 context.emit(done=number, total=total)
     if skipped and config.too_long == "error":
         named = f"document `{longest['document']}` (record {longest['example']})"
-        raise DataError(too_long(named, lengths, max_length, "`too_long: windows` or `too_long: skip`"))
+        raise DataError(too_long(named, lengths, max_length, "`too_long: windows`, `skip`, `cut` or `keep_end`"))
     tokens = read_tokens(context.draft)
     refuse_empty_split(tokens, max_length, "write `too_long: windows`")
     sizes = {split: tokens.of_split(split).lengths("ids") for split in SPLITS}
@@ -212,6 +217,7 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     metrics |= {f"windows_{split}": int(num_windows(sizes[split], max_length).sum()) for split in SPLITS}
     lossy = int((~tokens.column("lossless").to_numpy()).sum())
     counts = {"skipped_examples": skipped, "lossy_examples": lossy, "control_examples": control.num_examples}
+    counts |= {"cut_examples": cut} if cut else {}
     return {**metrics, **kept_counts(tokens), **counts}
 
 

@@ -24,7 +24,7 @@ class TokenWriter:
 
     def __init__(self, file: pa.ipc.RecordBatchFileWriter, schema: pa.Schema) -> None:
         self._file, self._schema = file, schema
-        self._lists = [field.name for field in schema if pa.types.is_list(field.type)]
+        self._lists = [field.name for field in schema if field.type == pa.list_(pa.int32())]
         self._rows: list[Mapping[str, Any]] = []
         self._tokens = 0
 
@@ -63,7 +63,7 @@ class TokenRows(Sequence[dict[str, Any]]):
         """Of the rows in the table."""
         self._table = table
         self._columns = {name: table[name] for name in table.column_names}
-        self._lists = [field.name for field in table.schema if pa.types.is_list(field.type)]
+        self._lists = [field.name for field in table.schema if field.type == pa.list_(pa.int32())]
 
     @property
     def has_tasks(self) -> bool:

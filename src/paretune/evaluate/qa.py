@@ -6,6 +6,7 @@ of its text, as long options are less likely than short ones for no merit of the
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from paretune.data.questions import Question, Request, read_questions, request_of, slices_of
+from paretune.data.questions import Question, Request, fitted, read_question_set, request_of, slices_of
 from paretune.data.templates import parse_template
 from paretune.data.trees import Example
 from paretune.errors import DataError
@@ -42,11 +43,12 @@ class Likelihoods:
 def evaluate_qa(context: StageContext) -> dict[str, Any]:
     """Stage body: scores of every question, and the generated answers of the factual ones in `generations.jsonl`."""
     settings = Qa.model_validate(context.config["evaluation"], strict=False)
-    questions = read_questions(str(context.resources["items"]), settings.format)
-    slices = [slices_of(question, settings.slice_by) for question in questions]
-    templates = [parse_template(source) for source in (settings.prompt, settings.answer, settings.context)]
-    requests = [request_of(question, *templates) for question in questions]
+    file = str(context.resources["items"])
+    found = read_question_set(file, settings.format, settings.right_option, settings.references)
     loaded = load_model(context, fused=True)
+    asked, cut = asked_within(loaded, found.questions, settings)
+    questions, requests = [question for question, _ in asked], [request for _, request in asked]
+    slices = [slices_of(question, settings.slice_by) for question in questions]
     told = partial(context.emit, part="likelihoods")
     likelihoods = answer_likelihoods(loaded, requests, context.options.forward_tokens, settings.prefix, emit=told)
     factual = [request for request in requests if request.factual]
@@ -67,17 +69,57 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
         ],
     )
     answers = {request.question.id: each for request, each in zip(factual, generations, strict=True)}
-    scores, first, ties = [], dict[str, str](), 0
+    # Questions about one text are a cluster, which has the name of its first, for every base.
+    first = {question.context: question.id for question in reversed(found.questions) if question.context}
+    scores, ties = [], 0
     for question, likelihood, of_question in zip(questions, likelihoods, slices, strict=True):
-        # Questions about one text are a cluster, which has the name of its first.
-        document = first.setdefault(question.context, question.id) if question.context else question.id
+        document = first.get(question.context, question.id)
         scores += question_scores(question, likelihood, answers.get(question.id), of_question, document)
         ties += bool(question.options) and choices_of(question, likelihood)[1]
     write_outputs(context.draft, scores, generations, settings.slice_by)
     chosen = [1 / len(question.options) for question in questions if question.options]
     counts = {"questions": len(questions), "multiple_choice": len(chosen), "ties": ties}
-    counts |= {"prefix": loaded.tokenizer.decode(loaded.tokenizer.prefix_ids(settings.prefix))}
+    counts |= {
+        "prefix": loaded.tokenizer.decode(loaded.tokenizer.prefix_ids(settings.prefix)),
+        "read_as": "; ".join(found.read_as),
+    }
+    too_long = {"skipped_questions": len(found.questions) - len(questions), "cut_questions": cut}
+    counts |= {name: count for name, count in too_long.items() if count}
     return counts | ({"chance_accuracy": sum(chosen) / len(chosen)} if chosen else {})
+
+
+def asked_within(
+    loaded: LoadedModel, questions: Sequence[Question], settings: Qa
+) -> tuple[list[tuple[Question, Request]], int]:
+    """The questions that the model can read to the end of each answer, by `settings.too_long`, with what is asked, and how many
+    were cut. DataError where none is left, and for one that is too long where the study says `error`."""
+    tokenizer, limit = loaded.tokenizer, loaded.max_positions or sys.maxsize
+    num_before = len(tokenizer.prefix_ids(settings.prefix))
+    templates = [parse_template(source) for source in (settings.prompt, settings.answer, settings.context)]
+
+    def length(request: Request) -> int:
+        # Tokens are not more than bytes, and one for the space before a text.
+        longest = max(len(answer.encode()) for answer in request.answers)
+        if num_before + len(request.prompt.encode()) + longest + 2 <= limit:
+            return 0
+        num_prompt = num_before + len(tokenizer.encode(request.prompt))
+        return num_prompt + max(len(tokenizer.encode_continuation(answer)) for answer in request.answers)
+
+    asked, num_cut = [], 0
+    for question in questions:
+        request, cut = fitted(
+            question, lambda each: request_of(each, *templates), lambda request: length(request) <= limit, settings.too_long
+        )
+        if request is None and settings.too_long == "error":
+            raise DataError(
+                f"question `{question.id}` has {length(request_of(question, *templates))} tokens with its answer and the model "
+                f"{limit} positions; shorten it, or write `too_long: skip`, `cut` or `keep_end`"
+            )
+        asked += [(question, request)] if request else []
+        num_cut += cut
+    if not asked:
+        raise DataError(f"none of {len(questions)} questions fits into the {limit} positions of the model with its answer")
+    return asked, num_cut
 
 
 def answer_likelihoods(

@@ -117,7 +117,10 @@ def questions_of(rows: Sequence[Row]) -> list[Question]:
     for row in rows:
         prompt = (row["split"], row["document"], row["task"], tuple(row["context"]), tuple(row["prompt"]))
         by_prompt.setdefault(prompt, []).append(row)
-    return [Question(alike[0], tuple(dict.fromkeys(row["reference"] for row in alike))) for alike in by_prompt.values()]
+    right = (
+        [text for row in alike for text in (row["reference"], *(row.get("references") or ()))] for alike in by_prompt.values()
+    )
+    return [Question(alike[0], tuple(dict.fromkeys(texts))) for alike, texts in zip(by_prompt.values(), right, strict=True)]
 
 
 def prompts_of(questions: Sequence[Question], tasks: Mapping[str, Mapping[str, Any]], loaded: LoadedModel) -> list[Prompt]:

@@ -7,6 +7,7 @@ disk are always estimates: weights, gradients and moments are counted; activatio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,6 +16,7 @@ from paretune.pipeline.config_json import num_blocks, num_heads, width, with_num
 from paretune.pipeline.duration import Rates, Work, durations
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.plan import Plan, pending
+from paretune.pipeline.preflight import Setting
 from paretune.pipeline.resources import count_weights
 from paretune.pipeline.results import small_splits
 from paretune.pipeline.sample import Amount, Sample, amount_of, counted, sample_of
@@ -70,9 +72,15 @@ class Cost:
 
 
 def describe_plan(
-    study: Study, lock: Lock, plan: Plan, store: Store, options: RunOptions = _DEFAULTS, rates: Mapping[str, Rates] = _NOTHING
+    study: Study,
+    lock: Lock,
+    plan: Plan,
+    store: Store,
+    options: RunOptions = _DEFAULTS,
+    rates: Mapping[str, Rates] = _NOTHING,
+    folder: Path = Path(),
 ) -> str:
-    """The plan as a table: each stage with status, reason, users and costs, and what a run would add.
+    """The plan as a table: each stage with status, reason, users and costs, and what a run would add. Paths start at `folder`.
 
     `rates` are those of `paretune.pipeline.rates.measure_rates`; without them nothing is said of time.
     """
@@ -107,6 +115,9 @@ def describe_plan(
         for line in (load_function(use.row.tells)(use.config, base, lock.bases[base]) if use.row.tells else ())
     )
     lines += told
+    for name, use in study.evaluate.items():
+        if use.row.tells:
+            lines += load_function(use.row.tells)(use.config, Setting(f"evaluate.{name}", study, lock, folder))
     lines += [f"a run downloads: {resource.description}" for resource in pending(plan, store)]
     lines.append(f"device {lock.device}, training in {lock.compute}, measuring in {lock.evaluate}, store {store.root}")
     return "\n".join(lines)

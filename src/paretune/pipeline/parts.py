@@ -96,7 +96,7 @@ class Parts:
             if items := use.row.items:
                 digest, content = self.items(f"items.{name}", use.row, use.config), use.config.model_dump(mode="json")
                 fields = {field: content[field] for field in items.fields if field in content}
-                configs[name] = ItemsConfig(digest=digest, reader=items.reader, fields=fields)
+                configs[name] = ItemsConfig(digest=digest, reader=items.reader, revision=items.revision, fields=fields)
         return configs
 
     def safety(self) -> SafetyConfig | None:

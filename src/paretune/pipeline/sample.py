@@ -169,6 +169,8 @@ def count_tokens(texts: Sequence[str], base: Resource) -> list[int]:
 
 def _plain(records: Sequence[Any], base: Resource, length: int, rule: str) -> tuple[Text, ...]:
     counts = count_tokens([record.text for record in records if record.text.strip()], base)
+    if rule in ("cut", "keep_end"):
+        counts = [min(count, length - 2) for count in counts]
     return tuple(Text(0, (Branch("", 0, count),)) for count in counts if rule != "skip" or count + 2 <= length)
 
 
@@ -183,8 +185,10 @@ def _of_tasks(records: Sequence[Any], base: Resource, length: int, rule: str) ->
         of_record = [
             Branch(b.task, prompt, completion) for b, prompt, completion in itertools.islice(sizes, len(record.branches))
         ]
-        if rule == "cut":
-            # Its few examples that no context would fit beside are not told apart here.
+        if rule in ("keep_end", "keep_latest") and not context:
+            of_record = [replace(b, prompt=max(0, min(b.prompt, length - 2 - b.completion))) for b in of_record]
+        elif rule in ("cut", "keep_end"):
+            # The few examples that no context would fit beside are not told apart here.
             longest = max((branch.prompt + branch.completion for branch in of_record), default=0)
             context = max(0, min(context, length - 2 - longest))
         kept = [b for b in of_record if rule == "error" or context + b.prompt + b.completion <= length - 2]

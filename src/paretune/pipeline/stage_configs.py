@@ -25,10 +25,12 @@ class BaseConfig(Spec):
 class ItemsConfig(Spec):
     """The items of an evaluation, as the leakage check reads them."""
 
-    LATER: ClassVar = ("fields",)
+    LATER: ClassVar = ("fields", "revision")
     digest: str
     reader: str
     """`module:function`."""
+    revision: int = 1
+    """Of the reader."""
     fields: dict[str, Any] = Field({})
     """Arguments of the reader."""
 

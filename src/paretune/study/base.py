@@ -124,6 +124,11 @@ def validate(model: type[SpecT], value: object, where: str) -> SpecT:
         raise SpecError("\n".join(_messages(model, error, where))) from None
 
 
+def listed(value: object) -> object:
+    """For the validator of a field before all others: one entry may be written without its list."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
 def distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
     """For the validator of a field: ValueError where a list names something twice."""
     if len(set(value)) < len(value):

@@ -15,7 +15,7 @@ from paretune.study.base import FILE, NAME, Spec, distinct
 from paretune.study.tasks import RESPONSE, SCORING, AnyRecords, Records, Task, taught
 
 SPLITS = ("train", "validation", "test")
-LengthRule = Literal["windows", "skip", "error", "cut"]
+LengthRule = Literal["windows", "skip", "error", "cut", "keep_end", "keep_latest"]
 Format = Literal["jsonl", "json", "csv", "parquet", "text"]
 _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -224,7 +224,9 @@ class Dataset(Spec):
     """A field whose values keep their shares in every split."""
     too_long: LengthRule | None = None
     """Examples longer than `max_length`: `windows` (of a `text`, the default there), `error` (the default of `tasks` and
-    `records`), `skip`: left out and counted, or `cut`: the context shortened at its end, and counted."""
+    `records`), `skip`: left out, or shortened, at the end (`cut`) or at the beginning (`keep_end`): the text, the context of
+    tasks, or a prompt without one (`keep_end` alone). Of conversations `keep_latest` keeps the system prompt and whole turns
+    from the end, as many as fit. What is left out or shortened is counted in the report, base by base."""
     leakage: Literal["block", "remove", "allow"] = "block"
     """Duplicates between splits or with evaluation items: stop, drop the training side, or mark every number."""
     text: str = ""
@@ -269,11 +271,18 @@ class Dataset(Spec):
     @model_validator(mode="after")
     def _fits_its_examples(self) -> Self:
         if self.too_long == "windows" and self.completes:
-            raise ValueError("`too_long: windows` would part a completion from its prompt; write `error`, `skip` or `cut`")
-        if self.too_long == "cut" and not self.context:
             raise ValueError(
-                "`too_long: cut` shortens a `context`, and there is none; write `windows` (for `text`), `skip` or `error`"
+                "`too_long: windows` would part a completion from its prompt; write `error`, `skip`, `cut` or `keep_end`"
             )
+        if self.too_long == "cut" and self.completes and not self.context:
+            raise ValueError(
+                "`too_long: cut` shortens a `context`, and there is none; write `keep_end` (for prompts), `keep_latest` (for "
+                "conversations), `skip` or `error`"
+            )
+        if self.too_long == "keep_end" and self.chats:
+            raise ValueError("`too_long: keep_end` would cut through turns; write `keep_latest`, `skip` or `error`")
+        if self.too_long == "keep_latest" and not (self.chats or (self.ready and self.ready.format == "prompt_completion")):
+            raise ValueError("`too_long: keep_latest` keeps turns of conversations; write `keep_end`, `cut`, `skip` or `error`")
         return self
 
     @field_validator("tasks")

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from paretune.errors import SpecError
-from paretune.study.base import FILE, FOLDER, OtherModel, Spec
+from paretune.study.base import FILE, FOLDER, OtherModel, Spec, listed
 from paretune.study.data import Format, Source
 from paretune.study.ratings import Judge, Ratings, judge_content, judge_fits, ratings_content
 from paretune.study.registry import Evaluation, Items, StageParts
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from paretune.study.study import Study
 
 CONTEXT = "{{ context }}\n\n"
+Rule = Literal["label", "text", "letter", "from_0", "from_1"]
+"""How an answer names the right one of several options."""
 Prefix = Literal["auto", "bos", "eos", "none", "tokenizer"]
 """What stands before a text: BOS, or EOS where there is no BOS; BOS; EOS; nothing; or what the tokenizer adds by itself."""
 _LAYERS = {
@@ -51,14 +53,28 @@ class Perplexity(Spec):
 class Qa(Spec):
     """Questions with known answers: multiple choice by likelihood, factual by likelihood and by generation."""
 
-    LATER: ClassVar = ("format", "context", "prefix")
+    LATER: ClassVar = ("format", "context", "prefix", "right_option", "references", "too_long")
     path: str | None = Field(None, json_schema_extra=FILE)
-    """JSON, JSON lines or CSV in a format that people have; relative to the study file."""
+    """JSON, JSON lines or CSV in a format that people have; relative to the study file. Options stand in a list (`options`,
+    `choices`, `endings`, ...) or in columns (`option_a`, `choice0`, `A`, `distractor1`, ...); `plan` says how they are read."""
     builtin: str | None = None
     """A question set that ships with the package."""
     format: Literal["own", "openbookqa", "arc", "mmlu", "sciq", "boolq", "pubmedqa"] | None = None
     """`own` (`question`, `options`, `answer`; or no options, and `answers` where several are right), `openbookqa`, `arc`,
-    `mmlu`, `sciq`, `boolq` (yes or no) or `pubmedqa` (yes, no or maybe); the fields of a record say it unless given."""
+    `mmlu`, `sciq`, `boolq` (yes or no) or `pubmedqa` (yes, no or maybe); the fields of a record say it unless given. With
+    `own`, answers without a list `options` are the answers themselves, also where they look like the letter of an option."""
+    right_option: Rule | None = None
+    """How a record names the right one of its options: its `text`, `label` or `letter`, or its number, `from_0` or `from_1`.
+    Decided from all records unless given, and refused where they do not tell, as a few numbers between 1 and 3 do not."""
+    references: tuple[str, ...] = ()
+    """What is right too as an answer to a factual question: fields, with a text or a list of texts each, or templates. The best
+    score counts, metric by metric; `log_likelihood` is that of `answer`, or of the first where a record has none."""
+    _one_reference = field_validator("references", mode="before")(listed)
+    too_long: Literal["skip", "error", "cut", "keep_end"] = "skip"
+    """Questions that are longer, with an option or room for an answer, than a base can read: `skip` leaves them out for every
+    variant of the base and counts them (comparisons between bases are on the questions that both could read), `error` stops
+    before the run, `cut` shortens what is read first, or the question where there is nothing, at its end, and `keep_end` at its
+    beginning, counted too."""
     slice_by: tuple[str, ...] = ()
     """Fields of a question that the scores are broken down by."""
     context: str = CONTEXT
@@ -308,11 +324,17 @@ EVALUATIONS = (
         "qa",
         Qa,
         "paretune.evaluate.qa:evaluate_qa",
-        items=Items("paretune.data.questions:question_texts", fields=("format",), places=("path", "builtin")),
+        items=Items(
+            "paretune.data.questions:question_texts",
+            fields=("format", "right_option", "references"),
+            places=("path", "builtin"),
+            revision=2,
+        ),
         scores_texts=True,
         writes_text=True,
         check="paretune.data.checks:check_questions",
-        revision=2,
+        tells="paretune.data.checks:tell_questions",
+        revision=3,
         section="paretune.analysis.qualities:questions_section",
     ),
     Evaluation(

@@ -55,6 +55,8 @@ class Items:
     """Fields of the config that say where the items are; their digest stands for them in the key, as `path`."""
     package: str | None = None
     """A package that holds the items too; its version becomes part of their digest."""
+    revision: int = 1
+    """Raised whenever the reader reads the same file otherwise; part of the key."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ class Evaluation:
     check: str | None = None
     """`module:function(config, setting)` (`paretune.pipeline.preflight.Setting`), called before the first stage. Raises
     UserErrors for what would fail in it."""
+    tells: str | None = None
+    """`module:function(config, setting)`: lines that `plan` shows of it."""
     metrics: tuple[Metric, ...] = ()
     """What it measures, as far as `study.metrics` has no row of it."""
     section: str | None = None

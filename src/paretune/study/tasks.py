@@ -4,11 +4,11 @@ How a task is asked and answered decides what is trained; how its answers are sc
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from paretune.study.base import Spec, distinct
+from paretune.study.base import Spec, distinct, listed
 
 Scorer = Literal["rouge_1", "rouge_2", "rouge_l", "bert_score", "exact_match", "contains", "squad_em", "set_f1", "accuracy"]
 BERT_SCORE = "bert_score"
@@ -49,14 +49,20 @@ class Scoring(Spec):
 class Task(Scoring):
     """One thing to learn from a record: a completion that follows the shared context and the task's prompt."""
 
+    LATER: ClassVar = ("references",)
     prompt: str = ""
     """A Jinja2 template over a record's fields; it follows the context literally."""
     completion: str = Field(min_length=1)
     """A template; the loss is taken on it, and on the end-of-text token after it, alone."""
+    references: tuple[str, ...] = ()
+    """What is right too: fields of a record, with a text or a list of texts each, or templates. The best score counts, metric
+    by metric; learned is the completion alone."""
     empty: Literal["skip", "keep"] = "skip"
     """Completions of nothing but white space: left out and counted, or learned as an answer that ends at once."""
     labels: Literal["from_train"] | tuple[str, ...] | None = None
     """The answers of a classification, or those that occur in the training split: adds `accuracy`, by likelihood."""
+
+    _one_reference = field_validator("references", mode="before")(listed)
 
     @model_validator(mode="after")
     def _labels_are_several(self) -> Self:
@@ -101,6 +107,7 @@ RESPONSE = "response"
 """The one task of a ready format."""
 
 
-def taught(tasks: Mapping[str, Task]) -> dict[str, dict[str, str]]:
-    """Of each task what training depends on, for a key."""
-    return {name: task.model_dump(include={"prompt", "completion", "empty"}) for name, task in tasks.items()}
+def taught(tasks: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
+    """Of each task what the records of a dataset are made of, for a key."""
+    fields = {"prompt", "completion", "empty", "references"}
+    return {name: task.model_dump(mode="json", include=fields) for name, task in tasks.items()}
