@@ -224,7 +224,7 @@ def measure_scale(count: int) -> None:
     before = peak_mib()
     pairs, seconds = timed(partial(find_pairs, texts))
     print(
-        f"{count} documents of 500 words: {seconds:.0f} s of one core, {peak_mib() - before} MiB above the {before} MiB before"
+        f"{count} documents of 500 words: {seconds:.2f} s of one core, {peak_mib() - before} MiB above the {before} MiB before"
     )
     print(f"planted {len(held_out)}, found {len({pair.other_document for pair in pairs})}")
 

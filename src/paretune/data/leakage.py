@@ -1,31 +1,46 @@
 """The same text on two sides: between the splits, and between training text and evaluation items.
 
 By document: `exact`; `normalised`, the same words (Unicode NFKC, case folded, punctuation and white space ignored); `near`,
-by coverage, the share of a held-out document's distinct 13-grams of words that stand in one training document, where n-grams of
+by coverage, the share of a held-out document's distinct n-grams of words that stand in one other document, where n-grams of
 many documents (boilerplate) do not count; and `field`, one field of the records in common (an article under another title, a
 question with another answer). An inverted index of the held-out n-grams finds all pairs, in one pass over the training text.
 """
 
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array
 
 from paretune.data.words import words_of
 
+@dataclass(frozen=True)
+class Near:
+    """How a held-out document of fewer than `below` words is compared."""
+
+    below: float
+    ngram: int
+    """Words of an n-gram."""
+    threshold: float
+    """Coverage from which it counts as a near duplicate."""
+
+
 NGRAM = 13
 """Words; the n-gram of GPT-3's overlap analysis (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
+NEAR = (Near(30, 5, 0.6), Near(150, 5, 0.35), Near(math.inf, NGRAM, 0.4))
+"""By rising length. A text that is held in two or three parts has few long n-grams left where it is short: of 45 words of which
+27 stand elsewhere, in two parts, 9 % of the 13-grams do and 46 % of the 5-grams. Under 30 words a form that many questions
+share ("what is the opposite of ...") is as long. `benchmarks/leakage.py --lengths` measures what each row finds and misses."""
 ITEM_NGRAM = 8
 """Words, for questions; the smallest of the same analysis."""
-THRESHOLD = 0.4
-"""Coverage from which a document counts as a near duplicate. A copied half just misses 0.5, because the n-grams across the cut
-are its own; `benchmarks/leakage.py` measures what each threshold finds and misses."""
+ITEM_THRESHOLD = 0.4
 COMMON = 10
 """An n-gram of more documents than this is boilerplate, as in GPT-3's filter."""
 MOSTLY_COMMON = 0.9
@@ -48,13 +63,14 @@ _Covered = list[tuple[int, int, float]]
 
 _KINDS = ("exact", "normalised", "near", "field")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_ORDER = {"train": 0, "validation": 1, "test": 2}
 _ROWS = 4096
-"""Training documents compared at a time; bounds the memory of the product of the sparse matrices."""
+"""Documents compared at a time; bounds the memory of the product of the sparse matrices."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A text of `split` (`train`, or `validation` against `test`) that stands in `other`, a later split or an evaluation."""
+    """A text of `split` that stands in `other`: a later split, an evaluation, or, as another document, the same split."""
 
     kind: Kind
     split: str
@@ -76,13 +92,14 @@ def content_digest(text: str) -> int | None:
 
 
 def find_pairs(
-    texts: Mapping[str, Texts], contents: Mapping[str, Contents] | None = None, threshold: float = THRESHOLD
+    texts: Mapping[str, Texts], contents: Mapping[str, Contents] | None = None, near: Sequence[Near] = NEAR, *, within: bool = False
 ) -> list[Pair]:
     """Documents of `train` in `validation` or `test`, and of `validation` in `test`; `texts` is split to documents.
 
-    Every document that is touched stands in at least one pair; of a thousand copies not every combination is listed.
+    `within`: those of `validation` and of `test` among themselves as well, as far as their texts are alike. Every document that
+    is touched stands in at least one pair; of a thousand copies not every combination is listed.
     """
-    pairs = {(pair.split, pair.document, pair.other, pair.other_document): pair for pair in _text_pairs(texts, threshold)}
+    pairs = {(pair.split, pair.document, pair.other, pair.other_document): pair for pair in _text_pairs(texts, near, within)}
     groups: dict[int, _Group] = {}
     for split, documents in (contents or {}).items():
         for document, digests in documents.items():
@@ -90,7 +107,7 @@ def find_pairs(
                 groups.setdefault(digest, []).append((split, document))
     for group in groups.values():
         for (split, document), (other, other_document) in _sides(group, group):
-            share, excerpt = _shared(texts[split][document], texts[other][other_document])
+            share, excerpt = _shared(texts[split][document], texts[other][other_document], NGRAM)
             pair = Pair("field", split, document, other, other_document, share, excerpt)
             pairs.setdefault((split, document, other, other_document), pair)
     return sorted(
@@ -98,36 +115,46 @@ def find_pairs(
     )
 
 
-def _text_pairs(texts: Mapping[str, Texts], threshold: float) -> Iterator[Pair]:
+def _text_pairs(texts: Mapping[str, Texts], near: Sequence[Near], within: bool) -> Iterator[Pair]:
     groups: dict[bytes, _Group] = {}
     held_out = [
-        _distinct_grams(_hashes(words), NGRAM)
+        _hashes(words)
         for split in ("test", "validation")
         for document, text in texts[split].items()
         if _joins(groups, words := words_of(text), text, split, document)
     ]
     targets = list(groups.values())
-    index, membership = _index(held_out)
-    rows = [
-        _positions(index, _distinct_grams(_hashes(words), NGRAM))
-        for document, text in texts["train"].items()
-        if _joins(groups, words := words_of(text), text, "train", document)
-    ]
-    inner = [n for n, group in enumerate(targets) if any(split != "test" for split, _ in group)]
-    sources = [*list(groups.values())[len(targets) :], *(targets[n] for n in inner)]
-    covered = _covered(_matrix(rows, len(index)), membership, inner, threshold)
-    for group in groups.values():
-        for (split, document), (other, other_document) in _sides(group, group):
+    ways = [next(way for way in near if len(hashes) < way.below) for hashes in held_out]
+    sizes = sorted({way.ngram for way in ways})
+    grams = {n: [_distinct_grams(hashes, n) for hashes in held_out] for n in sizes}
+    own = {n: [target for target, way in enumerate(ways) if way.ngram == n] for n in sizes}
+    indices = {n: np.unique(np.concatenate([grams[n][target] for target in own[n]])) for n in sizes}
+    rows = {n: [_positions(indices[n], of_target) for of_target in grams.pop(n)] for n in sizes}
+    for document, text in texts["train"].items():
+        if _joins(groups, words := words_of(text), text, "train", document):
+            hashes = _hashes(words)
+            for n in sizes:
+                rows[n].append(_positions(indices[n], _distinct_grams(hashes, n)))
+    sources = list(groups.values())
+    for group in sources:
+        for (split, document), (other, other_document) in _sides(group, group, within):
             text, other_text = texts[split][document], texts[other][other_document]
             kind: Kind = "exact" if text == other_text else "normalised"
             yield Pair(kind, split, document, other, other_document, 1.0, _short(other_text))
-    for source, target, coverage in _strongest(covered, sources, targets):
-        for (split, document), (other, other_document) in _sides(sources[source], targets[target]):
-            _, excerpt = _shared(texts[split][document], texts[other][other_document])
+    covered = [
+        found
+        for n in sizes
+        for found in _covered(
+            _matrix(rows.pop(n), len(indices[n])), own[n], np.array([ways[target].threshold for target in own[n]])
+        )
+    ]
+    for source, target, coverage in _strongest(covered, sources, targets, within):
+        for (split, document), (other, other_document) in _sides(sources[source], targets[target], within):
+            _, excerpt = _shared(texts[split][document], texts[other][other_document], ways[target].ngram)
             yield Pair("near", split, document, other, other_document, coverage, excerpt)
 
 
-def find_item_pairs(training: Texts, items: Mapping[str, Sequence[str]], threshold: float = THRESHOLD) -> list[Pair]:
+def find_item_pairs(training: Texts, items: Mapping[str, Sequence[str]]) -> list[Pair]:
     """Items (evaluation to its texts, question and answer) that stand in `training` word for word, or nearly so.
 
     An item counts if its text, or the question alone (all up to the last question mark), stands there as one run of words, or
@@ -144,18 +171,22 @@ def find_item_pairs(training: Texts, items: Mapping[str, Sequence[str]], thresho
     by_size: dict[int, list[tuple[str, int, np.ndarray]]] = {}
     for probe in probes:
         by_size.setdefault(min(ITEM_NGRAM, len(probe[2])), []).append(probe)
-    indices = {n: _index([_distinct_grams(hashes, n) for _, _, hashes in sized]) for n, sized in by_size.items()}
-    rows: dict[int, list[np.ndarray]] = {n: [] for n in by_size}
+    grams = {n: [_distinct_grams(hashes, n) for _, _, hashes in sized] for n, sized in by_size.items()}
+    indices = {n: np.unique(np.concatenate(of_size)) for n, of_size in grams.items()}
+    rows = {n: [_positions(indices[n], of_probe) for of_probe in of_size] for n, of_size in grams.items()}
     for text in training.values() if probes else ():
         hashes = _hashes(words_of(text))
-        for n, (index, _) in indices.items():
+        for n, index in indices.items():
             rows[n].append(_positions(index, _distinct_grams(hashes, n)))
     names = list(training)
     best: dict[tuple[str, int, str], float] = {}
-    for n, (index, membership) in indices.items():
-        for source, target, share in _covered(_matrix(rows[n], len(index)), membership, [], threshold):
-            evaluation, number, _ = by_size[n][target]
-            key = (evaluation, number, names[source])
+    for n, sized in by_size.items():
+        matrix, thresholds = _matrix(rows[n], len(indices[n])), np.full(len(sized), ITEM_THRESHOLD)
+        for source, target, share in _covered(matrix, range(len(sized)), thresholds):
+            if source < len(sized):  # another item
+                continue
+            evaluation, number, _ = sized[target]
+            key = (evaluation, number, names[source - len(sized)])
             best[key] = max(best.get(key, 0.0), share)
     pairs = []
     for (evaluation, number, document), share in sorted(best.items()):
@@ -170,8 +201,8 @@ def find_item_pairs(training: Texts, items: Mapping[str, Sequence[str]], thresho
     return pairs
 
 
-def block_message(pairs: Sequence[Pair], shown: int = 5) -> str:
-    """What `leakage: block` says: counts, the first pairs, and the way out."""
+def block_message(pairs: Sequence[Pair], file: Path, shown: int = 5) -> str:
+    """What `leakage: block` says: counts, the first pairs, the `file` that holds all of them, and the way out."""
     first = {(pair.split, pair.document) for pair in pairs}
     sides = Counter((pair.split, pair.other) for pair in pairs)
     counts = ", ".join(f"{times} between `{split}` and `{other}`" for (split, other), times in sorted(sides.items()))
@@ -182,6 +213,7 @@ def block_message(pairs: Sequence[Pair], shown: int = 5) -> str:
         lines.append(f"  {pair.kind}: {stands_in}: {pair.excerpt}")
     if len(pairs) > shown:
         lines.append(f"  ... and {len(pairs) - shown} more")
+    lines.append(f"  the place of both texts of {'each pair' if len(pairs) > 1 else 'the pair'}: {file}")
     return "\n".join(
         [
             f"the same text stands on two sides ({counts}); what is measured there would be memory, not skill:",
@@ -204,13 +236,20 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _sides(source: _Group, target: _Group) -> Iterator[tuple[Side, Side]]:
-    """Each document of `source` with one of `target` in a later split, and the other way round: the longer list's length."""
+def _sides(source: _Group, target: _Group, within: bool = False) -> Iterator[tuple[Side, Side]]:
+    """Each document of `source` with one of `target` in a later split, or with another of its own, held-out split: as many pairs
+    as the longer list has documents."""
     for split, later in (("train", ("validation", "test")), ("validation", ("test",))):
         first = [side for side in source if side[0] == split]
         second = [side for side in target if side[0] in later] if first else []
         for n in range(max(len(first), len(second)) if second else 0):
             yield first[min(n, len(first) - 1)], second[min(n, len(second) - 1)]
+    for split in ("validation", "test") if within else ():
+        first, second = ([side for side in group if side[0] == split] for group in (source, target))
+        if source is target:
+            yield from itertools.pairwise(first)
+        elif first and second:
+            yield first[0], second[0]
 
 
 def _probes(item: str) -> list[str]:
@@ -244,14 +283,6 @@ def _grams(hashes: np.ndarray, size: int) -> np.ndarray:
     return grams
 
 
-def _index(targets: Sequence[np.ndarray]) -> tuple[np.ndarray, csr_array]:
-    """All n-grams of the targets, sorted, and which target has which: int32 [target, n-gram]."""
-    index, columns = np.unique(np.concatenate([*targets, np.zeros(0, np.uint64)]), return_inverse=True)
-    ends = np.cumsum([0, *(len(grams) for grams in targets)])
-    ones = np.ones(len(columns), dtype=np.int32)
-    return index, csr_array((ones, columns.astype(np.int32), ends), shape=(len(targets), len(index)))
-
-
 def _positions(index: np.ndarray, grams: np.ndarray) -> np.ndarray:
     """Where in `index` those of `grams` stand that are in it."""
     positions = np.searchsorted(index, grams)
@@ -266,61 +297,65 @@ def _matrix(rows: Sequence[np.ndarray], width: int) -> csr_array:
     return csr_array((np.ones(len(columns), dtype=np.int32), columns, ends), shape=(len(rows), width))
 
 
-def _covered(training: csr_array, targets: csr_array, inner: Sequence[int], threshold: float) -> _Covered:
-    """(source, target, coverage) of all pairs with at least `threshold`; the sources are the rows of `training`, then `inner`.
+def _covered(documents: csr_array, targets: Sequence[int], thresholds: np.ndarray) -> _Covered:
+    """(source, target, coverage) of all pairs of different rows of `documents` with at least the target's threshold.
 
-    `training` [source, n-gram] and `targets` [target, n-gram] are 0 or 1; `inner` are targets that are sources as well.
+    `documents` [document, n-gram] is 0 or 1 and has the n-grams of `targets`, some of its rows, as columns.
     """
-    documents = training.sum(axis=0) + targets.sum(axis=0)
-    common = documents > COMMON
-    sizes = np.diff(targets.indptr)
-    mostly_common = targets @ common.astype(np.int32) > MOSTLY_COMMON * sizes
-    counts = ~common[targets.indices] | np.repeat(mostly_common, sizes)
-    # A copy, because eliminate_zeros works in place on arrays that would be those of `targets` too.
-    counted = csr_array((counts.astype(np.int32), targets.indices, targets.indptr), shape=targets.shape, copy=True)
+    chosen = np.asarray(targets, dtype=np.int64)
+    own = documents[chosen]
+    common = documents.sum(axis=0) > COMMON
+    sizes = np.diff(own.indptr)
+    mostly_common = own @ common.astype(np.int32) > MOSTLY_COMMON * sizes
+    counts = ~common[own.indices] | np.repeat(mostly_common, sizes)
+    counted = csr_array((counts.astype(np.int32), own.indices, own.indptr), shape=own.shape)
     counted.eliminate_zeros()
     totals = np.diff(counted.indptr)
-    inner_rows = np.asarray(inner, dtype=np.int64)
-    sources = vstack([training, targets[inner_rows]], format="csr")
-    itself = np.concatenate([np.full(training.shape[0], -1), inner_rows])
     by_gram = counted.T.tocsr()
     covered: _Covered = []
-    for begin in range(0, sources.shape[0], _ROWS):
-        shared = (sources[begin : begin + _ROWS] @ by_gram).tocoo()
+    for begin in range(0, documents.shape[0], _ROWS):
+        shared = (documents[begin : begin + _ROWS] @ by_gram).tocoo()
         rows, columns = shared.row + begin, shared.col
         share = shared.data / totals[columns]
-        keep = (share >= threshold) & (columns != itself[rows])
-        covered += zip(rows[keep].tolist(), columns[keep].tolist(), share[keep].tolist(), strict=True)
+        keep = (share >= thresholds[columns]) & (chosen[columns] != rows)
+        covered += zip(rows[keep].tolist(), chosen[columns[keep]].tolist(), share[keep].tolist(), strict=True)
     return covered
 
 
-def _strongest(covered: _Covered, sources: Sequence[_Group], targets: Sequence[_Group]) -> _Covered:
-    """For each source and for each target, split by split, the pair with the highest coverage among those across splits.
+def _strongest(covered: _Covered, sources: Sequence[_Group], targets: Sequence[_Group], within: bool) -> _Covered:
+    """For each source and for each target, split by split, the pair with the highest coverage among those across splits, and
+    `within` one.
 
     Their number grows with the documents, not with their square.
     """
-    earlier = [{split for split, _ in group} & {"train", "validation"} for group in sources]
-    later = [{split for split, _ in group} & {"validation", "test"} for group in targets]
+    splits = [{split for split, _ in group} for group in sources]
     best: dict[tuple[int, int, str, str], tuple[int, int, float]] = {}
     for source, target, share in covered:
-        for first, second in itertools.product(earlier[source], later[target]):
-            if first != second:
+        for first, second in itertools.product(splits[source], splits[target] - {"train"}):
+            if _ORDER[first] < _ORDER[second] or (within and first == second):
                 for key in ((0, source, first, second), (1, target, first, second)):
                     if key not in best or share > best[key][2]:
                         best[key] = (source, target, share)
     return sorted(set(best.values()))
 
 
-def _shared(text: str, other_text: str) -> tuple[float, str]:
+def _shared(text: str, other_text: str, ngram: int) -> tuple[float, str]:
     """Share of the n-grams of `other_text` that stand in `text`, and the longest run of words in common, shortened."""
     words = words_of(other_text)
-    grams = _grams(_hashes(words), NGRAM)
-    shared = np.isin(grams, _grams(_hashes(words_of(text)), NGRAM))
+    grams = _grams(_hashes(words), ngram)
+    shared = np.isin(grams, _grams(_hashes(words_of(text)), ngram))
     edges = np.flatnonzero(np.diff(np.concatenate([[False], shared, [False]]).astype(np.int8)))
     begins, ends = edges[::2], edges[1::2]
     longest = int(np.argmax(ends - begins))
-    run = words[begins[longest] : ends[longest] + NGRAM - 1]
+    run = words[begins[longest] : ends[longest] + ngram - 1]
     return len(np.unique(grams[shared])) / len(np.unique(grams)), _short(" ".join(run))
+
+
+def shared_ngrams(texts: Sequence[str], other_text: str) -> list[int]:
+    """How many of the n-grams of each text, of the shortest that are compared, stand in `other_text`."""
+    size = min(way.ngram for way in NEAR)
+    others = _grams(_hashes(words_of(other_text)), size)
+    return [int(np.isin(_grams(_hashes(words_of(text)), size), others).sum()) for text in texts]
 
 
 def _short(text: str) -> str:

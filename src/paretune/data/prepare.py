@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from paretune.data.cleaning import clean_row, masked
-from paretune.data.leakage import Pair, block_message, content_digest, find_item_pairs, find_pairs
+from paretune.data.leakage import Pair, Side, block_message, content_digest, find_item_pairs, find_pairs
+from paretune.data.places import write_pairs
 from paretune.data.records import PromptCompletion, Rendered, chat_texts, parse_form, read_record, refuse_surrogates
 from paretune.data.safety import load_filter
 from paretune.data.sources import iterate_rows
@@ -33,6 +34,8 @@ from paretune.study.data import SPLITS, Dataset, Source, Split, SplitSources
 from paretune.study.registry import load_function
 
 UNUSED = "unused"
+PAIRS, REMOVED = "pairs.csv", "removed.csv"
+"""The pairs that the leakage check has found, and those whose training side `leakage: remove` has dropped."""
 CONTENT_SHARE = 0.1
 """A field with fewer distinct long values than this share of the records is a system prompt or label, not content."""
 _WRITE_ROWS = 10_000
@@ -62,7 +65,7 @@ Parts = dict[str, list[SourceRecord]]
 
 
 def prepare_data(context: StageContext) -> dict[str, Any]:
-    """Stage `data`: writes `documents.parquet`; with `items` in its config (`leakage: remove`) `removed.jsonl`, the pairs, too.
+    """Stage `data`: writes `documents.parquet`; with `items` in its config (`leakage: remove`) `removed.csv`, the pairs, too.
 
     Memory: the rendered texts and some 350 bytes a record (10 million records of 90 characters: 5 GB). Raises SpecError for the
     template, DataError for what is wrong with the data, and NeedsError for a missing file or hub.
@@ -81,7 +84,7 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     for name, digest in (content for records in parts.values() for record in records for content in record.contents):
         values.setdefault(name, []).append(digest)
     fields = {name for name, digests in values.items() if len(set(digests)) >= CONTENT_SHARE * len(digests)}
-    removed = _remove_leaks(parts, fields, context, config.items) if config.items is not None else set()
+    removed = _remove_leaks(parts, dataset, fields, context, config.items) if config.items is not None else set()
     if dataset.completes:
         # Records of one document stand together, and those of one context in it, in the order in which each first occurs.
         for split, records in parts.items():
@@ -104,7 +107,8 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
 
 
 def check_leakage(context: StageContext) -> dict[str, Any]:
-    """Stage `leakage`: writes `pairs.jsonl`; DataError with the first pairs if there are any and the mode is `block`.
+    """Stage `leakage`: writes `pairs.csv`, also of documents of one held-out split that are alike; DataError with the first pairs
+    between splits and with items if there are any and the mode is `block`, the file then lies beside the draft.
 
     Memory: the texts and some 800 bytes a document, and for the held-out part about 75 bytes a word.
     """
@@ -112,19 +116,31 @@ def check_leakage(context: StageContext) -> dict[str, Any]:
     config = context.parse(LeakageConfig)
     items = _items(context, config.items)
     context.emit(done=0, total=2)
-    between = find_pairs(texts, contents)
+    found = find_pairs(texts, contents, within=True)
+    between = [pair for pair in found if pair.split != pair.other]
+    within = [pair for pair in found if pair.split == pair.other]
     context.emit(done=1, total=2)
     with_items = find_item_pairs(texts["train"], items)
     pairs = between + with_items
     context.emit(done=2, total=2)
-    _write_pairs(context.draft / "pairs.jsonl", pairs)
-    if pairs and config.mode == "block":
-        raise DataError(block_message(pairs))
+    blocks = bool(pairs) and config.mode == "block"
+    file = (context.resume if blocks else context.draft) / PAIRS  # what a failure leaves in its draft is gone
+    named = {side for pair in pairs + within for side in ((pair.split, pair.document), (pair.other, pair.other_document))}
+    records: dict[Side, list[tuple[int, str]]] = {}
+    for of_record in iterate_records(context.inputs["data"].path / "documents.parquet") if named else ():
+        if (side := (of_record[0]["split"], of_record[0]["document"])) in named:
+            records.setdefault(side, []).append((int(of_record[0]["example"]), record_text(of_record)))
+    dataset = Dataset.model_validate_json(json.dumps(context.inputs["data"].record.config["dataset"]))
+    write_pairs(file, pairs + within, records, dataset, context.resources)
+    if blocks:
+        raise DataError(block_message(pairs, file))
+    alike = {(pair.split, document) for pair in within for document in (pair.document, pair.other_document)}
     touched = {(pair.split, pair.document) for pair in pairs} | {(pair.other, pair.other_document) for pair in between}
     asked = {(pair.other, pair.other_document) for pair in with_items}
     return {
         "pairs": len(pairs),
         **{f"documents_touched_{split}": sum(side == split for side, _ in touched) for split in SPLITS},
+        **{f"documents_alike_{split}": sum(side == split for side, _ in alike) for split in SPLITS[1:]},
         **{f"items_touched_{name}": sum(evaluation == name for evaluation, _ in asked) for name in items},
     }
 
@@ -321,13 +337,25 @@ def _with_masked_names(parts: Parts, dataset: Dataset) -> Parts:
 
 
 def _remove_leaks(
-    parts: Parts, fields: Collection[str], context: StageContext, configs: Mapping[str, ItemsConfig]
-) -> set[tuple[str, str]]:
+    parts: Parts, dataset: Dataset, fields: Collection[str], context: StageContext, configs: Mapping[str, ItemsConfig]
+) -> set[Side]:
     """Take the training side of every pair out of `parts`; returns its (split, document).
 
     Repeated until nothing is found: an n-gram that was boilerplate may no longer be, with fewer documents.
     """
-    items, removed, all_pairs = _items(context, configs), set[tuple[str, str]](), list[Pair]()
+    items, removed, all_pairs = _items(context, configs), set[Side](), list[Pair]()
+    whole = {split: list(records) for split, records in parts.items()}
+
+    def write(folder: Path) -> Path:
+        named = {side for pair in all_pairs for side in ((pair.split, pair.document), (pair.other, pair.other_document))}
+        records: dict[Side, list[tuple[int, str]]] = {}
+        for split, of_split in whole.items():
+            for record in of_split:
+                if (split, record.document) in named:
+                    records.setdefault((split, record.document), []).append((record.number, record.text))
+        write_pairs(folder / REMOVED, all_pairs, records, dataset, context.resources)
+        return folder / REMOVED
+
     while True:
         texts, contents = _by_document(
             (split, record.document, record.text, _digests(record, fields))
@@ -343,8 +371,9 @@ def _remove_leaks(
             parts[split] = [record for record in parts[split] if (split, record.document) not in removed]
         empty = [split for split in SPLITS if not parts[split]]
         if empty:
-            raise DataError(f"`leakage: remove` leaves no document in `{empty[0]}`; {block_message(all_pairs)}")
-    _write_pairs(context.draft / "removed.jsonl", all_pairs)
+            told = block_message(all_pairs, write(context.resume))
+            raise DataError(f"`leakage: remove` leaves no document in `{empty[0]}`; {told}")
+    write(context.draft)
     return removed
 
 
@@ -398,8 +427,3 @@ def _write(file: Path, parts: Parts, fields: Collection[str], *, completes: bool
                     if not record.rendered.branches:
                         rows.append(whole)
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-
-
-def _write_pairs(file: Path, pairs: Iterable[Pair]) -> None:
-    with file.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(dataclasses.asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
