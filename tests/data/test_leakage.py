@@ -124,7 +124,9 @@ def test_a_short_text_of_which_two_thirds_stand_elsewhere_is_found(words: int, p
 
 def test_documents_of_one_split_are_compared_where_that_is_asked() -> None:
     text, other = article(), article()
-    texts = splits({"a": article(), "e": article()}, {"b": text, "c": text, "d": text}, {"f": other, "g": f"{other} {article()}"})
+    texts = splits(
+        {"a": article(), "e": article()}, {"b": text, "c": text, "d": text}, {"f": other, "g": f"{other} {article()}"}
+    )
     assert find_pairs(texts) == []
     found = brief(find_pairs(texts, within=True))
     assert {pair for pair in found if pair[0] == "exact"} == {

@@ -70,7 +70,7 @@ def prepare(folder: Path, dataset: dict[str, Any], *, items: dict[str, str] | No
 def check(folder: Path, data: Artifact, mode: str, items: dict[str, str] | None = None) -> dict[str, Any]:
     config = {"mode": mode, "items": {name: {"digest": "sha256:0", "reader": READER} for name in items or {}}}
     resources = {f"items.{name}": place for name, place in (items or {}).items()}
-    resources |= {role: place for role, place in json.loads((folder / "resources.json").read_text(encoding="utf-8")).items()}
+    resources |= json.loads((folder / "resources.json").read_text(encoding="utf-8"))
     return check_leakage(context_of(folder / "leakage", config, resources, {"data": data}))
 
 
@@ -270,7 +270,9 @@ def test_the_record_of_a_document_that_shares_most_is_named_and_records_of_one_s
     rows[101]["content"] = "A word before. " + rows[2]["content"]
     source = {
         split: {"path": str(write_rows(tmp_path / f"{split}.jsonl", part))}
-        for split, part in zip(SPLITS, (rows[:80], rows[80:100], [*rows[100:], {"talk": "t30", "content": rows[117]["content"]}]), strict=True)
+        for split, part in zip(
+            SPLITS, (rows[:80], rows[80:100], [*rows[100:], {"talk": "t30", "content": rows[117]["content"]}]), strict=True
+        )
     }
     _, data = prepare(tmp_path, {"source": source, "document": "talk", "text": "{{ content }}"})
     metrics = check(tmp_path, data, "allow")

@@ -356,9 +356,7 @@ def _of_records(data: Path, rows: Rows, group: str | None) -> _Guess:
     """Fields of prose as one text; as comments, tasks that all read the longest field: what the others say of it."""
     prose = [field for field in rows[0] if _mean_words(rows, field) >= _PROSE_WORDS and not _is_address(rows, field)]
     if not prose:
-        raise DataError(
-            f"{data}: no field of its records is prose ({_listed(list(rows[0]))}); write `text:` by hand"
-        )
+        raise DataError(f"{data}: no field of its records is prose ({_listed(list(rows[0]))}); write `text:` by hand")
     longest = max(prose, key=lambda field: _mean_words(rows, field))
     # Fields that are sometimes empty would stop the template; the longest is the one worth an error.
     used = [field for field in prose if field == longest or _always_text(rows, field)]

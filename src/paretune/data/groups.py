@@ -9,7 +9,7 @@ import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 LOOK = 20_000
@@ -103,7 +103,7 @@ def _grouping(column: str, values: Sequence[str]) -> Grouping | None:
         return None
     joined = any(word.endswith("id") and word[:-2] in _NAMES for word in words)  # `userid`
     named = 2 if joined or set(words) & set(_NAMES) else 1 if set(words) & set(_WEAKER) else 0
-    runs = 1 + sum(first != second for first, second in zip(values, values[1:], strict=False))
+    runs = 1 + sum(first != second for first, second in pairwise(values))
     in_runs = runs <= _RUN * num_values and num >= _PAIRED * num_values
     if named == 2 or (named == 1 and num_values > _LABELS) or (in_runs and num_values > _LABELS):
         return Grouping(column, num_values, num, named)

@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 
 from paretune.data.words import words_of
 
+
 @dataclass(frozen=True)
 class Near:
     """How a held-out document of fewer than `below` words is compared."""
@@ -92,7 +93,11 @@ def content_digest(text: str) -> int | None:
 
 
 def find_pairs(
-    texts: Mapping[str, Texts], contents: Mapping[str, Contents] | None = None, near: Sequence[Near] = NEAR, *, within: bool = False
+    texts: Mapping[str, Texts],
+    contents: Mapping[str, Contents] | None = None,
+    near: Sequence[Near] = NEAR,
+    *,
+    within: bool = False,
 ) -> list[Pair]:
     """Documents of `train` in `validation` or `test`, and of `validation` in `test`; `texts` is split to documents.
 
@@ -237,8 +242,7 @@ def _digest(text: str) -> bytes:
 
 
 def _sides(source: _Group, target: _Group, within: bool = False) -> Iterator[tuple[Side, Side]]:
-    """Each document of `source` with one of `target` in a later split, or with another of its own, held-out split: as many pairs
-    as the longer list has documents."""
+    """Each document of `source` with one of `target` in a later split, or `within` one: the longer list's length."""
     for split, later in (("train", ("validation", "test")), ("validation", ("test",))):
         first = [side for side in source if side[0] == split]
         second = [side for side in target if side[0] in later] if first else []

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.data.cleaning import clean_row, masked
+from paretune.data.groups import groupings
 from paretune.data.leakage import Pair, Side, block_message, content_digest, find_item_pairs, find_pairs
 from paretune.data.places import write_pairs
 from paretune.data.records import PromptCompletion, Rendered, chat_texts, parse_form, read_record, refuse_surrogates
@@ -98,6 +99,13 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     empty = Counter(task for record in every for task in record.rendered.empty)
     metrics |= {f"completions_empty_{task}": count for task, count in sorted(empty.items())}
     metrics |= {"documents_unused": unused, "documents_removed": len(removed), **dict(sorted(counts.items()))}
+    of_document = Counter(record.document for records in parts.values() for record in records)
+    metrics |= {"records_used": of_document.total(), "records_largest_document": max(of_document.values())}
+    first = next(iter(dataset.sources.items()))
+    if first[1].resolved_format != "text" and len(of_document) == of_document.total():
+        # Nothing is grouped: whether a column would is looked for in the first records.
+        rows = (row.values for row in iterate_rows(first[1], str(context.resources[first[0]])))
+        metrics["groups"] = [[g.column, g.num_values, g.num_records] for g in groupings(rows) if g.column != dataset.document]
     for split in SPLITS:
         metrics[f"documents_{split}"] = len({record.document for record in parts[split]})
         metrics[f"examples_{split}"] = sum(max(1, len(record.rendered.branches)) for record in parts[split])
@@ -107,8 +115,10 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
 
 
 def check_leakage(context: StageContext) -> dict[str, Any]:
-    """Stage `leakage`: writes `pairs.csv`, also of documents of one held-out split that are alike; DataError with the first pairs
-    between splits and with items if there are any and the mode is `block`, the file then lies beside the draft.
+    """Stage `leakage`: writes `pairs.csv`, with the documents of one held-out split that are alike.
+
+    DataError with the first pairs between splits and with items if there are any and the mode is `block`; the file then stands
+    beside the draft.
 
     Memory: the texts and some 800 bytes a document, and for the held-out part about 75 bytes a word.
     """

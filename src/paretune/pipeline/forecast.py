@@ -19,7 +19,7 @@ from paretune.pipeline.lock import Lock
 from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.plan import Plan, pending
 from paretune.pipeline.resources import Resource, count_weights
-from paretune.pipeline.results import small_splits
+from paretune.pipeline.results import describe_documents, small_splits
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import describe_tunings
@@ -108,7 +108,7 @@ def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store, options: R
     reused, diverged = (sum(planned.status == status for planned in reviewed) for status in ("reused", "diverged"))
     counts = f"{reused} reused{f', {diverged} diverged' if diverged else ''}, {len(new)} new{_to_run(new, study)}"
     lines += ["", f"{len(reviewed)} stages: {counts}", *describe_tunings(plan)]
-    lines += small_splits(plan, store)
+    lines += [*describe_documents(study, plan, store), *small_splits(plan, store)]
     told = dict.fromkeys(
         line
         for variant in study.variants.values()
