@@ -101,6 +101,8 @@ def test_records_are_rendered_and_split_by_document(tmp_path: Path) -> None:
         "records_empty": 0,
         "documents_unused": 0,
         "documents_removed": 0,
+        "records_used": 40,
+        "records_largest_document": 2,
         "documents_train": 16,
         "documents_validation": 2,
         "documents_test": 2,

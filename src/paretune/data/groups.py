@@ -26,6 +26,8 @@ _RUN = 1.2
 """Runs for each value, at most, of a column that is written group by group."""
 _PAIRED = 1.5
 """Records for each value, at least, of such a column."""
+_REPEATED = 0.05
+"""Share of records with an earlier one's value, at least, of a column whose name only may say so: some titles occur twice."""
 _NAMES = (
     *("id", "uuid", "guid", "session", "conversation", "dialog", "dialogue", "chat", "thread", "transcript", "call", "ticket"),
     *("case", "group", "cluster", "family", "patient", "user", "customer", "client", "subject", "speaker", "participant"),
@@ -105,6 +107,7 @@ def _grouping(column: str, values: Sequence[str]) -> Grouping | None:
     named = 2 if joined or set(words) & set(_NAMES) else 1 if set(words) & set(_WEAKER) else 0
     runs = 1 + sum(first != second for first, second in pairwise(values))
     in_runs = runs <= _RUN * num_values and num >= _PAIRED * num_values
-    if named == 2 or (named == 1 and num_values > _LABELS) or (in_runs and num_values > _LABELS):
+    repeats = num - num_values >= _REPEATED * num
+    if named == 2 or (named == 1 and num_values > _LABELS and repeats) or (in_runs and num_values > _LABELS):
         return Grouping(column, num_values, num, named)
     return None

@@ -65,7 +65,7 @@ def describe_documents(study: Study, plan: Plan, store: Store) -> list[str]:
             instead = f" instead of `{field}`, which has a value each," if field else ""
             lines.append(
                 f"warning: `{name}`: records with the same `{column}` ({num_values:,} values in {num_records:,} records) "
-                f"seem to belong together, and are parted by the split; write `document: {column}`{instead} to keep them on one side"
+                f"seem to belong together, and the split parts them: write `document: {column}`{instead} to keep them together"
             )
     return lines
 
