@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -286,10 +288,48 @@ def test_init_recognises_questions_and_answers_by_the_words_of_their_names(tmp_p
     assert main(["init", str(tmp_path / "data.csv"), "--to", str(file)]) == 0
     text = file.read_text()
     assert f'{answers}: {{prompt: "{prompt}", completion: "{{{{ {answers} }}}}", score: [rouge_l]}}' in text
-    assert "topics`\n" in text.split("# not used: ")[1]
+    assert "`topics`" in text.split("# not used: ")[1].splitlines()[0]
     assert f"# 100 % of the values of `{answers}` hold HTML" in text
     (dataset,) = load_study(file).data.values()
     assert dataset.scored
+
+
+def chats(group: Callable[[int], Any], count: int = 120) -> str:
+    said = [{"role": "user", "content": "And {}?"}, {"role": "assistant", "content": "It is {}."}]
+    rows = [
+        {"talk": group(n), "turn": n % 4, "messages": json.loads(json.dumps(said).replace("{}", f"a{n}"))} for n in range(count)
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_init_proposes_the_column_that_groups_and_plan_names_it_to_who_has_not(tmp_path, capsys):
+    (tmp_path / "chats.jsonl").write_text(chats(lambda n: {"conversation_id": n // 4}))
+    file = tmp_path / "study.yaml"
+    assert main(["init", str(tmp_path / "chats.jsonl"), "--to", str(file)]) == 0
+    text = file.read_text()
+    (dataset,) = load_study(file).data.values()
+    assert dataset.document == "talk.conversation_id"
+    assert "(30 in 120 records)" in text
+    assert "# not used: `turn`" in text
+    capsys.readouterr()
+    assert main(["plan", str(file)]) == 0
+    assert "belong together" not in capsys.readouterr().out
+    file.write_text("\n".join(line for line in text.splitlines() if "document:" not in line) + "\n")
+    assert main(["plan", str(file)]) == 0
+    told = "records with the same `talk.conversation_id` (30 values in 120 records) seem to belong together"
+    assert told in capsys.readouterr().out
+
+
+def test_init_of_ten_thousand_columns_is_short(tmp_path):
+    row = {f"c{n}": f"some words about number {n}" if n < 9000 else n for n in range(10_000)}
+    (tmp_path / "wide.jsonl").write_text("".join(json.dumps(row | {"c0": f"this is record {n}"}) + "\n" for n in range(20)))
+    file = tmp_path / "study.yaml"
+    assert main(["init", str(tmp_path / "wide.jsonl"), "--to", str(file)]) == 0
+    text = file.read_text()
+    assert len(text) < 6000
+    assert "of 10,000 columns" in text
+    assert "9,972 more" in text
+    assert load_study(file).data
 
 
 def test_init_of_a_book_reads_between_its_marks_and_begins_prompts_with_a_word(tmp_path):

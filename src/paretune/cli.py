@@ -96,7 +96,7 @@ def run_command(
     from paretune.console import Display
     from paretune.pipeline.lock import write_lock
     from paretune.pipeline.plan import pending
-    from paretune.pipeline.results import small_splits
+    from paretune.pipeline.results import describe_documents, small_splits
     from paretune.pipeline.runner import run_plan
     from paretune.pipeline.stage import RunOptions
 
@@ -104,6 +104,8 @@ def run_command(
     write_lock(opened.lock, opened.file)
     for resource in pending(opened.plan, opened.store):
         resource.fetch(lambda text: typer.echo(text, err=True))
+    for line in describe_documents(opened.study, opened.plan, opened.store):
+        typer.echo(line, err=True)
     options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=memory, recompute=recompute)
     with Display(Console(stderr=True), f"paretune run {shlex.quote(str(study))}") as display:
         outcome = run_plan(opened.plan, opened.store, options, display.show, opened.file)

@@ -14,12 +14,16 @@ from paretune.analysis.caveats import (
     BaseDropoutOn,
     BlocksChosen,
     ChosenAtEdge,
+    DocumentsAlike,
     FewSeeds,
+    GroupUnnamed,
     LeakedFigures,
     LossStillFalling,
+    OneDocument,
     Overfitted,
     PartTrained,
     RankedOnValidation,
+    RecordsShared,
     SheetUnread,
     TimesDisturbed,
     TrainingShort,
@@ -62,6 +66,7 @@ from paretune.analysis.setup import (
     CleaningProposed,
     DataCleaned,
     Definition,
+    DocumentsCounted,
     DocumentsUnused,
     LabelsCounted,
     MachinesUsed,
@@ -76,7 +81,9 @@ from paretune.analysis.setup import (
     setup,
 )
 from paretune.analysis.training import BlockChoice
+from paretune.analysis.words import say
 from paretune.pipeline.records import Cell, Divergence, Record, Results, Trial, Tuning
+from paretune.study.study import Study
 from tests.analysis.synthetic import MACHINE, VARIANTS, Shape, Truth, make_results
 from tests.analysis.test_answers import OF_PEOPLE, PEOPLE, PROMPTS, fair, rated
 
@@ -417,6 +424,36 @@ def test_what_was_too_long_is_told_beside_the_recommendation_where_it_is_much(tm
         assert of_class(deviations(findings), ExamplesLeftOut) == [facts[skipped]]
         assert of_class(remarks(findings), ExamplesLeftOut) == [facts[skipped]] * (skipped > 6)
     assert facts[6].share == 0.05
+
+
+def test_what_makes_documents_less_than_independent_is_told(tmp_path: Path) -> None:
+    results = make_results(tmp_path, replace(SMALL, leakage="allow"))
+    study = results.study
+    plain = study.model_copy(update={"data": {"news": study.data["news"].model_copy(update={"document": None})}})
+    of_data = {"documents_train": 80, "documents_validation": 20, "documents_test": 20, "records_used": 120}
+    of_data |= {"records_largest_document": 1, "groups": [["session", 40, 120]]}
+    found = {"pairs": 9, "documents_touched_train": 9, "documents_alike_validation": 1, "documents_alike_test": 8}
+
+    def with_metrics(data: dict[str, Any], study: Study) -> Findings:
+        parts = ((results.data, data), (results.leakage, found))
+        of_both = [{name: replace(record, metrics=new) for name, record in part.items()} for part, new in parts]
+        return measure(replace(results, study=study, data=of_both[0], leakage=of_both[1]))
+
+    findings = with_metrics(of_data, plain)
+    told = remarks(findings)
+    assert of_class(told, GroupUnnamed) == [GroupUnnamed("news", "session", 40, 120)]
+    assert of_class(told, DocumentsAlike) == [DocumentsAlike("news", "test", 8, 20)]
+    assert of_class(told, RecordsShared) == [RecordsShared("news", 9, removed=False)]
+    assert of_class(told, OneDocument) == []
+    assert of_class(data_notes(findings), DocumentsCounted) == [DocumentsCounted("news", None, 120, 120, 1)]
+    assert "session" in say(GroupUnnamed("news", "session", 40, 120))
+    findings = with_metrics(of_data | {"records_largest_document": 70, "groups": []}, study)
+    told = remarks(findings)
+    assert of_class(told, OneDocument) == [OneDocument("news", "title", 70, 120)]
+    assert of_class(told, GroupUnnamed) == of_class(told, RecordsShared) == []
+    counted = say(DocumentsCounted("news", "title", 120, 40, 6))
+    assert counted == "120 records of `news`, from 40 documents by `title`, at most 6 of one."
+    assert say(DocumentsCounted("news", None, 120, 120, 1)) == "120 records of `news`, each a document of its own."
 
 
 def test_leaked_texts_are_told_and_their_marks_explained(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
+import math
 import random
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from paretune.data.leakage import (
-    NGRAM,
+    NEAR,
+    Near,
     Pair,
     block_message,
     content_digest,
@@ -56,29 +60,33 @@ def test_texts_without_words_are_compared_as_they_are() -> None:
     }
 
 
-def coverage_by_definition(texts: dict[str, dict[str, str]], threshold: float) -> dict[tuple[str, str], float]:
+def coverage_by_definition(texts: dict[str, dict[str, str]], near: Sequence[Near]) -> dict[tuple[str, str], float]:
     """The definition of the docstring with sets of tuples of words; documents with the same words do not occur here."""
+    words = {name: words_of(text) for documents in texts.values() for name, text in documents.items()}
     grams = {
-        document: {tuple(words[n : n + NGRAM]) for n in range(len(words) - NGRAM + 1)}
-        for documents in texts.values()
-        for document, words in ((name, words_of(text)) for name, text in documents.items())
+        size: {name: {tuple(each[n : n + size]) for n in range(len(each) - size + 1)} for name, each in words.items()}
+        for size in {way.ngram for way in near}
     }
-    times = Counter(gram for each in grams.values() for gram in each)
+    times = {size: Counter(gram for each in of_size.values() for gram in each) for size, of_size in grams.items()}
     found = {}
     for split, later in (("train", ("validation", "test")), ("validation", ("test",))):
         for other in (name for part in later for name in texts[part]):
-            rare = {gram for gram in grams[other] if times[gram] <= COMMON}
-            counted = rare if len(grams[other]) - len(rare) <= MOSTLY_COMMON * len(grams[other]) else grams[other]
+            way = next(way for way in near if len(words[other]) < way.below)
+            of_size, own = grams[way.ngram], grams[way.ngram][other]
+            rare = {gram for gram in own if times[way.ngram][gram] <= COMMON}
+            counted = rare if len(own) - len(rare) <= MOSTLY_COMMON * len(own) else own
             for document in texts[split]:
-                share = len(counted & grams[document]) / len(counted) if counted else 0.0
-                if share >= threshold:
+                share = len(counted & of_size[document]) / len(counted) if counted else 0.0
+                if share >= way.threshold:
                     found[document, other] = share
     return found
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
-def test_near_duplicates_are_those_of_the_definition(threshold: float, seed: int) -> None:
+@pytest.mark.parametrize(
+    "near", [NEAR, (Near(math.inf, 13, 0.3),), (Near(60, 8, 0.5), Near(120, 13, 0.7), Near(math.inf, 8, 0.4))]
+)
+def test_near_duplicates_are_those_of_the_definition(near: Sequence[Near], seed: int) -> None:
     draw = random.Random(seed)
     notice = article(40, draw)
     sources = [article(draw.choice([20, 60, 120]), draw) for _ in range(draw.choice([3, 10, 30]))]
@@ -93,13 +101,38 @@ def test_near_duplicates_are_those_of_the_definition(threshold: float, seed: int
         split: {f"{split} {number}": text for number, text in enumerate(documents[begin::3])}
         for begin, split in enumerate(("train", "validation", "test"))
     }
-    expected = coverage_by_definition(texts, threshold)
-    found = find_pairs(texts, threshold=threshold)
+    expected = coverage_by_definition(texts, near)
+    found = find_pairs(texts, near=near)
     assert expected
     assert {pair.kind for pair in found} == {"near"}
     assert all(expected[pair.document, pair.other_document] == pytest.approx(pair.coverage, rel=1e-12) for pair in found)
     assert {(pair.document, pair.other) for pair in found} == {(first, second.split()[0]) for first, second in expected}
     assert {(pair.split, pair.other_document) for pair in found} == {(first.split()[0], second) for first, second in expected}
+
+
+@pytest.mark.parametrize("words", [30, 45, 60, 90, 140])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_short_text_of_which_two_thirds_stand_elsewhere_is_found(words: int, parts: int) -> None:
+    own = article(200).replace(".", "").lower().split()[:words]
+    size = round(words * 2 / 3 / parts)
+    runs = [own[begin : begin + size] for begin in (0, words - size)[:parts]]
+    copy = " ".join([article(50), *(" ".join(run) + " " + article(30) for run in runs)])
+    texts = splits({"a": copy, "b": article()}, {}, {"c": " ".join(own), "d": article(words // 10 * 10)})
+    assert brief(find_pairs(texts)) == {("near", "train", "a", "test", "c")}
+
+
+def test_documents_of_one_split_are_compared_where_that_is_asked() -> None:
+    text, other = article(), article()
+    texts = splits(
+        {"a": article(), "e": article()}, {"b": text, "c": text, "d": text}, {"f": other, "g": f"{other} {article()}"}
+    )
+    assert find_pairs(texts) == []
+    found = brief(find_pairs(texts, within=True))
+    assert {pair for pair in found if pair[0] == "exact"} == {
+        ("exact", "validation", "b", "validation", "c"),
+        ("exact", "validation", "c", "validation", "d"),
+    }
+    assert ("near", "test", "g", "test", "f") in found
 
 
 def test_boilerplate_is_no_duplicate() -> None:
@@ -190,7 +223,7 @@ def test_no_items_and_no_documents_are_no_pairs() -> None:
 
 def test_the_message_counts_shows_and_gives_the_ways_out() -> None:
     pairs = [Pair("near", "train", f"a{n}", "test", f"b{n}", 0.75, "some words") for n in range(7)]
-    message = block_message([*pairs, Pair("exact", "train", "a0", "quiz", "3", 1.0, "who?")], shown=2)
+    message = block_message([*pairs, Pair("exact", "train", "a0", "quiz", "3", 1.0, "who?")], Path("pairs.csv"), shown=2)
     assert "1 between `train` and `quiz`, 7 between `train` and `test`" in message
     assert "  near: test `b0` in train `a0` (75% of it): some words" in message
     assert "... and 6 more" in message

@@ -1,3 +1,4 @@
+import csv
 import json
 import random
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from paretune.data.prepare import check_leakage, prepare_data, read_documents
 from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.records import Record
 from paretune.pipeline.resources import Resource
-from paretune.pipeline.stage import Artifact, RunOptions, StageContext
+from paretune.pipeline.stage import Artifact, RunOptions, StageContext, resume_of
 from paretune.study.base import validate
 from paretune.study.data import SPLITS, Dataset
 
@@ -38,6 +39,7 @@ def rows_of(count: int) -> list[dict[str, Any]]:
 
 def context_of(folder: Path, config: dict[str, Any], resources: dict[str, str], inputs: dict[str, Artifact]) -> StageContext:
     folder.mkdir()
+    resume_of(folder).mkdir()
     places = {role: Resource(path=Path(place)) for role, place in resources.items()}
     return StageContext(config, inputs, places, RunOptions(), folder, lambda **_: None)
 
@@ -59,6 +61,7 @@ def prepare(folder: Path, dataset: dict[str, Any], *, items: dict[str, str] | No
         stage["items"] = {name: {"digest": "sha256:0", "reader": READER} for name in items}
         resources |= {f"items.{name}": place for name, place in items.items()}
     draft = folder / "data"
+    (folder / "resources.json").write_text(json.dumps(resources), encoding="utf-8")
     metrics = prepare_data(context_of(draft, stage, resources, {}))
     record = Record("0", "data", 1, stage, {}, "", 0.0, "cpu", {}, 0, {}, None, (), {}, metrics, {})
     return metrics, Artifact(draft, record, {})
@@ -67,7 +70,13 @@ def prepare(folder: Path, dataset: dict[str, Any], *, items: dict[str, str] | No
 def check(folder: Path, data: Artifact, mode: str, items: dict[str, str] | None = None) -> dict[str, Any]:
     config = {"mode": mode, "items": {name: {"digest": "sha256:0", "reader": READER} for name in items or {}}}
     resources = {f"items.{name}": place for name, place in (items or {}).items()}
+    resources |= json.loads((folder / "resources.json").read_text(encoding="utf-8"))
     return check_leakage(context_of(folder / "leakage", config, resources, {"data": data}))
+
+
+def csv_rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 def written(data: Artifact) -> list[dict[str, Any]]:
@@ -92,6 +101,8 @@ def test_records_are_rendered_and_split_by_document(tmp_path: Path) -> None:
         "records_empty": 0,
         "documents_unused": 0,
         "documents_removed": 0,
+        "records_used": 40,
+        "records_largest_document": 2,
         "documents_train": 16,
         "documents_validation": 2,
         "documents_test": 2,
@@ -219,6 +230,15 @@ def test_block_refuses_and_shows_the_pairs(tmp_path: Path) -> None:
     assert "exact: test `Title 25` in train `Again`" in message
     assert "near: validation `Title 20` in train `Nearly`" in message
     assert "`leakage: remove` to leave 2 document(s)" in message
+    file = tmp_path / "leakage.resume" / "pairs.csv"
+    assert f"the place of both texts of each pair: {file}" in message
+    exact, near = csv_rows(file)
+    assert (exact["kind"], exact["share"], exact["record"], exact["other_record"]) == ("exact", "1.000", "21", "1")
+    assert (exact["place"], exact["other_place"]) == (f"{tmp_path}/train.jsonl: line 21", f"{tmp_path}/test.jsonl: line 1")
+    assert (near["split"], near["document"], near["other"], near["other_document"]) == (
+        *("train", "Nearly"),
+        *("validation", "Title 20"),
+    )
 
 
 def test_allow_records_the_pairs(tmp_path: Path) -> None:
@@ -231,14 +251,44 @@ def test_allow_records_the_pairs(tmp_path: Path) -> None:
         "documents_touched_train": 3,
         "documents_touched_validation": 1,
         "documents_touched_test": 1,
+        "documents_alike_validation": 0,
+        "documents_alike_test": 0,
         "items_touched_quiz": 1,
     }
-    pairs = [json.loads(line) for line in (tmp_path / "leakage" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    pairs = csv_rows(tmp_path / "leakage" / "pairs.csv")
+    assert pairs[2]["place"] == f"{tmp_path}/train.jsonl: line 4"
+    assert (pairs[2]["other_record"], pairs[2]["other_place"]) == ("1", f"{items}: item 1")
     assert [(pair["kind"], pair["document"], pair["other"], pair["other_document"]) for pair in pairs] == [
         ("exact", "Again", "test", "Title 25"),
         ("near", "Nearly", "validation", "Title 20"),
         ("exact", "Title 3", "quiz", "1"),
     ]
+
+
+def test_the_record_of_a_document_that_shares_most_is_named_and_records_of_one_split_that_are_alike_are_counted(
+    tmp_path: Path,
+) -> None:
+    rows = [{"talk": f"t{n // 4}", "content": article(n)} for n in range(120)]
+    rows[101]["content"] = "A word before. " + rows[2]["content"]
+    source = {
+        split: {"path": str(write_rows(tmp_path / f"{split}.jsonl", part))}
+        for split, part in zip(
+            SPLITS, (rows[:80], rows[80:100], [*rows[100:], {"talk": "t30", "content": rows[117]["content"]}]), strict=True
+        )
+    }
+    _, data = prepare(tmp_path, {"source": source, "document": "talk", "text": "{{ content }}"})
+    metrics = check(tmp_path, data, "allow")
+    assert (metrics["pairs"], metrics["documents_alike_validation"], metrics["documents_alike_test"]) == (0, 0, 2)
+    (alike,) = csv_rows(tmp_path / "leakage" / "pairs.csv")
+    assert (alike["document"], alike["record"], alike["other_document"], alike["other_record"]) == ("t29", "18", "t30", "21")
+    # A quarter of a document of four records is below the threshold; each record for itself is above.
+    (folder := tmp_path / "alone").mkdir()
+    _, data = prepare(folder, {"source": source, "text": "{{ content }}"})
+    metrics = check(folder, data, "allow")
+    assert (metrics["pairs"], metrics["documents_alike_validation"], metrics["documents_alike_test"]) == (1, 0, 2)
+    across, within = csv_rows(folder / "leakage" / "pairs.csv")
+    assert (across["record"], across["other_record"], across["other_place"].rpartition(": ")[2]) == ("3", "2", "line 2")
+    assert (within["split"], within["other"], within["record"], within["other_record"]) == ("test", "test", "18", "21")
 
 
 def test_remove_drops_the_training_side_and_leaves_nothing_to_find(tmp_path: Path) -> None:
@@ -247,7 +297,7 @@ def test_remove_drops_the_training_side_and_leaves_nothing_to_find(tmp_path: Pat
     metrics, data = prepare(tmp_path, leaking_dataset(tmp_path), items={"quiz": str(items)})
     assert (metrics["documents_removed"], metrics["documents_train"]) == (3, 19)
     assert {"Again", "Nearly", "Title 3"} & {row["document"] for row in written(data)} == set()
-    assert len((data.path / "removed.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    assert [row["place"].rpartition(": ")[2] for row in csv_rows(data.path / "removed.csv")] == ["line 21", "line 22", "line 4"]
     assert check(tmp_path, data, "remove", {"quiz": str(items)})["pairs"] == 0
 
 

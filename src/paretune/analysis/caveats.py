@@ -14,9 +14,11 @@ from paretune.analysis.findings import Fact, Findings, Group
 from paretune.analysis.scores import Entrant
 from paretune.analysis.training import BlockChoice
 from paretune.pipeline.records import Tuning
+from paretune.pipeline.results import MOST_OF_ALL
+from paretune.study.data import SPLITS
 
 _MUCH = 0.05
-"""Share of examples left out from which it belongs beside the recommendation."""
+"""Share of examples left out, or of documents that are alike, from which it belongs beside the recommendation."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,47 @@ class LeakedFigures(Fact):
 
     dataset: str
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GroupUnnamed(Fact):
+    """A column whose values repeat, and the study names no document, or one with a value each."""
+
+    dataset: str
+    column: str
+    num_values: int
+    num_records: int
+    """That were looked at."""
+
+
+@dataclass(frozen=True)
+class OneDocument(Fact):
+    """Most records are of one document."""
+
+    dataset: str
+    field: str | None
+    num_records: int
+    total: int
+
+
+@dataclass(frozen=True)
+class DocumentsAlike(Fact):
+    """Documents of a held-out split that share long parts with another of it."""
+
+    dataset: str
+    split: str
+    num_alike: int
+    num_documents: int
+
+
+@dataclass(frozen=True)
+class RecordsShared(Fact):
+    """Records of several splits share long parts, and no column groups them."""
+
+    dataset: str
+    num_records: int
+    """Of the earlier split."""
+    removed: bool
 
 
 @dataclass(frozen=True)
@@ -167,6 +210,7 @@ def remarks(findings: Findings) -> list[Fact]:
         touched = sorted({*findings.marks.splits, *findings.marks.tasks})
         names = tuple(name for where, name in touched if where == dataset and name != "train")
         facts += [LeakedFigures(dataset, names)] if names else []
+        facts += _of_documents(findings, dataset)
     for rating in findings.ratings.values():
         facts += [SheetUnread(rater, *counts) for rater, counts in rating.unread.items()]
     measured = {quantity.metric for estimates in findings.estimates.values() for quantity in estimates}
@@ -184,6 +228,24 @@ def remarks(findings: Findings) -> list[Fact]:
     if len(rates) > 1 and all(len(tried) == 1 for tried in rates.values()):
         facts.append(Untuned(tuple((name, rate) for name, tried in rates.items() for rate in tried)))
     return [*facts, *unequal_tuning(findings), *_edges(findings.results.tunings)]
+
+
+def _of_documents(findings: Findings, name: str) -> list[Fact]:
+    """What makes documents less than independent: groups that nobody named, one large one, and texts that are alike."""
+    dataset, data, leakage = (part.get(name) for part in (findings.study.data, findings.results.data, findings.results.leakage))
+    if dataset is None or data is None:
+        return []
+    facts: list[Fact] = [GroupUnnamed(name, *group) for group in data.metrics.get("groups", [])[:1]]
+    num, largest = data.metrics.get("records_used", 0), data.metrics.get("records_largest_document", 0)
+    facts += [OneDocument(name, dataset.document, largest, num)] if largest > MOST_OF_ALL * num else []
+    found = leakage.metrics if leakage else {}
+    for split in SPLITS:
+        alike, of_split = found.get(f"documents_alike_{split}", 0), data.metrics.get(f"documents_{split}", 0)
+        facts += [DocumentsAlike(name, split, alike, of_split)] if alike > _MUCH * of_split else []
+    removed, touched = data.metrics.get("documents_removed", 0), found.get("documents_touched_train", 0)
+    if dataset.document is None and (removed or touched) > _MUCH * num > 0:
+        facts.append(RecordsShared(name, removed or touched, bool(removed)))
+    return facts
 
 
 def disturbed_times(findings: Findings, group: Group) -> dict[str, float]:

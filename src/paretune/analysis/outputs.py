@@ -49,6 +49,10 @@ COMPARISON_COLUMNS = (
 )
 CURVE_FILE_COLUMNS = ("base", "dataset", "variant", "seed", "trial", *CURVE_COLUMNS)
 AUDIT_COLUMNS = ("dataset", "split", "finding", "detail", "count", "of", "records")
+LEAKAGE_COLUMNS = (
+    *("dataset", "training_side", "kind", "share", "split", "document", "record", "place"),
+    *("other", "other_document", "other_record", "other_place", "excerpt"),
+)
 GENERATION_FIELDS = (
     *("base", "dataset", "variant", "seed", "task"),
     *("prompt", "text", "reference", "new_tokens", "seconds", "stopped_by"),
@@ -139,6 +143,7 @@ def csv_tables(findings: Findings) -> dict[str, str]:
         "comparisons": comparisons(findings),
         "curves": _curves(findings),
         "audit": pd.DataFrame(audit, columns=list(AUDIT_COLUMNS)),
+        "leakage": _leakage(findings.results),
     }
     return {name: table.to_csv(index=False, lineterminator="\n") for name, table in made.items()}
 
@@ -210,6 +215,18 @@ def findings_json(findings: Findings) -> str:
         },
     }
     return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+
+
+def _leakage(results: Results) -> pd.DataFrame:
+    """Every pair of like texts with their places, where they were removed or allowed: LEAKAGE_COLUMNS."""
+    files = [(name, "removed", record.path / "removed.csv") for name, record in results.data.items()]
+    files += [(name, "kept", record.path / "pairs.csv") for name, record in results.leakage.items()]
+    tables = [
+        pd.read_csv(file, dtype=str, keep_default_na=False).assign(dataset=name, training_side=what)[list(LEAKAGE_COLUMNS)]
+        for name, what, file in files
+        if file.exists()
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(LEAKAGE_COLUMNS))
 
 
 def _results(findings: Findings) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from paretune.analysis.findings import LEAKED, LOSSY, Fact, Findings
 from paretune.analysis.scores import Entrant, entrant_of
-from paretune.study.data import MASKS
+from paretune.study.data import MASKS, SPLITS
 from paretune.study.findings import proposed_clean
 from paretune.study.study import Base
 from paretune.study.train import Train
@@ -56,6 +56,19 @@ class RunOn(Fact):
     """The only one, or the first and the last."""
     versions: tuple[tuple[str, tuple[str, ...]], ...]
     """By package."""
+
+
+@dataclass(frozen=True)
+class DocumentsCounted(Fact):
+    """How many documents, the units of splitting and of error bars, the records come from."""
+
+    dataset: str
+    field: str | None
+    """That names a document."""
+    num_records: int
+    num_documents: int
+    num_largest: int
+    """Records of the largest."""
 
 
 @dataclass(frozen=True)
@@ -168,9 +181,13 @@ def setup(findings: Findings) -> list[Fact]:
 
 
 def data_notes(findings: Findings) -> list[Fact]:
-    """What stands with the data and departs from nothing: documents of no split, and that no leakage was found."""
+    """What stands with the data and departs from nothing: its documents, those of no split, and that no leakage was found."""
     data, facts = findings.results.data, list[Fact]()
     for name, record in data.items():
+        if num := record.metrics.get("records_used"):
+            documents = sum(record.metrics[f"documents_{split}"] for split in SPLITS)
+            field, largest = findings.study.data[name].document, record.metrics["records_largest_document"]
+            facts.append(DocumentsCounted(name, field, num, documents, largest))
         if unused := record.metrics.get("documents_unused", 0):
             facts.append(DocumentsUnused(name, unused))
     for name, record in findings.results.leakage.items():

@@ -1,6 +1,7 @@
 """A first study file from a look at a data file: `paretune init`.
 
-Fields of prose become the text, a heading that names the record its document, a field of few values the stratum; instructions,
+Fields of prose become the text, a column that groups records or a heading that names one its document, a field of few values
+the stratum; instructions,
 prompts with completions, questions with answers and conversations become a task, scored by what its answers look like: lists
 as sets, few short values as labels, all else by ROUGE-L. A column's name is read as its words: `questionText`, `question_text`
 and `Questions` all say `question`. All of it is a guess from the first records, stands with a comment, and runs as it is on
@@ -19,9 +20,10 @@ from typing import Any
 
 from paretune.data.audit import HTML, LABELS, found_in
 from paretune.data.control import KNOWN
+from paretune.data.groups import FEWEST, Grouping, groupings, words_of_name
 from paretune.data.records import ALPACA
 from paretune.data.sources import iterate_rows
-from paretune.data.templates import parse_template, render
+from paretune.data.templates import named_value, parse_template, render
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.config_json import read_config
 from paretune.study.base import validate
@@ -61,6 +63,10 @@ _ASKING_WORDS = 3
 """Words on average of a column that asks and is not simply called so: a title does, a difficulty does not."""
 _ASKED = 0.9
 _HTML_SHARE = 0.1
+_USED = 8
+"""Columns that a study joins to a text, or suggests tasks for, at most."""
+_LISTED = 20
+"""Columns that a comment names, at most."""
 _ITEM_WORDS = 4
 """Of an item of a list, and of a label, at most."""
 _REPEATS = 5
@@ -123,15 +129,21 @@ def first_study(data: Path, file: Path, base: str | None = None) -> str:
     if source.resolved_format == "csv" and any(len(field.split()) > _PROSE_WORDS for field in rows[0]):
         # The first row is prose, so it is no header.
         names = [f"column{number + 1}" for number in range(len(rows[0]))]
-        rows = _look(source.model_copy(update={"header": False, "columns": tuple(names)}), data)
+        source = source.model_copy(update={"header": False, "columns": tuple(names)})
+        rows = _look(source, data)
         columns = f", header: false, columns: [{', '.join(names)}]"
+    groups: list[Grouping] = []
     if source.resolved_format == "text":
         guess = _of_text(data, rows)
     else:
-        guess = _of_chats(rows) or _of_pairs(rows) or _of_records(data, rows)
+        groups = groupings(row.values for row in iterate_rows(source, str(data)))
+        group = groups[0].column if groups and groups[0].splits else None
+        guess = _of_chats(rows, group) or _of_pairs(rows, group) or _of_records(data, rows, group)
     about = ""
     if guess.document:
-        about += f"    document: {guess.document}".ljust(44) + "# never on two sides of the split\n"
+        name = guess.document if re.fullmatch(r"[^\W\d][\w. -]*", guess.document) else _quoted(guess.document)
+        sizes = (f" ({g.num_values:,} in {g.num_records:,} records)" for g in groups if g.column == guess.document)
+        about += f"    document: {name}".ljust(44) + f"# never on two sides of the split{next(sizes, '')}\n"
     if guess.stratify:
         about += f"    stratify: {guess.stratify}".ljust(44) + "# keeps its shares in every split\n"
     if KNOWN.search(json.dumps(rows, ensure_ascii=False, default=str)):
@@ -149,7 +161,8 @@ def first_study(data: Path, file: Path, base: str | None = None) -> str:
         source=f"{{path: {_quoted(_path_from(file, data))}{columns}{guess.source}}}",
         about=about,
         learned=guess.learned,
-        notes=_notes(rows, about + guess.learned, of_columns=source.resolved_format != "text"),
+        notes=_group_notes(groups, guess.document)
+        + _notes(rows, about + guess.learned, of_columns=source.resolved_format != "text"),
         length=length,
         rate=full_rate,
         lora=_LORA.format(rate=lora_rate),
@@ -187,15 +200,10 @@ def _notes(rows: Rows, written: str, *, of_columns: bool) -> str:
     columns that it names, with the line that deals with it."""
     notes = ""
     if of_columns:
-        unused = [
-            f"`{field}`"
-            for field in rows[0]
-            if not _names(written, field)
-            and not _ABOUT & set(_words(field))
-            and not _is_address(rows, field)
-            and any(_is_text(row.get(field)) and re.search(r"[^\W\d]", row[field]) for row in rows)
-        ]
-        notes += f"    # not used: {', '.join(unused)}\n" if unused else ""
+        fields = dict.fromkeys(field for row in rows for field in row)
+        unused = [field for field in fields if not _names(written, field)]
+        of_all = f" of {len(fields):,} columns" if len(fields) > _LISTED else ""
+        notes += f"    # not used{of_all}: {_listed(unused)}\n" if unused else ""
         for field in rows[0]:
             values = [row[field] for row in rows if _is_text(row.get(field))]
             share = sum(bool(HTML.search(value)) for value in values) / max(1, len(values))
@@ -210,6 +218,21 @@ def _notes(rows: Rows, written: str, *, of_columns: bool) -> str:
         counts = "; ".join(f"{words}: {findings[name]:,}" for name, words in FINDINGS.items() if findings[name])
         notes += f"    # of {len(rows):,} records that were looked at: {counts}\n    # clean: {{{proposed_clean(findings)}}}\n"
     return notes
+
+
+def _group_notes(groups: Sequence[Grouping], document: str | None) -> str:
+    """Comments about the columns whose values repeat and that are not the `document`."""
+    notes = ""
+    for grouping in [grouping for grouping in groups if grouping.column != document][:_USED]:
+        few = "" if grouping.splits else f"; fewer than {FEWEST} cannot be split"
+        named = f"`{grouping.column}` ({grouping.num_values:,} in {grouping.num_records:,} records{few})"
+        notes += f"    # groups {'too' if document else 'perhaps'}, as a `document` would: {named}\n"
+    return notes
+
+
+def _listed(fields: Sequence[str]) -> str:
+    more = f" and {len(fields) - _LISTED:,} more" if len(fields) > _LISTED else ""
+    return ", ".join(f"`{field}`" for field in fields[:_LISTED]) + more
 
 
 def _names(written: str, field: str) -> bool:
@@ -244,16 +267,16 @@ def _of_text(data: Path, rows: Rows) -> _Guess:
     return _Guess('    text: "{{ text }}"\n', prompt, source + bounds)
 
 
-def _of_chats(rows: Rows) -> _Guess | None:
+def _of_chats(rows: Rows, group: str | None) -> _Guess | None:
     """Conversations, in one of the two formats that are read as they are."""
     for field, form in _CHATS.items():
         if all(isinstance(row.get(field), list) and row[field] and isinstance(row[field][0], Mapping) for row in rows):
             learned = _ready(form, [], "the loss is taken on the assistant's turns alone")
-            return _Guess(learned + _SKIP, "Hello!", document=_repeated_id(rows), length=512, scored=True)
+            return _Guess(learned + _SKIP, "Hello!", document=group, length=512, scored=True)
     return None
 
 
-def _of_pairs(rows: Rows) -> _Guess | None:
+def _of_pairs(rows: Rows, group: str | None) -> _Guess | None:
     """Columns that ask and one that answers them; None where the names say no such thing."""
     pair = _asking_and_answering(rows)
     if pair is None:
@@ -280,7 +303,7 @@ def _of_pairs(rows: Rows) -> _Guess | None:
     shortest = min((row for row in rows if _is_text(row.get(first))), key=lambda row: len(row[first]))
     prompt = render(parse_template(template), shortest, "the shortest record")
     repeated = always_asked and len({row[first] for row in rows}) < len(rows)
-    document = _repeated_id(rows) or (first if repeated else None)
+    document = group or (first if repeated else None)
     return _Guess(learned + _SKIP, prompt, document=document, stratify=_stratum(rows, document), length=512, scored=True)
 
 
@@ -329,30 +352,32 @@ def _task(field: str, prompt: str, values: Sequence[Any], lead: str = "") -> str
     return f"{field}: {{prompt: {_quoted(prompt)}, completion: {_quoted(lead + written)}, {score}}}"
 
 
-def _of_records(data: Path, rows: Rows) -> _Guess:
+def _of_records(data: Path, rows: Rows, group: str | None) -> _Guess:
     """Fields of prose as one text; as comments, tasks that all read the longest field: what the others say of it."""
     prose = [field for field in rows[0] if _mean_words(rows, field) >= _PROSE_WORDS and not _is_address(rows, field)]
     if not prose:
-        raise DataError(
-            f"{data}: no field of its records is prose ({', '.join(f'`{f}`' for f in rows[0])}); write `text:` by hand"
-        )
+        raise DataError(f"{data}: no field of its records is prose ({_listed(list(rows[0]))}); write `text:` by hand")
     longest = max(prose, key=lambda field: _mean_words(rows, field))
     # Fields that are sometimes empty would stop the template; the longest is the one worth an error.
     used = [field for field in prose if field == longest or _always_text(rows, field)]
+    kept = sorted(used, key=lambda field: -_mean_words(rows, field))[:_USED]
+    used = [field for field in used if field in kept]
     headings = [field for field in used if field != longest and _mean_words(rows, field) <= 30]
     learned = '    text: "' + r"\n\n".join(f"{{{{ {field} }}}}" for field in used) + '"\n'
-    tasks = ""
+    tasks, num_tasks = "", 0
     for field in rows[0]:
         values = [row.get(field) for row in rows]
         one_kind = any(all(isinstance(value, kind) for value in values) for kind in (str, list))
         if field == longest or not field.isidentifier() or not (any(values) and one_kind) or _is_address(rows, field):
             continue
         if _is_list(values) or _is_label(values) or _mean_words(rows, field) >= _PROSE_WORDS:
-            tasks += f"    #   {_task(field, f'{field.capitalize()}:', values, lead=' ')}\n"
+            num_tasks += 1
+            tasks += f"    #   {_task(field, f'{field.capitalize()}:', values, lead=' ')}\n" if num_tasks <= _USED else ""
+    tasks += f"    #   ... and {num_tasks - _USED:,} more\n" if num_tasks > _USED else ""
     if tasks:
         learned += "    # or, instead of `text`, answers to tasks that all read one field (it is cut where it is too long):\n"
         learned += f'    # too_long: cut\n    # context: "{{{{ {longest} }}}}\\n\\n"\n    # tasks:\n' + tasks
-    document = headings[0] if headings else _repeated_id(rows)
+    document = group or (headings[0] if headings else None)
     return _Guess(learned, _opening(str(rows[0][used[0]]), data), document=document, stratify=_stratum(rows, document))
 
 
@@ -370,9 +395,8 @@ def _quoted(text: str) -> str:
 
 def _words(field: str) -> list[str]:
     """The words of a column's name in the singular, but for those that only say that it is a text."""
-    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", field)]
-    singular = [re.sub(r"(?<!s)s$", "", word) for word in words]
-    return [word for word in singular if word not in _FILLING] or singular
+    words = words_of_name(field)
+    return [word for word in words if word not in _FILLING] or words
 
 
 def _is_list(values: Sequence[Any]) -> bool:
@@ -394,16 +418,6 @@ def _is_label(values: Sequence[Any]) -> bool:
     return often and max(len(label.split()) for label in counts) <= _ITEM_WORDS
 
 
-def _repeated_id(rows: Rows) -> str | None:
-    """A field called an id under which several records stand, such as the answers to one question."""
-    for field in rows[0]:
-        if not (field.lower().endswith("id") and all(isinstance(row.get(field), str | int) for row in rows)):
-            continue
-        if len(rows) // 10 < len({row[field] for row in rows}) < len(rows):
-            return field
-    return None
-
-
 def _stratum(rows: Rows, document: str | None) -> str | None:
     """A field of few, frequent values of which a document has only one."""
     for field in rows[0]:
@@ -411,7 +425,7 @@ def _stratum(rows: Rows, document: str | None) -> str | None:
         if not all(isinstance(value, str) and value.strip() for value in values):
             continue
         counts = Counter(values)
-        pairs = {(row.get(document), row.get(field)) for row in rows} if document else set()
+        pairs = {(named_value(row, document, "document", ""), row[field]) for row in rows} if document else set()
         if len(counts) in LABELS and min(counts.values()) >= 10 and len(pairs) == len({pair[0] for pair in pairs}):
             return field
     return None

@@ -39,8 +39,8 @@ class NgramIndex:
         self._found.frombytes(_positions(index, grams).tobytes())
         self._found_ends.append(len(self._found))
 
-    def covered(self, inner: Sequence[int], threshold: float) -> list[tuple[int, int, float]]:
-        """(source, target, coverage) of all pairs with at least `threshold`; ends the index.
+    def covered(self, inner: Sequence[int], thresholds: np.ndarray) -> list[tuple[int, int, float]]:
+        """(source, target, coverage) of all pairs with at least the target's threshold; ends the index.
 
         Coverage is the share of the target's n-grams that stand in the source, those that are common to many aside. The sources
         are those that were added, then `inner`, which are targets as well.
@@ -75,7 +75,7 @@ class NgramIndex:
             shared = (sources[begin : begin + _ROWS] @ by_gram).tocoo()
             rows, of = shared.row + begin, shared.col
             share = shared.data / totals[of]
-            keep = (share >= threshold) & (of != itself[rows])
+            keep = (share >= thresholds[of]) & (of != itself[rows])
             covered += zip(rows[keep].tolist(), of[keep].tolist(), share[keep].tolist(), strict=True)
         return covered
 

@@ -8,7 +8,6 @@ A document is never on two sides. Where it stands depends on the seed and the se
 documents are ordered by the SHA-256 of seed and name. Shares become counts by largest remainder, in exact decimal arithmetic.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -25,7 +24,9 @@ import numpy as np
 
 from paretune.data.cleaning import clean_row, masked
 from paretune.data.documents import DocumentTexts, document_rows
-from paretune.data.leakage import Pair, block_message, content_digest, find_item_pairs, find_pairs
+from paretune.data.groups import groupings
+from paretune.data.leakage import Pair, Side, block_message, content_digest, find_item_pairs, find_pairs
+from paretune.data.places import write_pairs
 from paretune.data.records import PromptCompletion, Rendered, chat_texts, parse_form, read_record, refuse_surrogates
 from paretune.data.safety import Filter, load_filter
 from paretune.data.sources import iterate_rows
@@ -38,6 +39,8 @@ from paretune.study.data import SPLITS, Dataset, Source, Split
 from paretune.study.registry import load_function
 
 UNUSED = "unused"
+PAIRS, REMOVED = "pairs.csv", "removed.csv"
+"""The pairs that the leakage check has found, and those whose training side `leakage: remove` has dropped."""
 CONTENT_SHARE = 0.1
 """A field with fewer distinct long values than this share of the records is a system prompt or label, not content."""
 _WRITE_ROWS, _WRITE_CHARACTERS = 10_000, 2**24
@@ -105,7 +108,7 @@ class _Kept:
 
 
 def prepare_data(context: StageContext) -> dict[str, Any]:
-    """Stage `data`: writes `documents.parquet`; with `items` in its config (`leakage: remove`) `removed.jsonl`, the pairs, too.
+    """Stage `data`: writes `documents.parquet`; with `items` in its config (`leakage: remove`) `removed.csv`, the pairs, too.
 
     Memory: some 250 bytes a record; the rendered texts wait on disk. Raises SpecError for the template, DataError for what is
     wrong with the data, and NeedsError for a missing file or hub.
@@ -149,10 +152,20 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     of_own = np.isin(fields_C, own)
     contents = (records_C[of_own], digests_C[of_own])
     context.emit(done=0, total=1, part="comparing documents")
-    removed = _remove_leaks(kept, names, sides_D, contents, context, config.items) if config.items is not None else set()
+    removed = (
+        _remove_leaks(kept, dataset, names, sides_D, contents, context, config.items) if config.items is not None else set()
+    )
     metrics: dict[str, Any] = {"records": seen["records"], "records_empty": seen["records_empty"]}
     metrics |= {name: count for name, count in sorted(seen.items()) if name not in metrics}
     metrics |= {"documents_unused": unused, "documents_removed": len(removed), **dict(sorted(counts.items()))}
+    documents = np.asarray(kept.documents)
+    per_document = np.bincount(documents[sides_D[documents] != _NEITHER])
+    metrics |= {"records_used": int(per_document.sum()), "records_largest_document": int(per_document.max())}
+    first = next(iter(dataset.sources.items()))
+    if first[1].resolved_format != "text" and per_document.max() == 1:
+        # Nothing is grouped: whether a column would is looked for in the first records.
+        rows = (row.values for row in iterate_rows(first[1], str(context.resources[first[0]])))
+        metrics["groups"] = [[g.column, g.num_values, g.num_records] for g in groupings(rows) if g.column != dataset.document]
     context.emit(done=0, total=1, part="writing")
     metrics |= _write(context.draft / "documents.parquet", kept, names, sides_D, contents, completes=dataset.completes)
     context.emit(done=1, total=1, records=metrics["records"])
@@ -160,7 +173,10 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
 
 
 def check_leakage(context: StageContext) -> dict[str, Any]:
-    """Stage `leakage`: writes `pairs.jsonl`; DataError with the first pairs if there are any and the mode is `block`.
+    """Stage `leakage`: writes `pairs.csv`, with the documents of one held-out split that are alike.
+
+    DataError with the first pairs between splits and with items if there are any and the mode is `block`; the file then stands
+    beside the draft.
 
     Memory: some 500 bytes a document, and for the held-out part about 20 bytes a word; the texts wait on disk.
     """
@@ -168,18 +184,30 @@ def check_leakage(context: StageContext) -> dict[str, Any]:
     config = context.parse(LeakageConfig)
     items = _items(context, config.items)
     context.emit(done=0, total=1, part="comparing documents")
-    between = find_pairs(texts, contents)
+    found = find_pairs(texts, contents, within=True)
+    between = [pair for pair in found if pair.split != pair.other]
+    within = [pair for pair in found if pair.split == pair.other]
     context.emit(done=0, total=1, part="comparing with questions")
     with_items = find_item_pairs(texts["train"], items)
     pairs = between + with_items
-    _write_pairs(context.draft / "pairs.jsonl", pairs)
-    if pairs and config.mode == "block":
-        raise DataError(block_message(pairs))
+    blocks = bool(pairs) and config.mode == "block"
+    file = (context.resume if blocks else context.draft) / PAIRS  # what a failure leaves in its draft is gone
+    named = {side for pair in pairs + within for side in ((pair.split, pair.document), (pair.other, pair.other_document))}
+    records: dict[Side, list[tuple[int, str]]] = {}
+    for of_record in iterate_records(context.inputs["data"].path / "documents.parquet") if named else ():
+        if (side := (of_record[0]["split"], of_record[0]["document"])) in named:
+            records.setdefault(side, []).append((int(of_record[0]["example"]), record_text(of_record)))
+    dataset = Dataset.model_validate_json(json.dumps(context.inputs["data"].record.config["dataset"]))
+    write_pairs(file, pairs + within, records, dataset, context.resources)
+    if blocks:
+        raise DataError(block_message(pairs, file))
+    alike = {(pair.split, document) for pair in within for document in (pair.document, pair.other_document)}
     touched = {(pair.split, pair.document) for pair in pairs} | {(pair.other, pair.other_document) for pair in between}
     asked = {(pair.other, pair.other_document) for pair in with_items}
     return {
         "pairs": len(pairs),
         **{f"documents_touched_{split}": sum(side == split for side, _ in touched) for split in SPLITS},
+        **{f"documents_alike_{split}": sum(side == split for side, _ in alike) for split in SPLITS[1:]},
         **{f"items_touched_{name}": sum(evaluation == name for evaluation, _ in asked) for name in items},
     }
 
@@ -418,18 +446,30 @@ def _mask_names(names: np.ndarray, sides: np.ndarray, dataset: Dataset) -> None:
 
 def _remove_leaks(
     kept: _Kept,
+    dataset: Dataset,
     names: np.ndarray,
     sides: np.ndarray,
     contents: tuple[np.ndarray, np.ndarray],
     context: StageContext,
     configs: Mapping[str, ItemsConfig],
-) -> set[tuple[str, str]]:
+) -> set[Side]:
     """Take the training side of every pair out of the splits, in `sides`; returns its (split, document).
 
     Repeated until nothing is found: an n-gram that was boilerplate may no longer be, with fewer documents.
     """
-    items, removed, all_pairs = _items(context, configs), set[tuple[str, str]](), list[Pair]()
+    items, removed, all_pairs = _items(context, configs), set[Side](), list[Pair]()
     several = _of_several(contents[1])
+    before = sides.copy()
+
+    def write(folder: Path) -> Path:
+        named = {side for pair in all_pairs for side in ((pair.split, pair.document), (pair.other, pair.other_document))}
+        records: dict[Side, list[tuple[int, str]]] = {}
+        for record, document in enumerate(kept.documents):
+            if before[document] != _NEITHER and (side := (SPLITS[before[document]], names[document])) in named:
+                records.setdefault(side, []).append((kept.numbers[record], kept.rendered[record].text))
+        write_pairs(folder / REMOVED, all_pairs, records, dataset, context.resources)
+        return folder / REMOVED
+
     while True:
         texts = {split: DocumentTexts(lambda record: kept.rendered[record].text) for split in SPLITS}
         for record, document in enumerate(kept.documents):
@@ -450,8 +490,9 @@ def _remove_leaks(
                 sides[document] = _NEITHER
         empty = [split for side, split in enumerate(SPLITS) if not (sides == side).any()]
         if empty:
-            raise DataError(f"`leakage: remove` leaves no document in `{empty[0]}`; {block_message(all_pairs)}")
-    _write_pairs(context.draft / "removed.jsonl", all_pairs)
+            told = block_message(all_pairs, write(context.resume))
+            raise DataError(f"`leakage: remove` leaves no document in `{empty[0]}`; {told}")
+    write(context.draft)
     return removed
 
 
@@ -507,8 +548,3 @@ def _write(
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
             metrics |= {f"examples_{split}": num_examples, f"bytes_{split}": num_bytes}
     return metrics
-
-
-def _write_pairs(file: Path, pairs: Iterable[Pair]) -> None:
-    with file.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(dataclasses.asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)

@@ -148,7 +148,13 @@ def render(template: Template, record: Mapping[str, Any], where: str) -> str:
 
 
 def named_value(record: Mapping[str, Any], field: str, key: str, where: str) -> str:
-    """The value of the field that `document:` or `stratify:` (the `key`) names, as text; DataError where it has none."""
+    """The value of the field that `document:` or `stratify:` (the `key`) names, as text; DataError where it has none.
+
+    A field of an object is named after it: `metadata.conversation_id`.
+    """
+    outer, _, inner = field.partition(".")
+    if field not in record and isinstance(record.get(outer), Mapping) and inner in record[outer]:
+        return named_value({field: record[outer][inner]}, field, key, where)
     if field not in record:
         columns = ", ".join(f"`{name}`" for name in record)
         raise DataError(f"{where}: no field `{field}`, which `{key}` names{suggestion(field, record)} (it has {columns})")

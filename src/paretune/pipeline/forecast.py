@@ -18,7 +18,7 @@ from paretune.pipeline.lock import Lock
 from paretune.pipeline.plan import Plan, pending
 from paretune.pipeline.preflight import Setting
 from paretune.pipeline.resources import count_weights
-from paretune.pipeline.results import small_splits
+from paretune.pipeline.results import describe_documents, small_splits
 from paretune.pipeline.sample import Amount, Sample, amount_of, counted, sample_of
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
@@ -106,7 +106,7 @@ def describe_plan(
     lines += ["", f"{len(reviewed)} stages: {counts}", *describe_tunings(plan)]
     if rates:
         lines += _time({planned.stage: costs[planned.stage] for planned in reviewed if planned.status == "new"})
-    lines += small_splits(plan, store)
+    lines += [*describe_documents(study, plan, store), *small_splits(plan, store)]
     told = dict.fromkeys(
         line
         for variant in study.variants.values()

@@ -213,13 +213,14 @@ class _Planner:
             safety=parts.safety() if drops else None,
         )
         body = "paretune.data.prepare:prepare_data"
-        return Stage("data", config.model_dump(mode="json"), body, resources=parts.resources, revision=2)
+        revision = 2 if config.items is None else 3  # what is removed
+        return Stage("data", config.model_dump(mode="json"), body, resources=parts.resources, revision=revision)
 
     def leakage(self, dataset: Dataset, data: Stage) -> Stage:
         parts = Parts(self.study, self.lock, self.folder)
         config = LeakageConfig(mode=dataset.leakage, items=parts.all_items())
-        body = "paretune.data.prepare:check_leakage"
-        return Stage("leakage", config.model_dump(mode="json"), body, {"data": data}, resources=parts.resources, revision=2)
+        body, resources = "paretune.data.prepare:check_leakage", data.resources | parts.resources
+        return Stage("leakage", config.model_dump(mode="json"), body, {"data": data}, resources=resources, revision=3)
 
     def audit(self, dataset: Dataset, data: Stage) -> Stage:
         parts = Parts(self.study, self.lock, self.folder)

@@ -10,10 +10,14 @@ from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import read_tuning
 from paretune.study.data import SPLITS
+from paretune.study.registry import load_function
 from paretune.study.study import Study
 
 FEW_DOCUMENTS = 10
 """In a split; with fewer, an interval says next to nothing."""
+
+MOST_OF_ALL = 0.5
+"""Share of the records in one document from which a column splits badly."""
 
 
 def small_splits(plan: Plan, store: Store) -> list[str]:
@@ -29,6 +33,42 @@ def small_splits(plan: Plan, store: Store) -> list[str]:
                 "cut texts into smaller documents, or change the shares in `split`"
             )
     return warnings
+
+
+def describe_documents(study: Study, plan: Plan, store: Store) -> list[str]:
+    """For each dataset: how many documents its records come from, and a warning where they split badly, once the data stage has
+    run; the column that groups records where the study names none, before it as well."""
+    lines = []
+    for name, stage in plan.data.items():
+        field, record = study.data[name].document, store.find(stage)
+        metrics = record.metrics if record else {}
+        groups = metrics.get("groups", [])
+        if "records_used" in metrics:
+            num, largest = metrics["records_used"], metrics["records_largest_document"]
+            documents = sum(metrics[f"documents_{split}"] for split in SPLITS)
+            by = f" by `{field}`" if field else ""
+            if largest == 1:
+                lines.append(f"`{name}`: {num:,} records, each a document of its own{by}")
+            else:
+                lines.append(f"`{name}`: {num:,} records of {documents:,} documents{by}, at most {largest:,} of one")
+            if largest > MOST_OF_ALL * num:
+                lines.append(
+                    f"warning: `{name}`: {largest:,} of {num:,} records are one document{by}, and stand in one split; name a "
+                    "column with more even values as `document`"
+                )
+        elif field is None and not record and "source" in stage.resources:
+            source, resource = study.data[name].sources["source"], stage.resources["source"]
+            if source.path and source.resolved_format != "text":
+                rows = load_function("paretune.data.sources:iterate_rows")(source, str(resource))
+                found = load_function("paretune.data.groups:groupings")(row.values for row in rows)
+                groups = [(group.column, group.num_values, group.num_records) for group in found]
+        for column, num_values, num_records in groups[:1]:
+            instead = f" instead of `{field}`, which has a value each," if field else ""
+            lines.append(
+                f"warning: `{name}`: records with the same `{column}` ({num_values:,} values in {num_records:,} records) "
+                f"seem to belong together, and the split parts them: write `document: {column}`{instead} to keep them together"
+            )
+    return lines
 
 
 def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: Store) -> Results:

@@ -217,7 +217,8 @@ class Dataset(Spec):
     source: AnySource
     """Where the records come from: one source, or one for each of `train`, `validation` and `test`."""
     document: str | None = Field(None, min_length=1)
-    """The field that names a document: the unit of splitting and of error bars. Each record is one unless given."""
+    """The field that names a document: the unit of splitting and of error bars (`session`, or `metadata.session` of an object).
+    Each record is one unless given; name the column of what records come from: conversation, patient, page, author."""
     split: Split = Split()
     """Shares of the documents."""
     stratify: str | None = Field(None, min_length=1)
@@ -228,7 +229,8 @@ class Dataset(Spec):
     tasks, or a prompt without one (`keep_end` alone). Of conversations `keep_latest` keeps the system prompt and whole turns
     from the end, as many as fit. What is left out or shortened is counted in the report, base by base."""
     leakage: Literal["block", "remove", "allow"] = "block"
-    """Duplicates between splits or with evaluation items: stop, drop the training side, or mark every number."""
+    """Duplicates between splits or with evaluation items: stop, drop the training side, or mark every number. Every pair, with
+    file and line of both texts, stands in a table: `leakage.csv` of the results, or where the message says."""
     text: str = ""
     """A Jinja2 template over a record's fields; `{{ text }}` for plain text. Or `tasks`, or `records`."""
     context: str = ""
