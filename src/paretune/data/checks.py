@@ -13,6 +13,7 @@ from paretune.data.templates import Template, is_blank, named_value, parse_templ
 from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.checks import num_tokens, read_tokenizer
 from paretune.pipeline.config_json import architectures, num_positions
+from paretune.pipeline.data_files import data_files, format_of_file
 from paretune.pipeline.preflight import Setting, check_files
 from paretune.study.base import suggestion
 from paretune.study.data import Dataset
@@ -20,8 +21,8 @@ from paretune.study.evaluations import Forgetting, Qa
 from paretune.study.ratings import Ratings
 from paretune.study.safety import Safety
 
-_STREAMED = ("jsonl", "csv", "parquet")
-"""Formats whose first record is read without the rest."""
+_WHOLE = ("json", "text")
+"""Formats whose first record is not read without the rest."""
 
 
 def check_dataset(dataset: Dataset, setting: Setting) -> None:
@@ -41,8 +42,9 @@ def check_dataset(dataset: Dataset, setting: Setting) -> None:
     for source in dataset.sources.values():
         if source.builtin and source.builtin not in BUILTIN:
             raise SpecError(f"{where}.source.builtin: no dataset `{source.builtin}`{suggestion(source.builtin, BUILTIN)}")
-        if source.path and source.resolved_format in _STREAMED:
-            row = next(iterate_rows(source, str(setting.folder / source.path)))
+        files = [file for path in source.paths for file in data_files(setting.folder / path, source.format)]
+        if files and (source.resolved_format or format_of_file(files[0])) not in _WHOLE:
+            row = next(iterate_rows(source, [str(setting.folder / path) for path in source.paths]))
             _check_control_tokens(dataset, pieces_of(read_record(form, row)), row.where, setting)
             for key, field in (("document", dataset.document), ("stratify", dataset.stratify)):
                 if field is not None and not (form.drops_empty and is_blank(row.values.get(field, ""))):

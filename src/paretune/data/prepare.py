@@ -209,11 +209,11 @@ def whole_counts(quotas: Sequence[Fraction], total: int) -> list[int]:
 
 def _read(dataset: Dataset, source: Source, split: str, counts: Counter[str], context: StageContext) -> Iterator[SourceRecord]:
     """The records of `source`; one of nothing but white space has no text. `counts` gains what was cleaned."""
-    file, form = str(context.resources[_role(split)]), parse_form(dataset, "the dataset")
+    files, form = context.resources[_role(split)].paths, parse_form(dataset, "the dataset")
     named = [name for name in (dataset.document, dataset.stratify) if name is not None]
     # The characters rendered so far, out of the bytes of the file: near enough for the time left.
-    size, done = Path(file).stat().st_size if source.path and Path(file).exists() else 0, 0
-    for number, row in enumerate(iterate_rows(source, file)):
+    size, done = sum(Path(file).stat().st_size for file in files if source.path and Path(file).is_file()), 0
+    for number, row in enumerate(iterate_rows(source, files)):
         cleaned = clean_row(row, dataset.clean, counts)
         # Without its document or stratum a record is left out, where `clean` says so.
         nameless = any(name in row.values and is_blank(row.values[name]) for name in named)

@@ -15,6 +15,7 @@ from typing import Any
 
 from paretune.pipeline.checks import read_tokenizer
 from paretune.pipeline.config_json import num_blocks, num_heads, width, with_num_blocks
+from paretune.pipeline.data_files import data_files, format_of_file
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.plan import Plan, pending
@@ -40,8 +41,8 @@ _STATES = 512 * 2**20
 """Hidden states that a choice of blocks by loss holds: `paretune.variants.choose.STATE_BYTES`."""
 _HEAD = 16 * 1024
 """Bytes by word of the vocabulary: a chunk of logits with its gradient."""
-_LONG = ("jsonl", "csv", "parquet")
-"""Formats that are read record by record; of such a file the first records are enough for an estimate."""
+_WHOLE = ("json", "text", "xlsx")
+"""Formats that are read whole for an estimate; of others, which are read record by record, the first records are enough."""
 _ROWS = 5_000
 _SAMPLE = 300
 """Of the records that were read, evenly, so many are tokenized."""
@@ -262,19 +263,23 @@ def _sampled(tokens: Stage, dataset: Dataset) -> Amount | None:
     source, resource = dataset.sources[role], tokens.inputs["data"].resources[role]
     if source.hub:
         return None
-    whole = source.resolved_format not in _LONG
-    read = load_function("paretune.data.sources:iterate_rows")(source, str(resource))
-    rows = list(itertools.islice(read, None if whole else _ROWS))
+    files = [file for path in resource.paths for file in data_files(Path(path), source.format)] if source.paths else []
+    format = (source.resolved_format or format_of_file(files[0])) if files else None
+    whole = source.path is None or format in _WHOLE
+    rows = list(itertools.islice(load_function("paretune.data.sources:iterate_rows")(source, resource.paths), None if whole else _ROWS))
     num_records = float(len(rows))
-    if not whole and len(rows) == _ROWS:  # how many the file holds, by its size and that of its first rows
-        if source.resolved_format == "parquet":
+    if not whole and len(rows) == _ROWS:  # how many the files hold, by their size and that of the first rows
+        if format == "parquet":
             import pyarrow.parquet
 
-            num_records = float(pyarrow.parquet.ParquetFile(resource.path).metadata.num_rows)
+            num_records = float(sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in files))
         else:
-            csv = source.resolved_format == "csv"
+            csv = format == "csv"
             texts = (",".join(row.values.values()) if csv else json.dumps(row.values, ensure_ascii=False) for row in rows)
-            num_records *= Path(str(resource)).stat().st_size / sum(len(text.encode()) + 1 for text in texts)
+            # Arrow holds about as many bytes as JSON.
+            pieces = [file for each in files for file in (each.glob("*.arrow") if each.is_dir() else (each,))]
+            size = sum(map(load_function("paretune.data.files:size_as_text"), pieces))
+            num_records *= size / sum(len(text.encode()) + 1 for text in texts)
     chosen = rows[:: math.ceil(len(rows) / _SAMPLE)]
     share = num_records / len(chosen) * (1 if role == "source.train" else dataset.split.train)
     base, length, rule = tokens.resources["base"], tokens.config["max_length"], tokens.config["too_long"]

@@ -43,6 +43,8 @@ FILE: dict[str, Any] = {"outside": "file"}
 """`Field(json_schema_extra=FILE)`: the field names a file, or several; relative to the study file."""
 FOLDER: dict[str, Any] = {"outside": "folder"}
 """The same mark of a field that names a folder."""
+DATA: dict[str, Any] = {"outside": "data"}
+"""The same mark of a field that names data: a file, a folder, a pattern, or a list of these."""
 
 
 FROM_KEY = "from a key"
@@ -91,7 +93,7 @@ class Outside:
     where: str
     """The field, as messages name it: `evaluate.qa.path`."""
     kind: str
-    """`file`, `folder` or `model`."""
+    """`file`, `folder`, `data` or `model`."""
     value: Any
     """A path as the study writes it, or the OtherModel."""
 

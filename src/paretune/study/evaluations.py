@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from paretune.errors import SpecError
-from paretune.study.base import FILE, FOLDER, OtherModel, Spec
+from paretune.study.base import DATA, FILE, FOLDER, OtherModel, Spec
 from paretune.study.data import Format, Source
 from paretune.study.ratings import Judge, Ratings, judge_content, judge_fits, ratings_content
 from paretune.study.registry import Evaluation, Items, StageParts
@@ -181,8 +181,8 @@ class LmEval(Spec):
 class Forgetting(Spec):
     """Bits per byte on text outside the domain, and by how much it is worse than the untouched base's (`forgetting`)."""
 
-    path: str = Field(json_schema_extra=FILE)
-    """A file as `data` takes it: text, JSON lines, JSON, CSV or Parquet; relative to the study file."""
+    path: str = Field(json_schema_extra=DATA)
+    """A file, folder or pattern as `data` takes it; relative to the study file."""
     format: Format | None = None
     """By the file's suffix unless given."""
     text: str = "{{ text }}"
