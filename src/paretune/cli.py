@@ -1,5 +1,6 @@
 """The command `paretune`: parses flags, calls the verbs of `paretune.api`, prints. Heavy imports happen inside the commands."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paretune.errors import DataError, ParetuneError, SpecError, StoreError
+from paretune.errors import DataError, NeedsError, ParetuneError, SpecError, StoreError, command_line
 
 if TYPE_CHECKING:
     from paretune.api import OpenStudy
@@ -24,7 +25,9 @@ StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file
 StorePath = Annotated[Path | None, typer.Option("--store", help="Where stages live.  [default: .paretune beside the study]")]
 OutPath = Annotated[Path | None, typer.Option("--out", help="Where the outputs go.  [default: results/<study>]")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Memory = Annotated[int | None, typer.Option(min=1, help="Bytes to use at most.  [default: what is free]")]
+Memory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Use at most 6GB, 6GiB, or 50% of what there is.  [default: what is free]")
+]
 Recompute = Annotated[bool, typer.Option(help="Train in less memory, and slower.")]
 
 _INTERRUPTED = 130
@@ -53,7 +56,7 @@ def init_command(
         raise StoreError(
             f"--to: `{to}` cannot be written ({error.strerror}); name a file in a directory that is there"
         ) from None
-    typer.echo(f"{text}\nwritten to {to}; look at it, then: paretune run {to}")
+    typer.echo(f"{text}\nwritten to {to}; look at it, then: {command_line('run', to)}")
 
 
 @app.command("plan")
@@ -63,10 +66,12 @@ def plan_command(
     """Show every stage as new or reused, with the reason, and what a run would take."""
     from paretune.api import open_study
     from paretune.pipeline.forecast import describe_plan
+    from paretune.pipeline.machine import memory_limit
     from paretune.pipeline.stage import RunOptions
 
     opened = open_study(study, store, device)
-    options = RunOptions(device=device, memory=memory, recompute=recompute)
+    limit = memory_limit(memory, opened.lock.device)
+    options = RunOptions(device=device, memory=limit, recompute=recompute)
     typer.echo(describe_plan(opened.study, opened.lock, opened.plan, opened.store, options))
 
 
@@ -88,17 +93,19 @@ def run_command(
     from paretune.api import open_study
     from paretune.console import Display
     from paretune.pipeline.lock import write_lock
+    from paretune.pipeline.machine import memory_limit
     from paretune.pipeline.plan import pending
     from paretune.pipeline.results import small_splits
     from paretune.pipeline.runner import run_plan
     from paretune.pipeline.stage import RunOptions
 
     opened = open_study(study, store, device)
+    limit = memory_limit(memory, opened.lock.device)
     write_lock(opened.lock, opened.file)
     for resource in pending(opened.plan, opened.store):
         resource.fetch(lambda text: typer.echo(text, err=True))
-    options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=memory, recompute=recompute)
-    with Display(Console(stderr=True), f"paretune run {study}") as display:
+    options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=limit, recompute=recompute)
+    with Display(Console(stderr=True), command_line("run", study, store=store)) as display:
         outcome = run_plan(opened.plan, opened.store, options, display.show)
     opened = replace(opened, plan=outcome.plan)
     for warning in [] if outcome.failed else small_splits(opened.plan, opened.store):
@@ -129,16 +136,17 @@ def report_command(
     from paretune.api import open_study
     from paretune.pipeline.plan import cell_name
 
-    opened = open_study(study, store)
+    opened, again = open_study(study, store), command_line("run", study, store=store)
     if not _write_report(opened, out, figures=figures):
-        raise StoreError(f"{opened.store.root}: holds no result of this study; first: `paretune run {study}`")
+        raise StoreError(
+            f"{opened.store.root}: holds no result of this study; first: `{command_line('run', study, store=store)}`"
+        )
     cells = opened.plan.cells
+    again = command_line("run", study, store=store)
     missing = [cell_name(cell) for cell in cells if not all(map(opened.store.find, cell.stages))]
     if missing:
         names = ", ".join(missing)
-        typer.echo(
-            f"unfinished: {len(missing)} of {len(cells)} lack something: {names}; `paretune run {study}` goes on", err=True
-        )
+        typer.echo(f"unfinished: {len(missing)} of {len(cells)} lack something: {names}; `{again}` goes on", err=True)
 
 
 @app.command("rate")
@@ -263,6 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command as a function: its exit code is 0, 1 (a stage failed) or 2 (a mistake of the user's)."""
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
+        _check_place()
         code = int(command(args=None if argv is None else list(argv), prog_name="paretune", standalone_mode=False) or 0)
     except ParetuneError as error:
         typer.echo(f"error: {error}", err=True)
@@ -272,15 +281,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except typer.exceptions.TyperException as error:
-        given = list(sys.argv[1:] if argv is None else argv)
-        if given and Path(given[0]).suffix in (".yaml", ".yml"):
-            typer.echo(f"error: `{given[0]}` is no command; write what to do with it: `paretune run {given[0]}`", err=True)
+        if told := _told(error, list(sys.argv[1:] if argv is None else argv)):
+            typer.echo(f"error: {told}", err=True)
         else:
             error.show()
         return error.exit_code
     if code == _INTERRUPTED:  # typer makes this of a KeyboardInterrupt
         typer.echo("interrupted; what is finished is kept, run again to go on", err=True)
     return code
+
+
+def _check_place() -> None:
+    """NeedsError where nothing could work, whatever is asked for."""
+    if sys.flags.optimize > 1:
+        raise NeedsError("`python -OO` takes docstrings out, without which transformers does not load; use `-O`, or neither")
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise NeedsError(f"the folder that you are in is gone ({error.strerror}); `cd` into one that is there") from None
+
+
+def _told(error: typer.exceptions.TyperException, given: Sequence[str]) -> str:
+    """What is said of a command or an option that there is none of, where the parser itself would not know the way out."""
+    from paretune.study.base import suggestion
+    from paretune.study.foreign import belongs, called
+
+    first = given[0] if given else ""
+    commands = [command.name or str(command.callback and command.callback.__name__) for command in app.registered_commands]
+    if Path(first).suffix in (".yaml", ".yml"):
+        return f"`{first}` is no command; write what to do with it: `{command_line('run', first)}`"
+    if first not in commands and (way_out := called(f"${first}", commands=[f"$ {name}" for name in commands])):
+        return f"No such command '{first}'{way_out}"
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if not option or not context:
+        return ""
+    options = [name for parameter in context.command.params for name in parameter.opts]
+    name = option.lstrip("-").replace("-", "_")
+    elsewhere = belongs(name)
+    way_out = called(name) or (f"{elsewhere} of the study file" if elsewhere else suggestion(option, options))
+    return f"No such option: {option}{way_out}"
 
 
 def run_command_line() -> None:

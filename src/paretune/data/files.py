@@ -1,8 +1,8 @@
 """Files of data as lines of text: unpacked by their first bytes, decoded, and held within bounds.
 
-What a file is packed with (gzip, bzip2, xz, zstd, a zip archive of one file) is seen by how it begins, not by its name: browsers
-unpack what they download and keep the suffix. A text is UTF-8, or UTF-16 or UTF-32 by its byte order mark or, without one, where
-the place of its zero bytes shows it. Nothing here holds more than a line, or MAX_WHOLE_BYTES, whatever a file expands to.
+What a file is packed with (gzip, bzip2, xz, zstd, a zip archive of one file) is seen by how it begins, not by its name:
+browsers unpack what they download and keep the suffix. A text is UTF-8, or UTF-16 or UTF-32 by its byte order mark or, without
+one, where the place of its zero bytes shows it. Nothing here holds more than a line, or MAX_WHOLE_BYTES, whatever comes out.
 """
 
 import bz2
@@ -85,7 +85,7 @@ def opened(path: Path) -> BinaryIO:
     if unpack is None:
         return file
     try:
-        return cast(BinaryIO, io.BufferedReader(_Bounded(unpack(file, path), path), buffer_size=2**16))
+        return cast("BinaryIO", io.BufferedReader(_Bounded(unpack(file, path), path), buffer_size=2**16))
     except DataError:
         file.close()
         raise
@@ -101,19 +101,19 @@ def _unzipped(file: BinaryIO, path: Path) -> BinaryIO:
         raise DataError(f"{path}: holds {len(names)} files ({listed}), and one is read; unpack it and name the folder")
     if archive.getinfo(names[0]).flag_bits & 1:
         raise DataError(f"{path}: `{names[0]}` is locked with a password; unpack it and name the file")
-    return cast(BinaryIO, archive.open(names[0]))
+    return cast("BinaryIO", archive.open(names[0]))
 
 
 def _zstd(file: BinaryIO, _: Path) -> BinaryIO:
     import pyarrow
 
-    return cast(BinaryIO, pyarrow.CompressedInputStream(file, "zstd"))
+    return cast("BinaryIO", pyarrow.CompressedInputStream(file, "zstd"))
 
 
 _PACKED: dict[bytes, Callable[[BinaryIO, Path], BinaryIO]] = {
-    b"\x1f\x8b": lambda file, _: cast(BinaryIO, gzip.GzipFile(fileobj=file)),
-    b"BZh": lambda file, _: cast(BinaryIO, bz2.BZ2File(file)),
-    b"\xfd7zXZ\0": lambda file, _: cast(BinaryIO, lzma.LZMAFile(file)),
+    b"\x1f\x8b": lambda file, _: cast("BinaryIO", gzip.GzipFile(fileobj=file)),
+    b"BZh": lambda file, _: cast("BinaryIO", bz2.BZ2File(file)),
+    b"\xfd7zXZ\0": lambda file, _: cast("BinaryIO", lzma.LZMAFile(file)),  # noqa: SIM115  its caller closes it
     b"\x28\xb5\x2f\xfd": _zstd,
     b"PK\x03\x04": _unzipped,
 }

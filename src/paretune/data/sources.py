@@ -182,9 +182,7 @@ def _named_columns(source: Source, header: Sequence[str] | None, where: str) -> 
     """The names of a table's columns: its own, or those of `columns`; DataError where they do not fit, or one stands twice."""
     columns = list(source.columns or header or ())
     if header is not None and len(columns) != len(header):
-        raise DataError(
-            f"{where}: `columns` names {len(columns)} columns, the header has {len(header)}: {_listed(header)}"
-        )
+        raise DataError(f"{where}: `columns` names {len(columns)} columns, the header has {len(header)}: {_listed(header)}")
     twice = [name for name, times in Counter(columns).items() if times > 1]
     if twice:
         raise DataError(f"{where}: two columns are called `{twice[0]}`; give `columns: [...]` with different names")
@@ -407,7 +405,10 @@ def _text_rows(source: Source, path: Path, file: str = "") -> Iterator[Row]:
             used[name] += 1
             document = name if used[name] == 1 else f"{name} ({used[name]})"
             # Without blank lines around it; the first line keeps its indentation.
-            yield Row(str(path) if document == file else f"{path}: {document.removeprefix(f'{file}: ')}", {"text": _BLANK_LINES.sub("", part, count=1).rstrip(), "document": document})
+            yield Row(
+                str(path) if document == file else f"{path}: {document.removeprefix(f'{file}: ')}",
+                {"text": _BLANK_LINES.sub("", part, count=1).rstrip(), "document": document},
+            )
 
 
 def _first_match(pattern: str, text: str, path: Path, field: str) -> re.Match[str]:

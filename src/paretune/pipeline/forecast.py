@@ -266,7 +266,9 @@ def _sampled(tokens: Stage, dataset: Dataset) -> Amount | None:
     files = [file for path in resource.paths for file in data_files(Path(path), source.format)] if source.paths else []
     format = (source.resolved_format or format_of_file(files[0])) if files else None
     whole = source.path is None or format in _WHOLE
-    rows = list(itertools.islice(load_function("paretune.data.sources:iterate_rows")(source, resource.paths), None if whole else _ROWS))
+    rows = list(
+        itertools.islice(load_function("paretune.data.sources:iterate_rows")(source, resource.paths), None if whole else _ROWS)
+    )
     num_records = float(len(rows))
     if not whole and len(rows) == _ROWS:  # how many the files hold, by their size and that of the first rows
         if format == "parquet":

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 
 from paretune.errors import NeedsError, StoreError, UserError
 from paretune.pipeline import hub, machine
-from paretune.pipeline.data_files import data_files, is_one_file, likely
 from paretune.pipeline.config_json import check_whole, check_writes_text, dtype, read_config
+from paretune.pipeline.data_files import data_files, is_one_file, likely
 from paretune.pipeline.resources import Resource, builtin_base, weight_dtype
 from paretune.study.base import OtherModel, Outside, Spec, outside_of
 from paretune.study.study import Base, Study

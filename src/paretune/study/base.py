@@ -167,8 +167,10 @@ def _messages(model: type[BaseModel], error: ValidationError, where: str) -> lis
         keys = [key for key in location if not (isinstance(key, str) and _BRANCH.fullmatch(key))]
         field = where + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
         if detail["type"] == "extra_forbidden":
+            from paretune.study.foreign import unknown  # which knows all parts of a study
+
             owner = _model_at(model, location[:-1])
-            lines.append(f"{field}: unknown key{suggestion(str(keys[-1]), owner.model_fields)}")
+            lines.append(f"{field}: unknown key{unknown(str(keys[-1]), owner.model_fields, where)}")
         elif detail["type"] == "missing":
             lines.append(f"{field}: missing; this field has no default")
         elif detail["type"] == "too_short" and len(detail["input"]) >= context["min_length"]:

@@ -70,7 +70,9 @@ def no_format(name: str) -> str:
     path = PurePath(name)
     suffix = PurePath(path.stem if path.suffix.lower() in COMPRESSED else name).suffix.lower()
     if suffix in _CONVERTED:
-        return f"{suffix} files are not read; {_CONVERTED[suffix].replace('NAME', name).replace('FILE', name.partition('.')[0])}"
+        return (
+            f"{suffix} files are not read; {_CONVERTED[suffix].replace('NAME', name).replace('FILE', name.partition('.')[0])}"
+        )
     return f"the suffix of `path` names no format; add `format: {_FORMATS}`"
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from paretune.errors import NeedsError, SpecError
 from paretune.study.base import Spec, suggestion
+from paretune.study.foreign import called
 from paretune.study.metrics import METRICS, Metric
 
 
@@ -131,7 +132,8 @@ def find_method(name: str, where: str) -> Method:
     """The row called `name`; SpecError with a suggestion if there is none."""
     rows = methods()
     if name not in rows:
-        raise SpecError(f"{where}: unknown method `{name}`{suggestion(name, rows)}")
+        other = "; it is an evaluation, and stands in `evaluate`" if name in evaluations() else called(name, where)
+        raise SpecError(f"{where}: unknown method `{name}`{other or suggestion(name, rows)}")
     return rows[name]
 
 
@@ -139,7 +141,8 @@ def find_evaluation(name: str, where: str) -> Evaluation:
     """The row called `name`; SpecError with a suggestion if there is none."""
     rows = evaluations()
     if name not in rows:
-        raise SpecError(f"{where}: unknown evaluation `{name}`{suggestion(name, rows)} (or name its `kind:`)")
+        other = "; it is a method, and stands in `variants`" if name in methods() else called(name, where)
+        raise SpecError(f"{where}: unknown evaluation `{name}`{other or f'{suggestion(name, rows)} (or name its `kind:`)'}")
     return rows[name]
 
 

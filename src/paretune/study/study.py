@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from paretune.errors import SpecError, UserError
+from paretune.errors import SpecError, UserError, command_line
 from paretune.study.base import Spec, check_name, shown, suggestion, validate
 from paretune.study.compare import Compare
 from paretune.study.data import Dataset
+from paretune.study.foreign import unknown
 from paretune.study.grid import grid_of, refuse_elsewhere, which_variant
 from paretune.study.registry import Evaluation, evaluations, find_evaluation
 from paretune.study.safety import Safety
@@ -180,7 +181,7 @@ def load_study(file: str | Path) -> Study:
     """The study in `file`; SpecError naming line, field, value and way out for whatever is wrong with it."""
     file = Path(file)
     if file.suffix.lower() in _SUFFIXES_OF_DATA:
-        raise SpecError(f"{file}: is no study but data; `paretune init {file}` writes a study about it")
+        raise SpecError(f"{file}: is no study but data; `{command_line('init', file)}` writes a study about it")
     value, lines = read_yaml(file)
     if value is None:
         raise SpecError(f"{file}: is empty; `paretune init DATA` writes a first study file")
@@ -206,7 +207,7 @@ def located(file: Path) -> Iterator[None]:
 def _parse(value: Mapping[str, Any]) -> Study:
     for key in value:
         if key not in Study.model_fields:
-            raise SpecError(f"{key}: unknown key{suggestion(key, Study.model_fields)}")
+            raise SpecError(f"{key}: unknown key{unknown(key, Study.model_fields, '')}")
     for key, field in Study.model_fields.items():
         if field.is_required() and key not in value:
             raise SpecError(f"{key}: missing; a study needs `study`, `bases`, `data`, `variants` and `evaluate`")

@@ -29,6 +29,7 @@ from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store
 from paretune.study.base import suggestion
+from paretune.study.foreign import called
 from paretune.study.grid import which_variant
 from paretune.variants.card import model_card
 
@@ -52,7 +53,7 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
     `to` is in use.
     """
     if form not in ("hf", "adapter"):
-        raise SpecError(f"--format: no `{form}`{suggestion(form, ['hf', 'adapter'])}")
+        raise SpecError(f"--format: no `{form}`{called(f'={form}') or suggestion(form, ['hf', 'adapter'])}")
     cell = find_cell(plan, wanted)
     if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
         raise StoreError(f"--to: `{to}` exists and is not empty; name another directory")
