@@ -1,8 +1,10 @@
 """What can be told of a study's data, questions, sheets and word list before the first stage, by their first records."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from paretune.data.control import WAYS_OUT, held, pattern_of, pieces_of, sources_of
+from paretune.data.files import size_as_text
 from paretune.data.outside import outside_documents
 from paretune.data.questions import read_questions, request_of, slices_of
 from paretune.data.records import parse_form, read_record
@@ -43,12 +45,25 @@ def check_dataset(dataset: Dataset, setting: Setting) -> None:
         if source.builtin and source.builtin not in BUILTIN:
             raise SpecError(f"{where}.source.builtin: no dataset `{source.builtin}`{suggestion(source.builtin, BUILTIN)}")
         files = [file for path in source.paths for file in data_files(setting.folder / path, source.format)]
+        _check_batch(files, setting)
         if files and (source.resolved_format or format_of_file(files[0])) not in _WHOLE:
             row = next(iterate_rows(source, [str(setting.folder / path) for path in source.paths]))
             _check_control_tokens(dataset, pieces_of(read_record(form, row)), row.where, setting)
             for key, field in (("document", dataset.document), ("stratify", dataset.stratify)):
                 if field is not None and not (form.drops_empty and is_blank(row.values.get(field, ""))):
                     named_value(row.values, field, key, row.where)
+
+
+def _check_batch(files: Sequence[Path], setting: Setting) -> None:
+    """SpecError for steps of more examples than the data has bytes: whatever it holds, no step is ever full."""
+    batch = setting.study.train.batch_size
+    if batch > 2**20 and files and all(file.is_file() for file in files):
+        size = sum(map(size_as_text, files))
+        if batch > size:
+            raise SpecError(
+                f"train.batch_size: {batch:,} examples of a step are more than the {size:,.0f} bytes of `{setting.where}` can "
+                "hold; usual are 4 to 128"
+            )
 
 
 def _check_control_tokens(dataset: Dataset, pieces: Sequence[tuple[str, str]], where: str, setting: Setting) -> None:

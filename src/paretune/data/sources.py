@@ -287,8 +287,8 @@ def _xlsx_rows(source: Source, path: Path) -> Iterator[Row]:
                 for name in archive.namelist():
                     if name.startswith("xl/worksheets/") and _NO_RESULT.search(archive.read(name)):
                         raise DataError(
-                            f"{path}: holds formulas without their results, as programs write it that do not calculate; open it "
-                            "in a spreadsheet program and save it"
+                            f"{path}: holds formulas without their results, as programs write it that do not calculate; "
+                            "open it in a spreadsheet program and save it"
                         )
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
             filled = [sheet.title for sheet in book.worksheets if next(_filled(sheet), None) is not None]
@@ -371,7 +371,7 @@ def _hub_rows(source: Source) -> Iterator[Row]:
 
 
 def _text_rows(source: Source, path: Path, file: str = "") -> Iterator[Row]:
-    """Pieces of a text. Of one of several, which `file` names, each goes by it, and is the whole unless it is said how it is cut."""
+    """Pieces of a text; of several files each is named by its `file`, and is the whole unless it is said how it is cut."""
     text = whole_text(path).replace("\r\n", "\n").replace("\r", "\n")
     if source.start is not None:
         text = text[_first_match(source.start, text, path, "start").end() :]
@@ -404,11 +404,9 @@ def _text_rows(source: Source, path: Path, file: str = "") -> Iterator[Row]:
             name = ": ".join(filter(None, (file, name)))
             used[name] += 1
             document = name if used[name] == 1 else f"{name} ({used[name]})"
+            where = str(path) if document == file else f"{path}: {document.removeprefix(f'{file}: ')}"
             # Without blank lines around it; the first line keeps its indentation.
-            yield Row(
-                str(path) if document == file else f"{path}: {document.removeprefix(f'{file}: ')}",
-                {"text": _BLANK_LINES.sub("", part, count=1).rstrip(), "document": document},
-            )
+            yield Row(where, {"text": _BLANK_LINES.sub("", part, count=1).rstrip(), "document": document})
 
 
 def _first_match(pattern: str, text: str, path: Path, field: str) -> re.Match[str]:

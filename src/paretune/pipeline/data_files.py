@@ -1,4 +1,4 @@
-"""The files that a source names, in the order in which they are read: one, those of a folder or a pattern, or a list of these."""
+"""The files that a source names, in the order in which they are read: one, or those of a folder or a pattern."""
 
 import glob
 import re
@@ -11,8 +11,9 @@ from paretune.study.base import suggestion
 from paretune.study.data import Format, format_of
 
 SAVED = "state.json"
-"""What shows a folder of `Dataset.save_to_disk`, which is read as one piece; of `DatasetDict`, with a folder a split: SAVED_DICT."""
+"""Shows a folder of `Dataset.save_to_disk`, which is read as one piece."""
 SAVED_DICT = "dataset_dict.json"
+"""Shows one of `DatasetDict`, with such a folder for each split."""
 _ABOUT = re.compile(r"(readme|licen[cs]e|changelog|citation|dataset_infos?\.json)", re.IGNORECASE)
 """Names of what stands beside the data and is none."""
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?=$|[^a-z])", re.IGNORECASE)
@@ -62,11 +63,11 @@ def data_files(path: Path, format: Format | None = None) -> list[Path]:
     if not files:
         there = f"it holds {_listed([file.name for file in inside])}" if inside else "it is empty"
         raise DataError(f"{path}: is a directory without data files ({there}); name a file, or add `format:`")
-    splits = {match[1].lower() for file in files if (match := _SPLIT.match(file.name))}
-    if len(splits) > 1:
-        patterns = ", ".join(f"`{path.name}/{split}*`" for split in sorted(splits))
+    prefixes = {match[1].lower() for file in files if (match := _SPLIT.match(file.name))}
+    if len(prefixes) > 1:
+        patterns = ", ".join(f"`{path.name}/{split}*`" for split in sorted(prefixes))
         raise DataError(
-            f"{path}: holds files of several splits ({_listed(sorted(splits))}), and reading all as one would mix them; name "
+            f"{path}: holds files of several splits ({_listed(sorted(prefixes))}), and reading all as one would mix them; name "
             f"each by a pattern ({patterns}) under `source: {{train: ..., validation: ..., test: ...}}`"
         )
     return files

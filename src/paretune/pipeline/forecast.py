@@ -69,6 +69,8 @@ class Cost:
     """Whether the tokens were counted."""
     memory: float | None = None
     disk: float | None = None
+    per_epoch: float | None = None
+    """Examples, or windows, of the training split."""
     seconds: float | None = None
     """Of optimizer steps, as earlier trainings of the base on this machine went."""
 
@@ -110,6 +112,12 @@ def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store, options: R
     counts = f"{reused} reused{f', {diverged} diverged' if diverged else ''}, {len(new)} new{_to_run(new, study)}"
     lines += ["", f"{len(reviewed)} stages: {counts}", *describe_tunings(plan)]
     lines += small_splits(plan, store)
+    one_step = {cost.per_epoch for cost in new if cost.per_epoch is not None and cost.per_epoch < study.train.batch_size}
+    if one_step:
+        lines.append(
+            f"train.batch_size: a step of {study.train.batch_size:,} holds all of the about {max(one_step):,.0f} examples, so an "
+            "epoch is one step"
+        )
     told = dict.fromkeys(
         line
         for variant in study.variants.values()
@@ -213,7 +221,14 @@ def _training(
     tokens = None if amount is None else round(amount.tokens * epochs)
     seconds = (amount.read or amount.tokens) * epochs / speed if amount and speed else None
     exact = amount is None or amount.exact
-    cost = Cost(steps, tokens, round(amount.read * epochs) if amount and amount.read else None, exact, seconds=seconds)
+    cost = Cost(
+        steps,
+        tokens,
+        round(amount.read * epochs) if amount and amount.read else None,
+        exact,
+        per_epoch=amount.windows if amount else None,
+        seconds=seconds,
+    )
     if weights is None:
         return cost
     blocks, rank = num_blocks(config) or 1, stage.config["method"].get("r")

@@ -51,11 +51,7 @@ def device_kind(asked: str, locked: str | None) -> str:
     return kind
 
 
-_UNITS = {
-    "": 1,
-    **{unit: 1000**n for n, unit in enumerate("KMGT", 1)},
-    **{f"{unit}i": 1024**n for n, unit in enumerate("KMGT", 1)},
-}
+_UNITS = {f"{unit}{binary}": base**n for n, unit in enumerate(" KMGT") for binary, base in (("", 1000), ("i", 1024))}
 
 
 def memory_limit(asked: str | None, device: str) -> int | None:
@@ -68,8 +64,9 @@ def memory_limit(asked: str | None, device: str) -> int | None:
     if match is None or not number or (match[3] and number > 100):
         raise SpecError(f"--memory: `{asked}` is no amount of memory; write `6GB`, `6GiB`, a number of bytes, or `50%`")
     if match[3]:
-        return int(total_memory(device) * number / 100)
-    unit = (match[2] or "").capitalize()
+        whole = total_memory(device) if device == "cuda" else psutil.virtual_memory().total
+        return int(whole * number / 100)
+    unit = (match[2] or " ").capitalize()
     limit = int(number * _UNITS[unit])
     if limit < 2**20:
         raise SpecError(f"--memory: `{asked}` is {limit:,} bytes, in which nothing runs; write `6GB` or `50%`")
@@ -77,14 +74,14 @@ def memory_limit(asked: str | None, device: str) -> int | None:
 
 
 def total_memory(device: str) -> int:
-    """Bytes of memory of the device, as its driver tells; of the machine where that is not known."""
+    """Bytes of memory of the device, as its driver tells; of the machine with its swap space where that is not known."""
     command = shutil.which("nvidia-smi") if device == "cuda" else None
     if command is not None:
         query = [command, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
         lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
         if lines and lines[0].isdigit():
             return int(lines[0]) * 2**20
-    return int(psutil.virtual_memory().total)
+    return int(psutil.virtual_memory().total + psutil.swap_memory().total)
 
 
 def has(need: str, device: str) -> bool:

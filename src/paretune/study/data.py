@@ -82,8 +82,8 @@ class Source(Spec):
     LATER: ClassVar = ("sheet",)
     path: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(None, json_schema_extra=DATA)
     """A file, a folder, a pattern like `train-*.parquet`, or a list of these; relative to the study file. Files may be packed
-    (`.gz`, `.bz2`, `.xz`, `.zst`, a `.zip` of one file), texts be UTF-8, UTF-16 or UTF-32. A folder is that of `save_to_disk`, or
-    holds files of one format. Of several `text` files each is a document, unless it is said how they are cut."""
+    (`.gz`, `.bz2`, `.xz`, `.zst`, a `.zip` of one file), texts be UTF-8, UTF-16 or UTF-32. A folder is that of `save_to_disk`,
+    or holds files of one format. Of several `text` files each is a document, unless it is said how they are cut."""
     hub: str | None = None
     """A dataset of the Hugging Face hub, `owner/name`."""
     builtin: str | None = None

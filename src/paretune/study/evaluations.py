@@ -9,7 +9,7 @@ from paretune.study.base import DATA, FILE, FOLDER, OtherModel, Spec
 from paretune.study.data import Format, Source
 from paretune.study.ratings import Judge, Ratings, judge_content, judge_fits, ratings_content
 from paretune.study.registry import Evaluation, Items, StageParts
-from paretune.study.tasks import BERT_SCORE
+from paretune.study.tasks import BERT_SCORE, task_metrics
 
 if TYPE_CHECKING:
     from paretune.study.study import Study
@@ -106,6 +106,8 @@ class Generate(Spec):
     def _sampling_needs_temperature(self) -> Self:
         if self.temperature == 0 and (self.top_p < 1 or self.top_k > 0):
             raise ValueError("`top_p` and `top_k` do nothing at `temperature: 0`, which is greedy; set a temperature")
+        if 0 < self.temperature < 1e-6:
+            raise ValueError("`temperature` is so small that logits over it are no numbers; write 0, which is greedy")
         if any(not prompt for prompt in self.prompts):
             raise ValueError("a prompt is empty")
         return self
@@ -237,6 +239,17 @@ def _tasks_content(config: Tasks, parts: StageParts) -> dict[str, Any]:
     return {"evaluation": content}
 
 
+LIKELIHOODS = ("bits_per_byte", "loss", "perplexity", "token_accuracy")
+QUESTION_METRICS = ("accuracy", "accuracy_unnormalised", "log_likelihood", "exact_match", "contains")
+
+
+def _task_metrics(study: "Study") -> set[str]:
+    """What the tasks of any dataset are scored by; by likelihood too, where they have labels."""
+    scored = [task for dataset in study.data.values() for task in dataset.scored.values()]
+    labelled = ("accuracy_unnormalised", "log_likelihood") if any(task.get("labels") for task in scored) else ()
+    return {*labelled, *(name for task in scored for name in task_metrics(task))}
+
+
 SIZE = Evaluation("size", Spec, "paretune.evaluate.cost:evaluate_size")
 """Parameters and bytes: made of every variant without being asked for, so it stands in no study and not in the table."""
 EVALUATIONS = (
@@ -252,6 +265,7 @@ EVALUATIONS = (
         check="paretune.data.checks:check_outside",
         revision=2,
         section="paretune.analysis.qualities:forgetting_section",
+        measures=lambda _config, _study: (*LIKELIHOODS, "forgetting"),
     ),
     Evaluation(
         "generate",
@@ -263,6 +277,7 @@ EVALUATIONS = (
         check="paretune.pipeline.checks:check_prompts",
         revision=2,
         section="paretune.analysis.qualities:generations_section",
+        measures=lambda _config, _study: (),
     ),
     Evaluation(
         "judge",
@@ -272,6 +287,7 @@ EVALUATIONS = (
         rates_texts=True,
         fits=judge_fits,
         section="paretune.analysis.qualities:ratings_section",
+        measures=lambda config, _study: config.criteria,
     ),
     Evaluation(
         "latency",
@@ -281,6 +297,7 @@ EVALUATIONS = (
         measures_time=True,
         check="paretune.pipeline.checks:check_latency",
         section="paretune.analysis.making:cost_section",
+        measures=lambda _config, _study: ("ms_per_token", "first_token_ms"),
     ),
     Evaluation(
         "lm_eval",
@@ -303,6 +320,7 @@ EVALUATIONS = (
         scores_texts=True,
         fits=_check_stride,
         section="paretune.analysis.qualities:held_out_section",
+        measures=lambda _config, _study: LIKELIHOODS,
     ),
     Evaluation(
         "qa",
@@ -314,6 +332,7 @@ EVALUATIONS = (
         check="paretune.data.checks:check_questions",
         revision=2,
         section="paretune.analysis.qualities:questions_section",
+        measures=lambda _config, _study: QUESTION_METRICS,
     ),
     Evaluation(
         "ratings",
@@ -323,6 +342,7 @@ EVALUATIONS = (
         rates_texts=True,
         check="paretune.data.checks:check_sheets",
         section="paretune.analysis.qualities:ratings_section",
+        measures=lambda config, _study: config.criteria,
     ),
     Evaluation(
         "tasks",
@@ -337,5 +357,6 @@ EVALUATIONS = (
         check="paretune.pipeline.checks:check_encoder",
         revision=3,
         section="paretune.analysis.qualities:tasks_section",
+        measures=lambda _config, study: _task_metrics(study),
     ),
 )

@@ -7,7 +7,7 @@ first use, so that reading a study stays light. Third parties ship the same rows
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -118,6 +118,8 @@ class Evaluation:
     check: str | None = None
     """`module:function(config, setting)` (`paretune.pipeline.preflight.Setting`), called before the first stage. Raises
     UserErrors for what would fail in it."""
+    measures: Callable[[Any, Any], Collection[str]] | None = None
+    """Called with config and Study: the metrics that it may measure, which limits can be set on; all of them unless given."""
     metrics: tuple[Metric, ...] = ()
     """What it measures, as far as `study.metrics` has no row of it."""
     section: str | None = None
