@@ -140,10 +140,10 @@ def read_record(form: Form, row: Row) -> Rendered:
             before = parse_messages(prompt, "role", "content", f"{row.where}: `prompt`")
             after = parse_messages(completion, "role", "content", f"{row.where}: `completion`")
             return _chat([message | {"weight": 0} for message in before] + after, tools_of(row.values, row.where))
-        if form.forbidden and (unread := [name for name in form.forbidden if not is_blank(row.values.get(name))]):
+        if unread := [name for name in form.forbidden if not is_blank(row.values.get(name))]:
             raise DataError(
-                f"{row.where}: `{unread[0]}` is {shown(row.values[unread[0]])}, which `records: alpaca` does not read; write the "
-                "record as `messages`, or the prompt as a template of `tasks`"
+                f"{row.where}: `{unread[0]}` is {shown(row.values[unread[0]])}, which `records: alpaca` does not read; write "
+                "the record as `messages`, or the prompt as a template of `tasks`"
             )
         return _rendered(form, row)
     except DataError as error:

@@ -115,7 +115,7 @@ def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store, options: R
     one_step = {cost.per_epoch for cost in new if cost.per_epoch is not None and cost.per_epoch < study.train.batch_size}
     if one_step:
         lines.append(
-            f"train.batch_size: a step of {study.train.batch_size:,} holds all of the about {max(one_step):,.0f} examples, so an "
+            f"train.batch_size: a step of {study.train.batch_size:,} holds all of about {max(one_step):,.0f} examples: an "
             "epoch is one step"
         )
     told = dict.fromkeys(

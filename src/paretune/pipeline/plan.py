@@ -114,8 +114,8 @@ class Plan:
         object.__setattr__(self, "undecided", frozenset(undecided))
 
     def uses(self, stage: Stage) -> list[str]:
-        """What needs a stage: cells like `gpt2/news/reduced seed 0`, with the name of an evaluation in the study, or datasets like
-        `news`, `gpt2/news` for its tokens."""
+        """What needs a stage: cells like `gpt2/news/reduced seed 0`, with the name of an evaluation in the study (`: qa_hard`),
+        or datasets like `news`, `gpt2/news` for its tokens."""
         of_data = [name for stages in (self.data, self.leakage, self.audit) for name, other in stages.items() if other == stage]
         of_tokens = ["/".join(pair) for pair, other in self.tokens.items() if other == stage]
         cells = [f"{cell_name(cell)}{_as_evaluation(cell, stage)}" for cell in self.cells if stage in cell.stages]

@@ -97,8 +97,9 @@ def _check_memory(study: Study, lock: Lock) -> None:
             needed = weights * (16 if getattr(chain[0].config, "r", None) is None else 2)
             if needed > there:
                 raise SpecError(
-                    f"variants.{name}[0].{chain[0].name}: the {weights:,} weights of base `{base}` take {needed / 1e9:,.1f} GB in "
-                    f"training, and this machine has {there / 1e9:,.1f} GB; take `train.lora`, a smaller base or another machine"
+                    f"variants.{name}[0].{chain[0].name}: the {weights:,} weights of base `{base}` take {needed / 1e9:,.1f} GB "
+                    f"in training, and this machine has {there / 1e9:,.1f} GB; take `train.lora`, a smaller base or another "
+                    "machine"
                 )
 
 

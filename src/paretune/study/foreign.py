@@ -357,7 +357,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def belongs(name: str, where: str = "") -> str:
-    """`; `r` belongs in ...`: where a field of that name stands, in the parts of the study nearest to `where`; empty for none."""
+    """`; `r` belongs in ...`: where a field of that name stands, in the parts nearest to `where`; empty where nowhere."""
     owners = {address.rpartition(".")[0]: address for address, last in addresses().items() if last == name and "." in address}
     # Those of `source.train` are those of `source` again.
     outer = [each for owner, each in owners.items() if not any(owner.startswith(f"{other}.") for other in owners)]

@@ -279,6 +279,7 @@ def _check_references(study: Study) -> None:
         if use.row.fits:
             use.row.fits(use.config, study, name)
     _check_limits(study)
+    _check_learning_rates(study)
     if "size" in study.evaluate:
         raise SpecError("evaluate.size: the name `size` is taken (parameters and bytes of every variant); choose another")
 
@@ -303,6 +304,18 @@ def _check_limits(study: Study) -> None:
             raise SpecError(
                 f"compare.require[{index}].{metric}: nothing in the study measures `{metric}`; {way_out}, or take it out"
             )
+
+
+def _check_learning_rates(study: Study) -> None:
+    """SpecError for a learning rate that destroys any model; among several that are tried such a one just loses."""
+    for name, variant in study.variants.items():
+        for index, use in enumerate(() if variant.trials else variant.methods):
+            rate = getattr(use.config, "learning_rate", 0)
+            if rate >= 1:
+                raise SpecError(
+                    f"variants.{grid_of(name)}[{index}].{use.name}.learning_rate: `{rate:g}` moves a weight by about as much at "
+                    "each step (AdamW), and those of a model are mostly below 0.1: nothing is left of it; usual are 1e-5 to 5e-3"
+                )
 
 
 def _by_evaluation(cost: str) -> bool:
