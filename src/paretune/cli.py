@@ -36,7 +36,9 @@ _INTERRUPTED = 130
 
 @app.command("init")
 def init_command(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A data file: jsonl, json, csv, parquet or text.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A data file or folder: jsonl, json, csv, xlsx, parquet, text ...")
+    ],
     to: Annotated[Path, typer.Option("--to", help="The study file to write.")] = Path("study.yaml"),
     base: Annotated[
         str | None, typer.Option(help="A model: its directory, or its name on the hub.  [default: the one that ships]")
@@ -47,8 +49,8 @@ def init_command(
 
     if to.exists():
         raise SpecError(f"--to: `{to}` exists; name another file")
-    if data.is_dir():
-        raise DataError(f"{data}: is a directory; name a data file")
+    if (data / "config.json").is_file():
+        raise DataError(f"{data}: is the directory of a model, which goes with `--base`; name a data file, or a folder of some")
     text = first_study(data, to, base)
     try:
         to.write_text(text, encoding="utf-8")

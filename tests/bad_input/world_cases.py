@@ -104,7 +104,9 @@ _COMMANDS = (
     command("export over other files", "export @ base --to model", "--to: `model` exists and is not empty; name another"),
     command("export into a file", "export @ base --to qa.json/x", "--to: `qa.json/x` cannot be written", finished=True),
     command("first study of no file", "init nothing.csv --to new.yaml", "nothing.csv: no such file"),
-    command("first study of a directory", "init model --to new.yaml", "model: is a directory; name a data file"),
+    command(
+        "first study of a directory", "init model --to new.yaml", "model: is the directory of a model, which goes with `--base`"
+    ),
     command(
         "first study into nowhere", "init notes.jsonl --to a/new.yaml", "--to: `a/new.yaml` cannot be written", "that is there"
     ),

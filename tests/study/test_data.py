@@ -64,7 +64,7 @@ def test_legal_and_the_same_after_a_stage_s_config(fields: dict[str, Any]) -> No
     [
         ({}, "name exactly one of `path`, `hub` and `builtin`, got `{}`"),
         ({"path": "a.jsonl", "hub": "a/b"}, "name exactly one of `path`, `hub` and `builtin`"),
-        ({"path": "a.data"}, "the suffix of `path` names no format; add `format: jsonl | json | csv | parquet | text | xlsx | arrow`"),
+        ({"path": "a.data"}, "no format; add `format: jsonl | json | csv | parquet | text | xlsx | arrow`"),
         ({"path": "a.xls"}, ".xls files are not read; open it and save it as .xlsx or .csv"),
         ({"path": "b/a.tar.gz"}, ".tar files are not read; unpack it, `tar xf b/a.tar.gz`, and name the folder"),
         ({"path": ["a.jsonl", "b.csv"]}, "the files of `path` are of several formats"),

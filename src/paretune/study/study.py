@@ -313,8 +313,9 @@ def _check_learning_rates(study: Study) -> None:
             rate = getattr(use.config, "learning_rate", 0)
             if rate >= 1:
                 raise SpecError(
-                    f"variants.{grid_of(name)}[{index}].{use.name}.learning_rate: `{rate:g}` moves a weight by about as much at "
-                    "each step (AdamW), and those of a model are mostly below 0.1: nothing is left of it; usual are 1e-5 to 5e-3"
+                    f"variants.{grid_of(name)}[{index}].{use.name}.learning_rate: `{rate:g}` moves a weight by about as much "
+                    "at each step (AdamW), and those of a model are mostly below 0.1: nothing is left of it; usual are 1e-5 to "
+                    "5e-3"
                 )
 
 
