@@ -92,7 +92,7 @@ def test_legal_and_the_same_after_a_stage_s_config(fields: dict[str, Any]) -> No
         ({"path": "a.txt", "start": "("}, "not a regular expression (missing ), unterminated subpattern at position 0)"),
         ({"path": "a.jsonl", "format": "xml"}, "`parquet`, `text`, `xlsx` or `arrow`, got `\"xml\"`"),
         ({"path": []}, "expected a text, or a list with 1 or more entries, got `[]`"),
-        ({"url": "x"}, "unknown key; known: `blocks`, `builtin`, `chapters`"),
+        ({"url": "x"}, "unknown key; `url` belongs in `judge` (in `evaluate`)"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_in_a_source_is_told(fields: dict[str, Any], message: str) -> None:

@@ -37,8 +37,8 @@ _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, N
 class _Bounded(io.RawIOBase):
     """What comes out of a packed file: DataError where it is damaged, or more than any text that was packed."""
 
-    def __init__(self, stream: BinaryIO, path: Path) -> None:
-        self._stream, self._path, self._num_read = stream, path, 0
+    def __init__(self, stream: BinaryIO, file: BinaryIO, path: Path) -> None:
+        self._stream, self._file, self._path, self._num_read = stream, file, path, 0
         self._most = max(_HARMLESS, MAX_EXPANSION * path.stat().st_size)
 
     def readable(self) -> bool:
@@ -60,6 +60,7 @@ class _Bounded(io.RawIOBase):
 
     def close(self) -> None:
         self._stream.close()
+        self._file.close()
         super().close()
 
 
@@ -85,7 +86,7 @@ def opened(path: Path) -> BinaryIO:
     if unpack is None:
         return file
     try:
-        return cast("BinaryIO", io.BufferedReader(_Bounded(unpack(file, path), path), buffer_size=2**16))
+        return cast("BinaryIO", io.BufferedReader(_Bounded(unpack(file, path), file, path), buffer_size=2**16))
     except DataError:
         file.close()
         raise

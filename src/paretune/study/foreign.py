@@ -138,7 +138,7 @@ FOREIGN = (
     Foreign(
         "ia3 prefix_tuning prompt_tuning train.ia3 train.prefix train.prompt_tuning p_tuning bitfit train.dora galore",
         "variants:train.ia3 variants:train.prefix",
-        "of adapters there is LoRA: `train.lora`",
+        missing="of adapters there is LoRA: `train.lora`",
     ),
     # Making smaller.
     Foreign(
@@ -313,6 +313,8 @@ def called(name: str, where: str = "", commands: Collection[str] = ()) -> str:
     ours = [address for pattern in wanted for address in sorted(there) if fnmatchcase(address, pattern)]
     if not ours:
         return f"; {row.missing}"
+    nearest = max(_shared(address, where) for address in ours)
+    ours = [address for address in ours if _shared(address, where) == nearest]
     names = dict.fromkeys(
         f"`paretune {address.removeprefix(COMMAND)}`" if address.startswith(COMMAND) else f"`{addresses()[address]}`"
         for address in ours
