@@ -1,6 +1,6 @@
 """The command `paretune`: parses flags, calls the verbs of `paretune.api`, prints. Heavy imports happen inside the commands."""
 
-import shlex
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paretune.errors import DataError, ParetuneError, SpecError, StoreError
+from paretune.errors import DataError, NeedsError, ParetuneError, SpecError, StoreError, command_line
 from paretune.pipeline.signals import Terminated, ended_by_signals
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file
 StorePath = Annotated[Path | None, typer.Option("--store", help="Where stages live.  [default: .paretune beside the study]")]
 OutPath = Annotated[Path | None, typer.Option("--out", help="Where the outputs go.  [default: results/<study>]")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Memory = Annotated[int | None, typer.Option(min=1, help="Bytes to use at most.  [default: what is free]")]
+Memory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Use at most 6GB, 6GiB, or 50% of what there is.  [default: what is free]")
+]
 Recompute = Annotated[bool, typer.Option(help="Train in less memory, and slower.")]
 
 _INTERRUPTED = 130
@@ -37,7 +39,9 @@ _INTERRUPTED = 130
 
 @app.command("init")
 def init_command(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A data file: jsonl, json, csv, parquet or text.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A data file or folder: jsonl, json, csv, xlsx, parquet, text ...")
+    ],
     to: Annotated[Path, typer.Option("--to", help="The study file to write.")] = Path("study.yaml"),
     base: Annotated[
         str | None, typer.Option(help="A model: its directory, or its name on the hub.  [default: the one that ships]")
@@ -48,8 +52,8 @@ def init_command(
 
     if to.exists():
         raise SpecError(f"--to: `{to}` exists; name another file")
-    if data.is_dir():
-        raise DataError(f"{data}: is a directory; name a data file")
+    if (data / "config.json").is_file():
+        raise DataError(f"{data}: is the directory of a model, which goes with `--base`; name a data file, or a folder of some")
     text = first_study(data, to, base)
     try:
         to.write_text(text, encoding="utf-8")
@@ -57,7 +61,7 @@ def init_command(
         raise StoreError(
             f"--to: `{to}` cannot be written ({error.strerror}); name a file in a directory that is there"
         ) from None
-    typer.echo(f"{text}\nwritten to {to}; look at it, then: paretune run {to}")
+    typer.echo(f"{text}\nwritten to {to}; look at it, then: {command_line('run', to)}")
 
 
 @app.command("plan")
@@ -67,11 +71,12 @@ def plan_command(
     """Show every stage as new or reused, with the reason, and what a run would take."""
     from paretune.api import open_study
     from paretune.pipeline.forecast import describe_plan
+    from paretune.pipeline.machine import memory_limit
     from paretune.pipeline.rates import measure_rates
     from paretune.pipeline.stage import RunOptions
 
     opened = open_study(study, store, device)
-    options = RunOptions(device=device, memory=memory, recompute=recompute)
+    options = RunOptions(device=device, memory=memory_limit(memory, opened.lock.device), recompute=recompute)
     say = partial(typer.echo, err=True)
     rates = measure_rates(opened.study, opened.lock, opened.plan, opened.store, say)
     typer.echo(describe_plan(opened.study, opened.lock, opened.plan, opened.store, options, rates, opened.file.parent))
@@ -95,19 +100,21 @@ def run_command(
     from paretune.api import open_study
     from paretune.console import Display
     from paretune.pipeline.lock import write_lock
+    from paretune.pipeline.machine import memory_limit
     from paretune.pipeline.plan import pending
     from paretune.pipeline.results import describe_documents, small_splits
     from paretune.pipeline.runner import run_plan
     from paretune.pipeline.stage import RunOptions
 
     opened = open_study(study, store, device)
+    limit = memory_limit(memory, opened.lock.device)
     write_lock(opened.lock, opened.file)
     for resource in pending(opened.plan, opened.store):
         resource.fetch(lambda text: typer.echo(text, err=True))
     for line in describe_documents(opened.study, opened.plan, opened.store):
         typer.echo(line, err=True)
-    options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=memory, recompute=recompute)
-    with Display(Console(stderr=True), f"paretune run {shlex.quote(str(study))}") as display:
+    options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=limit, recompute=recompute)
+    with Display(Console(stderr=True), command_line("run", study, store=store)) as display:
         outcome = run_plan(opened.plan, opened.store, options, display.show, opened.file)
     opened = replace(opened, plan=outcome.plan)
     for warning in [] if outcome.failed else small_splits(opened.plan, opened.store):
@@ -139,15 +146,18 @@ def report_command(
     from paretune.pipeline.plan import cell_name
     from paretune.pipeline.runs import live_runs
 
-    opened = open_study(study, store)
+    opened, again = open_study(study, store), command_line("run", study, store=store)
     if not _write_report(opened, out, figures=figures):
-        raise StoreError(f"{opened.store.root}: holds no result of this study; first: `paretune run {study}`")
+        raise StoreError(
+            f"{opened.store.root}: holds no result of this study; first: `{command_line('run', study, store=store)}`"
+        )
     cells = opened.plan.cells
+    again = command_line("run", study, store=store)
     missing = [cell_name(cell) for cell in cells if not all(map(opened.store.find, cell.stages))]
     if missing:
         stages = {stage.name for stage in opened.plan.stages}
         runs = [run.name for run in live_runs(opened.store) if stages.intersection(run.stages)]
-        way_on = f"a run is on ({'; '.join(runs)})" if runs else f"`paretune run {shlex.quote(str(study))}` goes on"
+        way_on = f"a run is on ({'; '.join(runs)})" if runs else f"`{again}` goes on"
         typer.echo(f"unfinished: {len(missing)} of {len(cells)} lack something: {', '.join(missing)}; {way_on}", err=True)
 
 
@@ -350,6 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
+        _check_place()
         with ended_by_signals():
             code = int(command(args=None if argv is None else list(argv), prog_name="paretune", standalone_mode=False) or 0)
     except Terminated as end:
@@ -363,15 +374,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except typer.exceptions.TyperException as error:
-        given = list(sys.argv[1:] if argv is None else argv)
-        if given and Path(given[0]).suffix in (".yaml", ".yml"):
-            typer.echo(f"error: `{given[0]}` is no command; write what to do with it: `paretune run {given[0]}`", err=True)
+        if told := _told(error, list(sys.argv[1:] if argv is None else argv)):
+            typer.echo(f"error: {told}", err=True)
         else:
             error.show()
         return error.exit_code
     if code == _INTERRUPTED:  # typer makes this of a KeyboardInterrupt
         typer.echo("interrupted; what is finished is kept, run again to go on", err=True)
     return code
+
+
+def _check_place() -> None:
+    """NeedsError where nothing could work, whatever is asked for."""
+    if sys.flags.optimize > 1:
+        raise NeedsError("`python -OO` takes docstrings out, without which transformers does not load; use `-O`, or neither")
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise NeedsError(f"the folder that you are in is gone ({error.strerror}); `cd` into one that is there") from None
+
+
+def _told(error: typer.exceptions.TyperException, given: Sequence[str]) -> str:
+    """What is said of a command or an option that there is none of, where the parser itself would not know the way out."""
+    from paretune.study.base import suggestion
+    from paretune.study.foreign import belongs, called
+
+    first = given[0] if given else ""
+    commands = [command.name or str(command.callback and command.callback.__name__) for command in app.registered_commands]
+    if Path(first).suffix in (".yaml", ".yml"):
+        return f"`{first}` is no command; write what to do with it: `{command_line('run', first)}`"
+    if first not in commands and (way_out := called(f"${first}", commands=[f"$ {name}" for name in commands])):
+        return f"No such command '{first}'{way_out}"
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if not option or not context:
+        return ""
+    options = [name for parameter in context.command.params for name in parameter.opts]
+    name = option.lstrip("-").replace("-", "_")
+    elsewhere = belongs(name)
+    way_out = called(name) or (f"{elsewhere} of the study file" if elsewhere else suggestion(option, options))
+    return f"No such option: {option}{way_out}"
 
 
 def run_command_line() -> None:

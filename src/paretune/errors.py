@@ -13,6 +13,8 @@ A message says what, where (`study.yaml: variants.reduced[0].prune.blocks.count`
 """
 
 import re
+import shlex
+from pathlib import Path
 
 
 class ParetuneError(Exception):
@@ -56,3 +58,10 @@ _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memo
 
 def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error))))
+
+
+def command_line(command: str, *arguments: str | Path, **options: str | Path | None) -> str:
+    """`paretune run 'my study.yaml' --store DIR`, to be typed as it is; options of None are left out."""
+    words = ["paretune", command, *map(str, arguments)]
+    words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    return shlex.join(words)

@@ -1,5 +1,7 @@
 """Mistakes in data and question files: what the first record shows is refused before a worker starts, the rest by a stage."""
 
+import bz2
+import gzip
 import json
 import os
 import re
@@ -19,6 +21,7 @@ _TASKS = ONE_STAGE_EACH.replace(
     'text: "{{ title }}\\n\\n{{ content }}"', 'tasks: {type: {prompt: "{{ title }} is of type ", completion: "{{ type }}"}}'
 )
 _RECORDS = re.sub(r"tasks: .*", "records: FORMAT", _TASKS).replace("    document: title\n", "")
+_CHATS = _TEXT.replace("{{ text }}", "{{ messages }}")
 _MIB = 2**20
 
 
@@ -65,6 +68,20 @@ def _a_pipe(folder: Path) -> None:
     os.mkfifo(folder / "notes.jsonl")
 
 
+def _a_loop(folder: Path) -> None:
+    (folder / "notes.jsonl").unlink()
+    (folder / "notes.jsonl").symlink_to("notes.jsonl")
+
+
+def _a_folder(*names: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        _a_directory(folder)
+        for name in names:
+            (folder / "notes.jsonl" / name).touch()
+
+    return spoil
+
+
 def _without_data(folder: Path) -> None:
     (folder / "notes.jsonl").unlink()
 
@@ -100,7 +117,31 @@ _PLACE = (
         edit("path: notes.jsonl", "builtin: news"),
         ("source.builtin: no dataset `news`; did you mean",),
     ),
-    Case("data is a directory", _a_directory, ("data.notes.source.path: `notes.jsonl` is a directory; name a file",)),
+    Case(
+        "data is a directory",
+        _a_directory,
+        ("data.notes.source.path: notes.jsonl: is a directory without data files (it is empty); name a file",),
+    ),
+    Case(
+        "data is a link to itself",
+        _a_loop,
+        ("notes.jsonl` cannot be followed; it is a link to `notes.jsonl`, and links to itself",),
+    ),
+    Case(
+        "folder of several formats",
+        _a_folder("a.csv", "a.jsonl"),
+        ("holds files of several formats (`csv`, `jsonl`); name one kind: `notes.jsonl/*.csv`",),
+    ),
+    Case(
+        "folder of several splits",
+        _a_folder("train-0.jsonl", "test-0.jsonl"),
+        ("holds files of several splits (`test`, `train`)", "`notes.jsonl/test*`"),
+    ),
+    Case(
+        "pattern without a file",
+        edit("notes.jsonl", "notes-*.jsonl"),
+        ("source.path: notes-*.jsonl: no file fits this pattern",),
+    ),
     Case("data is a pipe", _a_pipe, ("data.notes.source.path: `notes.jsonl` is a device or pipe; name a file",)),
 )
 
@@ -114,7 +155,40 @@ _CONTENT = (
         "copied whole?",
     ),
     case("bad UTF-8", _and(b'{"title": "\xe9"}\n'), "notes.jsonl: line 41: byte offset", "(0xe9) is not UTF-8", "iconv -f"),
-    case("UTF-16", lambda r: _lines(r).encode("utf-16"), "notes.jsonl: is UTF-16; save it as UTF-8"),
+    case(
+        "UTF-16 cut off",
+        lambda r: _lines(r).encode("utf-16")[:-1],
+        "notes.jsonl: line 40: is not UTF-16-LE, as the file begins",
+    ),
+    case("no text at all", lambda _: bytes(1000), "notes.jsonl: is no text, for it begins with zero bytes"),
+    case(
+        "packed and cut off",
+        lambda r: gzip.compress(_lines(r).encode())[:-20],
+        "notes.jsonl: is packed, and damaged or cut off",
+    ),
+    case("a decompression bomb", lambda _: bz2.compress(b" " * 2**27), "notes.jsonl: line 1: is longer than 64 MiB"),
+    other(
+        "conversations as a text",
+        "chats.jsonl",
+        '{"messages": [{"role": "user", "content": "a"}]}\n',
+        "field `messages` is a conversation",
+        "write `records: messages`",
+        study=_CHATS,
+    ),
+    other(
+        "batch requests as chats",
+        "chats.jsonl",
+        '{"custom_id": "1", "body": {"messages": []}}\n',
+        "is a request of OpenAI's batch API; join it with its answer: `jq -cs",
+        study=_RECORDS.replace("FORMAT", "messages"),
+    ),
+    other(
+        "alpaca with a history",
+        "chats.jsonl",
+        '{"instruction": "a", "output": "b", "history": [["c", "d"]]}\n',
+        '`history` is `[["c", "d"]]`, which `records: alpaca` does not read',
+        study=_RECORDS.replace("FORMAT", "alpaca"),
+    ),
     case("record is a list", _and("[1]\n"), "notes.jsonl: line 41: a record is an object", "got `[1]`"),
     case("NaN in JSON", _and('{"title": NaN}\n'), "line 41: `NaN` is no JSON value; write `null`, or leave the record out"),
     case(

@@ -50,6 +50,100 @@ _FILE = (
     case("two YAML documents", "seeds: [0, 1]", "---\nseeds: [0, 1]", ":11:", "remove the line `---`"),
 )
 
+_OTHER_TOOLS = (
+    case(
+        "field of a method in train",
+        "epochs: 2",
+        "learning_rate: 1.0e-4",
+        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `train.full` (in `variants`), or `train.lora`",
+    ),
+    case(
+        "field of train in a method",
+        "{r: 4, ",
+        "{batch_size: 4, ",
+        "train.lora.batch_size: unknown key; `batch_size` belongs in `train`",
+    ),
+    case(
+        "path of data beside its source",
+        _DOCUMENT,
+        "    path: a\n",
+        "data.notes.path: unknown key; `path` belongs in `data.NAME.source`",
+    ),
+    case(
+        "method among evaluations",
+        "  perplexity: {}",
+        "  train.full: {}",
+        "unknown evaluation `train.full`; it is a method, and stands in `variants`",
+    ),
+    case(
+        "evaluation among methods",
+        _FULL,
+        "[{perplexity: {}}]",
+        "unknown method `perplexity`; it is an evaluation, and stands in `evaluate`",
+    ),
+    case(
+        "epochs as the Trainer calls them",
+        "epochs: 2",
+        "num_train_epochs: 2",
+        ":9: train.num_train_epochs: unknown key; it is called `epochs` here, in `train`",
+    ),
+    case(
+        "batch as the Trainer calls it",
+        "batch_size: 4",
+        "per_device_train_batch_size: 4",
+        "it is called `batch_size` here, in `train`",
+    ),
+    case("alpha as PEFT calls it", "{r: 4, ", "{lora_alpha: 4, ", "it is called `alpha` here, in `train.lora`"),
+    case(
+        "a share of blocks",
+        "{count: 1, choose: last}",
+        "{ratio: 0.1}",
+        "prune.blocks.ratio: unknown key; it is called `count` here",
+        "no share",
+    ),
+    case("4-bit adapters", "train.lora: {r: 4, ", "train.qlora: {r: 4, ", "unknown method `train.qlora`; "),
+    case("a method that is not there", _FULL, "[{galore: {}}]", "unknown method `galore`; of adapters there is LoRA"),
+    case("a tracker", "seeds: [0, 1]", "report_to: wandb", ":11: report_to: unknown key; "),
+    case(
+        "learning rate of 5",
+        "1.0e-3",
+        "5",
+        ":14: variants.full[0].train.full.learning_rate: `5` moves a weight by about as much",
+    ),
+    case(
+        "a rank that no matrix has",
+        "{r: 4, ",
+        "{r: 100000, ",
+        "train.lora.r: 100,000 is a rank that no matrix of base `tiny` has",
+        "the largest rank is",
+    ),
+    case(
+        "more examples in a step than bytes",
+        "batch_size: 4",
+        "batch_size: 1000000000000",
+        "train.batch_size: 1,000,000,000,000 examples of a step are more than the",
+        "bytes",
+    ),
+    case(
+        "steps for centuries",
+        "epochs: 2",
+        "max_steps: 1000000000000000",
+        ":9: train.max_steps: 1,000,000,000,000,000 would take 3,171 years at least",
+    ),
+    case(
+        "a limit on what is not measured",
+        "evaluate:\n",
+        "compare: {require: [{coherence: {at_least: 3}}]}\nevaluate:\n",
+        "compare.require[0].coherence: nothing in the study measures `coherence`; add `judge` or `ratings`",
+    ),
+    case(
+        "a temperature next to nothing",
+        "max_new_tokens: 8",
+        "max_new_tokens: 8, temperature: 1.0e-30",
+        "evaluate.generate: `temperature` is so small",
+    ),
+)
+
 _KEYS = (
     case("unknown section", "train: {epochs", "trian: {epochs", ":9: trian: unknown key; did you mean `train`?"),
     case("unknown key of train", "batch_size", "batchsize", ":9: train.batchsize: unknown key; did you mean `batch_size`?"),
@@ -57,7 +151,10 @@ _KEYS = (
     case("unknown key of a source", "notes.jsonl", "notes.jsonl, fromat: json", ":6: data.notes.source.fromat", "`format`?"),
     case("unknown key of a dataset", "document:", "documnet:", ":7: data.notes.documnet", "did you mean `document`?"),
     case(
-        "unknown key of a method", "{r: 4, ", "{rank: 4, ", "variants.original[0].train.lora.rank: unknown key; known:", "`r`"
+        "unknown key of a method",
+        "{r: 4, ",
+        "{rank: 4, ",
+        "train.lora.rank: unknown key; it is called `r` here, in `train.lora`",
     ),
     case(
         "unknown key of an evaluation", "max_new_tokens", "new_tokens", ":20: evaluate.generate.new_tokens", "`max_new_tokens`?"
@@ -367,7 +464,7 @@ _ELSEWHERE = (
         "perplexity: {}",
         "forgetting: {path: a.doc}",
         ":18: evaluate.forgetting: ",
-        "add `format:",
+        ".doc files are not read; open it and save it as plain text (.txt)",
     ),
     case("other text missing", "perplexity: {}", "forgetting: {path: a.txt}", ":18: evaluate.forgetting.path: no file `a.txt`"),
     case(
@@ -470,4 +567,4 @@ _DATA = (
     ),
 )
 
-CASES = (*_FILE, *_KEYS, *_NAMES, *_GRIDS, *_VALUES, *_AGAINST_THE_BASE, *_TEMPLATES, *_ELSEWHERE, *_DATA)
+CASES = (*_FILE, *_KEYS, *_NAMES, *_GRIDS, *_VALUES, *_AGAINST_THE_BASE, *_TEMPLATES, *_ELSEWHERE, *_DATA, *_OTHER_TOOLS)

@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from paretune.data import sources
+from paretune.data import files
 from paretune.data.sources import blocks, iterate_rows
 from paretune.errors import DataError, NeedsError
 from paretune.study.data import Source
@@ -230,7 +230,8 @@ BAD_FILES: list[tuple[str, bytes, dict[str, Any], list[str]]] = [
     ("a.csv", b"text\nok\ncaf\xe9\n", {}, ["line 3", "byte offset 11 (0xe9)", "iconv"]),
     ("a.json", b'[{"text":\n"caf\xe9"}]', {}, ["line 2", "byte offset 14 (0xe9)", "iconv"]),
     ("a.txt", b"\xef\xbb\xbfone\n\xff", {}, ["line 2", "byte offset 7 (0xff)"]),
-    ("a.jsonl", GOOD.encode("utf-16"), {}, ["is UTF-16", "iconv -f UTF-16"]),
+    ("a.jsonl", GOOD.encode("utf-16")[:-1], {}, ["line 1: is not UTF-16-LE, as the file begins", "copied whole"]),
+    ("a.jsonl", bytes(range(32)) * 20 + bytes(200), {}, ["is no text, for it begins with zero bytes"]),
     ("a.jsonl", (GOOD + '{"text": "b').encode(), {}, ["line 2", "ends in the middle of a record", "copied whole"]),
     ("a.json", b'[{"text": "a"},\n {"text": "b"},\n', {}, ["line 3", "ends in the middle of a record"]),
     ("a.jsonl", (GOOD + "{'text': 'b'}\n").encode(), {}, ["line 2, column 2", "not JSON", "'text'"]),
@@ -288,7 +289,7 @@ def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path: Path) -> None
 
 def test_a_directory_and_a_device_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"a.jsonl: is a directory; name one file"):
+    with pytest.raises(DataError, match=r"a.jsonl: is a directory without data files \(it is empty\); name a file"):
         records_of(tmp_path / "a.jsonl")
     with pytest.raises(DataError, match=r"/dev/null: is no regular file"):
         read_records(Source(path="null", format="jsonl"), "/dev/null")
@@ -306,14 +307,14 @@ def test_a_file_without_permission_is_refused(tmp_path: Path, monkeypatch: pytes
 
 
 def test_reading_stops_at_a_line_that_is_a_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 2**20)
     file = written(tmp_path, "a.jsonl", GOOD + json.dumps({"text": "x" * 2**20}) + "\n")
     with pytest.raises(DataError, match=r"line 2: is longer than 1 MiB.*the rest was not read.*one record a line"):
         records_of(file)
 
 
 def test_a_json_file_that_is_too_large_for_one_piece_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_WHOLE_BYTES", 8)
+    monkeypatch.setattr(files, "MAX_WHOLE_BYTES", 8)
     with pytest.raises(DataError, match=r"is larger than 0 GiB.*`format: jsonl`"):
         records_of(written(tmp_path, "a.json", '[{"text": "a"}]'))
 

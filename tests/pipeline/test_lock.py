@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from paretune.errors import NeedsError, StoreError
+from paretune.errors import NeedsError, StoreError, UserError
 from paretune.pipeline import lock as locking
 from paretune.pipeline import machine
 from paretune.pipeline.lock import lock_file, write_lock
@@ -198,7 +198,10 @@ def test_what_is_missing_is_named_with_its_place_in_the_study(tmp_path: Path) ->
         ),
         "{path: notes.jsonl}": (
             ("{path: gone.jsonl}", f"data.notes.source.path: no file `gone.jsonl` (looked in `{tmp_path}`)"),
-            ("{path: small, format: jsonl}", "data.notes.source.path: `small` is a directory; name a file"),
+            (
+                "{path: empty, format: jsonl}",
+                f"data.notes.source.path: {tmp_path / 'empty'}: is a directory without data files",
+            ),
             ("{path: /dev/zero, format: text}", "data.notes.source.path: `/dev/zero` is a device or pipe; name a file"),
         ),
         "{path: questions.json,": (("{path: gone.json,", "evaluate.qa.path: no file `gone.json` (looked in"),),
@@ -215,7 +218,7 @@ def test_what_is_missing_is_named_with_its_place_in_the_study(tmp_path: Path) ->
     for good, wrong in cases.items():
         for bad, message in wrong:
             file.write_text(STUDY.replace(good, bad), encoding="utf-8")
-            with pytest.raises(NeedsError) as told:
+            with pytest.raises(UserError) as told:
                 lock_of(file)
             assert message in str(told.value)
             assert "\n" not in str(told.value)

@@ -26,6 +26,7 @@ from paretune.data.sources import iterate_rows
 from paretune.data.templates import named_value, parse_template, render
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.config_json import read_config
+from paretune.pipeline.data_files import data_files, format_of_file
 from paretune.study.base import validate
 from paretune.study.data import Source
 from paretune.study.findings import FINDINGS, proposed_clean
@@ -124,21 +125,24 @@ def first_study(data: Path, file: Path, base: str | None = None) -> str:
     DataError for data that cannot be read or holds no prose, NeedsError for a directory that is not there.
     """
     source = validate(Source, {"path": str(data)}, str(data))
+    format = source.resolved_format or format_of_file(data_files(data)[0])
     rows = _look(source, data)
     columns = ""
-    if source.resolved_format == "csv" and any(len(field.split()) > _PROSE_WORDS for field in rows[0]):
+    if format == "csv" and any(len(field.split()) > _PROSE_WORDS for field in rows[0]):
         # The first row is prose, so it is no header.
         names = [f"column{number + 1}" for number in range(len(rows[0]))]
         source = source.model_copy(update={"header": False, "columns": tuple(names)})
         rows = _look(source, data)
         columns = f", header: false, columns: [{', '.join(names)}]"
     groups: list[Grouping] = []
-    if source.resolved_format == "text":
+    if format == "text":
         guess = _of_text(data, rows)
     else:
         groups = groupings(row.values for row in iterate_rows(source, str(data)))
         group = groups[0].column if groups and groups[0].splits else None
         guess = _of_chats(rows, group) or _of_pairs(rows, group) or _of_records(data, rows, group)
+    # Of a folder the files say the format, and not its name.
+    written_format = "" if source.resolved_format or format not in ("csv", "text") else f", format: {format}"
     about = ""
     if guess.document:
         name = guess.document if re.fullmatch(r"[^\W\d][\w. -]*", guess.document) else _quoted(guess.document)
@@ -158,11 +162,10 @@ def first_study(data: Path, file: Path, base: str | None = None) -> str:
         file=file,
         name=_name(data.stem, "data"),
         base=_base_line(base, file) if base else _BUILTIN_BASE,
-        source=f"{{path: {_quoted(_path_from(file, data))}{columns}{guess.source}}}",
+        source=f"{{path: {_quoted(_path_from(file, data))}{written_format}{columns}{guess.source}}}",
         about=about,
         learned=guess.learned,
-        notes=_group_notes(groups, guess.document)
-        + _notes(rows, about + guess.learned, of_columns=source.resolved_format != "text"),
+        notes=_group_notes(groups, guess.document) + _notes(rows, about + guess.learned, of_columns=format != "text"),
         length=length,
         rate=full_rate,
         lora=_LORA.format(rate=lora_rate),

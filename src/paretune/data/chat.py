@@ -9,6 +9,7 @@ otherwise than earlier ones). A base with a chat template renders with it; for o
 A message keeps the fields that templates know beside `role` and `content`, such as `reasoning_content` and `tool_calls`.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,12 +34,34 @@ _ROLES = {
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
+    "function_response": "tool",
 }
 _NAMES = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
+_CALLS = "function_call"
+"""The role of a turn whose text is the JSON of a call, or of several."""
 _KEYS = {"messages": ("messages", "role", "content"), "sharegpt": ("conversations", "from", "value")}
+_BATCH_JQ = (
+    "`jq -cs 'INDEX(.[] | select(.response); .custom_id) as $of | .[] | select(.body) | {messages: (.body.messages + "
+    "[$of[.custom_id].response.body.choices[0].message])}' REQUESTS.jsonl RESPONSES.jsonl > chats.jsonl`"
+)
+_OTHER_FORMS = (
+    ({"conversations"}, "reads like `records: sharegpt`"),
+    ({"messages"}, "reads like `records: messages`"),
+    ({"custom_id", "body"}, f"is a request of OpenAI's batch API; join it with its answer: {_BATCH_JQ}"),
+    ({"custom_id", "response"}, f"is an answer of OpenAI's batch API; join it with its request: {_BATCH_JQ}"),
+    ({"preferred_output"}, "is a pair of OpenAI's preference tuning; write the preferred answer as the last of its `messages`"),
+    ({"chosen", "rejected"}, 'is a pair of preferences; write `tasks: {answer: {prompt: ..., completion: "{{ chosen }}"}}`'),
+    ({"instruction", "output"}, "reads like `records: alpaca`"),
+    ({"prompt", "completion"}, "reads like `records: prompt_completion`"),
+)
+"""Fields by which a record of another form is known, with what is told of it."""
 SPOKEN = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
 """Fields of a turn that hold a part of it."""
 _LEARNED = ("weight", "train", "training", "loss")
@@ -64,15 +87,42 @@ def conversation(form: str, values: Mapping[str, Any], where: str) -> list[Messa
     """
     field, role, content = _KEYS[form]
     if field not in values:
+        seen = next((told for names, told in _OTHER_FORMS if names <= values.keys()), "")
         raise DataError(
             f"{where}: no field `{field}`, which `records: {form}` reads; the record has "
             + ", ".join(f"`{name}`" for name in values)
+            + (f", and {seen}" if seen else "")
         )
-    messages = parse_messages(values[field], role, content, f"{where}: `{field}`")
+    said = _parsed_list(values[field])
+    # The names of the one form are met under the field of the other, too.
+    first = said[0] if isinstance(said, list) and said and isinstance(said[0], Mapping) else {}
+    if role not in first:
+        role, content = next(((r, c) for _, r, c in _KEYS.values() if r in first and c in first), (role, content))
+    messages = parse_messages(said, role, content, f"{where}: `{field}`")
     system = values.get("system")
     if isinstance(system, str) and system.strip() and all(message["role"] != "system" for message in messages):
         messages.insert(0, {"role": "system", "content": system})
     return messages
+
+
+def _parsed_list(value: Any) -> Any:
+    """A list of messages that a table holds as JSON; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
+
+
+def _calls_in(text: str, where: str) -> list[Any]:
+    """The calls of tools that a turn of the role `function_call` writes as JSON: `{"name": ..., "arguments": {...}}`."""
+    try:
+        calls = json.loads(text)
+    except ValueError:
+        calls = None
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    if not isinstance(calls, list) or not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):
+        raise DataError(f"{where}: is {shown(text)}, and a `{_CALLS}` is JSON with `name` and `arguments`")
+    return [{"type": "function", "function": dict(call)} for call in calls]
 
 
 def tools_of(values: Mapping[str, Any], where: str) -> list[Any]:
@@ -90,13 +140,14 @@ def tools_of(values: Mapping[str, Any], where: str) -> list[Any]:
 
 def messages_in(form: str, values: Mapping[str, Any]) -> list[Any] | None:
     """What the messages of a record say, whatever it is; None where it has no field of messages."""
-    field, _, content = _KEYS[form]
+    field = _KEYS[form][0]
     if field not in values:
         return None
-    messages = values[field] if isinstance(values[field], list) else []
+    said = _parsed_list(values[field])
+    names = (*(content for _, _, content in _KEYS.values()), *SPOKEN)
     return [
-        next(filter(None, (message.get(name) for name in (content, *SPOKEN))), "") if isinstance(message, Mapping) else message
-        for message in messages
+        next(filter(None, (message.get(name) for name in names)), "") if isinstance(message, Mapping) else message
+        for message in (said if isinstance(said, list) else [])
     ]
 
 
@@ -126,6 +177,8 @@ def parse_messages(value: Any, role: str, content: str, where: str) -> list[Mess
             raise DataError(
                 f"{where}: message {number}: `{content}` is {shown(said)}; expected a text (images and sounds are not read)"
             )
+        if message[role] == _CALLS:
+            fields["tool_calls"], said = _calls_in(said, f"{where}: message {number}: `{content}`"), ""
         flags = {name: message[name] for name in _LEARNED if message.get(name) is not None}
         for name, flag in flags.items():
             if flag not in (0, 1):

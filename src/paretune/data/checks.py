@@ -1,8 +1,10 @@
 """What can be told of a study's data, questions, sheets and word list before the first stage, by their first records."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from paretune.data.control import WAYS_OUT, held, pattern_of, pieces_of, sources_of
+from paretune.data.files import size_as_text
 from paretune.data.outside import outside_documents
 from paretune.data.questions import QuestionSet, read_question_set, request_of, slices_of
 from paretune.data.records import parse_form, read_record
@@ -14,6 +16,7 @@ from paretune.data.templates import Template, is_blank, named_value, parse_templ
 from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.checks import num_tokens, read_tokenizer
 from paretune.pipeline.config_json import architectures, num_positions
+from paretune.pipeline.data_files import data_files, format_of_file
 from paretune.pipeline.preflight import Setting, check_files
 from paretune.study.base import suggestion
 from paretune.study.data import Dataset
@@ -21,8 +24,8 @@ from paretune.study.evaluations import Forgetting, Qa
 from paretune.study.ratings import Ratings
 from paretune.study.safety import Safety
 
-_STREAMED = ("jsonl", "csv", "parquet")
-"""Formats whose first record is read without the rest."""
+_WHOLE = ("json", "text")
+"""Formats whose first record is not read without the rest."""
 
 
 def check_dataset(dataset: Dataset, setting: Setting) -> None:
@@ -42,12 +45,26 @@ def check_dataset(dataset: Dataset, setting: Setting) -> None:
     for source in dataset.sources.values():
         if source.builtin and source.builtin not in BUILTIN:
             raise SpecError(f"{where}.source.builtin: no dataset `{source.builtin}`{suggestion(source.builtin, BUILTIN)}")
-        if source.path and source.resolved_format in _STREAMED:
-            row = next(iterate_rows(source, str(setting.folder / source.path)))
+        files = [file for path in source.paths for file in data_files(setting.folder / path, source.format)]
+        _check_batch(files, setting)
+        if files and (source.resolved_format or format_of_file(files[0])) not in _WHOLE:
+            row = next(iterate_rows(source, [str(setting.folder / path) for path in source.paths]))
             _check_control_tokens(dataset, pieces_of(read_record(form, row)), row.where, setting)
             for key, field in (("document", dataset.document), ("stratify", dataset.stratify)):
                 if field is not None and not (form.drops_empty and is_blank(row.values.get(field, ""))):
                     named_value(row.values, field, key, row.where)
+
+
+def _check_batch(files: Sequence[Path], setting: Setting) -> None:
+    """SpecError for steps of more examples than the data has bytes: whatever it holds, no step is ever full."""
+    batch = setting.study.train.batch_size
+    if batch > 2**20 and files and all(file.is_file() for file in files):
+        size = sum(map(size_as_text, files))
+        if batch > size:
+            raise SpecError(
+                f"train.batch_size: {batch:,} examples of a step are more than the {size:,.0f} bytes of `{setting.where}` can "
+                "hold; usual are 4 to 128"
+            )
 
 
 def _check_control_tokens(dataset: Dataset, pieces: Sequence[tuple[str, str]], where: str, setting: Setting) -> None:

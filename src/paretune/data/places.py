@@ -34,7 +34,7 @@ def write_pairs(
     places: dict[tuple[str, int], str] = {}
     for role, source in dataset.sources.items() if pairs else ():
         splits = [role.removeprefix("source.")] if role != "source" else SPLITS
-        for number, row in enumerate(iterate_rows(source, str(resources[role]))):
+        for number, row in enumerate(iterate_rows(source, resources[role].paths)):
             places |= {(split, number): row.where for split in splits if (split, number) in wanted}
 
     def place(side: Side, number: int) -> str:

@@ -164,7 +164,7 @@ def prepare_data(context: StageContext) -> dict[str, Any]:
     first = next(iter(dataset.sources.items()))
     if first[1].resolved_format != "text" and per_document.max() == 1:
         # Nothing is grouped: whether a column would is looked for in the first records.
-        rows = (row.values for row in iterate_rows(first[1], str(context.resources[first[0]])))
+        rows = (row.values for row in iterate_rows(first[1], context.resources[first[0]].paths))
         metrics["groups"] = [[g.column, g.num_values, g.num_records] for g in groupings(rows) if g.column != dataset.document]
     context.emit(done=0, total=1, part="writing")
     metrics |= _write(context.draft / "documents.parquet", kept, names, sides_D, contents, completes=dataset.completes)
@@ -325,11 +325,11 @@ def whole_counts(quotas: Sequence[Fraction], total: int) -> list[int]:
 
 def _read(dataset: Dataset, source: Source, split: str, counts: Counter[str], context: StageContext) -> Iterator[SourceRecord]:
     """The records of `source`; one of nothing but white space has no text. `counts` gains what was cleaned."""
-    file, form = str(context.resources[_role(split)]), parse_form(dataset, "the dataset")
+    files, form = context.resources[_role(split)].paths, parse_form(dataset, "the dataset")
     named = [name for name in (dataset.document, dataset.stratify) if name is not None]
     # The characters rendered so far, out of the bytes of the file: near enough for the time left.
-    size, done = Path(file).stat().st_size if source.path and Path(file).exists() else 0, 0
-    for number, row in enumerate(iterate_rows(source, file)):
+    size, done = sum(Path(file).stat().st_size for file in files if source.path and Path(file).is_file()), 0
+    for number, row in enumerate(iterate_rows(source, files)):
         cleaned = clean_row(row, dataset.clean, counts)
         # Without its document or stratum a record is left out, where `clean` says so.
         nameless = any(name in row.values and is_blank(row.values[name]) for name in named)

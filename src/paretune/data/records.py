@@ -14,6 +14,7 @@ from paretune.data.references import is_template, references_in
 from paretune.data.sources import Row
 from paretune.data.templates import LEAVE_OUT, Template, is_blank, parse_template, render
 from paretune.errors import DataError, SpecError
+from paretune.study.base import shown
 from paretune.study.data import Dataset
 from paretune.study.tasks import RESPONSE
 
@@ -84,6 +85,8 @@ class Form:
     """In the order of their names: how a study orders them changes nothing."""
     chat: str | None = None
     """`messages` or `sharegpt`."""
+    forbidden: tuple[str, ...] = ()
+    """Fields that belong to a record of this form and are not read: refused where they hold something."""
     drops_empty: bool = False
     """What needs a field that is empty is left out, as what renders to nothing is, and no error."""
 
@@ -129,7 +132,8 @@ def parse_form(dataset: Dataset, where: str) -> Form:
         return Form(nothing, chat=ready, drops_empty=drops_empty)
     prompt, field = _READY[ready]
     response = TaskForm(RESPONSE, parse_template(prompt), parse_template(f"{{{{ {field} }}}}"), False, field)
-    return Form(nothing, (response,), drops_empty=drops_empty)
+    forbidden = ("system", "history") if ready == "alpaca" else ()
+    return Form(nothing, (response,), forbidden=forbidden, drops_empty=drops_empty)
 
 
 def read_record(form: Form, row: Row) -> Rendered:
@@ -144,6 +148,11 @@ def read_record(form: Form, row: Row) -> Rendered:
             before = parse_messages(prompt, "role", "content", f"{row.where}: `prompt`")
             after = parse_messages(completion, "role", "content", f"{row.where}: `completion`")
             return _chat([message | {"weight": 0} for message in before] + after, tools_of(row.values, row.where))
+        if unread := [name for name in form.forbidden if not is_blank(row.values.get(name))]:
+            raise DataError(
+                f"{row.where}: `{unread[0]}` is {shown(row.values[unread[0]])}, which `records: alpaca` does not read; write "
+                "the record as `messages`, or the prompt as a template of `tasks`"
+            )
         return _rendered(form, row)
     except DataError as error:
         null = any(name in row.values and row.values[name] is None for each in form.templates for name in each.needed)

@@ -1,32 +1,33 @@
-"""Records of a source: jsonl, json, csv, parquet and text files, hub datasets, and what ships with the package.
+"""Records of a source: files of the formats that people have, hub datasets, and what ships with the package.
 
-`iterate_rows` holds one record at a time for jsonl, csv, parquet and the hub, so that ten million lines need no more memory
-than the longest; json and text files are read whole. Every complaint names file, line or row, what stands there, and a way out.
+`iterate_rows` holds one record at a time of all but json and text files, which are read whole: ten million lines need no more
+memory than the longest. Every complaint names file, line or row, what stands there, and a way out.
 """
 
 import csv
 import itertools
 import json
 import math
+import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from paretune.data.files import MAX_LINE_BYTES, MAX_WHOLE_BYTES, lines, opened, opened_as_is, whole_text
 from paretune.data.newsroom import articles
 from paretune.errors import DataError, NeedsError
+from paretune.pipeline.data_files import data_files, format_of_file
 from paretune.pipeline.hub import DATASET, open_dataset, resolve_commit
+from paretune.pipeline.machine import way_to
 from paretune.study.base import shown, suggestion
-from paretune.study.data import Source
+from paretune.study.data import Source, no_format
 
 if TYPE_CHECKING:
     import pyarrow
 
-MAX_LINE_BYTES = 64 * 2**20
-"""A longer line is no record but a whole file without line ends; reading stops there, so at most this much is held."""
-MAX_WHOLE_BYTES = 2**30
-"""json and text files are parsed in one piece, which takes about 4 times their size (json of records of 120 bytes)."""
 BLOCK_CHARACTERS = 4000
 """Of a text whose source names no other way to cut it."""
 BUILTIN = ("newsroom",)
@@ -39,6 +40,9 @@ _CUTS = tuple(
     for pattern in (r"\n[ \t]*\n\s*", r"\n", r"[.!?\u2026][\"'\u201d\u2019)\]]*\s+|[\u3002\uff01\uff1f]", r"\s+")
 )
 """Where a block may end, best first: blank line, line end, sentence end, white space."""
+_CELL_ERROR = re.compile(r"#(REF!|N/A|VALUE!|DIV/0!|NAME\?|NUM!|NULL!|SPILL!|CALC!)")
+_NO_RESULT = re.compile(rb"(</f>|<f\b[^>]*/>)(<v\s*/>|<v></v>)?</c>")
+"""A formula in a cell of a sheet that holds no value beside it."""
 _BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)*")
 
 
@@ -49,19 +53,12 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
-def iterate_rows(source: Source, file: str) -> Iterator[Row]:
-    """Records of `source` in order; `file` is its path, and is ignored for hub and built-in sources.
+def iterate_rows(source: Source, path: str | Sequence[str]) -> Iterator[Row]:
+    """Records of `source` in order; `path` is where its `path` or paths are, and is ignored for hub and built-in sources.
 
     Values are JSON types, dates and decimals; csv values are all text; a missing value (null, NaN) is None.
-    Raises DataError for anything wrong with the file, NeedsError where it is missing or the hub cannot be reached.
+    Raises DataError for anything wrong with a file, NeedsError where it is missing or the hub cannot be reached.
     """
-    readers: dict[str, Callable[[Source, Path], Iterator[Row]]] = {
-        "jsonl": _jsonl_rows,
-        "json": _json_rows,
-        "csv": _csv_rows,
-        "parquet": _parquet_rows,
-        "text": _text_rows,
-    }
     if source.hub is not None:
         rows, name = _hub_rows(source), f"hub dataset `{source.hub}`"
     elif source.builtin is not None:
@@ -70,7 +67,8 @@ def iterate_rows(source: Source, file: str) -> Iterator[Row]:
             raise DataError(f"{name}: there is none of that name{suggestion(source.builtin, BUILTIN)}")
         rows = (Row(f"{name}: record {number}", values) for number, values in enumerate(articles(), 1))
     else:
-        rows, name = readers[source.resolved_format or "jsonl"](source, Path(file)), file
+        paths = [path] if isinstance(path, str) else path
+        rows, name = _rows_of_files(source, [Path(each) for each in paths]), ", ".join(paths)
     row = None
     for row in rows:
         yield row
@@ -78,15 +76,30 @@ def iterate_rows(source: Source, file: str) -> Iterator[Row]:
         raise DataError(f"{name}: holds no records; a dataset needs at least one for each split")
 
 
+def _rows_of_files(source: Source, paths: Sequence[Path]) -> Iterator[Row]:
+    files = [file for path in paths for file in data_files(path, source.format)]
+    folder = os.path.commonpath([file.absolute().parent for file in files])
+    for file in files:
+        format = source.format or source.resolved_format or format_of_file(file)
+        if file.is_dir():
+            yield from _saved_rows(file)
+        elif format is None:
+            raise DataError(f"{file}: {no_format(file.name)}")
+        elif format == "text" and len(files) > 1:
+            yield from _text_rows(source, file, os.path.relpath(file, folder))
+        else:
+            yield from _READERS[format](source, file)
+
+
 def _jsonl_rows(_: Source, path: Path) -> Iterator[Row]:
-    for number, line in _lines(path):
+    for number, line in lines(path):
         if line.strip():
             where = f"{path}: line {number}"
             yield Row(where, _object(_parsed(line, where, whole_line=line.endswith("\n")), where))
 
 
 def _json_rows(_: Source, path: Path) -> Iterator[Row]:
-    text = _whole_text(path)
+    text = whole_text(path)
     if not text.strip():
         return
     value, where = _parsed(text, str(path), lines=True), str(path)
@@ -165,16 +178,27 @@ def _parsed(text: str, where: str, *, lines: bool = False, whole_line: bool = Tr
         raise DataError(f"{where}: JSON that cannot be read ({error}); repair or leave out the record") from None
 
 
+def _named_columns(source: Source, header: Sequence[str] | None, where: str) -> list[str]:
+    """The names of a table's columns: its own, or those of `columns`; DataError where they do not fit, or one stands twice."""
+    columns = list(source.columns or header or ())
+    if header is not None and len(columns) != len(header):
+        raise DataError(f"{where}: `columns` names {len(columns)} columns, the header has {len(header)}: {_listed(header)}")
+    twice = [name for name, times in Counter(columns).items() if times > 1]
+    if twice:
+        raise DataError(f"{where}: two columns are called `{twice[0]}`; give `columns: [...]` with different names")
+    return columns
+
+
 def _csv_rows(source: Source, path: Path) -> Iterator[Row]:
     """Rows under the names of the header or of `columns`; empty lines between rows are no rows."""
     columns, header = list(source.columns or ()), None
     # The module's own limit of 131,072 characters a field is short for an article; a field is at most a line of ours or many.
     csv.field_size_limit(MAX_LINE_BYTES)
-    lines = (line.replace("\r\n", "\n") for _, line in _lines(path))
-    first = next(lines, "")
+    unix_lines = (line.replace("\r\n", "\n") for _, line in lines(path))
+    first = next(unix_lines, "")
     separator = separator_of(first)
-    delimiter = source.delimiter or separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    reader = csv.reader(lines if separator else itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    delimiter = source.delimiter or separator or ("\t" if {".tsv", ".tab"} & set(map(str.lower, path.suffixes)) else ",")
+    reader = csv.reader(unix_lines if separator else itertools.chain([first], unix_lines), delimiter=delimiter, strict=True)
     while True:
         where = f"{path}: line {reader.line_num + 1 + bool(separator)}"
         try:
@@ -190,16 +214,7 @@ def _csv_rows(source: Source, path: Path) -> Iterator[Row]:
             continue
         if source.header and header is None:
             header = [name.strip() for name in fields]
-            if columns and len(columns) != len(header):
-                raise DataError(
-                    f"{path}: line 1: `columns` names {len(columns)} columns, the header has {len(header)}: {_listed(header)}"
-                )
-            columns = columns or header
-            twice = [name for name, times in Counter(columns).items() if times > 1]
-            if twice:
-                raise DataError(
-                    f"{path}: line 1: two columns are called `{twice[0]}`; give `columns: [...]` with different names"
-                )
+            columns = _named_columns(source, header, f"{path}: line 1")
             continue
         if len(fields) != len(columns):
             named_by = "the header names" if source.header and not source.columns else "`columns` names"
@@ -221,7 +236,7 @@ def _parquet_rows(_: Source, path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
-    with _opened(path) as file:
+    with opened_as_is(path) as file:
         try:
             parquet = pyarrow.parquet.ParquetFile(file)
             numbers, schema = itertools.count(1), parquet.schema_arrow
@@ -257,6 +272,90 @@ def _plain(value: Any, type: "pyarrow.DataType") -> Any:
     return [_plain(item, type.value_type) for item in value] if isinstance(value, list) else value
 
 
+def _xlsx_rows(source: Source, path: Path) -> Iterator[Row]:
+    """Rows of a sheet below its header; a formula is its value. Needs openpyxl."""
+    try:
+        import openpyxl
+    except ModuleNotFoundError:
+        raise NeedsError(f"{path}: .xlsx needs {way_to('openpyxl', '')}; or save it as .csv") from None
+    with opened_as_is(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                size = sum(part.file_size for part in archive.infolist())
+                if size > MAX_WHOLE_BYTES:
+                    raise DataError(f"{path}: holds {size:,} bytes when unpacked; save it as .csv, which is read line by line")
+                for name in archive.namelist():
+                    if name.startswith("xl/worksheets/") and _NO_RESULT.search(archive.read(name)):
+                        raise DataError(
+                            f"{path}: holds formulas without their results, as programs write it that do not calculate; "
+                            "open it in a spreadsheet program and save it"
+                        )
+            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+            filled = [sheet.title for sheet in book.worksheets if next(_filled(sheet), None) is not None]
+        except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
+            raise DataError(f"{path}: is no .xlsx file, or a damaged one ({_first_line(error)}); save it again") from None
+        if source.sheet is not None and source.sheet not in book.sheetnames:
+            raise DataError(f"{path}: no sheet `{source.sheet}`{suggestion(source.sheet, book.sheetnames)}")
+        if source.sheet is None and len(filled) > 1:
+            raise DataError(f"{path}: several sheets hold rows ({_listed(filled)}); say which, `sheet: {filled[0]}`")
+        columns: list[str] | None = None if source.header else list(source.columns or ())
+        for number, values in _filled(book[source.sheet or filled[0]]) if filled else ():
+            where = f"{path}: row {number}"
+            while values and values[-1] is None:
+                values.pop()
+            if columns is None:
+                if None in values:
+                    raise DataError(f"{where}: column {values.index(None) + 1} of the header has no name; write one")
+                columns = _named_columns(source, [str(value).strip() for value in values], where)
+                continue
+            if len(values) > len(columns):
+                raise DataError(
+                    f"{where}: {len(values)} cells, the columns are {len(columns)} ({_listed(columns)}); does the table begin "
+                    "in another row?"
+                )
+            for name, value in zip(columns, values, strict=False):
+                if isinstance(value, str) and _CELL_ERROR.fullmatch(value):
+                    raise DataError(f"{where}: `{name}` is {shown(value)}, an error of a formula; correct it in the sheet")
+            values += [None] * (len(columns) - len(values))
+            yield Row(where, dict(zip(columns, values, strict=True)))
+
+
+def _filled(sheet: Any) -> Iterator[tuple[int, list[Any]]]:
+    """Number and values of each row that holds some."""
+    for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
+        if any(value is not None for value in values):
+            yield number, list(values)
+
+
+def _arrow_rows(_: Source, path: Path) -> Iterator[Row]:
+    """Rows of an Arrow file or stream, or of Feather."""
+    import pyarrow
+
+    with opened(path) as file:
+        try:
+            is_file = file.peek(6).startswith(b"ARROW1")  # type: ignore[attr-defined]
+            reader = pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
+            numbers = itertools.count(1)
+            batches = (reader.get_batch(n) for n in range(reader.num_record_batches)) if is_file else reader
+            for batch in batches:
+                for values in batch.to_pylist():
+                    yield Row(f"{path}: row {next(numbers)}", _plain_record(values, reader.schema))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: not an Arrow file, or a damaged one ({_first_line(error)}); write it again") from None
+
+
+def _saved_rows(folder: Path) -> Iterator[Row]:
+    """Rows of what `Dataset.save_to_disk` of Hugging Face's datasets wrote."""
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except Exception as error:  # noqa: BLE001  whatever a damaged folder makes of it
+        raise DataError(f"{folder}: is no folder of `save_to_disk`, or a damaged one ({_first_line(error)})") from None
+    for number, values in enumerate(data, 1):
+        yield Row(f"{folder}: row {number}", _plain_record(values, data.features.arrow_schema))
+
+
 def _hub_rows(source: Source) -> Iterator[Row]:
     name = str(source.hub)
     where = f"hub dataset `{name}` (config {source.config or 'default'}, split {source.split})"
@@ -271,13 +370,16 @@ def _hub_rows(source: Source) -> Iterator[Row]:
         yield Row(f"hub dataset `{name}`: row {number}", _plain_record(values, data.features.arrow_schema))
 
 
-def _text_rows(source: Source, path: Path) -> Iterator[Row]:
-    text = _whole_text(path).replace("\r\n", "\n").replace("\r", "\n")
+def _text_rows(source: Source, path: Path, file: str = "") -> Iterator[Row]:
+    """Pieces of a text; of several files each is named by its `file`, and is the whole unless it is said how it is cut."""
+    text = whole_text(path).replace("\r\n", "\n").replace("\r", "\n")
     if source.start is not None:
         text = text[_first_match(source.start, text, path, "start").end() :]
     if source.end is not None:
         text = text[: _first_match(source.end, text, path, "end").start()]
-    if source.chapters is not None:
+    if file and source.is_uncut:
+        parts = [("", text)]
+    elif source.chapters is not None:
         heading = re.compile(source.chapters, re.MULTILINE)
         lines = [line for line in re.finditer(r"^.*$", text, re.MULTILINE) if heading.search(line[0])]
         if not lines:
@@ -299,10 +401,12 @@ def _text_rows(source: Source, path: Path) -> Iterator[Row]:
     used: Counter[str] = Counter()
     for name, part in parts:
         if part.strip():
+            name = ": ".join(filter(None, (file, name)))
             used[name] += 1
             document = name if used[name] == 1 else f"{name} ({used[name]})"
+            where = str(path) if document == file else f"{path}: {document.removeprefix(f'{file}: ')}"
             # Without blank lines around it; the first line keeps its indentation.
-            yield Row(f"{path}: {document}", {"text": _BLANK_LINES.sub("", part, count=1).rstrip(), "document": document})
+            yield Row(where, {"text": _BLANK_LINES.sub("", part, count=1).rstrip(), "document": document})
 
 
 def _first_match(pattern: str, text: str, path: Path, field: str) -> re.Match[str]:
@@ -327,62 +431,15 @@ def blocks(text: str, size: int) -> list[str]:
     return [*pieces, text[position:]]
 
 
-def _opened(path: Path) -> BinaryIO:
-    if path.is_dir():
-        raise DataError(f"{path}: is a directory; name one file, or separate files for `train`, `validation` and `test`")
-    try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path}: is no regular file (a device or pipe); name a file")
-        return path.open("rb")
-    except FileNotFoundError:
-        near = suggestion(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        hint = near if "did you mean" in near else "; paths in a study are relative to the study file"
-        raise NeedsError(f"{path}: no such file{hint}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number from 1 and text of each line, its line end included."""
-    offset = 0
-    with _opened(path) as file:
-        for number in itertools.count(1):
-            line = file.readline(MAX_LINE_BYTES + 1)
-            if not line:
-                return
-            if len(line) > MAX_LINE_BYTES:
-                raise DataError(
-                    f"{path}: line {number}: is longer than {MAX_LINE_BYTES // 2**20} MiB, which is no record "
-                    "(the rest was not read); if the file is one JSON list, write one record a line"
-                )
-            yield number, _decoded(line, path, number, offset)
-            offset += len(line)
-
-
-def _whole_text(path: Path) -> str:
-    with _opened(path) as file:
-        data = file.read(MAX_WHOLE_BYTES + 1)
-    if len(data) > MAX_WHOLE_BYTES:
-        raise DataError(
-            f"{path}: is larger than {MAX_WHOLE_BYTES // 2**30} GiB, and json and text files are read in one piece; "
-            "write one record a line (`format: jsonl`), which is read line by line"
-        )
-    return _decoded(data, path, 1, 0)
-
-
-def _decoded(data: bytes, path: Path, line: int, offset: int) -> str:
-    """`data`, which stands at byte `offset` (from 0) in line `line`, as text without a byte order mark."""
-    if offset == 0 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path}: is UTF-16; save it as UTF-8 (`iconv -f UTF-16 -t UTF-8`)")
-    try:
-        return data.decode("utf-8-sig" if offset == 0 else "utf-8")
-    except UnicodeDecodeError as error:
-        at = error.start + (3 if offset == 0 and data.startswith(b"\xef\xbb\xbf") else 0)
-        line += data.count(b"\n", 0, at)
-        raise DataError(
-            f"{path}: line {line}: byte offset {offset + at} (0x{data[at]:02x}) is not UTF-8; "
-            "find out its encoding and convert it, for instance `iconv -f WINDOWS-1252 -t UTF-8`"
-        ) from None
+_READERS: dict[str, Callable[[Source, Path], Iterator[Row]]] = {
+    "jsonl": _jsonl_rows,
+    "json": _json_rows,
+    "csv": _csv_rows,
+    "parquet": _parquet_rows,
+    "text": _text_rows,
+    "xlsx": _xlsx_rows,
+    "arrow": _arrow_rows,
+}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -139,12 +139,23 @@ def render(template: Template, record: Mapping[str, Any], where: str) -> str:
     except _NotPrintable as error:
         names = [name for name in template.fields if values.get(name) is error.value]
         subject = f"field `{names[0]}`" if names else "an expression"
+        if names and (form := _conversation(error.value)):
+            raise DataError(
+                f"{where}: {subject} is a conversation, a list of messages; write `records: {form}` in place of the template, "
+                "and its turns are read as the chat template of the base has them"
+            ) from None
         raise DataError(
             f"{where}: {subject} is {_kind(error.value)}, {shown(error.value)}; write it out with a filter, "
             f"like `{{{{ {names[0] if names else 'tags'} | join(', ') }}}}`"
         ) from None
     except _RENDER_ERRORS as error:
         raise DataError(f"{where}: {shown(template.source)} cannot be filled in ({error})") from None
+
+
+def _conversation(value: Any) -> str:
+    """The ready format of a list of messages; empty for anything else."""
+    first = value[0] if isinstance(value, list) and value and isinstance(value[0], Mapping) else {}
+    return "messages" if {"role", "content"} <= first.keys() else "sharegpt" if {"from", "value"} <= first.keys() else ""
 
 
 def named_value(record: Mapping[str, Any], field: str, key: str, where: str) -> str:

@@ -40,8 +40,24 @@ def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase)
     return with_num_blocks(locked.config, count - removed)
 
 
+def _check_rank(config: TrainLora, where: str, base: str, locked: LockedBase) -> None:
+    """SpecError for a rank that no matrix has."""
+    directory = locked.resource.directory()
+    if directory is None:
+        return
+    shapes = [shape for name, shape in weight_shapes(directory).items() if any(part.isdigit() for part in name.split("."))]
+    matrices = [shape[-2:] for shape in shapes if len(shape) in (2, 3)]  # of three: a matrix for each expert
+    highest = max((min(shape) for shape in matrices), default=config.r)
+    if config.r > highest:
+        raise SpecError(
+            f"{where}.r: {config.r:,} is a rank that no matrix of base `{base}` has, nor an update of it: the largest rank is "
+            f"{highest:,}; write at most that, usual are 4 to 64, or take `train.full`"
+        )
+
+
 def check_targets(config: TrainLora, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
-    """`train.lora`: the base has linear modules called as `targets`."""
+    """`train.lora`: a rank that there can be, and linear modules called as `targets`."""
+    _check_rank(config, where, base, locked)
     if config.experts and num_experts(locked.config) is None:
         raise SpecError(f"{where}.experts: base `{base}` has no routed experts; leave the field out")
     directory = locked.resource.directory()

@@ -66,6 +66,8 @@ class Cost:
     """Whether the tokens were counted."""
     memory: float | None = None
     disk: float | None = None
+    per_epoch: float | None = None
+    """Examples, or windows, of the training split."""
     seconds: float | None = None
     at_most: str = ""
     """Why it may take less."""
@@ -107,6 +109,12 @@ def describe_plan(
     if rates:
         lines += _time({planned.stage: costs[planned.stage] for planned in reviewed if planned.status == "new"})
     lines += [*describe_documents(study, plan, store), *small_splits(plan, store)]
+    one_step = {cost.per_epoch for cost in new if cost.per_epoch is not None and cost.per_epoch < study.train.batch_size}
+    if one_step:
+        lines.append(
+            f"train.batch_size: a step of {study.train.batch_size:,} holds all of about {max(one_step):,.0f} examples: an "
+            "epoch is one step"
+        )
     told = dict.fromkeys(
         line
         for variant in study.variants.values()
@@ -236,7 +244,13 @@ def _training(
         epochs, steps = (steps / per_epoch, steps) if steps else (epochs, per_epoch * (study.train.num_epochs or 0))
     tokens = None if amount is None else round(amount.tokens * epochs)
     exact = amount is None or amount.exact
-    cost = Cost(steps, tokens, round(amount.read * epochs) if amount and amount.read else None, exact)
+    cost = Cost(
+        steps,
+        tokens,
+        round(amount.read * epochs) if amount and amount.read else None,
+        exact,
+        per_epoch=amount.windows if amount else None,
+    )
     if weights is None:
         return cost
     blocks, rank = num_blocks(config) or 1, stage.config["method"].get("r")

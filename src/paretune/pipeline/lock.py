@@ -16,11 +16,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from paretune.errors import NeedsError, StoreError
+from paretune.errors import NeedsError, StoreError, UserError
 from paretune.pipeline import hub, machine
 from paretune.pipeline.config_json import check_whole, check_writes_text, dtype, read_config
+from paretune.pipeline.data_files import data_files, is_one_file, likely
 from paretune.pipeline.resources import Resource, builtin_base, weight_dtype
-from paretune.study.base import OtherModel, Outside, Spec, outside_of, suggestion
+from paretune.study.base import OtherModel, Outside, Spec, outside_of
 from paretune.study.study import Base, Study
 
 SCHEMA = 1
@@ -129,7 +130,8 @@ def resolve_lock(study: Study, study_file: Path, device: str = "auto") -> Lock:
         bases={name: _model(f"bases.{name}", base, digests, commits) for name, base in study.bases.items()},
         models={where: _model(where, model, digests, commits, writes=False) for where, model in models.items()},
         files={each.value: digests.of_file(each.value, each.where) for each in outside if each.kind == "file"}
-        | {each.value: digests.of_folder(each.value, each.where) for each in outside if each.kind == "folder"},
+        | {each.value: digests.of_folder(each.value, each.where) for each in outside if each.kind == "folder"}
+        | {each.value: digests.of_data(each.value, each.where) for each in outside if each.kind == "data"},
         hub_commits=commits,
         seen={name: seen.model_dump() for name, seen in digests.seen.items()},
     )
@@ -194,7 +196,7 @@ def _model(
             or_hub = f", or write `hub: {model.path}` for a model of the hub" if _HUB_NAME.fullmatch(str(model.path)) else ""
             raise NeedsError(
                 f"{where}: no directory `{directory}`; name one that holds config.json and model.safetensors"
-                f"{or_hub}{_likely(directory)}"
+                f"{or_hub}{likely(directory)}"
             )
         config = read_config(directory / "config.json", where)
         if writes:
@@ -224,18 +226,35 @@ class _Digests:
         file = self.folder / path
         with _readable(where, path):
             if not file.exists():
-                hint = _likely(file) or "; paths are relative to the study"
+                if file.is_symlink():
+                    raise NeedsError(f"{where}: `{path}` cannot be followed{likely(file)}; correct the link, or name the file")
+                hint = likely(file) or "; paths are relative to the study"
                 raise NeedsError(f"{where}: no file `{path}` (looked in `{self.folder.resolve()}`){hint}")
             if not file.is_file():
                 raise NeedsError(f"{where}: `{path}` is a {'directory' if file.is_dir() else 'device or pipe'}; name a file")
             return self._digest(file)
+
+    def of_data(self, path: str, where: str) -> str:
+        """Of a file, or of all that a folder or a pattern stands for, by their names."""
+        place = self.folder / path
+        if is_one_file(place):
+            return self.of_file(path, where)
+        with _readable(where, path):
+            try:
+                files = data_files(place)
+            except UserError as error:
+                raise type(error)(f"{where}: {error}") from None
+            if files == [place]:  # what `save_to_disk` wrote
+                return self.of_folder(path, where)
+            parts = [[os.path.relpath(file, place.parent), self._digest(file)] for file in files]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def of_folder(self, path: str, where: str) -> str:
         """Of everything in it but what Python and hidden files leave there."""
         folder = self.folder / path
         with _readable(where, path):
             if not folder.is_dir():
-                raise NeedsError(f"{where}: no folder `{path}` (looked in `{self.folder.resolve()}`){_likely(folder)}")
+                raise NeedsError(f"{where}: no folder `{path}` (looked in `{self.folder.resolve()}`){likely(folder)}")
             files = sorted(file for file in folder.rglob("*") if file.is_file())
             names = [file.relative_to(folder) for file in files]
             parts = [
@@ -261,17 +280,6 @@ class _Digests:
                 seen = _Seen(stamp=stamp, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
         self.seen[name] = seen
         return seen.sha256
-
-
-def _likely(missing: Path) -> str:
-    """What is most likely meant by a path at which there is nothing; empty where that cannot be told."""
-    if missing.as_posix().startswith("~") or "/~/" in missing.as_posix():
-        return "; `~` is not expanded, write the whole path"
-    if re.search("https?:/", missing.as_posix()):
-        return "; nothing is fetched from an address, so download it and name the file"
-    beside = [entry.name for entry in missing.parent.iterdir()] if missing.parent.is_dir() else []
-    near = suggestion(missing.name, beside)
-    return near if "did you mean" in near else ""
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from paretune.errors import NeedsError
+from paretune.errors import NeedsError, SpecError
 
 _DEVICES = ("cpu", "cuda")
 _DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -60,6 +60,39 @@ def device_kind(asked: str, locked: str | None) -> str:
         origin = "--device" if asked != "auto" else "the lock"
         raise NeedsError(f"{origin} names the device `cuda`, and this machine has no NVIDIA GPU; pass `--device cpu`")
     return kind
+
+
+_UNITS = {f"{unit}{binary}": base**n for n, unit in enumerate(" KMGT") for binary, base in (("", 1000), ("i", 1024))}
+
+
+def memory_limit(asked: str | None, device: str) -> int | None:
+    """Bytes of `6GB` (of 1000 MB, as `6G`), `6GiB` (of 1024), `6000000000` or `50%` (of the memory of `device`); SpecError for
+    anything else."""
+    if asked is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:[.,]\d+)?|[.,]\d+)\s*(?:([kmgt]i?)?b?|(%))", asked.strip(), re.IGNORECASE)
+    number = float(match[1].replace(",", ".")) if match else 0.0
+    if match is None or not number or (match[3] and number > 100):
+        raise SpecError(f"--memory: `{asked}` is no amount of memory; write `6GB`, `6GiB`, a number of bytes, or `50%`")
+    if match[3]:
+        whole = total_memory(device) if device == "cuda" else psutil.virtual_memory().total
+        return int(whole * number / 100)
+    unit = (match[2] or " ").capitalize()
+    limit = int(number * _UNITS[unit])
+    if limit < 2**20:
+        raise SpecError(f"--memory: `{asked}` is {limit:,} bytes, in which nothing runs; write `6GB` or `50%`")
+    return limit
+
+
+def total_memory(device: str) -> int:
+    """Bytes of memory of the device, as its driver tells; of the machine with its swap space where that is not known."""
+    command = shutil.which("nvidia-smi") if device == "cuda" else None
+    if command is not None:
+        query = [command, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+        if lines and lines[0].isdigit():
+            return int(lines[0]) * 2**20
+    return int(psutil.virtual_memory().total + psutil.swap_memory().total)
 
 
 def has(need: str, device: str) -> bool:

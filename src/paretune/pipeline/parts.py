@@ -1,7 +1,10 @@
 """What stands in a stage's key for what lies outside, and where the stage finds it."""
 
+import hashlib
+import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,8 +68,16 @@ class Parts:
     def source(self, role: str, source: Source) -> dict[str, Any]:
         """A source with its digest or commit; where it is becomes the resource `role`."""
         content = source.model_dump(mode="json")
-        if source.path:
-            content |= {"path": self.file(role, source.path), "format": source.resolved_format}
+        if source.paths:
+            first, *rest = source.paths
+            content |= {"path": self.file(role, first), "format": source.resolved_format}
+            if rest:
+                # By the names of the files, as texts are, from the folder on that they share.
+                folder = os.path.commonpath([(self.folder / path).absolute().parent for path in source.paths])
+                digests = [[os.path.relpath(self.folder / path, folder), self.lock.files[path]] for path in source.paths]
+                content["path"] = f"sha256:{hashlib.sha256(json.dumps(digests).encode()).hexdigest()}"
+                more = tuple((self.folder / path).resolve() for path in rest)
+                self.resources[role] = replace(self.resources[role], more=more)
         elif source.hub:
             content["revision"] = commit = self.lock.commit(DATASET, source.hub, source.revision)
             self.resources[role] = Resource(hub=source.hub, commit=commit, kind=DATASET, config=source.config)

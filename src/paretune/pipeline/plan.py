@@ -117,14 +117,21 @@ class Plan:
         object.__setattr__(self, "undecided", frozenset(undecided))
 
     def uses(self, stage: Stage) -> list[str]:
-        """What needs a stage: cells like `gpt2/news/reduced seed 0`, or datasets like `news`, `gpt2/news` for its tokens."""
+        """What needs a stage: cells like `gpt2/news/reduced seed 0`, with the name of an evaluation in the study (`: qa_hard`),
+        or datasets like `news`, `gpt2/news` for its tokens."""
         of_data = [name for stages in (self.data, self.leakage, self.audit) for name, other in stages.items() if other == stage]
         of_tokens = ["/".join(pair) for pair, other in self.tokens.items() if other == stage]
-        cells = [cell_name(cell) for cell in self.cells if stage in cell.stages]
+        cells = [f"{cell_name(cell)}{_as_evaluation(cell, stage)}" for cell in self.cells if stage in cell.stages]
         tried = [
             f"{other.name} trial {trial.name}" for other in self.tunings for trial in other.trials if stage in trial.methods
         ]
         return of_data + of_tokens + cells + tried
+
+
+def _as_evaluation(cell: PlannedCell, stage: Stage) -> str:
+    """`: qa_hard`, as the study names what the stage measures."""
+    names = [name for name, other in cell.evaluations.items() if other == stage]
+    return f": {' and '.join(names)}" if names else ""
 
 
 def cell_name(cell: PlannedCell) -> str:

@@ -14,11 +14,14 @@ from typing import Any
 from paretune.errors import NeedsError, SpecError
 from paretune.pipeline.config_json import num_positions, vocabulary_size
 from paretune.pipeline.lock import Lock, LockedBase
-from paretune.pipeline.machine import has, way_to
-from paretune.pipeline.resources import weight_shapes
+from paretune.pipeline.machine import has, total_memory, way_to
+from paretune.pipeline.resources import count_weights, weight_shapes
 from paretune.study.registry import Evaluation, Method, load_function
 from paretune.study.study import Study
 
+_SHORTEST_STEP = 1e-4
+"""Seconds that the step of the smallest model takes at least."""
+_YEAR = 365 * 24 * 3600.0
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
 
 
@@ -43,6 +46,7 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
                 f"train.max_length: {study.train.max_length} is longer than base `{name}` reaches ({positions} positions); "
                 f"write at most {positions}"
             )
+    _check_time(study)
     _check_needs(study, lock.device)
     check_dataset = load_function("paretune.data.checks:check_dataset")
     for name, dataset in study.data.items():
@@ -58,11 +62,45 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
                     check = load_function(use.row.check)
                     config = check(use.config, f"variants.{name}[{index}].{use.name}", base_name, locked)
                     locked = replace(locked, config=config)
+    _check_memory(study, lock)
     if study.safety is not None:
         load_function("paretune.data.checks:check_safety")(study.safety, Setting("safety", study, lock, folder))
     for name, entry in study.evaluate.items():
         if entry.row.check:
             load_function(entry.row.check)(entry.config, Setting(f"evaluate.{name}", study, lock, folder))
+
+
+def _check_time(study: Study) -> None:
+    """SpecError for a training that nobody lives to see the end of."""
+    field = "max_steps" if study.train.max_steps else "epochs"
+    steps = study.train.max_steps or study.train.num_epochs or 0  # an epoch has a step at least
+    if steps * _SHORTEST_STEP > _YEAR:
+        raise SpecError(
+            f"train.{field}: {steps:,} would take {steps * _SHORTEST_STEP / _YEAR:,.0f} years at least, if a step took no more "
+            f"than {1000 * _SHORTEST_STEP:g} ms; write fewer"
+        )
+
+
+def _check_memory(study: Study, lock: Lock) -> None:
+    """SpecError for a training whose weights alone are more than the memory of the device, as far as the files are here.
+
+    Of trained weights there are the gradient and two moments besides, in float32; frozen ones take two bytes at least. What a
+    pass takes besides is made to fit.
+    """
+    there = total_memory(lock.device)
+    for name, variant in study.variants.items():
+        for base, chain in itertools.product(variant.bases or study.bases, variant.chains):
+            directory = lock.bases[base].resource.directory()
+            if directory is None or not chain or not chain[0].row.trains:  # another method first may make the model smaller
+                continue
+            weights = count_weights(directory)
+            needed = weights * (16 if getattr(chain[0].config, "r", None) is None else 2)
+            if needed > there:
+                raise SpecError(
+                    f"variants.{name}[0].{chain[0].name}: the {weights:,} weights of base `{base}` take {needed / 1e9:,.1f} GB "
+                    f"in training, and this machine has {there / 1e9:,.1f} GB; take `train.lora`, a smaller base or another "
+                    "machine"
+                )
 
 
 def _check_needs(study: Study, device: str) -> None:

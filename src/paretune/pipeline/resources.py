@@ -35,6 +35,13 @@ class Resource:
     config: str | None = None
     """Of a dataset of the hub that has several."""
     builtin: str | None = None
+    more: tuple[Path, ...] = ()
+    """What is read after `path`, of data in several places."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """`path` and `more`, as a source takes them."""
+        return (str(self), *map(str, self.more))
 
     def __str__(self) -> str:
         if self.hub:

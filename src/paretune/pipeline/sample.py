@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from paretune.pipeline.checks import read_tokenizer
+from paretune.pipeline.data_files import data_files, format_of_file
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
-from paretune.study.data import SPLITS, Dataset
+from paretune.study.data import SPLITS, Dataset, Source
 from paretune.study.registry import load_function
 
-_LONG = ("jsonl", "csv", "parquet")
-"""Formats that are read record by record; of such a file the first records are enough for an estimate."""
+_WHOLE = ("json", "text", "xlsx")
+"""Formats that are read whole for an estimate; of others, which are read record by record, the first records are enough."""
 _ROWS = 5_000
 _SAMPLE = 300
 """Of the records that were read, evenly, so many are tokenized."""
@@ -124,25 +125,28 @@ def sample_of(tokens: Stage, dataset: Dataset) -> Sample | None:
     source, resource = dataset.sources[role], tokens.inputs["data"].resources[role]
     if source.hub:
         return None
-    whole = source.resolved_format not in _LONG
-    read = load_function("paretune.data.sources:iterate_rows")(source, str(resource))
+    files = [file for path in resource.paths for file in data_files(Path(path), source.format)] if source.paths else []
+    format = (source.resolved_format or format_of_file(files[0])) if files else None
+    whole = not source.paths or format in _WHOLE
+    read = load_function("paretune.data.sources:iterate_rows")(source, resource.paths)
     rows = list(itertools.islice(read, None if whole else _ROWS))
     num_records = float(len(rows))
     if not whole and len(rows) == _ROWS:  # how many the file holds, by its size and that of its first rows
-        if source.resolved_format == "parquet":
+        if format == "parquet":
             import pyarrow.parquet
 
-            num_records = float(pyarrow.parquet.ParquetFile(resource.path).metadata.num_rows)
+            num_records = float(sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in files))
         else:
-            csv = source.resolved_format == "csv"
+            csv = format == "csv"
             texts = (",".join(row.values.values()) if csv else json.dumps(row.values, ensure_ascii=False) for row in rows)
-            num_records *= Path(str(resource)).stat().st_size / sum(len(text.encode()) + 1 for text in texts)
+            num_records *= _size(source, resource) / sum(len(text.encode()) + 1 for text in texts)
     chosen = rows[:: math.ceil(len(rows) / _SAMPLE)]
     each = num_records / len(chosen)
     if role == "source":
         shares = {split: each * getattr(dataset.split, split) for split in SPLITS}
     else:
-        sizes = {s: _size(tokens.inputs["data"].resources[f"source.{s}"]) for s in SPLITS}
+        sources = tokens.inputs["data"].resources
+        sizes = {s: _size(dataset.sources[f"source.{s}"], sources[f"source.{s}"]) for s in SPLITS}
         shares = {split: each * (sizes[split] / sizes["train"] if sizes["train"] else 1) for split in SPLITS}
     parse, record_of = (load_function(f"paretune.data.records:{name}") for name in ("parse_form", "read_record"))
     form = parse(dataset, "data")
@@ -197,6 +201,8 @@ def _of_tasks(records: Sequence[Any], base: Resource, length: int, rule: str) ->
     return tuple(texts)
 
 
-def _size(resource: Resource) -> int:
-    path = Path(str(resource))
-    return path.stat().st_size if path.is_file() else 0
+def _size(source: Source, resource: Resource) -> float:
+    """Bytes of the files of a source, as text, 0 of one without files; Arrow holds about as many as JSON."""
+    files = [file for path in resource.paths for file in data_files(Path(path), source.format)] if source.paths else []
+    pieces = [file for each in files for file in (each.glob("*.arrow") if each.is_dir() else (each,))]
+    return float(sum(map(load_function("paretune.data.files:size_as_text"), pieces)))

@@ -43,6 +43,8 @@ FILE: dict[str, Any] = {"outside": "file"}
 """`Field(json_schema_extra=FILE)`: the field names a file, or several; relative to the study file."""
 FOLDER: dict[str, Any] = {"outside": "folder"}
 """The same mark of a field that names a folder."""
+DATA: dict[str, Any] = {"outside": "data"}
+"""The same mark of a field that names data: a file, a folder, a pattern, or a list of these."""
 
 
 FROM_KEY = "from a key"
@@ -91,7 +93,7 @@ class Outside:
     where: str
     """The field, as messages name it: `evaluate.qa.path`."""
     kind: str
-    """`file`, `folder` or `model`."""
+    """`file`, `folder`, `data` or `model`."""
     value: Any
     """A path as the study writes it, or the OtherModel."""
 
@@ -170,8 +172,10 @@ def _messages(model: type[BaseModel], error: ValidationError, where: str) -> lis
         keys = [key for key in location if not (isinstance(key, str) and _BRANCH.fullmatch(key))]
         field = where + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
         if detail["type"] == "extra_forbidden":
+            from paretune.study.foreign import unknown  # which knows all parts of a study
+
             owner = _model_at(model, location[:-1])
-            lines.append(f"{field}: unknown key{suggestion(str(keys[-1]), owner.model_fields)}")
+            lines.append(f"{field}: unknown key{unknown(str(keys[-1]), owner.model_fields, where)}")
         elif detail["type"] == "missing":
             lines.append(f"{field}: missing; this field has no default")
         elif detail["type"] == "too_short" and len(detail["input"]) >= context["min_length"]:

@@ -7,36 +7,83 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from paretune.study.base import FILE, NAME, Spec, distinct
+from paretune.study.base import DATA, NAME, Spec, distinct
 from paretune.study.tasks import RESPONSE, SCORING, AnyRecords, Records, Task, taught
 
 SPLITS = ("train", "validation", "test")
 LengthRule = Literal["windows", "skip", "error", "cut", "keep_end", "keep_latest"]
-Format = Literal["jsonl", "json", "csv", "parquet", "text"]
+Format = Literal["jsonl", "json", "csv", "parquet", "text", "xlsx", "arrow"]
+_FORMATS = " | ".join(get_args(Format))
 _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
     ".csv": "csv",
     ".tsv": "csv",
+    ".tab": "csv",
     ".parquet": "parquet",
     ".txt": "text",
+    ".text": "text",
     ".md": "text",
+    ".xlsx": "xlsx",
+    ".xlsm": "xlsx",
+    ".arrow": "arrow",
+    ".feather": "arrow",
 }
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+"""Suffixes after that of the format; what a file is packed with is seen by its first bytes."""
+_SHEET, _PAGE = "open it and save it as .xlsx or .csv", "`pandoc NAME -t plain -o FILE.txt`"
+_PANDAS = "`python -c \"import pandas; pandas.{}('NAME').to_parquet('FILE.parquet')\"`"
+_CONVERTED = {
+    **dict.fromkeys((".xls", ".ods", ".numbers"), _SHEET),
+    **dict.fromkeys((".docx", ".odt", ".epub", ".html", ".htm"), _PAGE),
+    ".doc": "open it and save it as plain text (.txt)",
+    ".pdf": "take its text out first, `pdftotext NAME FILE.txt`",
+    **{suffix: _PANDAS.format(f"read_{name}") for suffix, name in ((".xml", "xml"), (".orc", "orc"), (".dta", "stata"))},
+    ".pkl": _PANDAS.format("read_pickle") + ", if you trust whoever made it: a pickle runs code",
+    **dict.fromkeys((".yaml", ".yml"), "write its records one a line as JSON (.jsonl)"),
+    **dict.fromkeys((".db", ".sqlite"), "`sqlite3 -json NAME 'select * from TABLE' > FILE.json`"),
+    **dict.fromkeys((".tar", ".tgz"), "unpack it, `tar xf NAME`, and name the folder"),
+    **dict.fromkeys((".7z", ".rar"), "unpack it, and name the folder"),
+    **dict.fromkeys((".lz4", ".z", ".br"), "unpack it, and name what comes out"),
+}
+"""The way from what is not read to what is, by suffix."""
 _OF_HUB = ("revision", "config", "split")
-_OF_CSV = ("header", "columns", "delimiter")
+_OF_TABLE = ("header", "columns")
 _OF_TEXT = ("chapters", "blocks", "separator", "start", "end")
+
+
+def format_of(name: str) -> Format | None:
+    """The format that the suffix of a file's name says, before that of what it is packed with; None where it says none."""
+    path = PurePath(name)
+    if path.suffix.lower() in COMPRESSED:
+        path = path.with_suffix("")
+    return _SUFFIXES.get(path.suffix.lower())
+
+
+def no_format(name: str) -> str:
+    """What is told about a file whose name says no format that is read, with the way out."""
+    path = PurePath(name)
+    suffix = PurePath(path.stem if path.suffix.lower() in COMPRESSED else name).suffix.lower()
+    if suffix in _CONVERTED:
+        return (
+            f"{suffix} files are not read; {_CONVERTED[suffix].replace('NAME', name).replace('FILE', name.partition('.')[0])}"
+        )
+    return f"the suffix of `path` names no format; add `format: {_FORMATS}`"
 
 
 class Source(Spec):
     """One place that records come from: exactly one of `path`, `hub` and `builtin`."""
 
-    path: str | None = Field(None, json_schema_extra=FILE)
-    """A file; relative to the study file."""
+    LATER: ClassVar = ("sheet",)
+    path: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(None, json_schema_extra=DATA)
+    """A file, a folder, a pattern like `train-*.parquet`, or a list of these; relative to the study file. Files may be packed
+    (`.gz`, `.bz2`, `.xz`, `.zst`, a `.zip` of one file), texts be UTF-8, UTF-16 or UTF-32. A folder is that of `save_to_disk`,
+    or holds files of one format. Of several `text` files each is a document, unless it is said how they are cut."""
     hub: str | None = None
     """A dataset of the Hugging Face hub, `owner/name`."""
     builtin: str | None = None
@@ -48,11 +95,13 @@ class Source(Spec):
     split: str = "train"
     """Which split of the hub dataset to read."""
     format: Format | None = None
-    """By the file's suffix unless given."""
+    """By the suffix of the file, or of those of the folder, unless given."""
+    sheet: str | None = Field(None, min_length=1)
+    """xlsx: which sheet, where several hold rows."""
     header: bool = True
-    """csv: whether the first row names the columns."""
+    """csv, xlsx: whether the first row names the columns."""
     columns: tuple[str, ...] | None = Field(None, min_length=1)
-    """csv: the names of the columns, needed where `header: false`."""
+    """csv, xlsx: the names of the columns, needed where `header: false`."""
     delimiter: str | None = None
     """csv: one character; tab for `.tsv`, comma otherwise unless given."""
     chapters: str | None = Field(None, min_length=1)
@@ -68,17 +117,34 @@ class Source(Spec):
 
     @property
     def resolved_format(self) -> Format | None:
-        """`format`, or what the suffix of `path` says; None for hub and built-in sources."""
-        if self.format or not self.path:
-            return self.format
-        return _SUFFIXES.get(PurePath(self.path).suffix.lower())
+        """`format`, or what the suffix of `path` says; None for hub and built-in sources, and where only the files say it: of a
+        folder, and of what stands in a zip archive."""
+        formats = {format_of(path) for path in self.paths}
+        return self.format or (formats.pop() if len(formats) == 1 else None)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """`path` as a list; empty for hub and built-in sources."""
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
+
+    @property
+    def is_uncut(self) -> bool:
+        """Whether nothing is said about how a text becomes documents."""
+        return self.chapters is None and self.blocks is None and self.separator is None
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if sum(origin is not None for origin in (self.path, self.hub, self.builtin)) != 1:
             raise ValueError("name exactly one of `path`, `hub` and `builtin`")
-        if self.path is not None and self.resolved_format is None:
-            raise ValueError("the suffix of `path` names no format; add `format: jsonl | json | csv | parquet | text`")
+        if self.format is None:
+            for path in self.paths:
+                # Without a suffix, or with a slash at its end, it may be a folder; a zip archive holds a name of its own.
+                if PurePath(path).suffix.lower() not in ("", ".zip") and not path.endswith("/") and format_of(path) is None:
+                    raise ValueError(no_format(path))
+            if len({format_of(path) for path in self.paths} - {None}) > 1:
+                raise ValueError("the files of `path` are of several formats; name files of one, or convert some")
+        if len(set(self.paths)) < len(self.paths):
+            raise ValueError("`path` names a file twice")
         if self.path is None and self.format is not None:
             raise ValueError("`format` is for `path` only")
         if not self.header and not self.columns:
@@ -91,7 +157,9 @@ class Source(Spec):
         given = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
         for fields, owner, fits in (
             (_OF_HUB, "`hub`", self.hub is not None),
-            (_OF_CSV, "`format: csv`", self.resolved_format == "csv"),
+            (("delimiter",), "`format: csv`", self.resolved_format == "csv"),
+            (_OF_TABLE, "`format: csv` and `xlsx`", self.resolved_format in ("csv", "xlsx")),
+            (("sheet",), "`format: xlsx`", self.resolved_format == "xlsx"),
             (_OF_TEXT, "`format: text`", self.resolved_format == "text"),
         ):
             wrong = [name for name in fields if name in given and not fits]

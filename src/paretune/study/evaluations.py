@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from paretune.errors import SpecError
-from paretune.study.base import FILE, FOLDER, OtherModel, Spec, listed
+from paretune.study.base import DATA, FILE, FOLDER, OtherModel, Spec, listed
 from paretune.study.data import Format, Source
 from paretune.study.ratings import Judge, Ratings, judge_content, judge_fits, ratings_content
 from paretune.study.registry import Evaluation, Items, StageParts
-from paretune.study.tasks import BERT_SCORE
+from paretune.study.tasks import BERT_SCORE, task_metrics
 
 if TYPE_CHECKING:
     from paretune.study.study import Study
@@ -122,6 +122,8 @@ class Generate(Spec):
     def _sampling_needs_temperature(self) -> Self:
         if self.temperature == 0 and (self.top_p < 1 or self.top_k > 0):
             raise ValueError("`top_p` and `top_k` do nothing at `temperature: 0`, which is greedy; set a temperature")
+        if 0 < self.temperature < 1e-6:
+            raise ValueError("`temperature` is so small that logits over it are no numbers; write 0, which is greedy")
         if any(not prompt for prompt in self.prompts):
             raise ValueError("a prompt is empty")
         return self
@@ -197,8 +199,8 @@ class LmEval(Spec):
 class Forgetting(Spec):
     """Bits per byte on text outside the domain, and by how much it is worse than the untouched base's (`forgetting`)."""
 
-    path: str = Field(json_schema_extra=FILE)
-    """A file as `data` takes it: text, JSON lines, JSON, CSV or Parquet; relative to the study file."""
+    path: str = Field(json_schema_extra=DATA)
+    """A file, folder or pattern as `data` takes it; relative to the study file."""
     format: Format | None = None
     """By the file's suffix unless given."""
     text: str = "{{ text }}"
@@ -253,6 +255,17 @@ def _tasks_content(config: Tasks, parts: StageParts) -> dict[str, Any]:
     return {"evaluation": content}
 
 
+LIKELIHOODS = ("bits_per_byte", "loss", "perplexity", "token_accuracy")
+QUESTION_METRICS = ("accuracy", "accuracy_unnormalised", "log_likelihood", "exact_match", "contains")
+
+
+def _task_metrics(study: "Study") -> set[str]:
+    """What the tasks of any dataset are scored by; by likelihood too, where they have labels."""
+    scored = [task for dataset in study.data.values() for task in dataset.scored.values()]
+    labelled = ("accuracy_unnormalised", "log_likelihood") if any(task.get("labels") for task in scored) else ()
+    return {*labelled, *(name for task in scored for name in task_metrics(task))}
+
+
 SIZE = Evaluation("size", Spec, "paretune.evaluate.cost:evaluate_size")
 """Parameters and bytes: made of every variant without being asked for, so it stands in no study and not in the table."""
 EVALUATIONS = (
@@ -268,6 +281,7 @@ EVALUATIONS = (
         check="paretune.data.checks:check_outside",
         revision=2,
         section="paretune.analysis.qualities:forgetting_section",
+        measures=lambda _config, _study: (*LIKELIHOODS, "forgetting"),
     ),
     Evaluation(
         "generate",
@@ -279,6 +293,7 @@ EVALUATIONS = (
         check="paretune.pipeline.checks:check_prompts",
         revision=2,
         section="paretune.analysis.qualities:generations_section",
+        measures=lambda _config, _study: (),
     ),
     Evaluation(
         "judge",
@@ -288,6 +303,7 @@ EVALUATIONS = (
         rates_texts=True,
         fits=judge_fits,
         section="paretune.analysis.qualities:ratings_section",
+        measures=lambda config, _study: config.criteria,
     ),
     Evaluation(
         "latency",
@@ -297,6 +313,7 @@ EVALUATIONS = (
         measures_time=True,
         check="paretune.pipeline.checks:check_latency",
         section="paretune.analysis.making:cost_section",
+        measures=lambda _config, _study: ("ms_per_token", "first_token_ms"),
     ),
     Evaluation(
         "lm_eval",
@@ -319,6 +336,7 @@ EVALUATIONS = (
         scores_texts=True,
         fits=_check_stride,
         section="paretune.analysis.qualities:held_out_section",
+        measures=lambda _config, _study: LIKELIHOODS,
     ),
     Evaluation(
         "qa",
@@ -336,6 +354,7 @@ EVALUATIONS = (
         tells="paretune.data.checks:tell_questions",
         revision=3,
         section="paretune.analysis.qualities:questions_section",
+        measures=lambda _config, _study: QUESTION_METRICS,
     ),
     Evaluation(
         "ratings",
@@ -345,6 +364,7 @@ EVALUATIONS = (
         rates_texts=True,
         check="paretune.data.checks:check_sheets",
         section="paretune.analysis.qualities:ratings_section",
+        measures=lambda config, _study: config.criteria,
     ),
     Evaluation(
         "tasks",
@@ -359,5 +379,6 @@ EVALUATIONS = (
         check="paretune.pipeline.checks:check_encoder",
         revision=3,
         section="paretune.analysis.qualities:tasks_section",
+        measures=lambda _config, study: _task_metrics(study),
     ),
 )

@@ -7,7 +7,7 @@ first use, so that reading a study stays light. Third parties ship the same rows
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from paretune.errors import NeedsError, SpecError
 from paretune.study.base import Spec, suggestion
+from paretune.study.foreign import called
 from paretune.study.metrics import METRICS, Metric
 
 
@@ -123,6 +124,8 @@ class Evaluation:
     UserErrors for what would fail in it."""
     tells: str | None = None
     """`module:function(config, setting)`: lines that `plan` shows of it."""
+    measures: Callable[[Any, Any], Collection[str]] | None = None
+    """Called with config and Study: the metrics that it may measure, which limits can be set on; all of them unless given."""
     metrics: tuple[Metric, ...] = ()
     """What it measures, as far as `study.metrics` has no row of it."""
     section: str | None = None
@@ -137,7 +140,8 @@ def find_method(name: str, where: str) -> Method:
     """The row called `name`; SpecError with a suggestion if there is none."""
     rows = methods()
     if name not in rows:
-        raise SpecError(f"{where}: unknown method `{name}`{suggestion(name, rows)}")
+        other = "; it is an evaluation, and stands in `evaluate`" if name in evaluations() else called(name, where)
+        raise SpecError(f"{where}: unknown method `{name}`{other or suggestion(name, rows)}")
     return rows[name]
 
 
@@ -145,7 +149,8 @@ def find_evaluation(name: str, where: str) -> Evaluation:
     """The row called `name`; SpecError with a suggestion if there is none."""
     rows = evaluations()
     if name not in rows:
-        raise SpecError(f"{where}: unknown evaluation `{name}`{suggestion(name, rows)} (or name its `kind:`)")
+        other = "; it is a method, and stands in `variants`" if name in methods() else called(name, where)
+        raise SpecError(f"{where}: unknown evaluation `{name}`{other or f'{suggestion(name, rows)} (or name its `kind:`)'}")
     return rows[name]
 
 

@@ -11,12 +11,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from paretune.errors import SpecError, UserError
+from paretune.errors import SpecError, UserError, command_line
 from paretune.study.base import Spec, check_name, shown, suggestion, validate
 from paretune.study.compare import Compare
 from paretune.study.data import Dataset
+from paretune.study.foreign import unknown
 from paretune.study.grid import grid_of, refuse_elsewhere, which_variant
-from paretune.study.registry import Evaluation, evaluations, find_evaluation
+from paretune.study.registry import Evaluation, evaluations, find_evaluation, metric_of
 from paretune.study.safety import Safety
 from paretune.study.train import Train
 from paretune.study.variants import Variant, parse_variants
@@ -117,7 +118,7 @@ def load_study(file: str | Path) -> Study:
     """The study in `file`; SpecError naming line, field, value and way out for whatever is wrong with it."""
     file = Path(file)
     if file.suffix.lower() in _SUFFIXES_OF_DATA:
-        raise SpecError(f"{file}: is no study but data; `paretune init {file}` writes a study about it")
+        raise SpecError(f"{file}: is no study but data; `{command_line('init', file)}` writes a study about it")
     value, lines = read_yaml(file)
     if value is None:
         raise SpecError(f"{file}: is empty; `paretune init DATA` writes a first study file")
@@ -143,7 +144,7 @@ def located(file: Path) -> Iterator[None]:
 def _parse(value: Mapping[str, Any]) -> Study:
     for key in value:
         if key not in Study.model_fields:
-            raise SpecError(f"{key}: unknown key{suggestion(key, Study.model_fields)}")
+            raise SpecError(f"{key}: unknown key{unknown(key, Study.model_fields, '')}")
     for key, field in Study.model_fields.items():
         if field.is_required() and key not in value:
             raise SpecError(f"{key}: missing; a study needs `study`, `bases`, `data`, `variants` and `evaluate`")
@@ -214,8 +215,50 @@ def _check_references(study: Study) -> None:
             )
         if use.row.fits:
             use.row.fits(use.config, study, name)
+    _check_limits(study)
+    _check_learning_rates(study)
     if "size" in study.evaluate:
         raise SpecError("evaluate.size: the name `size` is taken (parameters and bytes of every variant); choose another")
+
+
+def _check_limits(study: Study) -> None:
+    """SpecError for a limit on a metric that nothing in the study measures: no variant could be shown to keep to it."""
+    uses = {name: use for dataset in study.data for name, use in study.evaluations_of(dataset).items()}
+    if any(use.row.measures is None for use in uses.values()):  # what its tasks measure is known once they have run
+        return
+    measured = {metric for use in uses.values() if use.row.measures for metric in use.row.measures(use.config, study)}
+    for index, bounds in enumerate(study.compare.require):
+        for metric in bounds:
+            row = metric_of(metric)
+            if metric in measured or row.name in measured or (row.cost and not _by_evaluation(row.name)):
+                continue
+            others = sorted(
+                each.name
+                for each in evaluations().values()
+                if each.measures and row.name in each.measures(each.config.model_construct(), study)
+            )
+            way_out = f"add {' or '.join(f'`{name}`' for name in others)} to `evaluate`" if others else "ask a task for it"
+            raise SpecError(
+                f"compare.require[{index}].{metric}: nothing in the study measures `{metric}`; {way_out}, or take it out"
+            )
+
+
+def _check_learning_rates(study: Study) -> None:
+    """SpecError for a learning rate that destroys any model; among several that are tried such a one just loses."""
+    for name, variant in study.variants.items():
+        for index, use in enumerate(() if variant.trials else variant.methods):
+            rate = getattr(use.config, "learning_rate", 0)
+            if rate >= 1:
+                raise SpecError(
+                    f"variants.{grid_of(name)}[{index}].{use.name}.learning_rate: `{rate:g}` moves a weight by about as much "
+                    "at each step (AdamW), and those of a model are mostly below 0.1: nothing is left of it; usual are 1e-5 to "
+                    "5e-3"
+                )
+
+
+def _by_evaluation(cost: str) -> bool:
+    """Whether a cost is measured by an evaluation that has to be asked for, and not of every variant."""
+    return metric_of(cost).of_machine and not metric_of(cost).of_training
 
 
 def _check_tasks(study: Study, row: Evaluation) -> None:

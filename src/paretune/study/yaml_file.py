@@ -10,7 +10,7 @@ from ruamel.yaml.comments import CommentedKeyMap, CommentedKeySeq, CommentedMap,
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from paretune.errors import SpecError
+from paretune.errors import SpecError, command_line
 from paretune.study.base import shown
 
 Path_ = tuple[str | int, ...]
@@ -23,8 +23,12 @@ _QUOTED = '`"{{ title }}"`, with the quotes'
 def read_yaml(file: Path) -> tuple[Any, dict[Path_, int]]:
     """The plain value of `file`, and the line (from 1) of each of its keys by path; SpecError if it cannot be read."""
     try:
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise SpecError(f"{file}: is no regular file (a device or pipe); write the study into a file")
         if file.stat().st_size > _MAX_BYTES:
-            raise SpecError(f"{file}: is too large for a study; for a data file, `paretune init {file}` writes a first study")
+            raise SpecError(
+                f"{file}: is too large for a study; for a data file, `{command_line('init', file)}` writes a first study"
+            )
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise SpecError(f"{file}: no such file; `paretune init DATA` writes a first study file") from None
@@ -33,7 +37,8 @@ def read_yaml(file: Path) -> tuple[Any, dict[Path_, int]]:
     except UnicodeDecodeError as error:
         raise SpecError(f"{file}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
     except OSError as error:
-        raise SpecError(f"{file}: cannot be read ({error.strerror}); check its permissions") from None
+        way_out = "correct the link" if file.is_symlink() else "check its permissions"
+        raise SpecError(f"{file}: cannot be read ({error.strerror}); {way_out}") from None
     if re.match(r"%YAML\s+(?!1\.2\b)", text):
         raise SpecError(f"{file}:1: a study is YAML 1.2; remove the line {shown(text.splitlines()[0])}")
     try:

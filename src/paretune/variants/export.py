@@ -31,6 +31,7 @@ from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store
 from paretune.study.base import suggestion
+from paretune.study.foreign import called
 from paretune.study.grid import which_variant
 from paretune.variants.card import gguf_card, model_card
 from paretune.variants.gguf import modelfile
@@ -63,7 +64,7 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
     runs_in_llama_cpp = bool(cell.methods) and cell.methods[-1].kind == "quantize.gguf"
     form = form or ("gguf" if runs_in_llama_cpp else "hf")
     if form not in FORMATS:
-        raise SpecError(f"--format: no `{form}`{suggestion(form, FORMATS)}")
+        raise SpecError(f"--format: no `{form}`{called(f'={form}') or suggestion(form, FORMATS)}")
     if form == "gguf" and not runs_in_llama_cpp:
         raise SpecError(
             f"--format gguf: `{cell.variant}` is not measured in it; add a variant that ends with "
