@@ -98,8 +98,9 @@ def run_plan(plan: Plan, store: Store, options: RunOptions, on_event: EventHandl
                 for stage in run.next(options.workers):
                     run.waiting.remove(stage)
                     uses = outcome.plan.uses(stage)[:3]
-                    tell("started", stage=stage.name, uses=uses, step=store.checkpoint_step(stage))
+                    started = log.write("started", stage=stage.name, uses=uses, step=store.checkpoint_step(stage))
                     run.workers.start(stage)
+                    on_event(started)
                 for stage, failure in run.workers.ended(_POLL_SECONDS):
                     store.check_there()  # otherwise a failure says so less clearly
                     run.note(stage, failure)
