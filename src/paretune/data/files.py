@@ -27,7 +27,7 @@ MAX_EXPANSION = 200
 """No text of records becomes so many times smaller by packing; what does is made to fill a disk or a memory."""
 _HARMLESS = 64 * 2**20
 """Bytes that may come out of a packed file of any size."""
-_SAMPLE = 2**20
+_SAMPLE = 4 * 2**20
 _ZEROS = 0.05
 """With so small a share of zero bytes a text holds the character U+0000."""
 _CLEARLY = 10
@@ -165,7 +165,7 @@ def whole_text(path: Path) -> str:
 
 
 def size_as_text(path: Path) -> float:
-    """Bytes of a file as they are read; of a packed one by how its first mebibyte expands. DataError for a damaged one."""
+    """Bytes of a file as they are read; of a packed one by how its first four mebibytes expand. DataError for a damaged one."""
     size = path.stat().st_size
     with opened(path) as text, opened_as_is(path) as file:
         unpack = _unpacking(file)
