@@ -117,6 +117,8 @@ def describe_plan(study: Study, lock: Lock, plan: Plan, store: Store, options: R
         for line in (load_function(use.row.tells)(use.config, base, lock.bases[base]) if use.row.tells else ())
     )
     lines += told
+    whole = {name: base.dequantized_from for name, base in lock.bases.items() if base.dequantized_from}
+    lines += [f"base `{name}`: weights dequantized from {kind}" for name, kind in whole.items()]
     lines += [f"a run downloads: {resource.description}" for resource in pending(plan, store)]
     lines.append(f"device {lock.device}, training in {lock.compute}, measuring in {lock.evaluate}, store {store.root}")
     return "\n".join(lines)
