@@ -63,9 +63,8 @@ def test_a_checkpoint_of_bitsandbytes_becomes_the_model_that_it_stands_for(asked
         torch.testing.assert_close(found, matrix_OI if architecture == "llama" else matrix_OI.t(), rtol=2**-11, atol=1e-7)
         assert 0 < (found - before).abs().max() < (0.6 if kind == "nf4" else 0.02) * before.abs().max()
         if getattr(module, "bias", None) is not None:
-            torch.testing.assert_close(
-                whole.get_submodule(name).bias.float(), original.get_submodule(name).bias, rtol=2**-11, atol=1e-7
-            )
+            found, before = whole.get_submodule(name).bias.float(), original.get_submodule(name).bias
+            torch.testing.assert_close(found, before, rtol=2**-11, atol=1e-7)
 
 
 def test_a_format_that_transformers_does_not_take_back_is_read_through_its_products(tmp_path, monkeypatch):

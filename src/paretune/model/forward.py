@@ -26,7 +26,7 @@ from paretune.model.twin import REFUSALS, small_twin
 _STRETCH = 512
 """Examples that are packed together, about."""
 SLOW = logging.getLogger("paretune.slow")
-"""Where it is said that something takes a slower way than it might, and why: it goes into the log and the record of the stage."""
+"""Told here: that something takes a slower way than it might, and why. It goes into the log and the record of the stage."""
 _PROOF_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Of the same operations, or of few blocks with random weights: norms and softmax of most models round to float32."""
 
@@ -119,6 +119,8 @@ def head_of(model: PreTrainedModel) -> Head:
     with torch.no_grad(), _evaluating(model):
         try:
             expected = model(input_ids=ids, use_cache=False).logits
+            if not states:  # OPT calls a part of its base model
+                model.base_model(input_ids=ids, use_cache=False)
         finally:
             handle.remove()
         head = Head(
@@ -127,7 +129,7 @@ def head_of(model: PreTrainedModel) -> Head:
             scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1),
             cap=getattr(config, "final_logit_softcapping", None),
         )
-        logits = head(states[-1]) if states else torch.zeros_like(expected)
+        logits = head(states[-1])
     if not expected.isfinite().all():
         raise StageError(
             f"the weights of `{model.name_or_path}` give logits that are no numbers; are they NaN or infinite? Copy the base "

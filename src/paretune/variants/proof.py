@@ -26,8 +26,8 @@ NARROW = 8
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """What transformers calls them, in configs and in modules."""
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Rounding alone, with a cache against without, over 28 blocks: 2e-6 in float32, 3e-3 in float16, 2e-2 in bfloat16. Real weights
-may amplify it further, so it is this or what the model shows, up to the largest of these: a wrong scale moves logits by 4e-2."""
+"""Rounding alone, with a cache against without, over 28 blocks: 2e-6 in float32, 3e-3 in float16, 2e-2 in bfloat16. Real
+weights may amplify it further, so it is this or what the model shows, up to the largest: a wrong scale moves logits by 4e-2."""
 _OPERATIONS = 16
 """Of a block, that round; the noise that shows how a model amplifies rounding stands for one of them."""
 
