@@ -49,11 +49,14 @@ def whole_model(source: Path, digest: str, store: Path, where: str) -> Path:
     if part and part[1] != "00001":
         raise NeedsError(f"{where}: `{source}` is one of {int(part[1])} parts; join them with `llama-gguf-split --merge`")
     directory = store / "bases" / f"{source.stem}-{digest[:8]}"
+    if directory.exists():
+        return directory
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{directory}.lock"):
+        for folder in ("bases", "drafts", "locks"):
+            (store / folder).mkdir(parents=True, exist_ok=True)
+        with FileLock(str(store / "locks" / f"{digest[:8]}.lock")):
             if not directory.exists():
-                _make(source, directory, where)
+                _make(source, directory, store / "drafts" / directory.name, where)
     except OSError as error:
         raise NeedsError(
             f"{where}: the store `{store}` cannot be written ({error.strerror}), and the model has to be made whole there; "
@@ -62,9 +65,8 @@ def whole_model(source: Path, digest: str, store: Path, where: str) -> Path:
     return directory
 
 
-def _make(source: Path, directory: Path, where: str) -> None:
+def _make(source: Path, directory: Path, draft: Path, where: str) -> None:
     print(f"{where}: dequantizing `{source}` once, into `{directory}`", file=sys.stderr)  # noqa: T201  seen before it begins
-    draft = directory.with_name(f".{directory.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     command = [sys.executable, "-m", "paretune.model.dequantize", str(source.absolute()), str(draft)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
