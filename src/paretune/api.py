@@ -54,7 +54,7 @@ def open_study(file: str | Path, store: str | Path | None = None, device: str = 
     study = load_study(file)
     artifacts = Store(Path(store) if store else file.parent / ".paretune")
     with located(file):
-        lock = resolve_lock(study, file, device)
+        lock = resolve_lock(study, file, device, artifacts.root)
         artifacts.check()
         check_study(study, lock, file.parent)
         plan = decide(make_plan(study, lock, file.parent), artifacts)

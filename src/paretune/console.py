@@ -159,6 +159,9 @@ class Display:
         seconds = f"in {time.monotonic() - self.started[stage]:.1f} s"
         self._line(f"{stage}: done {'by another run' if stage in self.of_others else seconds}")
 
+    def _show_slow(self, event: Mapping[str, Any]) -> None:
+        self._line(f"{event['stage']}: takes a slower way: {event['message']}")
+
     def _show_waiting(self, event: Mapping[str, Any]) -> None:
         who = f"process {event['pid']}, at it since {clock(event['since'])}" if "pid" in event else "another run that is at it"
         self._line(f"{event['stage']}: waiting for {who}")

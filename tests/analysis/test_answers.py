@@ -12,6 +12,7 @@ import pytest
 
 from paretune.analysis.answers import (
     AnswersUndecided,
+    AnswersUnended,
     BelowChance,
     Confounded,
     ForgettingUnknown,
@@ -129,6 +130,8 @@ def test_the_tasks_of_a_dataset_are_told_with_their_labels(tmp_path: Path) -> No
         ]
         write_scores(record.path, rows)
         written = [{"task": "kind", "document": "", "prompt": "", "text": "", "reference": f" kind {n % 3}"} for n in range(3)]
+        ends = {"base": ("max_new_tokens", "context", "stop"), "original": ("max_new_tokens", "eos", "eos")}
+        written = [row | {"stopped_by": ends.get(cell.variant, ("eos",) * 3)[n]} for n, row in enumerate(written)]
         (record.path / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
         cells.append(replace(cell, evaluations={**cell.evaluations, "tasks": record}))
     findings = measure(replace(results, study=load_study(results.study_file), cells=tuple(cells)))
@@ -139,6 +142,8 @@ def test_the_tasks_of_a_dataset_are_told_with_their_labels(tmp_path: Path) -> No
     assert {each.verdict for each in differences if each is not None} == {"worse"}
     (form,) = of_class(facts, WrittenWorse)
     assert form == WrittenWorse("kind", tuple((entrant, 0.3, 0.0) for entrant in (BASE, LORA, REDUCED)))  # but not `full`
+    (unended,) = of_class(facts, AnswersUnended)
+    assert unended.answers == ((BASE, 2, 3),)
     (commonest,) = of_class(facts, LikeCommonest)
     assert (commonest.label, commonest.share) == ("kind 0", pytest.approx(1 / 3))
     assert [entrant for entrant, _ in commonest.accuracies] == [BASE, LORA, REDUCED]

@@ -69,6 +69,13 @@ def _gguf_file(model: Path) -> None:
     study.write_text(study.read_text().replace("path: model}", "path: model.gguf}"))
 
 
+def _gguf_part(model: Path) -> None:
+    _gguf_file(model)
+    model.with_suffix(".gguf").rename(model.with_name("model-00002-of-00003.gguf"))
+    study = model.parent / "study.yaml"
+    study.write_text(study.read_text().replace("path: model.gguf}", "path: model-00002-of-00003.gguf}"))
+
+
 def _without_heads(model: Path) -> None:
     config = {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2}
     (model / "config.json").write_text(json.dumps(config | {"state_size": 16, "conv_kernel": 4}))
@@ -122,15 +129,34 @@ _BASES = (
         "name the directory of its base, `someone/some-base`, or merge the adapter",
     ),
     base("base with an adapter in it", _an_adapter_in_it, "holds an adapter", "name the directory of its base, or merge"),
-    base("base in GGUF", _gguf_only, "study.yaml:3: bases.tiny.path: `model` is a GGUF model", "it was made from"),
     base(
-        "base is a GGUF file", _gguf_file, "bases.tiny.path: `model.gguf` is a GGUF model", "config.json and model.safetensors"
+        "base is a folder of GGUF files",
+        _gguf_only,
+        "study.yaml:3: bases.tiny.path: `model` holds GGUF files and no config.json",
+        "name one of the files, `model/model-q4_k_m.gguf`",
     ),
     base(
-        "base is quantized",
-        _change_config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
-        "bases.tiny.path: is a quantized checkpoint (`quantization_config` of config.json: `bitsandbytes`)",
+        "base is a damaged GGUF file",
+        _gguf_file,
+        "study.yaml:3: bases.tiny.path: `model.gguf` cannot be read (",
+        "copy it again, or name the directory in Hugging Face format that it was made from",
+    ),
+    base(
+        "base is a part of a GGUF model",
+        _gguf_part,
+        "bases.tiny.path: `model-00002-of-00003.gguf` is one of 3 parts",
+        "join them with `llama-gguf-split --merge`",
+    ),
+    base(
+        "base is quantized in a format that is not read",
+        _change_config(quantization_config={"quant_method": "fp8"}),
+        "bases.tiny.path: is quantized (`quantization_config` of config.json: `fp8`)",
         "name the model that it was quantized from",
+    ),
+    base(
+        "base is said to be quantized and is not",
+        _change_config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "bases.tiny.path: `model` cannot be read (",
     ),
     base("base without attention", _without_heads, "`MambaForCausalLM` has no attention", "name a base with attention"),
     base(

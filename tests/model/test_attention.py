@@ -5,6 +5,7 @@ The measure is per tensor: the norm of the difference over the larger of the ten
 
 import copy
 import itertools
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from paretune.data.trees import Example, forward_batches, unshared
 from paretune.model import attention, flex
@@ -19,6 +21,7 @@ from paretune.model.adapters import add_lora
 from paretune.model.attention import QUERIES, attending, block_bounds
 from paretune.model.forward import hidden_states, packed_model
 from paretune.model.loss import loss_of
+from paretune.model.shared_context import bytes_per_entry
 from paretune.study.methods import TrainLora
 from tests.tiny import ARCHITECTURES, VOCABULARY_SIZE, make_model
 
@@ -179,13 +182,24 @@ def test_dropout_of_attention_keeps_the_mean_and_follows_the_seed(tmp_path):
     assert (mean - expected).norm() < 0.02 * expected.norm()
 
 
-def test_an_attention_that_is_not_known_is_not_taken_for_isolated(tmp_path):
+def test_an_attention_that_is_not_known_is_not_taken_for_isolated(tmp_path, monkeypatch, caplog):
     model = AutoModelForCausalLM.from_pretrained(make_model("gpt2", tmp_path), dtype=torch.float32)
-    for block in model.transformer.h:
-        block.attn.register_forward_pre_hook(
-            lambda module, arguments, others: (arguments, others | {"position_bias": torch.zeros(1)}), with_kwargs=True
-        )
+    biased = partialmethod(GPT2Attention.forward, position_bias=torch.zeros(1))
+    monkeypatch.setattr(GPT2Attention, "forward", biased)
     assert not packed_model(model).isolates
+    assert "GPT2LMHeadModel reads one text at a time, sharing no context: RuntimeError: " in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3", "mixtral"])
+def test_weights_that_amplify_rounding_do_not_hide_what_the_architecture_shows(architecture, dtype, tmp_path, caplog):
+    """Thirty real blocks round by up to a fifth of the largest state in bfloat16; here, four blocks are made to."""
+    model = AutoModelForCausalLM.from_pretrained(make_model(architecture, tmp_path, dtype=dtype), dtype=dtype).eval()
+    model.get_input_embeddings().register_forward_hook(lambda module, given, states: states * (1 + torch.rand_like(states) / 5))
+    packed = packed_model(model)
+    assert packed.isolates
+    assert bytes_per_entry(packed)
+    assert not caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

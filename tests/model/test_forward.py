@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from paretune.data.trees import Example, forward_batches
 from paretune.errors import StageError
 from paretune.model import forward
-from paretune.model.forward import keeps_apart, packed_model, score
+from paretune.model.forward import mixing, packed_model, score
 from tests.tiny import ARCHITECTURES, VOCABULARY_SIZE, make_model
 
 
@@ -36,7 +36,7 @@ def test_packed_scores_equal_one_at_a_time(architecture, tmp_path):
     directory = make_model(architecture, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64).eval()
-    assert keeps_apart(model)
+    assert mixing(model) == ""
     items = examples()
     assert any(len(indices) > 1 for indices, _ in forward_batches(items, forward_tokens=128))
     for example, scores in zip(items, score(model, items, forward_tokens=128), strict=True):

@@ -6,6 +6,7 @@ runs a chain of bodies in a process that a test can kill; its workers import no 
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -64,6 +65,13 @@ def ok(context: StageContext) -> dict[str, Any]:
     (context.draft / "answer.txt").write_text("42")
     context.emit(done=1, total=1)
     return {"answer": 42, "parents": sorted(context.inputs)}
+
+
+def detour(context: StageContext) -> dict[str, Any]:
+    _begin(context, "detour")
+    for _ in range(2):
+        logging.getLogger("paretune.slow").warning("reads one text at a time: %s", "no mask is known")
+    return {"answer": 42}
 
 
 def slow(context: StageContext) -> dict[str, Any]:

@@ -44,6 +44,14 @@ def test_stages_run_once_and_are_reused(store, folder):
     assert not list((store.root / "drafts").iterdir())
 
 
+def test_a_slower_way_is_told_once_and_recorded_with_its_reason(store, folder):
+    stage, events = make_stage("detour", folder), list[dict]()
+    run(store, stage, events=events)
+    (told,) = (event for event in events if event["event"] == "slow")
+    assert (told["stage"], told["message"]) == (stage.name, "reads one text at a time: no mask is known")
+    assert store.find(stage).metrics == {"answer": 42, "slow_ways": [told["message"]]}
+
+
 def test_one_more_stage_runs_alone(store, folder):
     parent = make_stage("ok", folder)
     run(store, parent)

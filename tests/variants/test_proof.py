@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.errors import SpecError, StageError
 from paretune.variants.blocks import remove_blocks, skipped_blocks
-from paretune.variants.proof import compute_at_once, prove_saved, prune_blocks
+from paretune.variants.proof import TOLERANCE, compute_at_once, prove_saved, prune_blocks, tolerance_of
 from tests.tiny import ARCHITECTURES, make_model
 
 LARGE_WINDOW = 4096
@@ -119,6 +119,18 @@ def test_a_base_in_half_precision_is_proven_within_its_rounding(tmp_path: Path) 
     proof = prune_blocks(model, [1], tmp_path / "pruned", base_fingerprint="base")
     assert proof.identity == proof.reload == 0
     assert 1e-4 < proof.cache < proof.tolerance == 5e-2
+
+
+def test_weights_that_amplify_rounding_are_held_to_what_they_show(tmp_path: Path) -> None:
+    model = load(make_model("llama", tmp_path / "base"))
+
+    def amplify(_: object, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + 1e3 * (args[0] - args[0].bfloat16().float())  # the digits that bfloat16 loses
+
+    model.model.layers[0].register_forward_hook(amplify)
+    live = compute_at_once(model)
+    assert TOLERANCE[torch.float32] < tolerance_of(model, live) <= TOLERANCE[torch.bfloat16]
+    assert tolerance_of(load(tmp_path / "base"), compute_at_once(load(tmp_path / "base"))) == TOLERANCE[torch.float32]
 
 
 def test_the_model_stays_in_the_mode_it_was_in(tmp_path: Path) -> None:

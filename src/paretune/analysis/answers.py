@@ -29,6 +29,8 @@ ANSWER_METRICS = ("accuracy", "exact_match", "contains")
 """Of questions, each 0 or 1."""
 _TOLD_TASKS = 5
 """Of lm-evaluation-harness, in words."""
+_MANY_CUT = 0.5
+"""Share of a variant's answers from which on it is said that they never ended."""
 _BELOW_CHANCE = 0.01
 """One-sided p value from which on a score is too low to be that of guessing."""
 _NEAR = 0.8
@@ -97,6 +99,13 @@ class RatersDisagree(Fact):
     trust: Trust
     least: float = TENTATIVE
     """Agreement from which they would."""
+
+
+@dataclass(frozen=True)
+class AnswersUnended(Fact):
+    """The variants of whose answers to tasks most were cut at a limit: how many of how many, over all seeds."""
+
+    answers: tuple[tuple[Entrant, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -190,7 +199,7 @@ def answer_facts(findings: Findings, group: Group) -> list[Fact]:
         first = where_judged(group, asked[0], task) if asked else None
         facts += _scores(findings, group, first) if first is not None and first != group.headline else []
         facts += _labels(findings, group, task)
-    return facts
+    return [*facts, *_unended(findings, group)]
 
 
 def rating_facts(findings: Findings, group: Group) -> list[Fact]:
@@ -337,3 +346,14 @@ def _labels(findings: Findings, group: Group, task: str) -> Iterator[Fact]:
         accuracies = ((entrant, estimate.mean) for entrant, estimate in known.items() if estimate.low <= share <= estimate.high)
         if alike := tuple(accuracies):
             yield LikeCommonest(task, label.strip(), share, alike)
+
+
+def _unended(findings: Findings, group: Group) -> list[Fact]:
+    names = [name for name, use in findings.study.evaluations_of(group.dataset).items() if use.row.answers_tasks]
+    cut: list[tuple[Entrant, int, int]] = []
+    for entrant in group.entrants:
+        asked = [(cell, name) for cell in findings.cells(entrant) for name in names if name in cell.evaluations]
+        ends = [row.get("stopped_by") for cell, name in asked for row in read_generations(cell, name)]
+        cut.append((entrant, sum(end in ("max_new_tokens", "context") for end in ends), len(ends)))
+    unended = tuple(each for each in cut if each[1] > _MANY_CUT * each[2])
+    return [AnswersUnended(unended)] if unended else []

@@ -14,7 +14,7 @@ from paretune.study.tasks import RESPONSE
 _BUDGET = ("train_tokens", "train_tokens_read", "epochs_done", "steps", "precision")
 """What is the same for all variants of a base on a dataset, over all trainings of a variant."""
 _CHANGED = ("cut_examples", "latest_examples", "lossy_examples", "control_examples")
-_OF_RUNS = ("stopped_early", "out_of_memory", "flex_failure", "repeated_steps", "untied_parameters")
+_OF_RUNS = ("stopped_early", "out_of_memory", "flex_failure", "slow_ways", "repeated_steps", "untied_parameters")
 """Metrics of a training that went otherwise than those of other variants."""
 
 
@@ -119,7 +119,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunDeviates(Fact):
-    """It stopped early, ran out of memory, went on without FlexAttention, or was interrupted."""
+    """It stopped early, ran out of memory, went on without FlexAttention or in a slower way, or was interrupted."""
 
     run: Run
     metric: str

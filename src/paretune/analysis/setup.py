@@ -8,6 +8,7 @@ from typing import Any
 
 from paretune.analysis.findings import LEAKED, LOSSY, Fact, Findings
 from paretune.analysis.scores import Entrant, entrant_of
+from paretune.pipeline.config_json import DEQUANTIZED_FROM
 from paretune.study.data import MASKS, SPLITS
 from paretune.study.findings import proposed_clean
 from paretune.study.study import Base
@@ -25,6 +26,8 @@ class BaseUsed(Fact):
     base: Base
     num_parameters: float | None
     """None where the untouched base was not measured."""
+    dequantized_from: str | None = None
+    """The format that its weights were in before they were made whole; None where they always were."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,8 @@ def setup(findings: Findings) -> list[Fact]:
         untouched = (group.untouched for group in findings.groups if group.base == name and group.untouched is not None)
         costs = (findings.costs.get(entrant, {}) for entrant in untouched)
         sizes = [cost["parameters"].mean for cost in costs if "parameters" in cost]
-        facts.append(BaseUsed(name, base, sizes[0] if sizes else None))
+        config = results.lock["bases"][name]["config"]
+        facts.append(BaseUsed(name, base, sizes[0] if sizes else None, config.get(DEQUANTIZED_FROM)))
     facts.append(TrainedAlike(study.train, tuple(study.seeds)))
     of_cells = [record for cell in results.cells for record in (*cell.methods, *cell.evaluations.values())]
     records = [*results.data.values(), *of_cells]

@@ -1,9 +1,11 @@
 """Token trees through a model: hidden states with attention along the trees, then the head where there are targets.
 
 The model is called through its public forward, so that every architecture of transformers with the standard attention
-interface works; what cannot be taken on trust (that the head is found, that branches and trees are kept apart) is shown once.
+interface works; what cannot be taken on trust is shown once: on the model that its head is found, and on a small twin that
+branches and trees are kept apart.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +22,14 @@ from paretune.errors import StageError, is_out_of_memory
 from paretune.model.attention import attending
 from paretune.model.llama_cpp import LlamaCpp
 from paretune.model.loss import Head, MatrixHead, matrix_head, token_nats
+from paretune.model.twin import REFUSALS, small_twin
 
 _STRETCH = 512
 """Examples that are packed together, about."""
-_PROOF_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+SLOW = logging.getLogger("paretune.slow")
+"""Told here: that something takes a slower way than it might, and why. It goes into the log and the record of the stage."""
+_PROOF_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Of the same operations, or of few blocks with random weights: norms and softmax of most models round to float32."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,10 @@ class PackedModel:
 
 def packed_model(model: PreTrainedModel) -> PackedModel:
     """`model` ready for token trees; StageError if its logits cannot be made from its hidden states."""
-    return PackedModel(model, head_of(model), keeps_apart(model))
+    failure = mixing(model)
+    if failure:
+        SLOW.warning("%s reads one text at a time, sharing no context: %s", type(model).__name__, failure)
+    return PackedModel(model, head_of(model), isolates=not failure)
 
 
 def score(
@@ -116,15 +125,23 @@ def head_of(model: PreTrainedModel) -> Head:
     """Hidden states to logits as this model does it, scaling and soft-capping included; StageError if that cannot be found."""
     module, config = model.get_output_embeddings(), model.config
     ids = torch.arange(1, 9, device=model.device)[None] % config.get_text_config().vocab_size
+    states: list[torch.Tensor] = []
+    # Those of the same pass: in another one they may round otherwise.
+    handle = model.base_model.register_forward_hook(lambda module, given, output: states.append(output.last_hidden_state))
     with torch.no_grad(), _evaluating(model):
-        expected = model(input_ids=ids, use_cache=False).logits
+        try:
+            expected = model(input_ids=ids, use_cache=False).logits
+            if not states:  # OPT calls a part of its base model
+                model.base_model(input_ids=ids, use_cache=False)
+        finally:
+            handle.remove()
         head = Head(
             module,
             num_words=expected.shape[-1],
             scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1),
             cap=getattr(config, "final_logit_softcapping", None),
         )
-        logits = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        logits = head(states[-1])
     if not expected.isfinite().all():
         raise StageError(
             f"the weights of `{model.name_or_path}` give logits that are no numbers; are they NaN or infinite? Copy the base "
@@ -135,22 +152,26 @@ def head_of(model: PreTrainedModel) -> Head:
     return head
 
 
-def keeps_apart(model: PreTrainedModel) -> bool:
-    """Whether branches and trees in a row do not see each other in this architecture: shown on a tree and two texts."""
-    vocabulary = model.config.get_text_config().vocab_size
+def mixing(model: PreTrainedModel) -> str:
+    """Why branches and trees in a row may see each other in the architecture of `model`; empty where they are shown not to, on
+    a tree and two texts through a small twin."""
+    vocabulary, trunk = 32, np.arange(3, 8, dtype=np.int32)
 
     def ids(start: int, count: int) -> np.ndarray:
         return np.arange(start, start + count, dtype=np.int32) % vocabulary
 
-    trunk = ids(3, 5)
     examples = [Example(ids(11, 6)), Example(ids(2, 3), 0, trunk), Example(ids(7, 4), 0, trunk), Example(ids(13, 6))]
-    with torch.no_grad(), _evaluating(model):
-        try:
-            alone = _states(model, [unshared(example) for example in examples], pack=False)
-            together = _states(model, examples, pack=True)
-        except (TypeError, ValueError, RuntimeError, IndexError):  # attends in a way of its own, or has too few positions
-            return False
-    return all(are_close(one, other) for one, other in zip(alone, together, strict=True))
+    twin = small_twin(model)
+    try:
+        with torch.no_grad(), _evaluating(twin):
+            alone = _states(twin, [unshared(example) for example in examples], pack=False)
+            together = _states(twin, examples, pack=True)
+    except REFUSALS as error:  # attends in a way of its own, or has too few positions
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    differences = [difference(one, other) for one, other in zip(alone, together, strict=True)]
+    if all(each <= _PROOF_TOLERANCE[twin.dtype] for each in differences):  # not true of a NaN
+        return ""
+    return f"states in a tree differ from those alone by {max(differences):.0e} of the largest"
 
 
 def _states(model: PreTrainedModel, examples: Sequence[Example], *, pack: bool) -> list[torch.Tensor]:
@@ -179,8 +200,11 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
+def difference(expected: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference of two computations of the same numbers, relative to the largest of them."""
+    return float((expected.double() - other.double()).abs().max() / expected.double().abs().max().clamp_min(1e-6))
+
+
 def are_close(expected: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two computations of the same numbers differ by rounding only, as far as their precision allows."""
-    scale = expected.float().abs().max().clamp_min(1e-6)
-    difference = (expected.float() - other.float()).abs().max() / scale
-    return bool(difference <= _PROOF_TOLERANCE.get(expected.dtype, 1e-4))
+    """Whether two computations of the same numbers by few operations differ by rounding only."""
+    return difference(expected, other) <= _PROOF_TOLERANCE[expected.dtype]

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from paretune.data.trees import Batch, Example, Forest, Tree, lay_out
 from paretune.model.attention import TreeMask, attention_of_trees, mask_of_trees, using_forest
-from paretune.model.forward import PackedModel, are_close, hidden_states
+from paretune.model.forward import SLOW, PackedModel, are_close, difference, head_of, hidden_states
+from paretune.model.twin import REFUSALS, small_twin
 
 NAME = "paretune_shared_contexts"
 _EMPTY = -1
@@ -148,29 +149,42 @@ class _CacheMask:
 @lru_cache(maxsize=1)
 def bytes_per_entry(packed: PackedModel) -> float | None:
     """Bytes that an entry of the cache takes; None where branches of unlike length after one cached context do not give what
-    each gives alone, which is tried on two contexts.
+    each gives alone, which is tried on two contexts through a small twin.
     """
     if not packed.isolates:
         return None
-    model, size = packed.model, packed.model.config.get_text_config().vocab_size
-    contexts = [np.arange(start, start + length) % size for start, length in ((3, 9), (5, 4))]
-    prompts = [np.arange(start, start + length) % size for start, length in ((11, 3), (2, 5), (7, 1))]
+    failure = _sharing_failure(small_twin(packed.model))
+    if failure:
+        SLOW.warning("%s writes answers padded, sharing no context: %s", type(packed.model).__name__, failure)
+        return None
+    cache = SharedContexts(packed, num_rows=1, num_slots=1, context_tokens=1, branch_tokens=1)
+    with sharing(packed):
+        cache.read([PromptTree(np.ones(1, np.int32), (np.empty(0, np.int32),))])
+    return cache.bytes_per_entry
+
+
+def _sharing_failure(twin: PreTrainedModel) -> str:
+    contexts = [np.arange(start, start + length) for start, length in ((3, 9), (5, 4))]
+    prompts = [np.arange(start, start + length) for start, length in ((11, 3), (2, 5), (7, 1))]
     trees = [PromptTree(contexts[0], tuple(prompts[:2])), PromptTree(contexts[1], tuple(prompts[2:]))]
-    following = [9 % size, 4 % size, 8 % size]
-    cache = SharedContexts(packed, num_rows=2, num_slots=2, context_tokens=9, branch_tokens=7)
+    following = [9, 4, 8]
     try:
+        packed = PackedModel(twin, head_of(twin), isolates=True)
+        cache = SharedContexts(packed, num_rows=2, num_slots=2, context_tokens=9, branch_tokens=7)
         with sharing(packed):
             read = cache.read(trees)
             step = cache.step([trees[0], trees[0], trees[1]], [0, 1, 0], [12, 14, 5], following)
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return None  # an architecture with a cache or masks of its own
-    for n, logits in enumerate(torch.stack([read, step], dim=1)):
-        ids = [*contexts[n // 2].tolist(), *prompts[n].tolist(), following[n]]
-        with torch.no_grad():
-            alone = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -2:]
-        if not are_close(alone, logits):
-            return None
-    return cache.bytes_per_entry
+        for n, logits in enumerate(torch.stack([read, step], dim=1)):
+            ids = [*contexts[n // 2].tolist(), *prompts[n].tolist(), following[n]]
+            with torch.no_grad():
+                alone = twin(input_ids=torch.tensor([ids], device=twin.device), use_cache=False).logits[0, -2:]
+            if not are_close(alone, logits):
+                return (
+                    f"logits after a shared context differ from those alone by {difference(alone, logits):.0e} of the largest"
+                )
+    except REFUSALS as error:  # an architecture with a cache or masks of its own
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
 
 
 @contextmanager

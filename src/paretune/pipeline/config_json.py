@@ -12,6 +12,8 @@ from paretune.errors import NeedsError
 _BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HEADS = re.compile(r"(attention|query)_heads$|^n_heads?$")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+DEQUANTIZED_FROM = "paretune_dequantized_from"
+"""Field of our own: the format that the weights were in before they were made whole, like `GGUF Q4_1`."""
 _POSITIONS = ("max_position_embeddings", "n_positions")
 
 
@@ -39,12 +41,6 @@ def check_writes_text(config: Mapping[str, Any], where: str) -> None:
             f"{where}: `{kind}` is no causal language model; Paretune trains and measures models that write text from left "
             "to right (architectures ending in ForCausalLM or LMHeadModel), not encoders or extractive models"
         )
-    if quantized := config.get("quantization_config"):
-        how = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
-        raise NeedsError(
-            f"{where}: is a quantized checkpoint (`quantization_config` of config.json: `{how}`), whose weights can be neither "
-            "trained nor measured here; name the model that it was quantized from"
-        )
     text = config.get("text_config", config)
     heads = any(_HEADS.search(key) for key in text) or ("num_heads" in text and "attention_types" in text)
     if num_blocks(config) is not None and width(text) and not heads:
@@ -55,8 +51,8 @@ def check_writes_text(config: Mapping[str, Any], where: str) -> None:
 
 
 def check_whole(path: Path, where: str) -> None:
-    """NeedsError, beginning with `where`, for what is no model in Hugging Face format and looks like one: an adapter, a GGUF
-    file."""
+    """NeedsError, beginning with `where`, for what is no model in Hugging Face format and looks like one: an adapter, a folder
+    of GGUF files."""
     adapter = path / "adapter_config.json"
     if os.path.isfile(adapter):  # False, too, where that cannot be told
         try:
@@ -67,11 +63,16 @@ def check_whole(path: Path, where: str) -> None:
             f"{where}: `{path}` holds an adapter (adapter_config.json), not a whole model; name the directory of its base"
             f"{f', `{base}`' if base else ''}, or merge the adapter into it and save that (`merge_and_unload` of PEFT)"
         )
-    if path.suffix == ".gguf" or (any(path.glob("*.gguf")) and not (path / "config.json").exists()):
-        raise NeedsError(
-            f"{where}: `{path}` is a GGUF model, made for llama.cpp and mostly quantized; name the directory of the model in "
-            "Hugging Face format (config.json and model.safetensors) that it was made from"
-        )
+    if files := [] if (path / "config.json").exists() else sorted(path.glob("*.gguf")):
+        raise NeedsError(f"{where}: `{path}` holds GGUF files and no config.json; name one of the files, `{files[0]}`")
+
+
+def quantized_by(config: Mapping[str, Any]) -> str | None:
+    """How the weights are quantized, like `bitsandbytes`; None for whole ones."""
+    quantized = config.get("quantization_config")
+    if not quantized:
+        return None
+    return str(quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized)
 
 
 def architectures(config: Mapping[str, Any]) -> list[str]:

@@ -126,6 +126,8 @@ def describe_plan(
     for name, use in study.evaluate.items():
         if use.row.tells:
             lines += load_function(use.row.tells)(use.config, Setting(f"evaluate.{name}", study, lock, folder))
+    whole = {name: base.dequantized_from for name, base in lock.bases.items() if base.dequantized_from}
+    lines += [f"base `{name}`: weights dequantized from {kind}" for name, kind in whole.items()]
     lines += [f"a run downloads: {resource.description}" for resource in pending(plan, store)]
     lines.append(f"device {lock.device}, training in {lock.compute}, measuring in {lock.evaluate}, store {store.root}")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 
 from paretune.errors import NeedsError, StoreError, UserError
 from paretune.pipeline import hub, machine
-from paretune.pipeline.config_json import check_whole, check_writes_text, dtype, read_config
+from paretune.pipeline.config_json import DEQUANTIZED_FROM, check_whole, check_writes_text, dtype, quantized_by, read_config
 from paretune.pipeline.data_files import data_files, is_one_file, likely
+from paretune.pipeline.dequantize import PACKAGES, SMOLLM2, check_reads, packaged_gguf, whole_model
 from paretune.pipeline.resources import Resource, builtin_base, weight_dtype
 from paretune.study.base import OtherModel, Outside, Spec, outside_of
 from paretune.study.study import Base, Study
@@ -46,6 +47,11 @@ class LockedBase:
         """Number format of its weights: by config.json, or the weights where they are local files and it names none."""
         path = self.resource.path
         return dtype(self.config) or (weight_dtype(path) if path else None) or "float32"
+
+    @property
+    def dequantized_from(self) -> str | None:
+        """The format that its weights were in before they were made whole, like `GGUF Q4_1`; None where they always were."""
+        return self.config.get(DEQUANTIZED_FROM)
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,10 @@ def commit_name(kind: str, name: str, revision: str | None) -> str:
     return f"{kind}:{name}@{revision or 'main'}"
 
 
-def resolve_lock(study: Study, study_file: Path, device: str = "auto") -> Lock:
+def resolve_lock(study: Study, study_file: Path, device: str = "auto", store: Path | None = None) -> Lock:
     """The lock of a study, from the one that is there and from what is outside now.
+
+    A quantized base is made whole once below `store`, by default `.paretune` beside the study.
 
     Raises NeedsError for what cannot be found (a file, a hub repository without network), StoreError for a damaged lock.
     """
@@ -121,14 +129,15 @@ def resolve_lock(study: Study, study_file: Path, device: str = "auto") -> Lock:
     outside = _outside(study)
     models = {each.where: each.value for each in outside if each.kind == "model"}
     bases = {f"bases.{name}": base for name, base in study.bases.items()}
+    store = store or study_file.parent / ".paretune"
     commits = dict(_commits(study, {**bases, **models}, old.hub_commits))
     return Lock(
         device=kind,
         compute=compute,
         evaluate=study.precision.evaluate,
         matmul_gflops=rates,
-        bases={name: _model(f"bases.{name}", base, digests, commits) for name, base in study.bases.items()},
-        models={where: _model(where, model, digests, commits, writes=False) for where, model in models.items()},
+        bases={name: _base(f"bases.{name}", base, digests, commits, store) for name, base in study.bases.items()},
+        models={where: _model(where, model, digests, commits) for where, model in models.items()},
         files={each.value: digests.of_file(each.value, each.where) for each in outside if each.kind == "file"}
         | {each.value: digests.of_folder(each.value, each.where) for each in outside if each.kind == "folder"}
         | {each.value: digests.of_data(each.value, each.where) for each in outside if each.kind == "data"},
@@ -174,33 +183,66 @@ def _commits(study: Study, models: Mapping[str, Base | OtherModel], pinned: Mapp
                 yield name, pinned.get(name) or hub.resolve_commit(hub.DATASET, source.hub, source.revision, where)
 
 
+def _base(entry: str, base: Base, digests: "_Digests", commits: Mapping[str, str], store: Path) -> LockedBase:
+    """The base that stands at `entry`: a causal LM in whole weights, which a quantized one is made into below `store`."""
+    where = f"{entry}.{'hub' if base.hub else 'builtin' if base.builtin else 'path'}"
+    if base.builtin == SMOLLM2:
+        source = packaged_gguf(where)
+    else:
+        source = builtin_base(base.builtin, where) if base.builtin else digests.folder / str(base.path)
+    if not base.hub and source.suffix == ".gguf" and source.is_file():
+        check_reads("gguf", where)
+        with _readable(where, str(source)):
+            digest = digests.digest(source)
+        directory = whole_model(source, digest, store, where)
+        config = read_config(directory / "config.json", where)
+        check_writes_text(config, where)
+        return LockedBase(
+            Resource(path=directory.resolve()), digest, digests.of_directory(directory, hub.TOKENIZER_FILES), config
+        )
+    locked = _model(entry, base, digests, commits, source)
+    check_writes_text(locked.config, where)
+    method = quantized_by(locked.config)
+    if method is None:
+        return locked
+    if base.hub:
+        raise NeedsError(
+            f"{where}: is quantized (`quantization_config` of config.json: `{method}`) and must be made whole first; fetch it "
+            f"(`hf download {base.hub} --local-dir DIR`) and write `path: DIR`"
+        )
+    if method not in PACKAGES:
+        raise NeedsError(
+            f"{where}: is quantized (`quantization_config` of config.json: `{method}`), in a format not read here; name "
+            "the model that it was quantized from"
+        )
+    check_reads(method, where)
+    directory = whole_model(source, locked.digest, store, where)
+    return replace(locked, resource=Resource(path=directory.resolve()), config=read_config(directory / "config.json", where))
+
+
 def _model(
-    entry: str, model: Base | OtherModel, digests: "_Digests", commits: Mapping[str, str], *, writes: bool = True
+    entry: str, model: Base | OtherModel, digests: "_Digests", commits: Mapping[str, str], directory: Path | None = None
 ) -> LockedBase:
-    """The model that stands at `entry`; `writes`: it must be a causal LM."""
+    """The model that stands at `entry`, in `directory` where it is built in."""
     if model.hub:
         commit = commits[commit_name(hub.MODEL, model.hub, model.revision)]
         resource = Resource(hub=model.hub, commit=commit)
-        config = hub.model_config(model.hub, commit, f"{entry}.hub")
-        if writes:
-            check_writes_text(config, f"{entry}.hub")
-        return LockedBase(resource, str(resource), str(resource), config)
-    builtin = model.builtin if isinstance(model, Base) else None
-    where = f"{entry}.{'builtin' if builtin else 'path'}"
-    directory = builtin_base(builtin, where) if builtin else digests.folder / str(model.path)
+        return LockedBase(resource, str(resource), str(resource), hub.model_config(model.hub, commit, f"{entry}.hub"))
+    where = f"{entry}.{'path' if model.path else 'builtin'}"
+    directory = directory or digests.folder / str(model.path)
     with _readable(where, str(directory)):
         check_whole(directory, where)
         if not directory.is_dir():
             if directory.is_file():
-                raise NeedsError(f"{where}: `{directory}` is a file; name the directory that holds config.json and the weights")
+                raise NeedsError(
+                    f"{where}: `{directory}` is a file; name the directory of config.json and the weights, or a GGUF file"
+                )
             or_hub = f", or write `hub: {model.path}` for a model of the hub" if _HUB_NAME.fullmatch(str(model.path)) else ""
             raise NeedsError(
                 f"{where}: no directory `{directory}`; name one that holds config.json and model.safetensors"
                 f"{or_hub}{likely(directory)}"
             )
         config = read_config(directory / "config.json", where)
-        if writes:
-            check_writes_text(config, where)
         if not hub.weight_files(directory):
             raise NeedsError(
                 f"{where}: `{directory}` holds no model.safetensors, nor all the files that a model.safetensors.index.json "
@@ -232,7 +274,7 @@ class _Digests:
                 raise NeedsError(f"{where}: no file `{path}` (looked in `{self.folder.resolve()}`){hint}")
             if not file.is_file():
                 raise NeedsError(f"{where}: `{path}` is a {'directory' if file.is_dir() else 'device or pipe'}; name a file")
-            return self._digest(file)
+            return self.digest(file)
 
     def of_data(self, path: str, where: str) -> str:
         """Of a file, or of all that a folder or a pattern stands for, by their names."""
@@ -246,7 +288,7 @@ class _Digests:
                 raise type(error)(f"{where}: {error}") from None
             if files == [place]:  # what `save_to_disk` wrote
                 return self.of_folder(path, where)
-            parts = [[os.path.relpath(file, place.parent), self._digest(file)] for file in files]
+            parts = [[os.path.relpath(file, place.parent), self.digest(file)] for file in files]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def of_folder(self, path: str, where: str) -> str:
@@ -258,7 +300,7 @@ class _Digests:
             files = sorted(file for file in folder.rglob("*") if file.is_file())
             names = [file.relative_to(folder) for file in files]
             parts = [
-                [name.as_posix(), self._digest(file)]
+                [name.as_posix(), self.digest(file)]
                 for name, file in zip(names, files, strict=True)
                 if not any(part.startswith((".", "__pycache__")) for part in name.parts)
             ]
@@ -266,10 +308,10 @@ class _Digests:
 
     def of_directory(self, directory: Path, patterns: tuple[str, ...]) -> str:
         files = sorted({file for pattern in patterns for file in directory.glob(pattern) if file.is_file()})
-        parts = [[file.name, self._digest(file)] for file in files]
+        parts = [[file.name, self.digest(file)] for file in files]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _digest(self, file: Path) -> str:
+    def digest(self, file: Path) -> str:
         status = file.stat()
         # The time of change too: tools that copy keep size and time of modification.
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import NeedsError
+from paretune.pipeline.dequantize import SMOLLM2
 from paretune.pipeline.hub import MODEL, cached_model, fetch_dataset, fetch_model, weight_files
 
 _FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -73,7 +74,7 @@ class Resource:
 def builtin_base(name: str, where: str) -> Path:
     """Directory of a model that ships with the package; NeedsError, beginning with `where`, if there is none of that name."""
     assets = Path(str(resources.files("paretune") / "assets"))
-    known = sorted(config.parent.name for config in assets.glob("*/config.json"))
+    known = sorted([*(config.parent.name for config in assets.glob("*/config.json")), SMOLLM2])
     if name not in known:
         raise NeedsError(f"{where}: no built-in base `{name}`; known: {', '.join(f'`{k}`' for k in known)}")
     return assets / name

@@ -6,6 +6,7 @@ a run that was killed leaves nobody behind who computes on and holds locks.
 """
 
 import errno
+import logging
 import multiprocessing
 import os
 import platform
@@ -156,8 +157,14 @@ def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
         emit=_throttled(EventLog(store.events_file, run.run), stage),
         settings=stage.settings,
     )
-    with computing_on(threads_of(run.options)):
-        metrics = load_function(stage.body)(context)
+    slow = _SlowWays(EventLog(store.events_file, run.run), stage.name)
+    logging.getLogger("paretune.slow").addHandler(slow)
+    try:
+        with computing_on(threads_of(run.options)):
+            metrics = load_function(stage.body)(context)
+    finally:
+        logging.getLogger("paretune.slow").removeHandler(slow)
+    metrics |= {"slow_ways": slow.ways} if slow.ways else {}
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -184,6 +191,19 @@ def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
         files=describe_files(draft),
     )
     store.commit(stage, record)
+
+
+class _SlowWays(logging.Handler):
+    """What a stage does in a slower way than it might, and why: told at once, and kept for the record."""
+
+    def __init__(self, log: EventLog, stage: str) -> None:
+        super().__init__()
+        self.log, self.stage, self.ways = log, stage, list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage() not in self.ways:
+            self.ways.append(record.getMessage())
+            self.log.write("slow", stage=self.stage, message=record.getMessage())
 
 
 def threads_of(options: RunOptions) -> int:

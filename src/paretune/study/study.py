@@ -30,11 +30,13 @@ class Base(Spec):
     """A pretrained causal LM and its tokenizer: exactly one of `path`, `hub` and `builtin`."""
 
     path: str | None = None
-    """A directory in Hugging Face format; relative to the study file."""
+    """A directory in Hugging Face format, or a `.gguf` file; relative to the study file. What is quantized (GGUF, bitsandbytes,
+    GPTQ, AWQ) is made whole once, by the package that reads it, and the report names the format."""
     hub: str | None = None
     """A repository of the Hugging Face hub, `owner/name`."""
     builtin: str | None = None
-    """A model that ships with the package."""
+    """A model that ships with the package, `newsroom-base`; or `smollm2-135m-instruct`, a chat model of 135 million parameters
+    that the extra `smollm2` brings as a GGUF file."""
     revision: str | None = None
     """Commit, tag or branch of `hub`; the commit is pinned in the lock."""
     trust_remote_code: bool = False

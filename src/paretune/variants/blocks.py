@@ -15,12 +15,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from paretune.errors import SpecError, StageError
+from paretune.model.twin import REFUSALS
 from paretune.variants.block_fields import prune_fields
 
 KEPT_BLOCKS = "paretune_kept_blocks"
@@ -30,9 +30,6 @@ BASE_FINGERPRINT = "paretune_base_fingerprint"
 
 STATE_OF_A_RUN = {"training", "gradient_checkpointing"}
 """Attributes of a module that no config fixes."""
-
-REFUSALS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ZeroDivisionError, StrictDataclassError)
-"""What the classes of transformers raise on a config or on weights that do not fit them."""
 
 
 def block_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

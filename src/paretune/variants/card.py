@@ -13,6 +13,7 @@ from typing import Any
 
 from paretune.data.chat import ending_ids, render_turn, turn_end
 from paretune.data.tokenizer import TextTokenizer
+from paretune.pipeline.config_json import DEQUANTIZED_FROM, read_config
 from paretune.pipeline.plan import PlannedCell
 
 _LOAD_WHOLE = """\
@@ -26,7 +27,7 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), 
 _CARD = """\
 # {variant}
 
-Made by Paretune from the base `{base}`, on the data `{dataset}`{seed}.
+Made by Paretune from the base `{base}`{weights}, on the data `{dataset}`{seed}.
 
 Methods, in order: {methods}
 
@@ -100,9 +101,12 @@ def model_card(
     kind = "EOS" if tokenizer.hf.bos_token_id is None else "BOS"
     by_itself = list(tokenizer.hf("a")["input_ids"]) == [tokenizer.prefix_id, *tokenizer.encode("a")]
     how = "puts it there by itself" if by_itself else "does not put it there by itself, so it is written out here"
+    directory = next(iter(cell.evaluations.values())).resources["base"].directory()
+    dequantized = read_config(directory / "config.json", cell.base).get(DEQUANTIZED_FROM) if directory else None
     return _CARD.format(
         variant=cell.variant,
         base=cell.base,
+        weights=f" (weights dequantized from {dequantized})" if dequantized else "",
         dataset=cell.dataset,
         seed="" if cell.seed is None else f", with seed {cell.seed}",
         methods=_methods(cell) or "none: it is the base as it was",

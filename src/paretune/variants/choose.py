@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from paretune.data.trees import Batch, Example, forward_batches
 from paretune.errors import StageError
-from paretune.model.forward import head_of
+from paretune.model.forward import SLOW, head_of
 from paretune.model.load import load_model
 from paretune.model.loss import token_nats
 from paretune.pipeline.stage import StageContext
@@ -114,6 +114,8 @@ def choose_by_loss(
     exact = count <= 2 or sum(math.comb(num_blocks, size) for size in range(count + 1)) <= EXACT_SETS
     at_once, rounds = (count, 1) if exact else (1, count)
     is_walked = agrees(walk, at_once)
+    if not is_walked:
+        SLOW.warning("each removal is computed by itself: the blocks of %s do not compute apart", type(model).__name__)
     removals = replace(walk, emit=tell).removals if is_walked else partial(_live_removals, model)
     each = num_calls if is_walked else lambda blocks, size: sum(math.comb(blocks, n) for n in range(size + 1))
     progress["total"] = len(examples) * sum(each(num_blocks - turn, at_once) for turn in range(rounds))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.errors import StageError
@@ -25,7 +26,10 @@ NARROW = 8
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """What transformers calls them, in configs and in modules."""
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Rounding alone, with a cache against without, over 28 blocks: 2e-6 in float32, 3e-3 in float16, 2e-2 in bfloat16."""
+"""Rounding alone, with a cache against without, over 28 blocks: 2e-6 in float32, 3e-3 in float16, 2e-2 in bfloat16. Real
+weights may amplify it further, so it is this or what the model shows, up to the largest: a wrong scale moves logits by 4e-2."""
+_OPERATIONS = 16
+"""Of a block, that round; the noise that shows how a model amplifies rounding stands for one of them."""
 
 _COMPARED = {
     "identity": "live, against the whole model with the dropped blocks skipped",
@@ -98,7 +102,7 @@ def prove_saved(model: PreTrainedModel, directory: Path, reference: torch.Tensor
         reload=_largest_difference(read, live),
         reload_cache=_largest_difference(read_cached, read),
         left_window=bool(windows_of(model)),
-        tolerance=TOLERANCE[model.dtype],
+        tolerance=tolerance_of(model, live),
     )
     for field, meaning in _COMPARED.items():
         difference = getattr(proof, field)
@@ -108,6 +112,27 @@ def prove_saved(model: PreTrainedModel, directory: Path, reference: torch.Tensor
                 f"(tolerance {proof.tolerance:.0e}); this architecture cannot be pruned"
             )
     return proof
+
+
+@torch.no_grad()
+def tolerance_of(model: PreTrainedModel, live: torch.Tensor) -> float:
+    """How far two computations of the logits `live` of `compute_at_once` may differ by rounding, relative to the largest: by
+    what one rounding of the states before each block, drawn at random, does to them."""
+    generator, epsilon = torch.Generator().manual_seed(0), torch.finfo(model.dtype).eps
+
+    def round_anew(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        states = args[0] if args else kwargs["hidden_states"]
+        noise = torch.rand(states.shape, generator=generator).to(states)
+        rounded = states * (1 + epsilon * (noise - 0.5))
+        return ((rounded, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": rounded})
+
+    handles = [block.register_forward_pre_hook(round_anew, with_kwargs=True) for block in block_list(model)[1]]
+    try:
+        shown = _OPERATIONS * _largest_difference(compute_at_once(model), live)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(TOLERANCE[model.dtype], min(shown, max(TOLERANCE.values())))
 
 
 @torch.no_grad()

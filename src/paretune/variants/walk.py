@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from paretune.variants.blocks import REFUSALS, block_list, skipped_blocks
-from paretune.variants.proof import TOLERANCE, narrow_windows, probe_of, windows_of
+from paretune.variants.proof import compute_at_once, narrow_windows, probe_of, tolerance_of, windows_of
 
 _PROBE_TOKENS = 4
 _CPU_TOKENS = 1024
@@ -186,7 +186,7 @@ def _agrees_on(walk: Walk, ids_RT: torch.Tensor, count: int) -> bool:
     if walked_RTD.shape != expected_RTD.shape:
         return False
     difference = (walked_RTD.double() - expected_RTD.double()).abs().max() / expected_RTD.double().abs().max()
-    return bool(difference <= TOLERANCE[expected_RTD.dtype])  # not true of a NaN
+    return bool(difference <= tolerance_of(walk.model, compute_at_once(walk.model)))  # not true of a NaN
 
 
 def _removals(
