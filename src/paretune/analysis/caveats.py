@@ -232,7 +232,7 @@ def remarks(findings: Findings) -> list[Fact]:
 
 def _of_documents(findings: Findings, name: str) -> list[Fact]:
     """What makes documents less than independent: groups that nobody named, one large one, and texts that are alike."""
-    dataset, data, leakage = (part.get(name) for part in (findings.study.data, findings.results.data, findings.results.leakage))
+    dataset, data, leakage = findings.study.data.get(name), findings.results.data.get(name), findings.results.leakage.get(name)
     if dataset is None or data is None:
         return []
     facts: list[Fact] = [GroupUnnamed(name, *group) for group in data.metrics.get("groups", [])[:1]]

@@ -108,7 +108,7 @@ def _bases(value: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
 def _methods(chain: Any, where: str) -> tuple[MethodUse, ...]:
     if not isinstance(chain, list):
         raise SpecError(f"{where}: expected a list of methods like `[{{train.full: {{}}}}]`, or `[]`, got {shown(chain)}")
-    uses = []
+    uses: list[MethodUse] = []
     for index, entry in enumerate(chain):
         value, at = {entry: {}} if isinstance(entry, str) else entry, f"{where}[{index}]"
         if not isinstance(value, Mapping) or not value:
