@@ -13,8 +13,7 @@ from paretune.analysis.deviations import left_out, unequal_tuning, where_of
 from paretune.analysis.findings import Fact, Findings, Group
 from paretune.analysis.scores import Entrant
 from paretune.analysis.training import BlockChoice
-from paretune.pipeline.records import Tuning
-from paretune.pipeline.results import MOST_OF_ALL
+from paretune.pipeline.records import MOST_OF_ALL, Tuning
 from paretune.study.data import SPLITS
 
 _MUCH = 0.05

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.plan import Plan, PlannedCell
-from paretune.pipeline.records import Cell, Record, Results
+from paretune.pipeline.records import MOST_OF_ALL, Cell, Record, Results
 from paretune.pipeline.runs import live_runs
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
@@ -15,9 +15,6 @@ from paretune.study.study import Study
 
 FEW_DOCUMENTS = 10
 """In a split; with fewer, an interval says next to nothing."""
-
-MOST_OF_ALL = 0.5
-"""Share of the records in one document from which a column splits badly."""
 
 
 def small_splits(plan: Plan, store: Store) -> list[str]:
