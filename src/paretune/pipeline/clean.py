@@ -74,7 +74,7 @@ def unused(store: Store, plans: Sequence[Plan], age: float | None) -> list[Path]
     for draft in sorted((store.root / "drafts").glob("*")):
         key = draft.name.removesuffix(".resume").rpartition("-")[2]
         if key not in stages:
-            with suppress(Timeout), FileLock(str(store.root / "locks" / f"{key}.lock"), timeout=0):
+            with suppress(Timeout, OSError), FileLock(str(store.root / "locks" / f"{key}.lock"), timeout=0):
                 found.append(draft)
     return [path for path in found if age is None or time.time() - path.stat().st_mtime > age]
 
@@ -85,7 +85,10 @@ def size_of(directory: Path) -> int:
 
 
 def remove(directories: Iterable[Path]) -> None:
-    """Remove them, each record first, so that a kill leaves nothing that looks finished."""
+    """Remove them, each record first, so that a kill leaves nothing that looks finished; StoreError where that is forbidden."""
     for directory in directories:
-        (directory / "record.json").unlink(missing_ok=True)
-        shutil.rmtree(directory)
+        try:
+            (directory / "record.json").unlink(missing_ok=True)
+            shutil.rmtree(directory)
+        except OSError as error:
+            raise StoreError(f"{directory}: cannot be removed ({error.strerror}); is the store writable?") from None
