@@ -216,7 +216,7 @@ class _Planner:
     def leakage(self, dataset: Dataset, data: Stage) -> Stage:
         parts = Parts(self.study, self.lock, self.folder)
         config = LeakageConfig(mode=dataset.leakage, items=parts.all_items())
-        body, resources = "paretune.data.prepare:check_leakage", data.resources | parts.resources
+        body, resources = "paretune.data.prepare:check_leakage", {**data.resources, **parts.resources}
         return Stage("leakage", config.model_dump(mode="json"), body, {"data": data}, resources=resources, revision=3)
 
     def audit(self, dataset: Dataset, data: Stage) -> Stage:
