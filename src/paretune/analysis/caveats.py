@@ -231,8 +231,9 @@ def remarks(findings: Findings) -> list[Fact]:
 
 def _of_documents(findings: Findings, name: str) -> list[Fact]:
     """What makes documents less than independent: groups that nobody named, one large one, and texts that are alike."""
-    dataset, data, leakage = findings.study.data.get(name), findings.results.data.get(name), findings.results.leakage.get(name)
-    if dataset is None or data is None:
+    dataset, results = findings.study.data[name], findings.results
+    data, leakage = results.data.get(name), results.leakage.get(name)
+    if data is None:
         return []
     facts: list[Fact] = [GroupUnnamed(name, *group) for group in data.metrics.get("groups", [])[:1]]
     num, largest = data.metrics.get("records_used", 0), data.metrics.get("records_largest_document", 0)
