@@ -156,7 +156,7 @@ MISTAKES = [
     ("base: []", "b/c: []", 13, "variants.b/c: `b/c` cannot be a name"),
     ("base: []", '"b\\nc": []', 12, 'variants: `"b\\nc"` cannot be a name'),
     ("{learning_rate: 1e-3}", "3", 14, "variants.full[0].train.full: expected a mapping of fields, got `3`"),
-    ("learning_rate: 1e-3", "lr: 1e-3", 14, "variants.full[0].train.full.lr: unknown key; it is called `learning_rate` here, in `train.full`"),
+    ("learning_rate: 1e-3", "lr: 1e-3", 14, "variants.full[0].train.full.lr: unknown key; it is called `learning_rate` here"),
     ("learning_rate: 1e-3", "learning_rate: 0", 14, "variants.full[0].train.full.learning_rate: expected more than 0, got `0`"),
     ("learning_rate: 1e-3", "learning_rate: .inf", 14, "variants.full[0].train.full.learning_rate: expected a finite number,"),
     ("{train.lora: {r: 4}}", "{train.lora: , r: 4}", 15, "variants.cut[1]: written beside `train.lora`: `r`; indent the fiel"),
