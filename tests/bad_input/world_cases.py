@@ -310,9 +310,9 @@ def _unchecked(held: contextlib.AbstractContextManager[object]) -> Iterator[None
         yield
 
 
-def _past_the_checks(**fields: object) -> Callable[[Path], object]:
+def _past_the_checks(change: Callable[[Path], None]) -> Callable[[Path], object]:
     def spoil(folder: Path) -> object:
-        _lora(**fields)(folder)
+        change(folder)
         return _unchecked(contextlib.nullcontext())
 
     return spoil
@@ -338,8 +338,10 @@ _RUN_TIME = (
         exit_code=1,
         study=ONE_STAGE_EACH,
     ),
-    at_run_time("loss that is no number", _past_the_checks(learning_rate=1e30), ": the loss is nan", "lower the learning rate"),
-    at_run_time("more memory than there is", _past_the_checks(r=2_000_000_000), "out of memory"),
+    at_run_time(
+        "loss that is no number", _past_the_checks(edit("1.0e-3", "1.0e+30")), ": the loss is nan", "lower the learning rate"
+    ),
+    at_run_time("more memory than there is", _past_the_checks(_lora(r=2_000_000_000)), "out of memory"),
     at_run_time(
         "worker killed", _kill_in_training, "the process was killed, most likely for using too much memory", "run again"
     ),
