@@ -77,7 +77,9 @@ _COMMANDS = (
     ),
     Case(
         "in a folder that is gone",
-        lambda _: mock.patch("paretune.cli.os.getcwd", side_effect=FileNotFoundError(2, "No such file or directory")),
+        lambda _: mock.patch(
+            "paretune.cli.os", mock.Mock(getcwd=mock.Mock(side_effect=FileNotFoundError(2, "No such file or directory")))
+        ),
         ("the folder that you are in is gone", "`cd`"),
         ("plan", "study.yaml"),
     ),
@@ -99,7 +101,9 @@ _COMMANDS = (
     command("export before a run", "export @ full --seed 0 --to x", "not there; run the study first"),
     command("export of an unknown variant", "export @ ful --to x", "no variant `ful`; did you mean `full`?"),
     command("export without a seed", "export @ full --to x", "--seed: `full` has `0`, `1`; name one"),
-    command("export in an unknown format", "export @ base --to x --format onnx", "--format: no `onnx`; known: `adapter`, `hf`"),
+    command(
+        "export in an unknown format", "export @ base --to x --format onnx", "--format: no `onnx`; write `hf`, and convert it"
+    ),
     command("export of no adapter", "export @ base --to x --format adapter", "does not end in an adapter; use", finished=True),
     command("export over other files", "export @ base --to model", "--to: `model` exists and is not empty; name another"),
     command("export into a file", "export @ base --to qa.json/x", "--to: `qa.json/x` cannot be written", finished=True),
@@ -295,8 +299,28 @@ def _lora(**fields: object) -> Callable[[Path], None]:
     return edit("train.full: {learning_rate: 1.0e-3}", f"train.lora: {json.dumps(fields)}")
 
 
+@contextlib.contextmanager
+def _unchecked(held: contextlib.AbstractContextManager[object]) -> Iterator[None]:
+    """As if a mistake were one that only the stage finds out."""
+    with (
+        mock.patch("paretune.pipeline.checks._check_rank"),
+        mock.patch("paretune.study.study._check_learning_rates"),
+        held,
+    ):
+        yield
+
+
+def _past_the_checks(change: Callable[[Path], None]) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> object:
+        change(folder)
+        return _unchecked(contextlib.nullcontext())
+
+    return spoil
+
+
 def _train_in_little_memory(folder: Path) -> object:
-    return _limited(resource.RLIMIT_AS, 20_000_000)
+    _lora(r=1_000_000)(folder)  # 128 MB a matrix, of which there are 56
+    return _unchecked(_limited(resource.RLIMIT_AS, 800_000_000))
 
 
 _RUN_TIME = (
@@ -314,7 +338,10 @@ _RUN_TIME = (
         exit_code=1,
         study=ONE_STAGE_EACH,
     ),
-    at_run_time("loss that is no number", _lora(alpha=10**18, learning_rate=0.9), ": the loss is", "lower the learning rate"),
+    at_run_time(
+        "loss that is no number", _past_the_checks(edit("1.0e-3", "1.0e+30")), ": the loss is nan", "lower the learning rate"
+    ),
+    at_run_time("more memory than there is", _past_the_checks(_lora(r=2_000_000_000)), "out of memory"),
     at_run_time(
         "worker killed", _kill_in_training, "the process was killed, most likely for using too much memory", "run again"
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paretune.errors import NeedsError
+from paretune.errors import NeedsError, SpecError, command_line
 from paretune.pipeline import machine
 
 
@@ -110,3 +110,34 @@ def test_what_a_container_may_use_of_the_cores(
     if limit is not None:
         (tmp_path / "cpu.max").write_text(limit)
     assert machine.core_quota() == cores
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("6G", 6 * 10**9),
+        ("6GB", 6 * 10**9),
+        ("6000MB", 6 * 10**9),
+        ("6000000000", 6 * 10**9),
+        ("6GiB", 6 * 2**30),
+        ("6gib", 6 * 2**30),
+        ("1.5 GB", 15 * 10**8),
+        ("2T", 2 * 10**12),
+        ("50%", 4 * 10**9),
+    ],
+)
+def test_memory_is_taken_in_units_and_as_a_share(monkeypatch: pytest.MonkeyPatch, asked: str, expected: int) -> None:
+    memory = type("Memory", (), {"total": 8 * 10**9})
+    monkeypatch.setattr("paretune.pipeline.machine.psutil.virtual_memory", lambda: memory)
+    assert machine.memory_limit(asked, "cpu") == expected
+
+
+@pytest.mark.parametrize("asked", ["", "lots", "-6GB", "0", "0%", "101%", "6 PB", "6", "512"])
+def test_what_is_no_amount_of_memory_is_refused(asked: str) -> None:
+    with pytest.raises(SpecError, match="--memory: `"):
+        machine.memory_limit(asked, "cpu")
+
+
+def test_a_command_is_quoted_as_it_is_typed() -> None:
+    assert command_line("run", Path("my study.yaml"), store=None) == "paretune run 'my study.yaml'"
+    assert command_line("run", "a.yaml", store=Path("/s t")) == "paretune run a.yaml --store '/s t'"

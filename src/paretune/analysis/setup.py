@@ -161,7 +161,7 @@ def setup(findings: Findings) -> list[Fact]:
         untouched = (group.untouched for group in findings.groups if group.base == name and group.untouched is not None)
         costs = (findings.costs.get(entrant, {}) for entrant in untouched)
         sizes = [cost["parameters"].mean for cost in costs if "parameters" in cost]
-        config = results.lock["bases"][name]["config"]
+        config = results.lock.get("bases", {}).get(name, {}).get("config", {})
         facts.append(BaseUsed(name, base, sizes[0] if sizes else None, config.get(DEQUANTIZED_FROM)))
     facts.append(TrainedAlike(study.train, tuple(study.seeds)))
     of_cells = [record for cell in results.cells for record in (*cell.methods, *cell.evaluations.values())]

@@ -131,7 +131,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number from 1 and text of each line, its line end included."""
     offset = 0
     with opened(path) as file:
-        encoding = _encoding(file.peek(4096), path)  # type: ignore[attr-defined]
+        encoding = _encoding(file.peek(4096))  # type: ignore[attr-defined]
         if encoding != "utf-8":
             yield from _wide_lines(file, encoding, path)
             return
@@ -148,7 +148,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 def whole_text(path: Path) -> str:
     """A file as text; DataError where it is larger than MAX_WHOLE_BYTES."""
     with opened(path) as file:
-        encoding = _encoding(file.peek(4096), path)  # type: ignore[attr-defined]
+        encoding = _encoding(file.peek(4096))  # type: ignore[attr-defined]
         data = file.read(MAX_WHOLE_BYTES + 1)
     if len(data) > MAX_WHOLE_BYTES:
         raise DataError(
@@ -190,7 +190,7 @@ def _wide_lines(file: BinaryIO, encoding: str, path: Path) -> Iterator[tuple[int
             raise _badly_encoded(path, number, encoding) from None
 
 
-def _encoding(begin: bytes, path: Path) -> str:
+def _encoding(begin: bytes) -> str:
     """The encoding of a text that begins so: by its mark, or by where zero bytes stand, of which UTF-8 text has none."""
     for mark, name in ((b"\xff\xfe\0\0", "utf-32-le"), (b"\0\0\xfe\xff", "utf-32-be"), (b"\xff\xfe", "utf-16-le")):
         if begin.startswith(mark):
@@ -203,14 +203,14 @@ def _encoding(begin: bytes, path: Path) -> str:
     zeros = [begin[place : 4 * whole : 4].count(0) for place in range(4)]
     # Of four bytes; no character needs the first of UTF-32, and Latin letters and spaces leave half of UTF-16 empty.
     for name, shown in (
-        ("utf-32-le", zeros[3] == whole and zeros[2] >= whole / 2),
-        ("utf-32-be", zeros[0] == whole and zeros[1] >= whole / 2),
+        ("utf-32-le", zeros[3] == whole > zeros[0] and zeros[2] >= whole / 2),
+        ("utf-32-be", zeros[0] == whole > zeros[3] and zeros[1] >= whole / 2),
         ("utf-16-le", zeros[1] + zeros[3] > _CLEARLY * (zeros[0] + zeros[2])),
         ("utf-16-be", zeros[0] + zeros[2] > _CLEARLY * (zeros[1] + zeros[3])),
     ):
         if whole and shown:
             return name
-    raise DataError(f"{path}: is no text, for it begins with zero bytes; is it of another format? then `format:` says which")
+    return "utf-8"
 
 
 def _decoded(data: bytes, path: Path, line: int, offset: int) -> str:
