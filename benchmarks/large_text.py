@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="kinds of stages")
     parser.add_argument("--folder", help="where data and store are kept, for a second look")
     arguments = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as in the worker of a run
     for module in PRELOAD:
         __import__(module)
     print("| MB | stage | private MiB | mapped MiB | CPU s | wall s | written MB |\n|---|---|---|---|---|---|---|", flush=True)
