@@ -142,7 +142,9 @@ def write_answers(
         started = time.perf_counter()
         for ended in write(loaded, group, decoding):
             count += ended
-            emit(done=count, total=len(drafts))
+            # Answers that never end all end at once: what is written of them counts too.
+            going = (draft for tree in group for draft in tree if draft.stopped_by is None)
+            emit(done=count + int(sum(len(draft.ids) / draft.limit for draft in going)), total=len(drafts))
         seconds = (time.perf_counter() - started) / sum(map(len, group))
         for draft in (draft for tree in group for draft in tree):
             draft.seconds = seconds
