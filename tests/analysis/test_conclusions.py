@@ -255,7 +255,7 @@ def test_seeds_that_lie_too_far_apart_are_not_a_verdict_about_methods(tmp_path: 
     assert not replace(difference, withheld=True).detected_for_weights
 
 
-LIMITS = """
+LIMITS = """  asked: {kind: qa, path: qa.json}
 compare:
   baseline: original
   costs: [model_bytes]
@@ -266,7 +266,7 @@ compare:
     - {bits_per_byte: {within: 0.001}}
     - {adapter_bytes: {at_most: 1.0e6}, bits_per_byte: {at_most: 9, at_least: 0}}
     - {peak_memory_bytes: {at_most: 1.0e9}}
-    - {rouge_l: {at_least: 0.5}}
+    - {accuracy: {at_least: 0.5}}
 """
 
 
@@ -284,7 +284,7 @@ def test_each_limit_of_the_study_has_a_recommendation(tmp_path: Path) -> None:
         "it (`full`, `original`, `reduced` and `base`) it is the cheapest.",
         "With peak memory at most 1.00 GB: `full`; of those that keep to it (`full`, `original`, `reduced` and `base`) it has "
         "the lowest test perplexity.",
-        "With ROUGE-L at least 0.5: `rouge_l` was not measured.",
+        "With accuracy at least 0.5: `accuracy` was not measured.",
         "On the Pareto frontier of test perplexity against model size are `full` and `reduced`; beaten: `original` and "
         "`base` (by `full`).",
     ]
@@ -675,6 +675,10 @@ SENTENCES: list[tuple[Fact, str]] = [
             "The bases have different tokenizers: loss, perplexity, token accuracy and log-likelihood are per token and not "
             "compared across them; bits per byte are."
         ),
+    ),
+    (
+        Running(("full", "lora"), 3),
+        "A run of this study is on: of `full` and `lora` 3 stages are running or still to come; see the notes.",
     ),
     (Incomplete(("full", "lora"), 1), "Incomplete: of `full` and `lora` 1 stage failed or did not run; see the notes."),
     (NothingMeasured(), "Nothing has been measured yet."),

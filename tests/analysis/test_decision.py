@@ -127,14 +127,16 @@ def test_two_evaluations_of_times_are_both_weighed(tmp_path: Path) -> None:
     ],
 )
 def test_limits_are_kept_by_what_is_shown_to_keep_them(limit: str, kept: list[Entrant], tmp_path: Path) -> None:
-    extra = f"compare: {{baseline: original, costs: [model_bytes], require: [{limit}]}}\n"
+    extra = "  asked: {kind: qa, path: qa.json}\n"
+    extra += f"compare: {{baseline: original, costs: [model_bytes], require: [{limit}]}}\n"
     (found,) = findings_of(tmp_path, LORA.loss + 0.1, extra).groups[0].limits
     assert sorted(found.kept) == sorted(kept)
     assert (found.chosen is None) == (not kept)
 
 
 def test_what_was_not_measured_keeps_to_no_limit(tmp_path: Path) -> None:
-    extra = "compare: {baseline: original, require: [{accuracy: {at_least: 0}, first_token_ms: {at_most: 1.0e6}}]}\n"
+    extra = "  asked: {kind: qa, path: qa.json}\n"
+    extra += "compare: {baseline: original, require: [{accuracy: {at_least: 0}, first_token_ms: {at_most: 1.0e6}}]}\n"
     (found,) = findings_of(tmp_path, 4.2, extra).groups[0].limits
     assert (found.reason, found.unmeasured) == ("not measured", ("accuracy",))
 

