@@ -35,6 +35,7 @@ from paretune.analysis.conclusions import (
     NothingRanked,
     NotToldFromBase,
     OnlyOne,
+    Running,
     TokenizersDiffer,
     ToUse,
     Trade,

@@ -525,7 +525,7 @@ def test_a_section_of_others_stands_behind_ours(tmp_path: Path, monkeypatch: pyt
 def test_a_report_without_figures_draws_none(tmp_path: Path) -> None:
     written = write_outputs(make_results(tmp_path, SMALL), tmp_path / "out", figures=False)
     assert {file.name for file in written} == {
-        *(f"{name}.csv" for name in ("results", "estimates", "comparisons", "curves", "audit")),
+        *(f"{name}.csv" for name in ("results", "estimates", "comparisons", "curves", "audit", "leakage")),
         *("generations.jsonl", "findings.json", "report.txt", "report.md", "report.html"),
     }
     assert "![" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
