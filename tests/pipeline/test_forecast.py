@@ -99,7 +99,7 @@ def test_memory_follows_the_budget_and_what_is_computed_again(ran: tuple[Path, d
     )
     assert again < plain
     assert 0 < limited[0] < limited[1] < limited[2] < limited[3] == plain
-    assert main(["plan", str(file), "--memory", "1", "--recompute"]) == 0
+    assert main(["plan", str(file), "--memory", "1MiB", "--recompute"]) == 0
 
 
 def test_disk_is_the_size_of_what_is_kept(ran: tuple[Path, dict[str, Cost]]) -> None:

@@ -172,7 +172,8 @@ def size_as_text(path: Path) -> float:
         num_read = len(text.read(_SAMPLE)) if unpack else size
         if unpack is None or num_read < _SAMPLE:
             return num_read
-        return size * len(unpack(file, path).read(_SAMPLE)) / file.tell()
+        again = unpack(file, path)  # kept, as some close their file with themselves
+        return size * len(again.read(_SAMPLE)) / file.tell()
 
 
 def _wide_lines(file: BinaryIO, encoding: str, path: Path) -> Iterator[tuple[int, str]]:

@@ -16,7 +16,7 @@ from paretune.pipeline.config_json import num_positions, vocabulary_size
 from paretune.pipeline.lock import Lock, LockedBase
 from paretune.pipeline.machine import has, total_memory, way_to
 from paretune.pipeline.resources import count_weights, weight_shapes
-from paretune.study.registry import Evaluation, Method, load_function
+from paretune.study.registry import Evaluation, Method, evaluations, load_function, metric_of
 from paretune.study.study import Study
 
 _SHORTEST_STEP = 1e-4
@@ -47,6 +47,7 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
                 f"write at most {positions}"
             )
     _check_time(study)
+    _check_limits(study)
     _check_needs(study, lock.device)
     check_dataset = load_function("paretune.data.checks:check_dataset")
     for name, dataset in study.data.items():
@@ -68,6 +69,33 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
     for name, entry in study.evaluate.items():
         if entry.row.check:
             load_function(entry.row.check)(entry.config, Setting(f"evaluate.{name}", study, lock, folder))
+
+
+def _check_limits(study: Study) -> None:
+    """SpecError for a limit on a metric that nothing in the study measures: no variant could be shown to keep to it."""
+    uses = {name: use for dataset in study.data for name, use in study.evaluations_of(dataset).items()}
+    if any(use.row.measures is None for use in uses.values()):  # what its tasks measure is known once they have run
+        return
+    measured = {metric for use in uses.values() if use.row.measures for metric in use.row.measures(use.config, study)}
+    for index, bounds in enumerate(study.compare.require):
+        for metric in bounds:
+            row = metric_of(metric)
+            if metric in measured or row.name in measured or (row.cost and not _by_evaluation(row.name)):
+                continue
+            others = sorted(
+                each.name
+                for each in evaluations().values()
+                if each.measures and row.name in each.measures(each.config.model_construct(), study)
+            )
+            way_out = f"add {' or '.join(f'`{name}`' for name in others)} to `evaluate`" if others else "ask a task for it"
+            raise SpecError(
+                f"compare.require[{index}].{metric}: nothing in the study measures `{metric}`; {way_out}, or take it out"
+            )
+
+
+def _by_evaluation(cost: str) -> bool:
+    """Whether a cost is measured by an evaluation that has to be asked for, and not of every variant."""
+    return metric_of(cost).of_machine and not metric_of(cost).of_training
 
 
 def _check_time(study: Study) -> None:

@@ -17,7 +17,7 @@ from paretune.study.compare import Compare
 from paretune.study.data import Dataset
 from paretune.study.foreign import unknown
 from paretune.study.grid import grid_of, refuse_elsewhere, which_variant
-from paretune.study.registry import Evaluation, evaluations, find_evaluation, metric_of
+from paretune.study.registry import Evaluation, evaluations, find_evaluation
 from paretune.study.safety import Safety
 from paretune.study.train import Train
 from paretune.study.variants import Variant, parse_variants
@@ -217,32 +217,9 @@ def _check_references(study: Study) -> None:
             )
         if use.row.fits:
             use.row.fits(use.config, study, name)
-    _check_limits(study)
     _check_learning_rates(study)
     if "size" in study.evaluate:
         raise SpecError("evaluate.size: the name `size` is taken (parameters and bytes of every variant); choose another")
-
-
-def _check_limits(study: Study) -> None:
-    """SpecError for a limit on a metric that nothing in the study measures: no variant could be shown to keep to it."""
-    uses = {name: use for dataset in study.data for name, use in study.evaluations_of(dataset).items()}
-    if any(use.row.measures is None for use in uses.values()):  # what its tasks measure is known once they have run
-        return
-    measured = {metric for use in uses.values() if use.row.measures for metric in use.row.measures(use.config, study)}
-    for index, bounds in enumerate(study.compare.require):
-        for metric in bounds:
-            row = metric_of(metric)
-            if metric in measured or row.name in measured or (row.cost and not _by_evaluation(row.name)):
-                continue
-            others = sorted(
-                each.name
-                for each in evaluations().values()
-                if each.measures and row.name in each.measures(each.config.model_construct(), study)
-            )
-            way_out = f"add {' or '.join(f'`{name}`' for name in others)} to `evaluate`" if others else "ask a task for it"
-            raise SpecError(
-                f"compare.require[{index}].{metric}: nothing in the study measures `{metric}`; {way_out}, or take it out"
-            )
 
 
 def _check_learning_rates(study: Study) -> None:
@@ -256,11 +233,6 @@ def _check_learning_rates(study: Study) -> None:
                     "at each step (AdamW), and those of a model are mostly below 0.1: nothing is left of it; usual are 1e-5 to "
                     "5e-3"
                 )
-
-
-def _by_evaluation(cost: str) -> bool:
-    """Whether a cost is measured by an evaluation that has to be asked for, and not of every variant."""
-    return metric_of(cost).of_machine and not metric_of(cost).of_training
 
 
 def _check_tasks(study: Study, row: Evaluation) -> None:
