@@ -156,7 +156,8 @@ _BASES = (
     base(
         "base is said to be quantized and is not",
         _change_config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
-        "bases.tiny.path: `model` cannot be read (",
+        "bases.tiny.path: `model` holds whole weights, and its config.json says that they are quantized (`bitsandbytes`)",
+        "take `quantization_config` out of it",
     ),
     base("base without attention", _without_heads, "`MambaForCausalLM` has no attention", "name a base with attention"),
     base(

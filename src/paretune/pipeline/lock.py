@@ -21,7 +21,7 @@ from paretune.pipeline import hub, machine
 from paretune.pipeline.config_json import DEQUANTIZED_FROM, check_whole, check_writes_text, dtype, quantized_by, read_config
 from paretune.pipeline.data_files import data_files, is_one_file, likely
 from paretune.pipeline.dequantize import PACKAGES, SMOLLM2, check_reads, packaged_gguf, whole_model
-from paretune.pipeline.resources import Resource, builtin_base, weight_dtype
+from paretune.pipeline.resources import Resource, builtin_base, holds_packed_weights, weight_dtype
 from paretune.study.base import OtherModel, Outside, Spec, outside_of
 from paretune.study.study import Base, Study
 
@@ -214,6 +214,11 @@ def _base(entry: str, base: Base, digests: "_Digests", commits: Mapping[str, str
         raise NeedsError(
             f"{where}: is quantized (`quantization_config` of config.json: `{method}`), in a format not read here; name "
             "the model that it was quantized from"
+        )
+    if not holds_packed_weights(source):  # transformers would quantize them as it reads them
+        raise NeedsError(
+            f"{where}: `{source}` holds whole weights, and its config.json says that they are quantized (`{method}`); take "
+            "`quantization_config` out of it, or copy the model again"
         )
     check_reads(method, where)
     directory = whole_model(source, locked.digest, store, where)

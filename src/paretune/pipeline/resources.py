@@ -98,6 +98,11 @@ def weight_dtype(directory: Path) -> str | None:
     return _FORMATS.get(max(sizes, key=lambda dtype: sizes[dtype], default=""))
 
 
+def holds_packed_weights(directory: Path) -> bool:
+    """Whether any tensor in `directory` is of whole numbers, as those of quantized checkpoints are."""
+    return any(dtype.startswith(("I", "U")) for _, dtype in _tensors(directory).values())
+
+
 def count_weights(directory: Path) -> int:
     """Parameters of the model in a directory, from the headers of its safetensors files alone."""
     # Some checkpoints keep buffers beside the weights: causal masks, of four dimensions, and rotary frequencies.
