@@ -48,15 +48,16 @@ class NgramIndex:
         length, sizes = len(self._sorted()), np.diff(self._ends)
         self._index = None
         found, columns = np.asarray(self._found), self._columns
-        documents = np.bincount(columns, minlength=length)
-        documents += np.bincount(found, minlength=length)
+        documents = np.zeros(length, np.int32)
+        np.add.at(documents, columns, 1)  # in half the memory of bincount
+        np.add.at(documents, found, 1)
         # Most n-grams are of one document alone: they count for its size, and for no pair.
         several = documents > 1
         numbers = np.cumsum(several, dtype=np.int32) - np.int32(1)
         common = documents[several] > COMMON
         del documents
-        training = _matrix(numbers[found], several[found], self._found_ends, len(common))
-        targets = _matrix(numbers[columns], several[columns], self._ends, len(common))
+        training = _matrix(found, several, numbers, self._found_ends, len(common))
+        targets = _matrix(columns, several, numbers, self._ends, len(common))
         del numbers, several
 
         num_common = targets @ common.astype(np.int32)
@@ -109,8 +110,9 @@ def _positions(index: np.ndarray, grams: np.ndarray) -> np.ndarray:
     return positions[index[positions] == grams].astype(np.int32)
 
 
-def _matrix(columns: np.ndarray, kept: np.ndarray, ends: Sequence[int], width: int) -> csr_array:
-    """Rows that end at `ends` of `columns`, 1 where `kept`."""
-    kept_ends = np.append(0, np.cumsum(kept, dtype=np.int64))[np.asarray(ends)]
-    columns = columns[kept]
+def _matrix(grams: np.ndarray, several: np.ndarray, numbers: np.ndarray, ends: Sequence[int], width: int) -> csr_array:
+    """Rows that end at `ends` of `grams`; those of `several` documents are its columns, by their `numbers`."""
+    kept = several[grams]
+    kept_ends = np.append(0, np.cumsum(kept, dtype=np.int32))[np.asarray(ends)]
+    columns = numbers[grams[kept]]
     return csr_array((np.ones(len(columns), dtype=np.int32), columns, kept_ends), shape=(len(ends) - 1, width))
