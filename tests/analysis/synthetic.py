@@ -94,8 +94,10 @@ def make_results(root: Path, shape: Shape | None = None, seed: int = 0) -> Resul
                 for cell_seed in shape.seeds if truth.trainable else (None,):
                     where = (base, dataset, name, cell_seed)
                     cells.append(_cell(root, where, truth, shape, difficulty + 0.2 * index, rng))
-    lock = {"precision": {"compute": "float32", "evaluate": "float32"}, "device": "cpu"}
-    return Results(load_study(study_file), study_file, lock, data, leakage, tokens, tuple(cells))
+    study = load_study(study_file)
+    bases = {name: {"config": {}} for name in study.bases}
+    lock = {"precision": {"compute": "float32", "evaluate": "float32"}, "device": "cpu", "bases": bases}
+    return Results(study, study_file, lock, data, leakage, tokens, tuple(cells))
 
 
 def study_text(shape: Shape) -> str:

@@ -495,6 +495,13 @@ def test_what_was_compared_names_base_training_machine_versions_and_date(tmp_pat
     ]
 
 
+def test_a_base_that_was_quantized_is_told_by_its_format(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+    lock = {**results.lock, "bases": {"novels": {"config": {"paretune_dequantized_from": "GGUF Q4_1"}}}}
+    base = setup(measure(replace(results, lock=lock)))[0]
+    assert "7,000,000 parameters, weights dequantized from GGUF Q4_1." in say(base)
+
+
 def test_a_variant_that_failed_is_missing_without_what_depends_on_it(tmp_path: Path) -> None:
     results = make_results(tmp_path, SMALL)
     missing = ("train.lora-0123abcd", "evaluate.qa-4567cdef")
