@@ -16,7 +16,7 @@ from tests.conftest import write_study
 
 OUTPUTS = [
     *("audit.csv", "comparisons.csv", "curves.csv", "estimates.csv", "figures", "findings.json", "generations.jsonl"),
-    *("report.html", "report.md", "report.txt", "results.csv"),
+    *("leakage.csv", "report.html", "report.md", "report.txt", "results.csv"),
 ]
 
 

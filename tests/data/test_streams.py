@@ -106,7 +106,7 @@ def test_neighbours_of_one_context_share_an_array_from_disk_and_from_memory(tmp_
     contexts = [[7, 8], [7, 8], [7, 9], [7, 9], [], [], [7, 9], [7, 9]]
     rows = [
         {"split": "train", "document": "b" if number == 7 else "a", "example": str(number), "task": "t", "context": context}
-        | {"prompt": [number], "completion": [5], "end": [2], "reference": "", "bytes": 1, "lossless": True}
+        | {"prompt": [number], "completion": [5], "end": [2], "reference": "", "references": None, "bytes": 1, "lossless": True}
         for number, context in enumerate(contexts)
     ]
     with writing_tokens(tmp_path, TASK_SCHEMA) as writer:
@@ -141,7 +141,7 @@ def test_coverage_is_that_of_sets() -> None:
             counted = own if len(own - rare) > 0.9 * len(own) else rare
             if counted and not (number >= len(sources) and inner[number - len(sources)] == target):
                 expected[number, target] = len(counted & grams) / len(counted)
-    found = {(source, target): share for source, target, share in index.covered(inner, 0.05)}
+    found = {(source, target): share for source, target, share in index.covered(inner, np.full(len(targets), 0.05))}
     assert found == {pair: share for pair, share in expected.items() if share >= 0.05}
     assert len(found) > 20
 

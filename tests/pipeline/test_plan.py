@@ -18,7 +18,7 @@ from tests.pipeline.planned import GPT2, STUDY, check, described, plan_of, write
 MACHINE = {"system": "Linux", "processor": "example", "cores": 2, "memory_gib": 8, "accelerator": None}
 GOLDEN = {
     "notes: data": "517c5fbf470e",
-    "notes: leakage": "9c7647156e7f",
+    "notes: leakage": "ae4e1fc97d48",
     "small/notes: tokenize": "95594ad23db5",
     "small/notes/base: size": "d3ff7a2d396d",
     "small/notes/base: perplexity": "3d6969d5d43e",

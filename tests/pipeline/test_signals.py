@@ -41,7 +41,7 @@ def test_a_checkpoint_that_is_asked_for_while_nothing_trains_is_passed_over(tmp_
     make_plan = api.make_plan
     monkeypatch.setattr(api, "make_plan", lambda *arguments: (send(signal.SIGUSR1), make_plan(*arguments))[1])
     assert main(["plan", str(write_planned(tmp_path))]) == 0
-    assert capsys.readouterr().err == ""
+    assert [line for line in capsys.readouterr().err.splitlines() if not line.startswith("timing ")] == []
 
 
 def test_the_lock_is_whole_or_not_there(tmp_path, monkeypatch):

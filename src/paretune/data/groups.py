@@ -58,7 +58,7 @@ class Grouping:
 
 def groupings(rows: Iterable[Mapping[str, Any]]) -> list[Grouping]:
     """The columns of `rows` that group, the one to take first: enough groups, then the surest name, then the coarsest."""
-    columns: dict[str, list[Any]] = {}
+    columns: dict[str, list[int]] = {}
     num, most = 0, LOOK
     for num, row in enumerate(islice(rows, LOOK), 1):
         values = _scalars(row)
@@ -66,7 +66,7 @@ def groupings(rows: Iterable[Mapping[str, Any]]) -> list[Grouping]:
             most, columns = _CELLS // max(1, len(values)), {name: [] for name in values}
         columns = {name: of_column for name, of_column in columns.items() if name in values}
         for name, of_column in columns.items():
-            of_column.append(values[name])
+            of_column.append(hash(values[name]))  # whether two are equal is all that counts
         if num >= most or not columns:
             break
     found = [grouping for name, values in columns.items() if (grouping := _grouping(name, values)) is not None]
@@ -96,7 +96,7 @@ def _scalars(row: Mapping[str, Any]) -> dict[str, str]:
     return values
 
 
-def _grouping(column: str, values: Sequence[str]) -> Grouping | None:
+def _grouping(column: str, values: Sequence[int]) -> Grouping | None:
     num, num_values = len(values), len(set(values))
     if not 1 < num_values < num:
         return None

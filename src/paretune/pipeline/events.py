@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_OF_WORKERS = ("progress", "waiting", "found")
+_OF_WORKERS = ("progress", "waiting", "found", "slow")
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,10 @@ def describe_plan(
     store: Store,
     options: RunOptions = _DEFAULTS,
     rates: Mapping[str, Rates] = _NOTHING,
-    folder: Path = Path(),
+    folder: Path | None = None,
 ) -> str:
-    """The plan as a table: each stage with status, reason, users and costs, and what a run would add. Paths start at `folder`.
+    """The plan as a table: each stage with status, reason, users and costs, and what a run would add. Paths of
+    evaluations start at `folder`; without it nothing is told of them.
 
     `rates` are those of `paretune.pipeline.rates.measure_rates`; without them nothing is said of time.
     """
@@ -124,7 +125,7 @@ def describe_plan(
     )
     lines += told
     for name, use in study.evaluate.items():
-        if use.row.tells:
+        if use.row.tells and folder is not None:
             lines += load_function(use.row.tells)(use.config, Setting(f"evaluate.{name}", study, lock, folder))
     whole = {name: base.dequantized_from for name, base in lock.bases.items() if base.dequantized_from}
     lines += [f"base `{name}`: weights dequantized from {kind}" for name, kind in whole.items()]
