@@ -111,6 +111,7 @@ def run_command(
     write_lock(opened.lock, opened.file)
     for resource in pending(opened.plan, opened.store):
         resource.fetch(lambda text: typer.echo(text, err=True))
+    opened.store.prepare()
     for line in describe_documents(opened.study, opened.plan, opened.store):
         typer.echo(line, err=True)
     options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=limit, recompute=recompute)
