@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-_READ_ROWS, _READ_BYTES = 500, 2**16
+_READ_ROWS = 500
 
 
 def document_rows(file: Path) -> Iterator[dict[str, Any]]:
     """The rows of `documents.parquet`, some of the file at a time."""
     import pyarrow.parquet
 
-    # Without a buffer of its own it keeps every row group that it has read.
-    batches = pyarrow.parquet.ParquetFile(file, buffer_size=_READ_BYTES).iter_batches(batch_size=_READ_ROWS)
+    # It would keep what it has read of every row group before.
+    batches = pyarrow.parquet.ParquetFile(file, pre_buffer=False).iter_batches(batch_size=_READ_ROWS)
     return (row for batch in batches for row in batch.to_pylist())
 
 
