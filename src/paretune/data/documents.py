@@ -14,7 +14,8 @@ def document_rows(file: Path) -> Iterator[dict[str, Any]]:
     """The rows of `documents.parquet`, some of the file at a time."""
     import pyarrow.parquet
 
-    batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_READ_ROWS)
+    # It would keep what it has read of every row group before.
+    batches = pyarrow.parquet.ParquetFile(file, pre_buffer=False).iter_batches(batch_size=_READ_ROWS)
     return (row for batch in batches for row in batch.to_pylist())
 
 

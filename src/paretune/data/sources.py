@@ -238,7 +238,7 @@ def _parquet_rows(_: Source, path: Path) -> Iterator[Row]:
 
     with opened_as_is(path) as file:
         try:
-            parquet = pyarrow.parquet.ParquetFile(file)
+            parquet = pyarrow.parquet.ParquetFile(file, pre_buffer=False)  # it would keep what it has read
             numbers, schema = itertools.count(1), parquet.schema_arrow
             for batch in parquet.iter_batches(batch_size=1000):
                 for values in batch.to_pylist():
