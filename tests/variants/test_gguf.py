@@ -12,15 +12,16 @@ from paretune.data.tokenizer import load_tokenizer
 from paretune.data.trees import Example
 from paretune.errors import SpecError, StageError
 from paretune.evaluate.answers import Decoding, Prompt, write_answers
-from paretune.evaluate.cost import time_sequence
+from paretune.evaluate.cost import evaluate_size, time_sequence
+from paretune.evaluate.likelihood import evaluate_perplexity
 from paretune.model.forward import num_positions, score
 from paretune.model.llama_cpp import LlamaCpp
 from paretune.model.load import LoadedModel
 from paretune.pipeline.resources import Resource
 from paretune.study.variants import parse_variants
 from paretune.variants.calibration import Window
-from paretune.variants.gguf import convert, importance_of, repack, tensor_type
-from tests.evaluate.stages import BASE
+from paretune.variants.gguf import convert, importance_of, quantize_gguf, repack, tensor_type
+from tests.evaluate.stages import BASE, make_artifact, make_context, write_tokens
 from tests.tiny import make_model
 
 CPU = torch.device("cpu")
@@ -171,3 +172,24 @@ def test_what_the_converter_refuses_is_said(tmp_path):
 def test_nothing_follows_a_file_that_is_only_run():
     with pytest.raises(SpecError, match="nothing can follow"):
         parse_variants([("small", [{"quantize.gguf": {}}, {"train.lora": {}}])])
+
+
+@pytest.mark.parametrize("form", ["f16", "q4_k_m"])
+def test_a_stage_leaves_a_file_that_is_measured_as_any_variant(base, form, tmp_path):
+    texts = [("train", f"d{n}", f"A text about the number {n}, and what follows from it for others.") for n in range(4)]
+    tokens = write_tokens(base, [*texts, ("test", "t", "Another text, of something else.")], tmp_path / "tokens")
+    method = {"type": form, "imatrix": True, "calibration": {"documents": 4, "tokens": 200, "seed": 0}}
+    context = make_context(base, {}, tmp_path / "draft", inputs={"tokens": tokens}, max_length=64)
+    del context.config["evaluation"]
+    context.config["method"] = method
+    metrics = quantize_gguf(context)
+    assert metrics["type"] == form
+    assert metrics["agreement_tokens"] > 50
+    assert metrics["largest_difference_nats"] < (0.02 if form == "f16" else 3)
+    artifact = make_artifact(tmp_path / "draft", **metrics)
+    measured = make_context(
+        base, {"splits": ["test"], "stride": None}, tmp_path / "out", inputs={"tokens": tokens, "model": artifact}
+    )
+    assert evaluate_perplexity(measured)["loss_test"] > 0
+    size = evaluate_size(measured)
+    assert 0 < size["model_bytes"] < 4 * size["parameters"]

@@ -76,7 +76,7 @@ def quantize_gguf(context: StageContext) -> dict[str, Any]:
             repack(plain, target, config.method.type, _by_tensor(importance, plain, loaded.model.config))
     loaded.model.config.save_pretrained(context.draft)
     loaded.tokenizer.hf.save_pretrained(context.draft)
-    runtime = LlamaCpp(target)
+    runtime = LlamaCpp(target, loaded.model.config)
     metrics = _agreement(loaded, runtime, windows, context.options.forward_tokens)
     if config.method.type == "f16" and metrics["largest_difference_nats"] > 1e-1:
         raise StageError(
