@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import peft  # noqa: F401  packages that it looks for speak as they are imported, which would stand beside a message
+
 from tests.bad_input import damage_cases, data_cases, rater_cases, study_cases, world_cases
 from tests.bad_input.harness import Case, Outcome, make_template, run_case
 
