@@ -78,6 +78,8 @@ def test_what_is_ignored_stays_ignored():
     try:
         with ended_by_signals():
             send(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
 

@@ -20,7 +20,7 @@ from paretune.model.load import LoadedModel
 from paretune.pipeline.resources import Resource
 from paretune.study.variants import parse_variants
 from paretune.variants.calibration import Window
-from paretune.variants.gguf import convert, importance_of, quantize_gguf, repack, tensor_type
+from paretune.variants.gguf import convert, importance_of, modelfile, quantize_gguf, repack, tensor_type
 from tests.evaluate.stages import BASE, make_artifact, make_context, write_tokens
 from tests.tiny import make_model
 
@@ -193,3 +193,26 @@ def test_a_stage_leaves_a_file_that_is_measured_as_any_variant(base, form, tmp_p
     assert evaluate_perplexity(measured)["loss_test"] > 0
     size = evaluate_size(measured)
     assert 0 < size["model_bytes"] < 4 * size["parameters"]
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_the_chat_template_stands_in_the_words_of_ollama(base):
+    tokenizer = load_tokenizer(BASE, Resource(path=base))
+    assert modelfile(tokenizer, chats=False).endswith('TEMPLATE """{{ .Prompt }}"""\n')
+    tokenizer.hf.chat_template = CHATML
+    written = modelfile(tokenizer, chats=True)
+    assert written.startswith("FROM ./model.gguf\nPARAMETER temperature 0\n")
+    assert (
+        'TEMPLATE """{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}'
+        "<|im_start|>user\n{{ .Prompt }}<|im_end|>\n"
+        '<|im_start|>assistant\n{{ .Response }}<|im_end|>\n"""'
+    ) in written
+    tokenizer.hf.chat_template = (
+        "{{ raise_exception('no system turn') if messages[0].role == 'system' }}{{ messages[0].content }}"
+    )
+    assert "TEMPLATE" not in modelfile(tokenizer, chats=True)

@@ -83,6 +83,10 @@ def quantize_gguf(context: StageContext) -> dict[str, Any]:
             f"the GGUF file gives other log-likelihoods than PyTorch (by up to {metrics['largest_difference_nats']:.2g} nats): "
             "the converter does not write this architecture as it is"
         )
+    if metrics["same_tokens"].startswith("0 "):
+        raise StageError(
+            "llama.cpp cuts no text into the tokens of this tokenizer, so the file would read other text than was learned"
+        )
     return {"parameters": count_parameters(loaded.model)[0], "type": config.method.type, **metrics}
 
 
