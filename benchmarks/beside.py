@@ -46,7 +46,7 @@ from paretune.model.forward import packed_model, score
 from paretune.model.fused import fuse
 from paretune.model.load import LoadedModel
 from paretune.pipeline.machine import fingerprint
-from paretune.pipeline.waiting import computing_on
+from paretune.pipeline.threads import Threads
 from paretune.study.train import Train
 from paretune.train.allocator import keep_freed_memory
 from paretune.train.loop import Run, fit
@@ -185,7 +185,7 @@ def serve(setting: str) -> None:
         texts = draw.integers(3, size.config.vocab_size, (size.texts, LENGTH)).astype(np.int32)
         try:
             if setting == "ours":
-                with computing_on(threads):
+                with Threads(threads):
                     work(model, texts, size, unit)
             else:
                 work(model, texts, size, unit)

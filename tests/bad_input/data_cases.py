@@ -370,7 +370,7 @@ _ONE = {"question": "Which?", "options": ["a", "b"], "answer": "a", "difficulty"
 _QUESTION_FILES = (
     questions("question file empty", "", "qa.json: is empty; expected `{"),
     questions("question file truncated", '{"questions": [{"question"', "qa.json: not JSON (", "correct it there"),
-    questions("question file not UTF-8", b'[{"question": "\xe9"}]', "qa.json: not UTF-8 (byte 15); save the file"),
+    questions("question file not UTF-8", b'[{"question": "\xe9"}]', "qa.json: line 1: byte offset 15 (0xe9) is not UTF-8"),
     questions("no questions", {"questions": []}, "qa.json: holds no question; expected"),
     questions("question file is a number", "3", "qa.json: holds `3`; expected a list of records"),
     questions("question is a number", [_ONE | {"question": 1}], "qa.json: record 1: `question` is `1`; expected a text"),

@@ -1,11 +1,17 @@
+import bz2
+import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from paretune.data.questions import Question, question_texts, read_questions
-from paretune.errors import DataError
+from paretune.errors import DataError, NeedsError
 
 OURS = {"id": 1, "question": "Which is a metal?", "options": ["argon", "copper"], "answer": "copper", "level": "easy"}
 FACTUAL = {"id": "f", "question": "How many?", "answer": "25"}
@@ -175,13 +181,54 @@ def test_a_file_that_cannot_be_read_is_refused(content: Any, told: str, tmp_path
 
 
 def test_a_file_that_is_not_there_or_not_utf8_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(NeedsError, match="no such file"):
         read_questions(tmp_path / "missing.json")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is a directory"):
         read_questions(tmp_path)
     (tmp_path / "latin.json").write_bytes('[{"question": "née"}]'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"not UTF-8 \(byte 16\)"):
+    with pytest.raises(DataError, match=r"line 1: byte offset 16 \(0xe9\) is not UTF-8"):
         read_questions(tmp_path / "latin.json")
+
+
+PACKED = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+}
+TABLE = [
+    {"question": "How many?", "answer": "25", "level": "easy"},
+    {"question": "Which is it?", "answer": "copper", "level": "hard"},
+]
+
+
+@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "tsv", "tab"])
+def test_packed_files_and_wide_encodings_are_read(tmp_path: Path, packing: str, encoding: str, suffix: str) -> None:
+    if suffix.startswith("json"):
+        text = json.dumps(TABLE) if suffix == "json" else "\n".join(map(json.dumps, TABLE))
+    else:
+        separator = "," if suffix == "csv" else "\t"
+        text = "\n".join(separator.join(row) for row in [TABLE[0], *(row.values() for row in TABLE)])
+    file = tmp_path / f"questions.{suffix}.{packing}"
+    file.write_bytes(PACKED[packing](text.encode(encoding)))
+    assert [(each.question, each.answer, each.fields["level"]) for each in read_questions(file)] == [
+        ("How many?", "25", "easy"),
+        ("Which is it?", "copper", "hard"),
+    ]
+
+
+def test_tables_of_other_programs_are_read(tmp_path: Path) -> None:
+    choices = [{"question": "Which is a metal?", "choices": ["argon", "copper"], "answer": 1, "subject": "chemistry"}] * 2
+    choices[1] = choices[1] | {"question": "Which is a gas?", "answer": 0}
+    pq.write_table(pa.Table.from_pylist(choices), tmp_path / "mmlu.parquet")
+    assert [each.answer for each in read_questions(tmp_path / "mmlu.parquet")] == ["copper", "argon"]
+    sheet = openpyxl.Workbook()
+    for row in [list(TABLE[0]), ["How many?", 25, "easy"], ["Which is it?", "copper", "hard"]]:
+        sheet.active.append(row)
+    sheet.save(tmp_path / "questions.xlsx")
+    assert [each.answer for each in read_questions(tmp_path / "questions.xlsx")] == ["25", "copper"]
 
 
 def test_the_built_in_questions_are_read():

@@ -18,6 +18,7 @@ from paretune.data.tokenizer import SCHEMA
 from paretune.pipeline import signals
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, StageContext
+from paretune.pipeline.threads import Threads
 from paretune.pipeline.worker import PRELOAD
 from paretune.train import loop
 from paretune.train.stages import train_full, train_lora
@@ -123,6 +124,12 @@ def at_step(training: Training, moment: int, signal_number: int = signal.SIGKILL
 def asked_at_step(training: Training, moment: int) -> None:
     """Ask it to end during step `moment` of this attempt."""
     at_step(training, moment, signals.STOP)
+
+
+def choosing_others(training: Training, moment: int) -> None:
+    """One thread and two in turns, by each checkpoint; killed as by `at_step`."""
+    Threads.choose = lambda threads: threads.use(3 - torch.get_num_threads())
+    at_step(training, moment)
 
 
 def at_file_operation(training: Training, moment: int) -> None:

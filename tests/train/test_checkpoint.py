@@ -13,7 +13,16 @@ import torch
 from paretune.errors import StageError
 from paretune.pipeline.stage import RunOptions
 from paretune.train import checkpoint as ckpt
-from tests.train.attempts import Training, asked_at_step, at_file_operation, at_step, attempt, write_base, write_tokens
+from tests.train.attempts import (
+    Training,
+    asked_at_step,
+    at_file_operation,
+    at_step,
+    attempt,
+    choosing_others,
+    write_base,
+    write_tokens,
+)
 
 STEPS = 12
 EVERY_STEP, OFTEN = RunOptions(checkpoint_seconds=0.0), RunOptions(checkpoint_seconds=0.05)
@@ -272,3 +281,14 @@ def test_the_last_attempt_is_what_the_curves_show(tmp_path):
     assert ckpt.write_curves(tmp_path, tmp_path / "draft", 3) == 3
     rows = [json.loads(line) for line in (tmp_path / "draft" / "curves.jsonl").read_text().splitlines()]
     assert [(row["step"], row["train_loss"]) for row in rows] == [(1, 1.5), (2, 9.0), (3, 3.5)]
+
+
+def test_threads_chosen_at_a_checkpoint_are_those_of_whoever_is_killed_after_it(folder):
+    whole, killed, fixed = (make(folder, f"choice {kind}", method="full", threads=2) for kind in ("whole", "killed", "fixed"))
+    whole, killed = (replace(training, options=EVERY_STEP) for training in (whole, killed))
+    assert attempt(whole, choosing_others, 0) == attempt(fixed) == 0
+    assert [attempt(killed, choosing_others, step) for step in (4, 3, 0)] == [-9, -9, 0]
+    assert answer(killed) == answer(whole)
+    assert answer(fixed)["files"] != answer(whole)["files"]
+    assert metrics(killed)["threads"] == metrics(whole)["threads"] == [1, 2]
+    assert metrics(fixed)["threads"] == [2]

@@ -1,8 +1,8 @@
 """Questions with known answers, from the file formats that people have them in.
 
-A file is a JSON list, an object with `questions`, JSON lines, or CSV. A question with options is multiple choice; where they
-stand and how the answer names one of them is told by `choices.py`: OpenBookQA, ARC, MMLU, MedMCQA, MedQA, HellaSwag, PIQA,
-SciQ, TruthfulQA and tables of people's own. Read otherwise are
+A file is a JSON list, an object with `questions`, JSON lines or CSV, packed or not, Parquet, Arrow or a sheet. A question with
+options is multiple choice; where they stand and how the answer names one of them is told by `choices.py`: OpenBookQA, ARC,
+MMLU, MedMCQA, MedQA, HellaSwag, PIQA, SciQ, TruthfulQA and tables of people's own. Read otherwise are
 
     own         {"question": ..., "answer": ...}: a factual question, which may have several right answers: "answers": [...],
                 or SQuAD's {"text": [...]}, or more fields of the record by the study's `references`
@@ -26,17 +26,19 @@ from string import ascii_uppercase
 from typing import Any, NoReturn
 
 from paretune.data.choices import RULES, Answer, Choices, answer_values, decide, find_choices, looks_chosen, plain
+from paretune.data.files import whole_text
 from paretune.data.newsroom import questions
 from paretune.data.references import references_in
-from paretune.data.sources import parse_json, separator_of
+from paretune.data.sources import iterate_rows, parse_json, separator_of
 from paretune.data.templates import Template, render
 from paretune.errors import DataError
+from paretune.pipeline.data_files import format_of_file
 from paretune.study.base import shown
+from paretune.study.data import Source
 from paretune.study.evaluations import Rule
 
 NEWSROOM = "builtin:newsroom"
 _LETTERS = tuple(ascii_uppercase)
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _ASKED = ("question", "questionstem", "questiontext", "query", "goal", "ctx", "stem", "problem", "sentence")
 """Fields that hold a question, by `plain`; all but the first four of one with options alone."""
 _ANSWERED = ("id", "answer", "answers", "options", "choices", "answer_index", "answerKey")
@@ -353,18 +355,15 @@ def _yes_no(record: Mapping[str, Any], where: str, format: str | None) -> tuple[
 
 def _records(file: Path) -> list[tuple[str, Any]]:
     """Each record with the words for where it stands."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file; `path` is relative to the study file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+    format = format_of_file(file) if file.is_file() else None
+    if format in ("parquet", "arrow", "xlsx"):
+        rows = ((row.where.removeprefix(f"{file}: "), row.values) for row in iterate_rows(Source(path=str(file)), str(file)))
+        return [(at, _as_texts(record) if format == "xlsx" else record) for at, record in rows]
+    text = whole_text(file)
     if not text.strip():
         raise DataError(f"{file}: is empty; {_FORMATS}")
-    if file.suffix.lower() in _SEPARATORS:
-        return _records_of_table(file, text, _SEPARATORS[file.suffix.lower()])
+    if format == "csv":
+        return _records_of_table(file, text)
     try:
         content = parse_json(text)
     except ValueError as whole_error:
@@ -390,9 +389,16 @@ def _records(file: Path) -> list[tuple[str, Any]]:
     return [(f"record {n}", record) for n, record in enumerate(content, start=1)]
 
 
-def _records_of_table(file: Path, text: str, separator: str) -> list[tuple[str, Any]]:
+def _as_texts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a sheet, whose numbers are texts that look like numbers, as in CSV."""
+    numbers = (int, float)
+    return {name: str(v) if isinstance(v, numbers) and not isinstance(v, bool) else v for name, v in record.items()}
+
+
+def _records_of_table(file: Path, text: str) -> list[tuple[str, Any]]:
     """Rows by a header that names `question`, or rows of MMLU: question, options and a letter."""
     first, line_end, rest = text.partition("\n")
+    separator = "\t" if {".tsv", ".tab"} & set(map(str.lower, file.suffixes)) else ","
     if separator_of(first):
         separator, text = separator_of(first) or separator, line_end + rest
     try:

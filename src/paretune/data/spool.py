@@ -22,6 +22,9 @@ class Spool(Generic[T]):
         self._ends = array("q", [0])
         self._mapped = memoryview(b"")
 
+    def __del__(self) -> None:
+        self._file.close()
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 

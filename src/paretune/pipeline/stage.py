@@ -15,6 +15,7 @@ from typing import Any
 
 from paretune.pipeline.records import Record
 from paretune.pipeline.resources import Resource
+from paretune.pipeline.threads import Threads
 from paretune.study.base import FROM_KEY, SpecT
 
 ENVIRONMENT = "environment"
@@ -117,6 +118,7 @@ class StageContext:
     """`emit(done=..., total=..., **numbers)` reports progress; cheap. `part` says what of the stage it is the progress of; the
     time left is told from the first report of a part on, so that is made when its work begins."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    threads: Threads = field(default_factory=lambda: Threads(1))
 
     def parse(self, model: type[SpecT]) -> SpecT:
         """The config as a class of `paretune.pipeline.stage_configs`."""

@@ -32,9 +32,9 @@ from paretune.pipeline.events import EventLog
 from paretune.pipeline.machine import core_quota, fingerprint
 from paretune.pipeline.records import Divergence, Record
 from paretune.pipeline.runs import holder
-from paretune.pipeline.stage import RunOptions, Stage, StageContext
+from paretune.pipeline.stage import RunOptions, Stage, StageContext, measures_time
 from paretune.pipeline.store import Store, describe_files
-from paretune.pipeline.waiting import computing_on
+from paretune.pipeline.threads import Threads
 from paretune.study.registry import load_function
 
 PRELOAD = [
@@ -156,11 +156,12 @@ def run_stage(stage: Stage, store: Store, run: RunContext) -> None:
         draft=draft,
         emit=_throttled(EventLog(store.events_file, run.run), stage),
         settings=stage.settings,
+        threads=Threads(threads_of(run.options), fixed=measures_time(stage) or "OMP_NUM_THREADS" in os.environ),
     )
     slow = _SlowWays(EventLog(store.events_file, run.run), stage.name)
     logging.getLogger("paretune.slow").addHandler(slow)
     try:
-        with computing_on(threads_of(run.options)):
+        with context.threads:
             metrics = load_function(stage.body)(context)
     finally:
         logging.getLogger("paretune.slow").removeHandler(slow)

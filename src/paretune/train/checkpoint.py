@@ -46,6 +46,8 @@ class Progress:
     train_seconds: float = 0.0
     """Optimizer steps only."""
     wall_seconds: float = 0.0
+    threads: list[int] = field(default_factory=list)
+    """Each number of threads that a step was computed on."""
     best: float | None = None
     """Validation metric of the best evaluation, lower is better."""
     best_step: int = 0
@@ -104,7 +106,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def checkpoint_options(checkpoint: Path) -> dict[str, Any]:
-    """The options that the run began with; it goes on with them."""
+    """The options that the run went under after it, for it to go on with."""
     options: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["options"]
     return options
 

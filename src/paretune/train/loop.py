@@ -50,6 +50,8 @@ class Run:
     """Asked after each step: leave a checkpoint and end."""
     told_to_save: Callable[[], bool] = lambda: False
     """Asked after each step: leave a checkpoint and go on."""
+    choose_threads: Callable[[], object] = lambda: None
+    """Called as a checkpoint is made by the clock: how many torch computes on until the next one."""
     memory: int | None = None
     """Bytes that may be used: where `forward_tokens` would need more, they are lowered."""
 
@@ -128,6 +130,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         scheduler.step()
         optimizer.zero_grad()
 
+        progress.threads = sorted({*progress.threads, torch.get_num_threads()})
         progress.step, progress.tokens = step, progress.tokens + num_targets
         progress.tokens_read += sum(example.num_tokens for example in examples)
         progress.train_seconds += time.perf_counter() - started
@@ -149,7 +152,10 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
             begun = time.monotonic()
             progress.wall_seconds = wall_before + time.perf_counter() - opened
             progress.loss_scale = scaler.state_dict()
-            ckpt.save_checkpoint(run.resume, trained, optimizer, scheduler, progress, run.options)
+            if not (leaving or asked):  # whoever is stopped goes on to the same numbers
+                run.choose_threads()
+            options = {**run.options, "threads": torch.get_num_threads()}
+            ckpt.save_checkpoint(run.resume, trained, optimizer, scheduler, progress, options)
             last_checkpoint = time.monotonic()
             interval = max(run.checkpoint_seconds, _CHECKPOINT_SHARE * (last_checkpoint - begun))
         if leaving:

@@ -30,7 +30,6 @@ from paretune.pipeline import signals
 from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import TrainConfig
-from paretune.pipeline.waiting import computing_on
 from paretune.study.methods import TrainFull, TrainLora
 from paretune.study.train import Train
 from paretune.train.allocator import keep_freed_memory
@@ -95,7 +94,7 @@ def _train(
     checkpoint = find_checkpoint(context.resume)
     bit_options = {name: getattr(asked, name) for name in _BIT_OPTIONS} | {"threads": torch.get_num_threads()}
     options = checkpoint_options(checkpoint) if checkpoint else bit_options
-    torch.set_num_threads(options["threads"])
+    context.threads.use(options["threads"])
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     # It would take a tenth of the time; the tests compare runs to the bit.
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -113,11 +112,7 @@ def _train(
     )
     _check_layout(settings, packed, train)
     budget = available_bytes(loaded.device, asked.workers) if asked.memory is None else asked.memory // asked.workers
-    with (
-        signals.noted(signals.STOP) as told_to_stop,
-        signals.noted(signals.SAVE) as told_to_save,
-        computing_on(options["threads"]),
-    ):
+    with signals.noted(signals.STOP) as told_to_stop, signals.noted(signals.SAVE) as told_to_save:
         run = Run(
             train=settings,
             learning_rate=config.method.learning_rate,
@@ -131,6 +126,7 @@ def _train(
             told_to_stop=told_to_stop,
             told_to_save=told_to_save,
             memory=None if checkpoint else budget,
+            choose_threads=context.threads.choose,
         )
         progress = fit(packed, train, validation, run)
     model.eval()
@@ -167,6 +163,7 @@ def _train(
         "flex_failure": flex_failure(),
         "out_of_memory": progress.out_of_memory,
         "options": options | {"forward_tokens": progress.forward_tokens},
+        "threads": progress.threads,
     }
 
 
