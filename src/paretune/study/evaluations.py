@@ -56,7 +56,7 @@ class Qa(Spec):
     LATER: ClassVar = ("format", "context", "prefix", "right_option", "references", "too_long")
     path: str | None = Field(None, json_schema_extra=FILE)
     """JSON, JSON lines, CSV, Parquet or a sheet in a form that people have, packed or not; relative to the study file.
-    Options stand in a list (`options`, `choices`, `endings`, ...) or in columns (`option_a`, `choice0`, `A`, `distractor1`, ...);
+    Options stand in a list (`options`, `choices`, `endings`, ...) or in columns (`option_a`, `choice0`, `distractor1`, ...);
     `plan` says how they are read."""
     builtin: str | None = None
     """A question set that ships with the package."""
