@@ -238,6 +238,9 @@ def _latency(truth: Truth, rng: np.random.Generator) -> dict[str, Any]:
         "ms_per_token": each * 1.02,
         "first_token_ms_median": first,
         "ms_per_token_median": each,
+        "prefill_tokens_per_second": 65e3 / first,
+        "new_tokens_per_second": 1e3 / each,
+        "joules_per_token": 0.02 * each,
         "threads": 2,
     }
 

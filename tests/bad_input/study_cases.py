@@ -61,7 +61,7 @@ _OTHER_TOOLS = (
         "field of train in a method",
         "{r: 4, ",
         "{batch_size: 4, ",
-        "train.lora.batch_size: unknown key; `batch_size` belongs in `train`",
+        "train.lora.batch_size: unknown key; `batch_size` belongs in `train`, or `latency` (in `evaluate`)",
     ),
     case(
         "path of data beside its source",

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import DataError
 from paretune.evaluate.cost import evaluate_latency, evaluate_size, time_generation
+from paretune.evaluate.energy import EnergyMeter
 from paretune.model.load import load_model
 from paretune.pipeline.resources import Resource
 from tests.evaluate.stages import BASE, make_artifact, make_context, write_tokens
@@ -107,3 +108,47 @@ def test_size_of_a_model_with_an_adapter(tmp_path: Path) -> None:
         "model_bytes": plain["model_bytes"],  # merged
         "adapter_bytes": 4 * added,
     }
+
+
+def test_a_batch_reads_and_writes_every_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = make_model("gpt2", tmp_path / "base")
+    tokens = write_tokens(base, TEXTS, tmp_path / "tokens")
+    shapes = []
+
+    def note(loaded, ids, new_tokens):
+        shapes.append(ids.shape)
+        assert len({tuple(row) for row in ids.tolist()}) == len(ids)  # each a text of its own
+        return time_generation(loaded, ids, new_tokens)
+
+    monkeypatch.setattr("paretune.evaluate.cost.time_generation", note)
+    config = {"prompt_tokens": 6, "new_tokens": 5, "repeats": 3, "warmup": 0, "batch_size": 3}
+    metrics = evaluate_latency(make_context(base, config, tmp_path / "draft", inputs={"tokens": tokens}))
+    assert shapes == [(3, 7)] * 3
+    assert metrics["new_tokens_per_second"] == pytest.approx(3e3 / metrics["ms_per_token_median"])
+    assert metrics["prefill_tokens_per_second"] == pytest.approx(21e3 / metrics["first_token_ms_median"])
+    with pytest.raises(DataError, match="`prompt_tokens: 60`, for each of 3 sequences, is more than the dataset holds"):
+        evaluate_latency(make_context(base, config | {"prompt_tokens": 60}, tmp_path / "draft", inputs={"tokens": tokens}))
+
+
+def write_package(powercap: Path, name: str, energy: str, size: int = 1_000_000_000) -> Path:
+    (powercap / name).mkdir(parents=True)
+    (powercap / name / "max_energy_range_uj").write_text(str(size))
+    (powercap / name / "energy_uj").write_text(energy)
+    return powercap / name / "energy_uj"
+
+
+def test_energy_is_that_of_all_packages_and_goes_over_the_end_of_their_counters(tmp_path: Path) -> None:
+    first = write_package(tmp_path, "intel-rapl:0", "999000000")
+    second = write_package(tmp_path, "intel-rapl:1", "5")
+    write_package(tmp_path, "intel-rapl:0:0", "0")  # the cores of the first one, which are in it
+    write_package(tmp_path, "intel-rapl:2", "no number")
+    meter = EnergyMeter(torch.device("cpu"), tmp_path)
+    assert meter.tells
+    first.write_text("1500000")
+    second.write_text("2000005")
+    assert meter.joules() == pytest.approx(2.5 + 2.0)
+    assert meter.joules() == 0
+
+
+def test_where_the_machine_does_not_tell_energy_it_is_left_out(tmp_path: Path) -> None:
+    assert not EnergyMeter(torch.device("cpu"), tmp_path / "none").tells

@@ -24,7 +24,7 @@ GOLDEN = {
     "small/notes/base: perplexity": "3d6969d5d43e",
     "small/notes/base: qa": "4093e33141ed",
     "small/notes/base: generate": "ec95d3c0c65f",
-    "small/notes/base: latency": "ec83aa105da4",
+    "small/notes/base: latency": "7adf785fe126",
     "small/notes/full seed 0: train.full": "6fc57e423ad3",
     "small/notes/full seed 0: perplexity": "f04ae983784f",
     "small/notes/original seed 0: train.lora": "20b20c23bfa1",

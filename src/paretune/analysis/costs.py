@@ -224,7 +224,7 @@ def _wall_by_cpu(cell: Cell, latencies: Sequence[str]) -> dict[str, float]:
 
 
 def _is_training_time(name: str) -> bool:
-    return metric_of(name).of_machine and metric_of(name).unit in ("seconds", "tokens/s")
+    return name == "train_tokens_per_second" or (metric_of(name).of_machine and metric_of(name).unit == "seconds")
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from paretune.analysis.tables import (
     Column,
     Subject,
     cost_column,
+    cost_text,
     interval_name,
     make_table,
     signed,
@@ -30,6 +31,7 @@ from paretune.analysis.tables import (
 )
 from paretune.analysis.training import BlockScore, Epoch
 from paretune.pipeline.records import Trial, Tuning
+from paretune.study.evaluations import Latency
 from paretune.study.registry import metric_of
 
 _DISTURBED = "~"
@@ -83,11 +85,41 @@ def cost_section(findings: Findings, group: Group) -> Section | None:
     said = f"Model: the weights as exported, adapter merged. Training: optimizer steps only. Means over seeds{middle}."
     blocks = [
         make_table(subjects(group), columns, caption if disturbed else ""),
+        *_speeds(findings, group, timed),
         *as_blocks(findings.facts.groups[group.base, group.dataset].trained),
         Paragraph(said),
         Picture(f"figures/{comparison_name(group.dataset)}", f"quality and cost of all variants on {group.dataset}"),
     ]
     return Section("Cost", blocks, level=3)
+
+
+def _speeds(findings: Findings, group: Group, timed: Sequence[str]) -> list[Block]:
+    """How fast prompts are read and texts are written, by prompt length and batch size."""
+    settings = {name: use.config for name, use in findings.study.evaluate.items() if isinstance(use.config, Latency)}
+    key = "new_tokens_per_second"
+    rows = [(entrant, name) for name in settings for entrant in group.entrants]
+    rows = [row for row in rows if cost_name(key, row[1], timed) in findings.costs.get(row[0], {})]
+    if not rows:
+        return []
+    records = [cell.evaluations[name] for cell in findings.results.cells for name in settings if name in cell.evaluations]
+    threads = words.listed([str(count) for count in sorted({record.metrics["threads"] for record in records})])
+
+    def column(metric: str) -> Column[tuple[Entrant, str]]:
+        def cell(row: tuple[Entrant, str]) -> str | None:
+            name = cost_name(metric, row[1], timed)
+            cost = findings.costs[row[0]].get(name)
+            return None if cost is None else cost_text(name, cost)
+
+        return Column(metric_of(metric).column, cell, optional=True)
+
+    columns = [
+        Column[tuple[Entrant, str]]("variant", lambda row: row[0].variant),
+        Column("prompt, tokens", lambda row: str(settings[row[1]].prompt_tokens)),
+        Column("sequences", lambda row: str(settings[row[1]].batch_size)),
+        *map(column, ("prefill_tokens_per_second", key, "joules_per_token")),
+    ]
+    caption = f"Tokens of all sequences that are read and written at once; threads: {threads}"
+    return [make_table(rows, columns, caption)]
 
 
 class _EpochRow(NamedTuple):

@@ -1,8 +1,8 @@
 """What a model costs to use: time to the first token and for each further one, and its size.
 
-Times are of one sequence at a time, greedy, with the KV cache on, through the model's forward pass alone: each token is read
-back from the device before the next step, as whoever shows or checks it must do. Nothing stops the text, so that every variant
-makes the same number of tokens.
+Times are of one sequence at a time, or as many as asked, greedy, with the KV cache on, through the model's forward pass alone:
+each token is read back from the device before the next step, as whoever shows or checks it must do. Nothing stops the text, so
+that every variant makes the same number of tokens.
 """
 
 import statistics
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from paretune.data.tokens import read_tokens
 from paretune.errors import DataError
+from paretune.evaluate.energy import EnergyMeter
 from paretune.model.adapters import count_parameters
 from paretune.model.llama_cpp import LlamaCpp
 from paretune.model.load import ADAPTER, LoadedModel, cast, load_model
@@ -34,9 +35,9 @@ class Timing:
     """One repeat, in milliseconds."""
 
     first_token_ms: float
-    """From the prompt on the device to the first new token: the whole prompt in one pass."""
+    """From the prompts on the device to the first new token of each: the whole of them in one pass."""
     ms_per_token: float
-    """Mean over the further tokens, one pass with the KV cache each."""
+    """Mean over the further tokens, one pass with the KV cache each, which makes a token of every sequence."""
     cpu_first_token_ms: float
     cpu_ms_per_token: float
     """Of these times what the thread that waits for the token had a core: less where other work had it."""
@@ -45,8 +46,10 @@ class Timing:
 def evaluate_latency(context: StageContext) -> dict[str, Any]:
     """Stage body: mean and median over the repeats of wall and processor times, and every repeat in `samples.parquet`.
 
-    The prompt is the prefix token and `prompt_tokens` tokens of real text. DataError if prompt and new tokens do not fit into
-    the positions of the model, or the dataset has less text than that.
+    A prompt is the prefix token and `prompt_tokens` tokens of real text; the sequences of a batch have different ones.
+    `prefill_tokens_per_second` are those of prompts until the first new token, `new_tokens_per_second` those of all sequences,
+    and `joules_per_token` all that the machine took for a repeat over its new tokens, where it tells. DataError if prompt and
+    new tokens do not fit into the positions of the model, or the dataset has less text than that.
     """
     settings = Latency.model_validate(context.config["evaluation"], strict=False)
     loaded = load_model(context)
@@ -58,36 +61,44 @@ def evaluate_latency(context: StageContext) -> dict[str, Any]:
         )
     # Of the test split; where it is shorter, of validation and train after it.
     rows = (row for split in reversed(SPLITS) for row in read_tokens(context.inputs["tokens"].path, split))
-    text = list(islice((token for row in rows for token in row["ids"].tolist()), settings.prompt_tokens))
-    if len(text) < settings.prompt_tokens:
+    wanted = settings.batch_size * settings.prompt_tokens
+    text = list(islice((token for row in rows for token in row["ids"].tolist()), wanted))
+    if len(text) < wanted:
+        each = f", for each of {settings.batch_size} sequences," if settings.batch_size > 1 else ""
         raise DataError(
-            f"`prompt_tokens: {settings.prompt_tokens}` is more than the dataset holds, {len(text)} tokens; lower it"
+            f"`prompt_tokens: {settings.prompt_tokens}`{each} is more than the dataset holds, {len(text)} tokens; lower it"
         )
-    ids = torch.tensor([[loaded.tokenizer.prefix_id, *text]], device=loaded.device)
-    timings = []
+    prompts = torch.tensor(text, device=loaded.device).view(settings.batch_size, settings.prompt_tokens)
+    ids = torch.cat([prompts.new_full((len(prompts), 1), loaded.tokenizer.prefix_id), prompts], 1)
+    timings, joules, meter = [], list[float](), EnergyMeter(loaded.device)
     runs = settings.warmup + settings.repeats
     context.emit(done=0, total=runs)
     for repeat in range(-settings.warmup, settings.repeats):
+        meter.joules()
         if isinstance(loaded.model, LlamaCpp):
-            timing = time_sequence(loaded.model, ids[0].tolist(), settings.new_tokens)
+            timing = time_sequences(loaded.model, ids.tolist(), settings.new_tokens)
         else:
             timing = time_generation(loaded, ids, settings.new_tokens)
         if repeat >= 0:
             timings.append(timing)
+            joules += [meter.joules() / (len(ids) * settings.new_tokens)] if meter.tells else []
         context.emit(done=settings.warmup + repeat + 1, total=runs)
     # On a GPU how long a thread has a core says nothing.
     names = [each.name for each in fields(Timing) if loaded.device.type == "cpu" or not each.name.startswith("cpu_")]
     columns = {name: [getattr(timing, name) for timing in timings] for name in names}
+    columns |= {"joules_per_token": joules} if joules else {}
     pq.write_table(pa.table({"repeat": list(range(settings.repeats)), **columns}), context.draft / "samples.parquet")
     return {
         **{name: statistics.mean(values) for name, values in columns.items()},
         **{f"{name}_median": statistics.median(values) for name, values in columns.items()},
+        "prefill_tokens_per_second": 1e3 * ids.numel() / statistics.median(columns["first_token_ms"]),
+        "new_tokens_per_second": 1e3 * len(ids) / statistics.median(columns["ms_per_token"]),
         "threads": torch.get_num_threads(),
     }
 
 
 def time_generation(loaded: LoadedModel, ids: torch.Tensor, new_tokens: int) -> Timing:
-    """Time `new_tokens` (2 or more) greedy tokens after `ids`, shape [1, tokens], whatever tokens they are."""
+    """Time `new_tokens` (2 or more) greedy tokens after each of `ids`, shape [sequences, tokens], whatever tokens they are."""
     keep_last = {"logits_to_keep": 1} if loaded.model._supports_logits_to_keep() else {}  # as `generate` asks it
     with torch.no_grad():
         if loaded.device.type == "cuda":
@@ -95,24 +106,25 @@ def time_generation(loaded: LoadedModel, ids: torch.Tensor, new_tokens: int) -> 
         started = _clocks()
         output = loaded.model(input_ids=ids, use_cache=True, **keep_last)
         token = output.logits[:, -1:].argmax(-1)
-        token.item()
+        token.tolist()
         first = _clocks()
         for _ in range(new_tokens - 1):
             output = loaded.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
             token = output.logits[:, -1:].argmax(-1)
-            token.item()
+            token.tolist()
         ended = _clocks()
     return _timing(started, first, ended, new_tokens)
 
 
-def time_sequence(model: LlamaCpp, ids: Sequence[int], new_tokens: int) -> Timing:
+def time_sequences(model: LlamaCpp, ids: Sequence[Sequence[int]], new_tokens: int) -> Timing:
     """The same in llama.cpp; its context is made before the clock starts, as a server has it."""
-    with model.session(len(ids) + new_tokens) as session:
+    sequences, length = range(len(ids)), len(ids[0])
+    with model.session(len(ids) * (length + new_tokens), num_sequences=len(ids)) as session:
         started = _clocks()
-        token = int(session.read(0, ids, 0, last=1).argmax())
+        tokens = [int(session.read(sequence, ids[sequence], 0, last=1).argmax()) for sequence in sequences]
         first = _clocks()
-        for position in range(len(ids), len(ids) + new_tokens - 1):
-            token = int(session.step([0], [position], [token]).argmax())
+        for position in range(length, length + new_tokens - 1):
+            tokens = session.step(sequences, [position] * len(ids), tokens).argmax(-1).tolist()
         ended = _clocks()
     return _timing(started, first, ended, new_tokens)
 

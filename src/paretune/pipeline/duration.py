@@ -272,7 +272,7 @@ def _generate(stage: Stage, model: _Model, sample: Sample, work: Work) -> Durati
 def _latency(stage: Stage, model: _Model, sample: Sample, work: Work) -> Duration:
     settings = stage.config["evaluation"]
     runs = settings["warmup"] + settings["repeats"]
-    prompts = runs * max(1.0, settings["prompt_tokens"] / _PROMPT)
+    prompts = runs * max(1.0, settings.get("batch_size", 1) * settings["prompt_tokens"] / _PROMPT)
     return Duration(model.seconds("decode", prompts, runs * (settings["new_tokens"] - 1)))
 
 

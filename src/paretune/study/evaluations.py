@@ -131,10 +131,14 @@ class Generate(Spec):
 
 
 class Latency(Spec):
-    """Time to the first token and for each further token, one sequence at a time."""
+    """Time to the first token and for each further token, one sequence at a time. Several prompt lengths or batch sizes are
+    several entries: `long: {kind: latency, prompt_tokens: 512}`."""
 
+    LATER: ClassVar = ("batch_size",)
     prompt_tokens: int = Field(64, ge=1)
     """Length of each prompt, cut from the data."""
+    batch_size: int = Field(1, ge=1, le=256)
+    """Sequences that are read and written at once."""
     new_tokens: int = Field(64, ge=2)
     """Tokens that are generated after it."""
     repeats: int = Field(20, ge=1)
@@ -310,6 +314,7 @@ EVALUATIONS = (
         "latency",
         Latency,
         "paretune.evaluate.cost:evaluate_latency",
+        revision=2,
         uses_tokens=True,
         measures_time=True,
         check="paretune.pipeline.checks:check_latency",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-Unit = Literal["", "share", "rating", "nats", "bytes", "seconds", "ms", "count", "tokens/s"]
+Unit = Literal["", "share", "rating", "nats", "bytes", "seconds", "ms", "count", "tokens/s", "joules"]
 """What figures are in: a `share` is of 1 and told in percent, differences of it in points."""
 
 
@@ -198,6 +198,9 @@ METRICS = (
         heading="tokens read per second",
         of_machine=True,
     ),
+    _cost("prefill_tokens_per_second", unit="tokens/s", better="", heading="prompt tokens per second", of_machine=True),
+    _cost("new_tokens_per_second", unit="tokens/s", better="", heading="new tokens per second", of_machine=True),
+    _cost("joules_per_token", "energy per token", unit="joules", better="", heading="joules per token", of_machine=True),
     _cost("tuning_seconds", "time of tuning", unit="seconds", better="", of_machine=True),
     _cost("tuning_steps", "steps of tuning", unit="count", better=""),
 )
