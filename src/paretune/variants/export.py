@@ -35,6 +35,7 @@ from paretune.study.foreign import called
 from paretune.study.grid import which_variant
 from paretune.variants.card import gguf_card, model_card
 from paretune.variants.gguf import modelfile
+from paretune.variants.round_trip import check_round_trip, open_adapter, open_whole
 
 CARD = "README.md"
 FORMATS = ("hf", "adapter", "gguf")
@@ -80,8 +81,10 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
         if form == "gguf":
             return _write_gguf(cell, store, draft, to, dataset, example)
         if form == "adapter":
-            _write_adapter(cell, store, draft, to, dataset, example, say)
-            return f"{to}: PEFT adapter of `{cell.variant}`"
+            base = _write_adapter(cell, store, draft, to, dataset, example, say)
+            say("reading it back")
+            told = check_round_trip(draft, cell, store, open_adapter(base))
+            return f"{to}: PEFT adapter of `{cell.variant}`; {told}"
         # Any evaluation knows base, precision and parents of the model that it measures.
         measured = next(iter(cell.evaluations.values()))
         inputs = {role: store.artifact(parent) for role, parent in measured.inputs.items() if role == "model"}
@@ -94,7 +97,11 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
         loaded.model.save_pretrained(draft)
         loaded.tokenizer.hf.save_pretrained(draft)
         (draft / CARD).write_text(model_card(cell, dataset, loaded.tokenizer, example), encoding="utf-8")
-        return f"{to}: whole model of `{cell.variant}`, {str(loaded.model.dtype).removeprefix('torch.')}"
+        dtype = str(loaded.model.dtype).removeprefix("torch.")
+        del loaded
+        say("reading it back")
+        told = check_round_trip(draft, cell, store, open_whole)
+        return f"{to}: whole model of `{cell.variant}`, {dtype}; {told}"
 
 
 def _example(store: Store, data: Stage) -> Mapping[str, Any] | None:
@@ -133,7 +140,8 @@ def _write_adapter(
     dataset: Mapping[str, Any],
     example: Mapping[str, Any] | None,
     say: Say,
-) -> None:
+) -> Path:
+    """Returns where its base is."""
     last = cell.methods[-1] if cell.methods else None
     artifact = store.artifact(last) if last else None
     if last is None or artifact is None or not (artifact.path / ADAPTER).is_dir():
@@ -160,6 +168,7 @@ def _write_adapter(
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     arguments = f'"{"base" if own_base else name}"' + (f', revision="{commit}"' if commit else "")
     (draft / CARD).write_text(model_card(cell, dataset, tokenizer, example, arguments), encoding="utf-8")
+    return draft / "base" if own_base else base.directory() or Path(name)
 
 
 def _write_gguf(
@@ -168,7 +177,7 @@ def _write_gguf(
     last = cell.methods[-1]
     artifact = store.artifact(last)
     shutil.copyfile(artifact.path / GGUF, draft / GGUF)
-    LlamaCpp(draft / GGUF, AutoConfig.from_pretrained(artifact.path))  # raises where the copy is not whole
+    LlamaCpp(draft / GGUF, AutoConfig.from_pretrained(artifact.path))  # what was measured, to the byte; raises if not whole
     tokenizer = load_tokenizer(last.config["base"], last.resources["base"])
     chats = example is not None and example.get("messages") is not None
     (draft / "Modelfile").write_text(modelfile(tokenizer, chats=chats), encoding="utf-8")

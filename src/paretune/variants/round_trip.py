@@ -1,0 +1,86 @@
+"""What was exported, read as others read it, against the losses that the study measured."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from paretune.data.examples import examples_of
+from paretune.data.tokenizer import load_tokenizer
+from paretune.data.tokens import read_tokens
+from paretune.data.trees import Example, unshared
+from paretune.errors import StoreError
+from paretune.evaluate.likelihood import window_examples
+from paretune.pipeline.plan import PlannedCell
+from paretune.pipeline.store import Store
+
+_DOCUMENTS = 4
+_MOST = 0.02
+"""Nats a token: above what an adapter that is merged, or not, in 16 bits rounds by, and below what a wrong weight does."""
+
+
+def open_whole(directory: Path) -> PreTrainedModel:
+    """The model of a directory by transformers alone."""
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+
+def open_adapter(base: Path) -> Callable[[Path], nn.Module]:
+    """The adapter of a directory, by PEFT, on the model of another."""
+
+    def open_both(directory: Path) -> nn.Module:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(open_whole(base), directory)
+
+    return open_both
+
+
+def check_round_trip(directory: Path, cell: PlannedCell, store: Store, opened: Callable[[Path], nn.Module]) -> str:
+    """What is told of the losses of a few documents: by the model that `opened` makes of `directory`, and in the record.
+
+    StoreError where they are not the same; without a perplexity in the store it says that nothing was compared.
+    """
+    measured = list(islice(_measured(cell, store), _DOCUMENTS))
+    if not measured:
+        return "not checked: no perplexity was measured of it"
+    model, largest = opened(directory).eval(), 0.0
+    with torch.inference_mode():
+        for example, loss in measured:
+            ids = torch.from_numpy(example.ids).long()
+            logits = model(input_ids=ids[None]).logits[0].double()
+            nats = nn.functional.cross_entropy(logits[example.first_target - 1 : -1], ids[example.first_target :])
+            largest = max(largest, abs(float(nats) - loss))
+    if not largest <= _MOST:
+        raise StoreError(
+            f"`{cell.variant}`, read back from what was to be exported, gives losses that are {largest:.3g} nats a "
+            "token from those of the record; is transformers, or PEFT, of another version than the study ran with?"
+        )
+    return f"read back, it gives the losses of the record (within {largest:.1g} nats a token)"
+
+
+def _measured(cell: PlannedCell, store: Store) -> Iterator[tuple[Example, float]]:
+    """Documents that one window holds, the prefix before them, with the loss a token in the record."""
+    stages = [stage for stage in cell.evaluations.values() if stage.kind == "evaluate.perplexity"]
+    artifact = next((store.artifact(stage) for stage in stages if store.find(stage)), None)
+    if artifact is None:
+        return
+    scores = pq.read_table(artifact.path / "scores.parquet", filters=[("metric", "=", "loss")]).to_pylist()
+    losses = {score["example"]: score["value"] for score in scores}
+    config, metrics = stages[0].config, artifact.record.metrics
+    tokenizer = load_tokenizer(config["base"], stages[0].resources["base"])
+    rows = read_tokens(artifact.inputs["tokens"].path, scores[0]["split"])
+    window = metrics["window_tokens"]
+    if rows.has_tasks:
+        rows = rows.where(rows.lengths("completion") > 0)
+        examples, names = examples_of(rows, tokenizer, window, end=False), [f"{row['example']}:{row['task']}" for row in rows]
+    else:
+        lengths = rows.lengths("ids")
+        rows = rows.where((lengths > 0) & (lengths < window))
+        texts = [rows.ids_of("ids", n) for n in range(len(rows))]
+        examples, _ = window_examples(texts, tokenizer.prefix_id, window, metrics["stride"])
+        names = [str(row["example"]) for row in rows]
+    yield from ((unshared(example), losses[name]) for example, name in zip(examples, names, strict=True) if name in losses)
