@@ -132,6 +132,8 @@ def evaluate_size(context: StageContext) -> dict[str, Any]:
     ships, tied ones once) and `adapter_bytes` (0 without an adapter). Bytes of the tensors, without file headers.
     """
     model, artifact = load_model(context).model, context.inputs.get("model")
+    if artifact is not None and (written := artifact.record.metrics.get("written_bytes")):
+        return {"parameters": artifact.record.metrics["parameters"], "model_bytes": written, "adapter_bytes": 0}
     if isinstance(model, LlamaCpp):
         assert artifact is not None, "a base is no file of llama.cpp"
         return {"parameters": artifact.record.metrics["parameters"], "model_bytes": model.num_bytes, "adapter_bytes": 0}

