@@ -6,7 +6,9 @@ import sys
 
 def test_bitsandbytes_is_imported_by_what_needs_it_alone():
     code = (
-        "import sys, paretune.model.load, paretune.train.stages; assert 'bitsandbytes' not in sys.modules;"
+        "import sys, importlib, paretune.pipeline.worker as worker; [importlib.import_module(name) for name in worker.PRELOAD];"
+        "import paretune.model.load, paretune.train.stages; assert 'peft' in sys.modules;"
+        "assert 'bitsandbytes' not in sys.modules;"
         "from transformers import LlamaConfig, LlamaForCausalLM;"
         "from paretune.model.adapters import add_lora; from paretune.study.methods import TrainLora;"
         "config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2);"

@@ -9,19 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from paretune.data.trees import Example, unshared
-from paretune.errors import NeedsError, SpecError
+from paretune.errors import NeedsError, SpecError, StageError
 from paretune.evaluate.answers import Prompt, write_answers
 from paretune.evaluate.cost import evaluate_size, time_generation
 from paretune.evaluate.likelihood import evaluate_perplexity
 from paretune.model import int8
+from paretune.model.bits import bitsandbytes, settle_nf4
 from paretune.model.forward import score
 from paretune.model.int8 import INT8, LOADING, Int8Linear
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import Artifact
 from paretune.study.variants import parse_variants
-from paretune.variants.quantize import quantize_int8
+from paretune.variants.quantize import quantize_int8, quantize_nf4
 from tests.evaluate.stages import make_artifact, make_context, write_tokens
 from tests.tiny import make_model
 
@@ -29,7 +31,7 @@ from tests.tiny import make_model
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def base(request, tmp_path_factory) -> Path:
     # Wide enough for the 64 weights of a block of NF4; of Llama tied, so that the head is one of its own.
-    shape = {"n_embd": 64} if request.param == "gpt2" else {"hidden_size": 64, "tie_word_embeddings": True}
+    shape = {"n_embd": 64} if request.param == "gpt2" else {"hidden_size": 64, "head_dim": 16, "tie_word_embeddings": True}
     return make_model(request.param, tmp_path_factory.mktemp(request.param) / "base", **shape)
 
 
@@ -131,8 +133,39 @@ def test_a_machine_whose_products_overflow_is_refused(base, monkeypatch, tmp_pat
         quantized(base, tmp_path / "int8")
 
 
+def test_nf4_is_near_and_loads_in_plain_transformers(base, tmp_path):
+    artifact = quantized(base, tmp_path / "nf4", quantize_nf4)
+    whole, small = loaded_from(base, None, tmp_path / "a"), loaded_from(base, artifact, tmp_path / "b")
+    along_trees = nats_of(small, examples())
+    for nats, alone in zip(along_trees, nats_of(small, [unshared(each) for each in examples()]), strict=True):
+        np.testing.assert_allclose(nats, alone, atol=2e-5)
+    assert 1e-3 < np.abs(np.concatenate(along_trees) - np.concatenate(nats_of(whole, examples()))).mean() < 0.5
+    # What the matrices in 4 bits stand for, in the model as it was.
+    for name, module in small.model.named_modules():
+        if isinstance(module, bitsandbytes().nn.Linear4bit):
+            matrix = bitsandbytes().functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            weight = whole.model.get_submodule(name).weight.data
+            weight.copy_(matrix.t() if isinstance(whole.model.get_submodule(name), Conv1D) else matrix)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "nf4", dtype=torch.float32)
+    settle_nf4(plain, torch.float32)
+    ids = torch.tensor([list(range(2, 40))])
+    for model in (small.model, plain):
+        torch.testing.assert_close(model(ids).logits, whole.model(ids).logits, atol=1e-4, rtol=1e-4)
+    size = evaluate_size(make_context(base, {}, tmp_path / "size", inputs={"model": artifact}))
+    kept = [tensor.nbytes for file in (tmp_path / "nf4").glob("*.safetensors") for tensor in load_file(file).values()]
+    assert size["model_bytes"] == sum(kept)
+    assert size["parameters"] == sum(p.numel() for p in whole.model.parameters())
+    assert write_answers(small, [Prompt(np.arange(2, 9, dtype=np.int32), np.arange(9, 12, dtype=np.int32), 5)])[0].ids
+
+
+def test_rows_that_bitsandbytes_unpacks_wrongly_are_refused(tmp_path):
+    base = make_model("llama", tmp_path / "base", hidden_size=64)  # four heads of 8, whose output is 32 wide
+    with pytest.raises(StageError, match=r"o_proj` reads 32 numbers, which is no multiple of 64: .*; take `quantize.int8`"):
+        quantized(base, tmp_path / "nf4", quantize_nf4)
+
+
 @pytest.mark.parametrize("after", ["train.lora", "quantize.gguf", "prune.blocks"])
-@pytest.mark.parametrize("method", ["quantize.int8"])
+@pytest.mark.parametrize("method", ["quantize.int8", "quantize.nf4"])
 def test_nothing_follows(method, after):
     with pytest.raises(SpecError, match=rf"nothing can follow `{method}`, whose model is only run; write `{after}` before it"):
         parse_variants([("small", [{method: {}}, {after: {"count": 1} if "blocks" in after else {}}])])

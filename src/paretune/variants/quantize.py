@@ -5,11 +5,12 @@ from typing import Any
 import torch
 
 from paretune.model.adapters import count_parameters
+from paretune.model.bits import save_nf4
 from paretune.model.int8 import load_int8, prove_exact, save_int8
 from paretune.model.load import cast, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
-from paretune.study.methods import QuantizeInt8
+from paretune.study.methods import QuantizeInt8, QuantizeNf4
 
 
 def quantize_int8(context: StageContext) -> dict[str, Any]:
@@ -29,5 +30,19 @@ def quantize_int8(context: StageContext) -> dict[str, Any]:
     return {
         "parameters": count_parameters(loaded.model)[0],
         "quantized_parameters": num_whole,
+        "written_bytes": written,
+    }
+
+
+def quantize_nf4(context: StageContext) -> dict[str, Any]:
+    """Stage body: a model directory that transformers loads where bitsandbytes is installed; its record as that of int8."""
+    config = context.parse(MethodConfig[QuantizeNf4])
+    loaded = load_model(context, torch.float32)
+    cast(loaded.model, getattr(torch, config.ships or "float32"))
+    written, num_packed = save_nf4(loaded.model, context.draft)
+    loaded.tokenizer.hf.save_pretrained(context.draft)
+    return {
+        "parameters": count_parameters(loaded.model)[0],
+        "quantized_parameters": num_packed,
         "written_bytes": written,
     }
