@@ -58,9 +58,9 @@ def _check_rank(config: TrainLora, where: str, base: str, locked: LockedBase) ->
 
 def check_targets(config: TrainLora, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
     """`train.lora`: a rank that there can be, and linear modules called as `targets`."""
-    _check_rank(config, where, base, locked)
     if config.load and not has("bitsandbytes", "cpu"):
         raise NeedsError(f"{where}.load: `{config.load}` needs {way_to('bitsandbytes', 'cpu')}; or leave the field out")
+    _check_rank(config, where, base, locked)
     if config.experts and num_experts(locked.config) is None:
         raise SpecError(f"{where}.experts: base `{base}` has no routed experts; leave the field out")
     directory = locked.resource.directory()

@@ -80,7 +80,7 @@ def train_lora(context: StageContext) -> dict[str, Any]:
         }
 
     def save(_: LoadedModel) -> None:
-        wrapped["peft"].save_pretrained(str(context.draft / ADAPTER), save_embedding_layers=False)
+        wrapped.pop("peft").save_pretrained(str(context.draft / ADAPTER), save_embedding_layers=False)
         _make_reproducible(context.draft / ADAPTER)
 
     return _train(context, config, make_trainable, save, config.method.load)
