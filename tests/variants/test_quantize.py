@@ -23,6 +23,7 @@ from paretune.model.int8 import INT8, LOADING, Int8Linear
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import Artifact
 from paretune.study.variants import parse_variants
+from paretune.variants import quantize
 from paretune.variants.quantize import quantize_int8, quantize_nf4
 from tests.evaluate.stages import make_artifact, make_context, write_tokens
 from tests.tiny import make_model
@@ -84,6 +85,14 @@ def test_int8_is_near_and_the_same_along_trees(base, tmp_path):
     assert small.packed.isolates
 
 
+@pytest.mark.parametrize("architecture", ["gpt-neox", "gemma2", "phi3", "opt", "mixtral", "jetmoe"])
+def test_other_architectures_run_in_int8(architecture, tmp_path):
+    base = make_model(architecture, tmp_path / "base")
+    small = loaded_from(base, quantized(base, tmp_path / "int8"), tmp_path / "b")
+    differences = nats_of(small, examples())[0] - nats_of(loaded_from(base, None, tmp_path / "a"), examples())[0]
+    assert 1e-4 < np.abs(differences).mean() < 0.15
+
+
 def test_answers_are_those_of_one_prompt_at_a_time(base, tmp_path):
     small = loaded_from(base, quantized(base, tmp_path / "int8"), tmp_path / "b")
     ids = np.random.default_rng(1).integers(2, 300, 60).astype(np.int32)
@@ -125,6 +134,15 @@ def test_it_is_measured_as_any_variant(base, tmp_path):
     inputs = {"tokens": tokens, "model": quantized(base, tmp_path / "int8")}
     measured = make_context(base, {"splits": ["test"], "stride": None}, tmp_path / "out", inputs=inputs, max_length=64)
     assert evaluate_perplexity(measured)["loss_test"] > 0
+
+
+def test_an_architecture_that_reads_its_matrices_otherwise_is_refused(base, monkeypatch, tmp_path):
+    def reads_a_weight(model):
+        return model.get_output_embeddings().weight
+
+    monkeypatch.setattr(quantize, "packed_model", reads_a_weight)
+    with pytest.raises(StageError, match=r"does not run with int8 in its linear layers \(AttributeError: .*; take `quantize"):
+        quantized(base, tmp_path / "int8")
 
 
 def test_a_machine_whose_products_overflow_is_refused(base, monkeypatch, tmp_path):

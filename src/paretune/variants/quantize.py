@@ -4,10 +4,13 @@ from typing import Any
 
 import torch
 
+from paretune.errors import StageError
 from paretune.model.adapters import count_parameters
 from paretune.model.bits import save_nf4
+from paretune.model.forward import packed_model
 from paretune.model.int8 import load_int8, prove_exact, save_int8
 from paretune.model.load import cast, load_model
+from paretune.model.twin import REFUSALS
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import QuantizeInt8, QuantizeNf4
@@ -26,7 +29,13 @@ def quantize_int8(context: StageContext) -> dict[str, Any]:
     cast(loaded.model, ships)
     written, num_whole = save_int8(loaded.model, context.draft, ships)
     loaded.tokenizer.hf.save_pretrained(context.draft)
-    load_int8(str(context.draft))
+    try:
+        packed_model(load_int8(str(context.draft)))
+    except REFUSALS as error:
+        raise StageError(
+            f"{type(loaded.model).__name__} does not run with int8 in its linear layers ({type(error).__name__}: {error}); "
+            "take `quantize.gguf`"
+        ) from None
     return {
         "parameters": count_parameters(loaded.model)[0],
         "quantized_parameters": num_whole,
