@@ -169,7 +169,12 @@ def test_nf4_is_near_and_loads_in_plain_transformers(base, tmp_path):
     ids = torch.tensor([list(range(2, 40))])
     for model in (small.model, plain):
         torch.testing.assert_close(model(ids).logits, whole.model(ids).logits, atol=1e-4, rtol=1e-4)
-    size = evaluate_size(make_context(base, {}, tmp_path / "size", inputs={"model": artifact}))
+    timed = make_context(base, {}, tmp_path / "size", inputs={"model": artifact})
+    kernels = {
+        m.support_avx512bf16_for_cpu for m in load_model(timed, served=True).model.modules() if hasattr(m, "quant_state")
+    }
+    assert kernels == {bitsandbytes().nn.modules.has_avx512bf16()}
+    size = evaluate_size(timed)
     kept = [tensor.nbytes for file in (tmp_path / "nf4").glob("*.safetensors") for tensor in load_file(file).values()]
     assert size["model_bytes"] == sum(kept)
     assert size["parameters"] == sum(p.numel() for p in whole.model.parameters())

@@ -49,7 +49,7 @@ def evaluate_latency(context: StageContext) -> dict[str, Any]:
     the positions of the model, or the dataset has less text than that.
     """
     settings = Latency.model_validate(context.config["evaluation"], strict=False)
-    loaded = load_model(context)
+    loaded = load_model(context, served=True)
     # The prefix takes a position, the last new token does not: it is made and never read.
     if loaded.max_positions is not None and settings.prompt_tokens + settings.new_tokens > loaded.max_positions:
         raise DataError(

@@ -25,6 +25,7 @@ from paretune.errors import StageError
 _SLOW = logging.getLogger("paretune.slow")
 BLOCK = 64
 """Weights that share a scale in NF4."""
+_KERNEL_OUTPUTS = 32
 
 Form = Literal["int8", "nf4"]
 
@@ -69,15 +70,17 @@ def save_nf4(model: PreTrainedModel, directory: Path) -> tuple[int, int]:
     return num_bytes, num_weights
 
 
-def settle_nf4(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Let the layers in NF4 of a loaded `model` compute in `dtype`, whatever the processor.
+def settle_nf4(model: PreTrainedModel, dtype: torch.dtype, *, served: bool = False) -> None:
+    """Let the layers in NF4 of a loaded `model` compute in `dtype`, whatever the processor; with `served` in the way that
+    bitsandbytes takes by itself, for times.
 
-    On a CPU with AVX512-BF16 bitsandbytes computes in bfloat16 whatever it is told, and not every shape.
+    On a CPU with AVX512-BF16 its kernel computes in bfloat16 whatever it is told, and takes outputs by 32.
     """
     layers = [module for module in model.modules() if isinstance(module, bitsandbytes().nn.Linear4bit)]
+    by_kernel = served and all(layer.out_features % _KERNEL_OUTPUTS == 0 for layer in layers)
     for layer in layers:
         layer.compute_dtype, layer.compute_type_is_set = dtype, True
-        if layer.support_avx512bf16_for_cpu and model.device.type == "cpu":
+        if layer.support_avx512bf16_for_cpu and model.device.type == "cpu" and not by_kernel:
             layer.support_avx512bf16_for_cpu = False
             _SLOW.warning("the kernel of bitsandbytes for 4 bits rounds to bfloat16 here: matrices are unpacked instead")
 

@@ -43,11 +43,14 @@ class LoadedModel:
         return self.model if isinstance(self.model, LlamaCpp) else packed_model(self.model)
 
 
-def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused: bool = False) -> LoadedModel:
+def load_model(
+    context: StageContext, dtype: torch.dtype | None = None, *, fused: bool = False, served: bool = False
+) -> LoadedModel:
     """The model that a stage is given: its input `model`, or the base.
 
     As it ships, in the precision of the stage's config; or as it is, in `dtype`, for what changes it further.
-    `fused` is for what is only measured: the same function, computed faster, by modules that are not all transformers' own.
+    `fused` is for what is only measured: the same function, computed faster, by modules that are not all transformers' own;
+    `served` for what is only timed: by the kernels that whoever runs the model has, though they round otherwise.
     """
     context.emit(done=0, total=1, part="loading the model")
     ships = None if dtype else context.config.get("ships")
@@ -67,7 +70,7 @@ def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused
         cast(model, getattr(torch, ships))
         cast(model, dtype)
     if getattr(model, "is_quantized", False):
-        settle_nf4(model, dtype)
+        settle_nf4(model, dtype, served=served)
     if fused:
         fuse(model)
     return LoadedModel(model, load_tokenizer(*base), device, num_positions(model))

@@ -129,7 +129,8 @@ class QuantizeInt8(Spec):
 
 class QuantizeNf4(Spec):
     """Weights of linear layers in 4 bits, normal-float with double quantization (Dettmers et al. 2023, arXiv 2305.14314),
-    through bitsandbytes; head and embedding stay in floating point. Small, and on a CPU slower than what it was made of."""
+    through bitsandbytes; head and embedding stay in floating point. Scored in full precision; timed by the kernels of
+    bitsandbytes, without which (on a CPU without AVX512-BF16) it is slower than what it was made of."""
 
 
 METHODS = (
