@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_arguments
 from paretune.errors import NeedsError, StageError
 from paretune.model.adapters import untie_adapted
-from paretune.model.bits import settle_nf4
+from paretune.model.bits import bitsandbytes, settle_nf4
 from paretune.model.forward import PackedModel, num_positions, packed_model
 from paretune.model.fused import fuse
 from paretune.model.int8 import INT8, load_int8
@@ -115,6 +115,8 @@ def _load(artifact: Artifact | None, base: tuple[Mapping[str, Any], Resource], d
         return load_pretrained(name, dtype, **arguments)
     adapter = artifact.path / ADAPTER
     if not adapter.is_dir():
+        if "quantization_config" in (artifact.path / "config.json").read_text(encoding="utf-8"):
+            bitsandbytes()
         return load_pretrained(str(artifact.path), dtype)
     return merged(_load(artifact.inputs.get("model"), base, dtype), adapter)
 
