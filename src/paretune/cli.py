@@ -207,7 +207,7 @@ def export_command(
     variant: Annotated[str, typer.Argument(metavar="VARIANT", help="A variant of the study.")],
     to: Annotated[Path, typer.Option("--to", help="A directory that does not exist yet, or is empty.")],
     form: Annotated[
-        str, typer.Option("--format", help="hf (whole model), adapter (PEFT) or gguf.  [default: as it was measured]")
+        str, typer.Option("--format", help="hf (whole model), adapter (PEFT), gguf or int8.  [default: as it was measured]")
     ] = "",
     base: Annotated[str | None, typer.Option(help="Needed where the study has several bases.")] = None,
     data: Annotated[str | None, typer.Option(help="Needed where the study has several datasets.")] = None,

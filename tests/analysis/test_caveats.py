@@ -19,6 +19,7 @@ from paretune.analysis.caveats import (
     GroupUnnamed,
     LeakedFigures,
     LossStillFalling,
+    MergedFromPacked,
     OneDocument,
     Overfitted,
     PartTrained,
@@ -232,6 +233,19 @@ def test_overfitting_is_told_from_a_loss_that_still_falls(tmp_path: Path) -> Non
     facts = training_notes(findings, findings.groups[0])
     assert of_class(facts, Overfitted) == [Overfitted(entrant, (2,), 3) for entrant in every]
     assert of_class(facts, LossStillFalling) == []
+
+
+def test_an_adapter_that_was_trained_beside_fewer_bits_is_told_with_what_merging_changed(tmp_path: Path) -> None:
+    def losses(cell: Cell) -> dict[str, Any]:
+        packed = cell.variant == "original"
+        return {"packed_validation_loss": 4.0 + 0.1 * (cell.seed or 0), "merged_validation_loss": 3.9} if packed else {}
+
+    results = changed(make_results(tmp_path, replace(SMALL, seeds=(0, 2))), losses)
+    for record in (record for cell in results.cells for record in cell.methods):
+        record.config["method"] = {"load": "nf4"}
+    findings = measure(results)
+    (fact,) = of_class(training_notes(findings, findings.groups[0]), MergedFromPacked)
+    assert fact == MergedFromPacked(LORA, "nf4", pytest.approx(4.1), pytest.approx(3.9))
 
 
 def test_validation_that_chose_something_is_no_fair_judge(tmp_path: Path) -> None:

@@ -102,6 +102,26 @@ _OTHER_TOOLS = (
         "no share",
     ),
     case("4-bit adapters", "train.lora: {r: 4, ", "train.qlora: {r: 4, ", "unknown method `train.qlora`; "),
+    case("a form of weights that is not there", "{r: 4, ", "{load: fp4, r: 4, ", "train.lora.load: ", "`int8`", "`nf4`"),
+    case(
+        "training after quantizing",
+        _FULL,
+        "[{quantize.int8: {}}, {train.full: {}}]",
+        ":14: variants.full[1]: nothing can follow `quantize.int8`, whose model is only run; write `train.full` before it",
+    ),
+    case(
+        "quantized twice",
+        _FULL,
+        "[{quantize.nf4: {}}, {quantize.int8: {}}]",
+        ":14: variants.full[1]: nothing can follow `quantize.nf4`",
+    ),
+    case(
+        "rows that are no whole blocks of 4 bits",
+        _FULL,
+        "[{quantize.nf4: {}}]",
+        ":14: variants.full[0].quantize.nf4: base `tiny` is 32 wide, no multiple of 64",
+        "take `quantize.int8` or `quantize.gguf`",
+    ),
     case("a method that is not there", _FULL, "[{galore: {}}]", "unknown method `galore`; of adapters there is LoRA"),
     case("a tracker", "seeds: [0, 1]", "report_to: wandb", ":11: report_to: unknown key; "),
     case(

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from paretune.data.trees import Example, group_starts, unshared, windows
 from paretune.errors import DivergedError, StageError
 from paretune.model.adapters import add_lora
+from paretune.model.bits import PackedLinear, pack
 from paretune.model.forward import packed_model
 from paretune.study.methods import TrainLora
 from paretune.study.train import Train
@@ -157,6 +158,27 @@ def test_losses_of_tasks_equal_a_plain_padded_reference(directory, tmp_path, lay
     found = [row["train_loss"] for row in rows if "train_loss" in row]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert abs(expected[-1] / expected[0] - 1) > 0.001
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_losses_beside_packed_matrices_equal_those_beside_what_they_stand_for(architecture, form, tmp_path):
+    base = make_model(architecture, tmp_path / "base")
+    model, plain = load(base), load(base)
+    for each in (model, plain):
+        add_lora(each, TrainLora.model_validate(LORA, strict=False), seed=3)
+    assert pack(model, form) > 10_000
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            weight, whole = plain.get_submodule(name).weight.data, module.weight_OI(torch.float32)
+            whole = whole if architecture == "llama" else whole.t()
+            assert 1e-3 < (whole - weight).abs().max() / weight.abs().max() < (0.01 if form == "int8" else 0.2)
+            weight.copy_(whole)
+    examples = documents(14, 2)
+    rows = train(model, tmp_path / "run", train=examples)
+    np.testing.assert_allclose(
+        [row["train_loss"] for row in rows if "train_loss" in row], reference_losses(plain, examples), 1e-5
+    )
 
 
 def test_out_of_memory_the_passes_are_halved_and_the_losses_stay(directory, tmp_path, monkeypatch):

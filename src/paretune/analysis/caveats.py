@@ -5,6 +5,7 @@ Each caveat is computed and said only where it holds.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from paretune.analysis.costs import DISTURBED, cost_name, timed_evaluations, trial_cost, tuning_cost
@@ -170,6 +171,17 @@ class BaseDropoutOn(Fact):
 
 
 @dataclass(frozen=True)
+class MergedFromPacked(Fact):
+    """An adapter was trained beside matrices in 8 or 4 bits, and is measured merged into those that they were made of."""
+
+    entrant: Entrant
+    load: Literal["int8", "nf4"]
+    packed_loss: float
+    """On validation, as trained; mean over the runs."""
+    merged_loss: float
+
+
+@dataclass(frozen=True)
 class RankedOnValidation(Fact):
     """The text that ranks variants has also chosen something about them."""
 
@@ -297,7 +309,7 @@ def trained_shares(findings: Findings, group: Group) -> list[Fact]:
 
 
 def training_notes(findings: Findings, group: Group) -> list[Fact]:
-    """Overfitting, trainings that were too short, and the dropout of the base."""
+    """Overfitting, trainings that were too short, the dropout of the base, and adapters that were trained beside fewer bits."""
     facts: list[Fact] = []
     dropouts: dict[tuple[float, ...], None] = {}
     for entrant in group.entrants:
@@ -313,6 +325,11 @@ def training_notes(findings: Findings, group: Group) -> list[Fact]:
             facts.append(Overfitted(entrant, tuple(sorted(set(best))), max(map(len, runs))))
         records = [record for cell in cells if runs for record in cell.trained]
         dropouts |= dict.fromkeys(tuple(record.metrics.get("base_dropout") or ()) for record in records)
+        merged = [record for record in records if "merged_validation_loss" in record.metrics]
+        for load in sorted({record.config["method"]["load"] for record in merged}):
+            of_load = [record.metrics for record in merged if record.config["method"]["load"] == load]
+            means = (fmean(each[f"{form}_validation_loss"] for each in of_load) for form in ("packed", "merged"))
+            facts.append(MergedFromPacked(entrant, load, *means))
     validation, train = (tuple(map(group.entrant, names)) for names in group.falling)
     facts += [LossStillFalling("validation", validation)] if validation else []
     facts += [LossStillFalling("train", train)] if train else []

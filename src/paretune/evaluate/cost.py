@@ -52,7 +52,7 @@ def evaluate_latency(context: StageContext) -> dict[str, Any]:
     new tokens do not fit into the positions of the model, or the dataset has less text than that.
     """
     settings = Latency.model_validate(context.config["evaluation"], strict=False)
-    loaded = load_model(context)
+    loaded = load_model(context, served=True)
     # The prefix takes a position, the last new token does not: it is made and never read.
     if loaded.max_positions is not None and settings.prompt_tokens + settings.new_tokens > loaded.max_positions:
         raise DataError(
@@ -144,6 +144,8 @@ def evaluate_size(context: StageContext) -> dict[str, Any]:
     ships, tied ones once) and `adapter_bytes` (0 without an adapter). Bytes of the tensors, without file headers.
     """
     model, artifact = load_model(context).model, context.inputs.get("model")
+    if artifact is not None and (written := artifact.record.metrics.get("written_bytes")):
+        return {"parameters": artifact.record.metrics["parameters"], "model_bytes": written, "adapter_bytes": 0}
     if isinstance(model, LlamaCpp):
         assert artifact is not None, "a base is no file of llama.cpp"
         return {"parameters": artifact.record.metrics["parameters"], "model_bytes": model.num_bytes, "adapter_bytes": 0}

@@ -19,7 +19,6 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, resolve_max_length
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from peft import PeftModel
 
 from paretune.data.tokenizer import load_tokenizer
 from paretune.data.trees import Example
@@ -167,6 +166,8 @@ def _load(pretrained: str, adapter: str | None, dtype: str, device: str | None) 
     of_model = torch.device((device or "cuda") if torch.cuda.is_available() else "cpu")
     model = load_pretrained(pretrained, getattr(torch, dtype))
     if adapter is not None:
+        from peft import PeftModel  # after `paretune.model`, which keeps it from importing bitsandbytes
+
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     tokenizer = load_tokenizer({"trust_remote_code": False}, Resource(path=Path(pretrained)))
     return LoadedModel(model.to(of_model).eval(), tokenizer, of_model, num_positions(model))

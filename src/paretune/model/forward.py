@@ -74,9 +74,8 @@ def score(
         yield from (TargetScores(nats, correct) for nats, correct in model.score(examples))
         return
     packed = model if isinstance(model, PackedModel) else packed_model(model)
-    device, dtype = packed.model.device, packed.model.get_output_embeddings().weight.dtype
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
+    device = packed.model.device
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     head = matrix_head(packed.head, dtype) or packed.head
     # Neighbours are packed together, so that results stream and memory does not grow with the set; a tree stays whole.
     bounds = [0]

@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from paretune.model.bits import PackedLinear
 from paretune.model.dropout import FastDropout, drop, keep_mask
 
 _VALUES = 2**16
@@ -52,11 +53,10 @@ def _in_autocast(module: nn.Module, arguments: Any, output: Any) -> Any:
 
 
 def _is_plain(module: LoraLinear) -> bool:
-    """Whether a module is one low-rank adapter beside one matrix and nothing else (no DoRA, no quantized base)."""
+    """Whether a module is one low-rank adapter beside one matrix and nothing else (no DoRA)."""
     base, names = module.base_layer, module.active_adapters
     return (
-        type(base) in (nn.Linear, Conv1D)
-        and not base.weight.requires_grad
+        (type(base) is PackedLinear or (type(base) in (nn.Linear, Conv1D) and not base.weight.requires_grad))
         and list(module.lora_A) == list(names)
         and len(names) == 1
         and not module.lora_variant
@@ -71,21 +71,22 @@ def _forward(self: LoraLinear, x: torch.Tensor, *args: Any, **others: Any) -> to
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     base, dropout = self.base_layer, self.lora_dropout[name]
-    weight_OI = base.weight.t() if type(base) is Conv1D else base.weight
+    packed = base if isinstance(base, PackedLinear) else None
+    weight_OI = packed.weight_OI(dtype) if packed else base.weight.t() if type(base) is Conv1D else base.weight
     rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
     with torch.autocast(device, enabled=False):
-        return _Lora.apply(
-            x, self.lora_A[name].weight, self.lora_B[name].weight, weight_OI.to(dtype), base.bias, self.scaling[name], rate
-        )
+        adapter = self.lora_A[name].weight, self.lora_B[name].weight
+        return _Lora.apply(x, *adapter, weight_OI.to(dtype), base.bias, self.scaling[name], rate, packed)
 
 
 class _Lora(torch.autograd.Function):
-    """x W^T + bias + scaling dropout(x) A^T B^T, with products in the dtype of W and gradients of A and B in theirs."""
+    """x W^T + bias + scaling dropout(x) A^T B^T, with products in the dtype of W and gradients of A and B in theirs.
+    A packed W is unpacked again in the backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, a_rI: torch.Tensor, b_Or: torch.Tensor, weight_OI: torch.Tensor, bias: torch.Tensor | None,
-        scaling: float, rate: float,
+        scaling: float, rate: float, packed: PackedLinear | None = None,
     ) -> torch.Tensor:  # fmt: skip
         dtype = weight_OI.dtype
         x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
@@ -98,8 +99,8 @@ class _Lora(torch.autograd.Function):
             wide_Or = torch.cat([wide_Or, bias.to(dtype)[:, None]], 1)
             low = functional.pad(low_Nr, (0, 1), value=1.0)
         out_NO.addmm_(low, wide_Or.t())
-        ctx.save_for_backward(x_NI, low_Nr, a_rI, b_Or, weight_OI, bias, keep)
-        ctx.shape, ctx.dtype, ctx.scaling, ctx.rate = x.shape, x.dtype, scaling, rate
+        ctx.save_for_backward(x_NI, low_Nr, a_rI, b_Or, None if packed else weight_OI, bias, keep)
+        ctx.packed, ctx.shape, ctx.dtype, ctx.scaling, ctx.rate = packed, x.shape, x.dtype, scaling, rate
         return out_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -113,13 +114,14 @@ class _Lora(torch.autograd.Function):
         grad_b = (low_Nr.t() @ grad_NO).t().to(b_Or.dtype) * ctx.scaling
         grad_bias = grad_NO.sum(0, dtype=bias.dtype) if ctx.needs_input_grad[4] else None
         if not ctx.needs_input_grad[0]:
-            return None, grad_a, grad_b, None, grad_bias, None, None
+            return None, grad_a, grad_b, None, grad_bias, None, None, None
+        weight_OI = ctx.packed.weight_OI(grad.dtype) if ctx.packed else weight_OI
         grad_NI = _product(grad_NO, weight_OI)
         if keep is None:
             grad_NI.addmm_(low_grad_Nr, a_rI.to(grad.dtype))
         else:
             grad_NI += drop(low_grad_Nr @ a_rI.to(grad.dtype), keep, ctx.rate)
-        return grad_NI.to(ctx.dtype).view(ctx.shape), grad_a, grad_b, None, grad_bias, None, None
+        return grad_NI.to(ctx.dtype).view(ctx.shape), grad_a, grad_b, None, grad_bias, None, None, None
 
 
 def _product(left_NK: torch.Tensor, right_KM: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_arguments
 from paretune.errors import NeedsError, StageError
 from paretune.model.adapters import untie_adapted
+from paretune.model.bits import bitsandbytes, settle_nf4
 from paretune.model.forward import PackedModel, num_positions, packed_model
 from paretune.model.fused import fuse
+from paretune.model.int8 import INT8, load_int8
 from paretune.model.llama_cpp import LlamaCpp
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Artifact, StageContext
@@ -40,11 +43,14 @@ class LoadedModel:
         return self.model if isinstance(self.model, LlamaCpp) else packed_model(self.model)
 
 
-def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused: bool = False) -> LoadedModel:
+def load_model(
+    context: StageContext, dtype: torch.dtype | None = None, *, fused: bool = False, served: bool = False
+) -> LoadedModel:
     """The model that a stage is given: its input `model`, or the base.
 
     As it ships, in the precision of the stage's config; or as it is, in `dtype`, for what changes it further.
-    `fused` is for what is only measured: the same function, computed faster, by modules that are not all transformers' own.
+    `fused` is for what is only measured: the same function, computed faster, by modules that are not all transformers' own;
+    `served` for what is only timed: by the kernels that whoever runs the model has, though they round otherwise.
     """
     context.emit(done=0, total=1, part="loading the model")
     ships = None if dtype else context.config.get("ships")
@@ -55,11 +61,16 @@ def load_model(context: StageContext, dtype: torch.dtype | None = None, *, fused
     if artifact is not None and (artifact.path / GGUF).is_file():
         running = LlamaCpp(artifact.path / GGUF, AutoConfig.from_pretrained(artifact.path))
         return LoadedModel(running, load_tokenizer(*base), torch.device("cpu"), num_positions(running))
-    # An adapter is merged in float32, and rounded once.
-    model = _load(artifact, base, torch.float32 if ships and artifact else dtype).to(device).eval()
+    if artifact is not None and (artifact.path / INT8).is_file():
+        model, ships, device = load_int8(str(artifact.path)), None, torch.device("cpu")
+    else:
+        # An adapter is merged in float32, and rounded once.
+        model = _load(artifact, base, torch.float32 if ships and artifact else dtype).to(device).eval()
     if ships:
         cast(model, getattr(torch, ships))
         cast(model, dtype)
+    if getattr(model, "is_quantized", False):
+        settle_nf4(model, dtype, served=served)
     if fused:
         fuse(model)
     return LoadedModel(model, load_tokenizer(*base), device, num_positions(model))
@@ -70,6 +81,7 @@ def cast(model: PreTrainedModel, dtype: torch.dtype, *, only_if_exact: bool = Fa
     nothing is lost."""
     kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     weights = [p for name, p in model.named_parameters() if not any(part in kept for part in name.split("."))]
+    weights = [weight for weight in weights if weight.is_floating_point()]
     if only_if_exact and not all(torch.equal(weight, weight.to(dtype).to(weight.dtype)) for weight in weights):
         return
     for weight in weights:
@@ -103,10 +115,16 @@ def _load(artifact: Artifact | None, base: tuple[Mapping[str, Any], Resource], d
         return load_pretrained(name, dtype, **arguments)
     adapter = artifact.path / ADAPTER
     if not adapter.is_dir():
+        if "quantization_config" in (artifact.path / "config.json").read_text(encoding="utf-8"):
+            bitsandbytes()
         return load_pretrained(str(artifact.path), dtype)
-    parent = _load(artifact.inputs.get("model"), base, dtype)
+    return merged(_load(artifact.inputs.get("model"), base, dtype), adapter)
+
+
+def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """`model` with the PEFT adapter in the directory `adapter` added to its weights."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-        adapted = PeftModel.from_pretrained(parent, str(adapter))
+        adapted = PeftModel.from_pretrained(model, str(adapter))
     untie_adapted(adapted)
     return adapted.merge_and_unload()

@@ -81,11 +81,12 @@ def loss_of(head: Head, dtype: torch.dtype) -> Loss:
     return lambda hidden_ND, targets_N: _MatrixHeadLoss.apply(hidden_ND, targets_N, matrix, matrix.parameter_VD)
 
 
-def matrix_head(head: Head, dtype: torch.dtype) -> MatrixHead | None:
-    """`head` for products in `dtype`; None for one that is more than a matrix."""
+def matrix_head(head: Head, dtype: torch.dtype | None = None) -> MatrixHead | None:
+    """`head` for products in `dtype` (that of its weight); None for one that is more than a matrix."""
     module = head.module
     if type(module) is not nn.Linear or module.bias is not None or head.scale != 1 or head.cap is not None:
         return None
+    dtype = dtype or module.weight.dtype
     weight = module.weight.detach().to(dtype)
     logits = weight.new_empty(_chunk_size(head.num_words), rounded(head.num_words, ROUND_TO))[:, : head.num_words]
     wide = dtype in (torch.float32, torch.float64)

@@ -11,12 +11,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from paretune.errors import NeedsError, SpecError
-from paretune.pipeline.config_json import num_blocks, num_experts, num_positions, with_num_blocks
+from paretune.pipeline.config_json import num_blocks, num_experts, num_positions, width, with_num_blocks
 from paretune.pipeline.lock import LockedBase
+from paretune.pipeline.machine import has, way_to
 from paretune.pipeline.preflight import Setting, check_files
 from paretune.pipeline.resources import count_weights, weight_shapes
 from paretune.study.evaluations import Generate, Latency, Tasks
-from paretune.study.methods import PruneBlocks, QuantizeGguf, TrainLora
+from paretune.study.methods import PruneBlocks, QuantizeGguf, QuantizeNf4, TrainLora
 
 _SAME_NAMES = frozenset(
     ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "opt")
@@ -57,6 +58,8 @@ def _check_rank(config: TrainLora, where: str, base: str, locked: LockedBase) ->
 
 def check_targets(config: TrainLora, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
     """`train.lora`: a rank that there can be, and linear modules called as `targets`."""
+    if config.load and not has("bitsandbytes", "cpu"):
+        raise NeedsError(f"{where}.load: `{config.load}` needs {way_to('bitsandbytes', 'cpu')}; or leave the field out")
     _check_rank(config, where, base, locked)
     if config.experts and num_experts(locked.config) is None:
         raise SpecError(f"{where}.experts: base `{base}` has no routed experts; leave the field out")
@@ -88,6 +91,16 @@ def check_gguf(config: QuantizeGguf, where: str, base: str, locked: LockedBase) 
     if not known.intersection(names):
         raise SpecError(
             f"{where}: llama.cpp does not know the architecture of base `{base}`, {names[0]}; take the method out for it"
+        )
+    return locked.config
+
+
+def check_nf4(config: QuantizeNf4, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`quantize.nf4`: rows are whole blocks of 64 weights, as bitsandbytes takes them on a CPU; as far as config.json says."""
+    if width(locked.config) % 64:
+        raise SpecError(
+            f"{where}: base `{base}` is {width(locked.config)} wide, no multiple of 64, and bitsandbytes unpacks such matrices "
+            "wrongly on a CPU; take `quantize.int8` or `quantize.gguf`"
         )
     return locked.config
 

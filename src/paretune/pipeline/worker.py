@@ -40,7 +40,7 @@ from paretune.study.registry import load_function
 PRELOAD = [
     "torch",
     "transformers",
-    "peft",
+    "paretune.model",  # PEFT, without what it imports for a few
     "accelerate",
     "pandas",
     "pyarrow.parquet",

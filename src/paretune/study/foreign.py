@@ -123,8 +123,7 @@ FOREIGN = (
     Foreign("full finetune fine_tune full_finetune fft sft train.sft full_finetuning train_full freeze", "variants:train.full"),
     Foreign(
         "qlora train.qlora load_in_4bit load_in_8bit quantization_bit bnb_4bit_quant_type bnb_4bit_compute_dtype",
-        "variants:train.lora.load variants:train.qlora",
-        missing="adapters on a base of 4 or 8 bits are not there yet; `train.lora` keeps the base as it is",
+        "variants:train.lora.load",
     ),
     Foreign(
         "use_rslora use_dora modules_to_save init_lora_weights loraplus_lr_ratio",
@@ -161,10 +160,9 @@ FOREIGN = (
         missing="pruning inside of blocks is not there yet; `prune.blocks` takes out whole ones",
     ),
     Foreign(
-        "quantize quantization quant quantize.int8 quantize.int4 quantize.nf4 quantize.gptq gptq awq "
-        "quantize.awq bnb bitsandbytes int8 int4 nf4 quantize.bnb quantize.fp8 hqq quantize.gguf gguf q4_k_m",
-        "variants:quantize.*",
-        missing="quantization is not there yet; `paretune export` writes a directory that llama.cpp and others quantize",
+        "quantize quantization quant quantize.int4 quantize.gptq gptq awq quantize.awq bnb bitsandbytes int8 int4 nf4 "
+        "quantize.bnb quantize.fp8 hqq gguf q4_k_m",
+        "variants:quantize.int8 variants:quantize.nf4 variants:quantize.gguf",
     ),
     Foreign(
         "distill distillation knowledge_distillation distill.logits distill.text kd teacher teacher_model",
@@ -281,8 +279,8 @@ FOREIGN = (
     Foreign("$compare $leaderboard", "$ report"),
     Foreign(
         "=gguf =llama_cpp =ollama",
-        "$ export --format=gguf",
-        missing="there is no such format yet; write `hf` and turn it into one with llama.cpp's `convert_hf_to_gguf.py DIR`",
+        "$ export --format",
+        "`gguf`, of a variant that ends with `quantize.gguf`",
     ),
     Foreign("=safetensors =pytorch =transformers =huggingface =merged =full =model", "$ export --format", "`hf`"),
     Foreign("=peft =lora", "$ export --format", "`adapter`"),

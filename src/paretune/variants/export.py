@@ -3,7 +3,8 @@
 `hf` writes whole weights, adapters merged, in the number format that the study ships and measured, so that the directory gives
 the numbers of the report. `adapter` writes the PEFT adapter, and beside it the base that it belongs to where that is another
 than the study's, pruned or with a head of its own: PEFT would load an adapter onto other blocks, or merge it into a matrix that
-the head shares, without a word. `gguf` copies the file that was measured in llama.cpp, and writes what Ollama needs beside it.
+the head shares, without a word. What was quantized is copied as it was measured: `gguf` with what Ollama needs beside it,
+`int8` with the lines that load it.
 """
 
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from paretune.data.chat import ending_ids
@@ -24,6 +25,7 @@ from paretune.data.prepare import iterate_records
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import SpecError, StoreError
 from paretune.model.adapters import untie_head
+from paretune.model.int8 import INT8, LOADING, load_int8
 from paretune.model.llama_cpp import LlamaCpp
 from paretune.model.load import ADAPTER, GGUF, cast, load_model
 from paretune.pipeline.plan import Plan, PlannedCell
@@ -33,12 +35,14 @@ from paretune.pipeline.store import Store
 from paretune.study.base import suggestion
 from paretune.study.foreign import called
 from paretune.study.grid import which_variant
-from paretune.variants.card import gguf_card, model_card
+from paretune.variants.card import LOAD_ADAPTER, LOAD_WHOLE, gguf_card, model_card
 from paretune.variants.gguf import modelfile
 from paretune.variants.round_trip import check_round_trip, open_adapter, open_whole
 
 CARD = "README.md"
-FORMATS = ("hf", "adapter", "gguf")
+FORMATS = ("hf", "adapter", "gguf", "int8")
+_QUANTIZED = {"quantize.gguf": "gguf", "quantize.int8": "int8", "quantize.nf4": "hf"}
+"""The one format that the last method of a variant leaves."""
 
 
 Say = Callable[[str], None]
@@ -62,17 +66,18 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
     `to` is in use.
     """
     cell = find_cell(plan, wanted)
-    runs_in_llama_cpp = bool(cell.methods) and cell.methods[-1].kind == "quantize.gguf"
-    form = form or ("gguf" if runs_in_llama_cpp else "hf")
+    quantized = _QUANTIZED.get(cell.methods[-1].kind) if cell.methods else None
+    form = form or quantized or "hf"
     if form not in FORMATS:
         raise SpecError(f"--format: no `{form}`{called(f'={form}') or suggestion(form, FORMATS)}")
-    if form == "gguf" and not runs_in_llama_cpp:
+    if quantized and form != quantized:
+        raise SpecError(f"--format {form}: `{cell.variant}` ends with `{cell.methods[-1].kind}`; use `--format {quantized}`")
+    if not quantized and form in ("gguf", "int8"):
+        method = "quantize.gguf: {type: q8_0}" if form == "gguf" else "quantize.int8: {}"
         raise SpecError(
-            f"--format gguf: `{cell.variant}` is not measured in it; add a variant that ends with "
-            "`quantize.gguf: {type: q8_0}`, so that what ships is what was measured"
+            f"--format {form}: `{cell.variant}` is not measured in it; add a variant that ends with `{method}`, so that what "
+            "ships is what was measured"
         )
-    if form != "gguf" and runs_in_llama_cpp:
-        raise SpecError(f"--format {form}: `{cell.variant}` is a file of llama.cpp; use `--format gguf`")
     if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
         raise StoreError(f"--to: `{to}` exists and is not empty; name another directory")
     disable_progress_bar()
@@ -80,6 +85,11 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
     with _whole(to) as draft:
         if form == "gguf":
             return _write_gguf(cell, store, draft, to, dataset, example)
+        if quantized:
+            told = _write_quantized(cell, store, draft, to, dataset, example)
+            say("reading it back")
+            opened = (lambda directory: load_int8(str(directory))) if form == "int8" else open_whole
+            return f"{told}; {check_round_trip(draft, cell, store, opened)}"
         if form == "adapter":
             base = _write_adapter(cell, store, draft, to, dataset, example, say)
             say("reading it back")
@@ -167,7 +177,8 @@ def _write_adapter(
     config = json.loads(config_file.read_text(encoding="utf-8")) | {"base_model_name_or_path": name, "revision": commit}
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     arguments = f'"{"base" if own_base else name}"' + (f', revision="{commit}"' if commit else "")
-    (draft / CARD).write_text(model_card(cell, dataset, tokenizer, example, arguments), encoding="utf-8")
+    card = model_card(cell, dataset, tokenizer, example, LOAD_ADAPTER.format(base=arguments))
+    (draft / CARD).write_text(card, encoding="utf-8")
     return draft / "base" if own_base else base.directory() or Path(name)
 
 
@@ -183,6 +194,21 @@ def _write_gguf(
     (draft / "Modelfile").write_text(modelfile(tokenizer, chats=chats), encoding="utf-8")
     (draft / CARD).write_text(gguf_card(cell, dataset, artifact.record.metrics, chats=chats), encoding="utf-8")
     return f"{to}: `{cell.variant}` for llama.cpp, {artifact.record.metrics['type']}; its README.md says how to run it"
+
+
+def _write_quantized(
+    cell: PlannedCell, store: Store, draft: Path, to: Path, dataset: Mapping[str, Any], example: Mapping[str, Any] | None
+) -> str:
+    last = cell.methods[-1]
+    shutil.copytree(store.artifact(last).path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns("record.json"))
+    tokenizer = load_tokenizer(last.config["base"], last.resources["base"])
+    if example is not None and example.get("messages"):
+        generation = GenerationConfig.from_pretrained(draft)
+        generation.eos_token_id = sorted(ending_ids(tokenizer))
+        generation.save_pretrained(draft)
+    card = model_card(cell, dataset, tokenizer, example, LOADING if (draft / INT8).is_file() else LOAD_WHOLE)
+    (draft / CARD).write_text(card, encoding="utf-8")
+    return f"{to}: `{cell.variant}` as it was measured, after `{last.kind}`; its README.md says how to load it"
 
 
 def _context(stage: Stage, inputs: dict, say: Say) -> StageContext:
