@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import nn
@@ -14,7 +15,6 @@ from paretune.data.tokenizer import load_tokenizer
 from paretune.data.tokens import read_tokens
 from paretune.data.trees import Example, unshared
 from paretune.errors import StoreError
-from paretune.evaluate.likelihood import window_examples
 from paretune.pipeline.plan import PlannedCell
 from paretune.pipeline.store import Store
 
@@ -70,17 +70,15 @@ def _measured(cell: PlannedCell, store: Store) -> Iterator[tuple[Example, float]
         return
     scores = pq.read_table(artifact.path / "scores.parquet", filters=[("metric", "=", "loss")]).to_pylist()
     losses = {score["example"]: score["value"] for score in scores}
-    config, metrics = stages[0].config, artifact.record.metrics
+    config, window = stages[0].config, artifact.record.metrics["window_tokens"]
     tokenizer = load_tokenizer(config["base"], stages[0].resources["base"])
     rows = read_tokens(artifact.inputs["tokens"].path, scores[0]["split"])
-    window = metrics["window_tokens"]
     if rows.has_tasks:
         rows = rows.where(rows.lengths("completion") > 0)
         examples, names = examples_of(rows, tokenizer, window, end=False), [f"{row['example']}:{row['task']}" for row in rows]
     else:
         lengths = rows.lengths("ids")
         rows = rows.where((lengths > 0) & (lengths < window))
-        texts = [rows.ids_of("ids", n) for n in range(len(rows))]
-        examples, _ = window_examples(texts, tokenizer.prefix_id, window, metrics["stride"])
+        examples = [Example(np.concatenate([[tokenizer.prefix_id], row["ids"]])) for row in rows]
         names = [str(row["example"]) for row in rows]
     yield from ((unshared(example), losses[name]) for example, name in zip(examples, names, strict=True) if name in losses)
