@@ -320,6 +320,16 @@ def test_init_proposes_the_column_that_groups_and_plan_names_it_to_who_has_not(t
     assert told in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_init_finds_the_delimiter_of_a_table(tmp_path, mark):
+    rows = [("id", "message", "state"), *((str(n), f'"It costs {n},50 and ""it"" broke; why?"', "open") for n in range(40))]
+    (tmp_path / "data.csv").write_text("\n".join(mark.join(row) for row in rows) + "\n")
+    file = tmp_path / "study.yaml"
+    assert main(["init", str(tmp_path / "data.csv"), "--to", str(file)]) == 0
+    (dataset,) = load_study(file).data.values()
+    assert (dataset.source.delimiter, dataset.text) == (None if mark == "," else mark, "{{ message }}")
+
+
 def test_init_of_ten_thousand_columns_is_short(tmp_path):
     row = {f"c{n}": f"some words about number {n}" if n < 9000 else n for n in range(10_000)}
     (tmp_path / "wide.jsonl").write_text("".join(json.dumps(row | {"c0": f"this is record {n}"}) + "\n" for n in range(20)))

@@ -13,6 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from paretune.data.audit import HTML, LABELS, found_in
 from paretune.data.control import KNOWN
 from paretune.data.groups import FEWEST, Grouping, groupings, words_of_name
 from paretune.data.records import ALPACA
-from paretune.data.sources import iterate_rows
+from paretune.data.sources import DELIMITERS, iterate_rows
 from paretune.data.templates import named_value, parse_template, render
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.config_json import read_config
@@ -126,14 +127,16 @@ def first_study(data: Path, file: Path, base: str | None = None) -> str:
     """
     source = validate(Source, {"path": str(data)}, str(data))
     format = source.resolved_format or format_of_file(data_files(data)[0])
+    source, columns = _cut_right(source, data) if format == "csv" else source, ""
+    if source.delimiter:
+        columns = f", delimiter: {json.dumps(source.delimiter)}"
     rows = _look(source, data)
-    columns = ""
     if format == "csv" and any(len(field.split()) > _PROSE_WORDS for field in rows[0]):
         # The first row is prose, so it is no header.
         names = [f"column{number + 1}" for number in range(len(rows[0]))]
         source = source.model_copy(update={"header": False, "columns": tuple(names)})
         rows = _look(source, data)
-        columns = f", header: false, columns: [{', '.join(names)}]"
+        columns += f", header: false, columns: [{', '.join(names)}]"
     groups: list[Grouping] = []
     if format == "text":
         guess = _of_text(data, rows)
@@ -176,6 +179,15 @@ def first_study(data: Path, file: Path, base: str | None = None) -> str:
 
 def _look(source: Source, data: Path) -> Rows:
     return [row.values for row in islice(iterate_rows(source, str(data)), _LOOK)]
+
+
+def _cut_right(source: Source, data: Path) -> Source:
+    """`source` as it is where that finds several columns, else with the delimiter that does, in every record looked at."""
+    for tried in (source, *(source.model_copy(update={"delimiter": mark}) for mark in DELIMITERS)):
+        with suppress(DataError):
+            if len(_look(tried, data)[0]) > 1:
+                return tried
+    return source
 
 
 def _name(text: str, otherwise: str) -> str:
