@@ -123,6 +123,7 @@ def test_clean_removes_what_no_study_names_and_nothing_else(folder, capsys):
     assert main(["clean", str(study), str(file), "--yes"]) == 0
     assert "nothing to remove" in capsys.readouterr().out
     assert main(["clean", str(study), "--yes"]) == 0
+    assert f"what these studies need goes too, and they would run it again: {file}\n" in capsys.readouterr().out
     after = {path.parent.name for path in store.glob("*/record.json")}
     assert sorted(name.split("-")[0] for name in before - after) == ["evaluate.perplexity", "tokenize"]
     assert main(["run", str(study), "--out", str(folder / "out")]) == 0
