@@ -331,6 +331,20 @@ def test_init_finds_the_delimiter_of_a_table(tmp_path, mark):
     assert (dataset.source.delimiter, dataset.text) == (None if mark == "," else mark, "{{ message }}")
 
 
+def test_init_suggests_a_label_of_which_some_are_empty_and_knows_questions_with_options(tmp_path, capsys):
+    rows = [
+        f"I wrote about the same thing again and again {n},{'' if n == 7 else 'open' if n % 2 else 'closed'}" for n in range(40)
+    ]
+    (tmp_path / "data.csv").write_text("\n".join(["message,state", *rows]) + "\n")
+    assert main(["init", str(tmp_path / "data.csv"), "--to", str(tmp_path / "study.yaml")]) == 0
+    assert "#   state: {prompt" in (written := capsys.readouterr().out)
+    assert "multiple choice" not in written
+    quiz = [{"question": f"What is {n} and {n}?", "options": ["4", "5"], "answer": "A"} for n in range(20)]
+    (tmp_path / "quiz.json").write_text(json.dumps(quiz))
+    assert main(["init", str(tmp_path / "quiz.json"), "--to", str(tmp_path / "quiz.yaml")]) == 0
+    assert '`qa: {path: "quiz.json"}` in the `evaluate`' in capsys.readouterr().out
+
+
 def test_init_of_ten_thousand_columns_is_short(tmp_path):
     row = {f"c{n}": f"some words about number {n}" if n < 9000 else n for n in range(10_000)}
     (tmp_path / "wide.jsonl").write_text("".join(json.dumps(row | {"c0": f"this is record {n}"}) + "\n" for n in range(20)))
