@@ -91,6 +91,7 @@ def test_the_card_of_an_export_gives_the_answer_of_the_study(
     card = (to / "README.md").read_text(encoding="utf-8")
     assert ("apply_chat_template" in card) == (name != "none")
     assert written(folder, "response", variant)["prompt"].split("Log ")[1].split(".")[0] in card
+    assert "The example is a record of the held-out data" in card
     code = card.split("```python\n")[1].split("```")[0]
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=to)
     assert finished.returncode == 0, finished.stderr

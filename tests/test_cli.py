@@ -123,6 +123,7 @@ def test_clean_removes_what_no_study_names_and_nothing_else(folder, capsys):
     assert main(["clean", str(study), str(file), "--yes"]) == 0
     assert "nothing to remove" in capsys.readouterr().out
     assert main(["clean", str(study), "--yes"]) == 0
+    assert f"what these studies need goes too, and they would run it again: {file}\n" in capsys.readouterr().out
     after = {path.parent.name for path in store.glob("*/record.json")}
     assert sorted(name.split("-")[0] for name in before - after) == ["evaluate.perplexity", "tokenize"]
     assert main(["run", str(study), "--out", str(folder / "out")]) == 0
@@ -318,6 +319,30 @@ def test_init_proposes_the_column_that_groups_and_plan_names_it_to_who_has_not(t
     assert main(["plan", str(file)]) == 0
     told = "records with the same `talk.conversation_id` (30 values in 120 records) seem to belong together"
     assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_init_finds_the_delimiter_of_a_table(tmp_path, mark):
+    rows = [("id", "message", "state"), *((str(n), f'"It costs {n},50 and ""it"" broke; why?"', "open") for n in range(40))]
+    (tmp_path / "data.csv").write_text("\n".join(mark.join(row) for row in rows) + "\n")
+    file = tmp_path / "study.yaml"
+    assert main(["init", str(tmp_path / "data.csv"), "--to", str(file)]) == 0
+    (dataset,) = load_study(file).data.values()
+    assert (dataset.source.delimiter, dataset.text) == (None if mark == "," else mark, "{{ message }}")
+
+
+def test_init_suggests_a_label_of_which_some_are_empty_and_knows_questions_with_options(tmp_path, capsys):
+    rows = [
+        f"I wrote about the same thing again and again {n},{'' if n == 7 else 'open' if n % 2 else 'closed'}" for n in range(40)
+    ]
+    (tmp_path / "data.csv").write_text("\n".join(["message,state", *rows]) + "\n")
+    assert main(["init", str(tmp_path / "data.csv"), "--to", str(tmp_path / "study.yaml")]) == 0
+    assert "#   state: {prompt" in (written := capsys.readouterr().out)
+    assert "multiple choice" not in written
+    quiz = [{"question": f"What is {n} and {n}?", "options": ["4", "5"], "answer": "A"} for n in range(20)]
+    (tmp_path / "quiz.json").write_text(json.dumps(quiz))
+    assert main(["init", str(tmp_path / "quiz.json"), "--to", str(tmp_path / "quiz.yaml")]) == 0
+    assert '`qa: {path: "quiz.json"}` in the `evaluate`' in capsys.readouterr().out
 
 
 def test_init_of_ten_thousand_columns_is_short(tmp_path):

@@ -90,6 +90,7 @@ def test_an_export_can_be_read_by_all_and_its_card_runs(folder, tmp_path, form):
     card = (to / "README.md").read_text()
     assert "The BOS token `<bos>`, id 0, stands before every text" in card
     assert "`prune.blocks`" in card
+    assert "held-out data" not in card  # its lines begin with no record
     assert r'`"{{ title }}\n\n{{ content }}"`' in card
     code = card.split("```python\n")[1].split("```")[0]
     moved = tmp_path / "moved"

@@ -26,7 +26,9 @@ app = typer.Typer(
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file.")]
 StorePath = Annotated[Path | None, typer.Option("--store", help="Where stages live.  [default: .paretune beside the study]")]
-OutPath = Annotated[Path | None, typer.Option("--out", help="Where the outputs go.  [default: results/<study>]")]
+OutPath = Annotated[
+    Path | None, typer.Option("--out", help="Where the outputs go.  [default: results/<study> in the folder that you are in]")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Memory = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Use at most 6GB, 6GiB, or 50% of what there is.  [default: what is free]")
@@ -304,6 +306,7 @@ def clean_command(
     """Show what the store holds by study, and remove what no study named here needs, or what is old."""
     from paretune.api import open_study
     from paretune.pipeline.clean import parse_age, remove, size_of, sizes, unused
+    from paretune.pipeline.runs import known_studies
     from paretune.pipeline.store import Store
 
     age = None if older_than is None else parse_age(older_than)
@@ -323,9 +326,17 @@ def clean_command(
         typer.echo("nothing to remove: every artifact is named by a study" if opened else "nothing to remove: all is younger")
         return
     typer.echo("to remove:")
+    needed_by: dict[str, list[str]] = {}
+    for known in known_studies(artifacts):
+        for stage in known.stages:
+            needed_by.setdefault(stage, []).append(known.file)
     for directory in found:
-        used = _ago(time.time() - directory.stat().st_mtime)
-        typer.echo(f"{size_of(directory) / 1e6:10.1f} MB  {directory}, used {used}")
+        used, owners = _ago(time.time() - directory.stat().st_mtime), needed_by.get(directory.name, [])
+        of_studies = f", of {' and '.join(owners)}" if owners else ""
+        typer.echo(f"{size_of(directory) / 1e6:10.1f} MB  {directory}, used {used}{of_studies}")
+    losing = sorted({file for directory in found for file in needed_by.get(directory.name, [])})
+    if losing:
+        typer.echo(f"what these studies need goes too, and they would run it again: {', '.join(losing)}")
     if yes or typer.confirm(f"remove {len(found)} directories?"):
         remove(found)
         typer.echo(f"removed {len(found)} directories")

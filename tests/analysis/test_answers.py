@@ -17,6 +17,7 @@ from paretune.analysis.answers import (
     Confounded,
     ForgettingUnknown,
     Forgotten,
+    LabelsUnseen,
     LikeCommonest,
     LikeGuessing,
     NothingForgotten,
@@ -116,6 +117,7 @@ def test_the_tasks_of_a_dataset_are_told_with_their_labels(tmp_path: Path) -> No
     cells = []
     for index, cell in enumerate(results.cells):
         record = replace(cell.evaluations["size"], path=tmp_path / f"tasks-{index}")
+        record = replace(record, metrics={"labels_unseen_kind": 7, "answers_test_kind": 40, "answers_test_summary": 40})
         record.path.mkdir()
         gain = 0.3 if cell.variant == "full" else 0.0
         rows = [
@@ -144,6 +146,7 @@ def test_the_tasks_of_a_dataset_are_told_with_their_labels(tmp_path: Path) -> No
     assert form == WrittenWorse("kind", tuple((entrant, 0.3, 0.0) for entrant in (BASE, LORA, REDUCED)))  # but not `full`
     (unended,) = of_class(facts, AnswersUnended)
     assert unended.answers == ((BASE, 2, 3),)
+    assert of_class(facts, LabelsUnseen) == [LabelsUnseen("kind", 7, 40, listed=False)]
     (commonest,) = of_class(facts, LikeCommonest)
     assert (commonest.label, commonest.share) == ("kind 0", pytest.approx(1 / 3))
     assert [entrant for entrant, _ in commonest.accuracies] == [BASE, LORA, REDUCED]

@@ -39,6 +39,7 @@ from paretune.analysis.conclusions import (
     TokenizersDiffer,
     ToUse,
     Trade,
+    Undecided,
     UnderLimit,
     WorseThanBase,
     export_command,
@@ -345,6 +346,20 @@ def test_the_first_of_the_declared_family_decides(tmp_path: Path) -> None:
     assert only(facts, DecidedBy).quantity.metric == "bits_per_byte"
 
 
+def test_a_lead_by_chance_recommends_nothing_that_is_shown_to_be_worse_elsewhere(tmp_path: Path) -> None:
+    extra = "compare: {baseline: original, family: [accuracy, perplexity]}\n"
+    facts = with_answers(tmp_path, extra, 0.0, reduced=replace(REDUCED, loss=LORA.loss + 0.5, right=0.9))
+    undecided = only(facts, Undecided)
+    assert (undecided.entrant.variant, [rival.variant for rival in undecided.rivals]) == ("reduced", ["original"])
+    assert [lost.quantity.metric for lost in undecided.lost] == ["bits_per_byte"]
+    assert not having(facts, BestChosen)
+    assert not having(facts, ToUse)
+    (tmp_path / "shown").mkdir()
+    ahead = replace(REDUCED, loss=LORA.loss + 0.5, right=0.93)
+    best = only(with_answers(tmp_path / "shown", extra, 0.0, reduced=ahead), BestChosen)
+    assert (best.entrant.variant, len(best.drawbacks.lost)) == ("reduced", 1)
+
+
 def test_a_half_measured_variant_is_not_recommended_without_that_said(tmp_path: Path) -> None:
     results = make_results(tmp_path, replace(QUIET, variants={"original": LORA, "reduced": REDUCED}))
     cells = tuple(replace(cell, missing=("evaluate.qa",)) if cell.variant == "original" else cell for cell in results.cells)
@@ -499,6 +514,13 @@ SENTENCES: list[tuple[Fact, str]] = [
     (NothingRanked(), "Nothing was measured that variants are ranked by."),
     (OnlyOne(ONE), "One variant was measured, `full`: there is nothing to choose between."),
     (NoRecommendation(None), "No recommendation: nothing cannot tell variants apart."),
+    (
+        Undecided(ONE, PERPLEXITY, ESTIMATE, (TWO,), (LOST,)),
+        (
+            "No recommendation: `full` has the lowest test perplexity (16.4) on 40 documents, but its lead over `base` may be"
+            " chance; shown worse: accuracy on `qa` by 10.0 points than `base` (98.3 % interval -15.0 to -5.0 points)."
+        ),
+    ),
     (
         BestChosen(ONE, False, PERPLEXITY, ESTIMATE, (TWO,), "", False, NOTHING),
         (

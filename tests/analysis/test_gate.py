@@ -142,6 +142,14 @@ def test_bad_bounds(tmp_path, bounds, message):
         gate_of(results, bounds)
 
 
+def test_a_variant_is_not_compared_with_itself(tmp_path):
+    results = results_of(tmp_path, spread(10, 0.0, 0.01))
+    full = next(entrant_of(cell) for cell in results.cells if cell.variant == "full")
+    with pytest.raises(SpecError, match="compares `full` with itself"):
+        judge(results, full, "full", parse_bounds({"perplexity": {"within": "2%"}}))
+    assert judge(results, full, "full", parse_bounds({"perplexity": {"at_most": "100"}})).verdict == "holds"
+
+
 def test_a_verdict_is_checked_again_from_the_store(tmp_path):
     results = results_of(tmp_path, spread(100, 0.0, 0.01))
     gate = gate_of(results, {"bits_per_byte": {"within": "2%"}})

@@ -322,6 +322,9 @@ _FORMATS = (
     ),
     other("csv with semicolons", "n.csv", "title;content\na;b\n", "the record has `title;content`, one field; is `delimiter:`"),
     other(
+        "csv with semicolons and commas", "n.csv", "title;content\na;b, c\n", "line 2: 2 fields", 'delimiter: ";"', "another"
+    ),
+    other(
         "csv quote not closed", "n.csv", 'title,content\na,"b\n', "n.csv: line 2: a quoted field never ends", "is written twice"
     ),
     other(

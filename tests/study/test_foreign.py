@@ -52,6 +52,13 @@ def test_a_field_is_found_where_it_stands(name: str, where: str, told: str) -> N
     assert belongs(name, where) == (f"; {told}" if told else "")
 
 
+def test_a_name_is_answered_by_the_row_of_the_place_it_stands_in() -> None:
+    assert called("metric", "compare.metric").startswith("; it is called `family` here, in `compare`")
+    assert called("metric") == "; it is called `evaluate` here"
+    assert called("quantize.int4", "variants.a[0]") == "; it is called `quantize.gguf` here, in `variants`"
+    assert called("dry_run") == "; it is called `paretune plan` here"
+
+
 def test_a_field_of_a_new_type_is_known_at_once() -> None:
     class Added(Spec):
         entirely_new: int = 0

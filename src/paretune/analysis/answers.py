@@ -18,7 +18,7 @@ from scipy.stats.contingency import association
 
 from paretune.analysis.agreement import TENTATIVE, Trust
 from paretune.analysis.compare import Difference
-from paretune.analysis.decision import rank, where_judged
+from paretune.analysis.decision import HELD_OUT, rank, where_judged
 from paretune.analysis.findings import Fact, Findings, Group
 from paretune.analysis.inference import chance_p
 from paretune.analysis.scores import Entrant, Quantity, read_generations
@@ -115,6 +115,17 @@ class WrittenWorse(Fact):
     task: str
     shares: tuple[tuple[Entrant, float, float], ...]
     """By likelihood and as written."""
+
+
+@dataclass(frozen=True)
+class LabelsUnseen(Fact):
+    """Right answers that are none of the labels of a task, so that the likeliest label is never right there."""
+
+    task: str
+    num_unseen: int
+    num_answers: int
+    listed: bool
+    """The study lists the labels; else they are those of the training split."""
 
 
 @dataclass(frozen=True)
@@ -341,6 +352,11 @@ def _labels(findings: Findings, group: Group, task: str) -> Iterator[Fact]:
     asked = [(cell, name) for cell in findings.cells(next(iter(known))) for name in names if name in cell.evaluations]
     rows = (row for cell, name in asked if cell is asked[0][0] for row in read_generations(cell, name))
     labels = Counter(row["reference"] for row in rows if row["task"] == task)
+    cell, name = asked[0]
+    counts = cell.evaluations[name].metrics
+    if unseen := counts.get(f"labels_unseen_{task}"):
+        total = sum(counts.get(f"answers_{split}_{task}", 0) for split in HELD_OUT)
+        yield LabelsUnseen(task, unseen, total, findings.study.data[group.dataset].scored[task]["labels"] != "from_train")
     for label, count in labels.most_common(1):
         share = count / labels.total()
         accuracies = ((entrant, estimate.mean) for entrant, estimate in known.items() if estimate.low <= share <= estimate.high)

@@ -14,7 +14,15 @@ from typing import ClassVar, Literal
 from paretune.analysis import answers, caveats, setup
 from paretune.analysis.compare import NO_DIFFERENCE, Difference, Estimate
 from paretune.analysis.costs import cost_name, timed_evaluations
-from paretune.analysis.decision import HELD_OUT, SIZE_STEP, as_compared, is_cheaper, shown_losses, where_judged
+from paretune.analysis.decision import (
+    HELD_OUT,
+    SIZE_STEP,
+    as_compared,
+    better_elsewhere,
+    is_cheaper,
+    shown_losses,
+    where_judged,
+)
 from paretune.analysis.deviations import deviations
 from paretune.analysis.findings import Choice, Fact, Facts, Findings, Group, GroupFacts, Limit
 from paretune.analysis.measure import measure
@@ -60,6 +68,19 @@ class NoRecommendation(Fact):
 
     difference: Difference | None
     """The first of those differences, for what it is over."""
+
+
+@dataclass(frozen=True)
+class Undecided(Fact):
+    """The lead of the best mean may be chance, and it is shown to be worse in another quality than one that it leads."""
+
+    entrant: Entrant
+    quantity: Quantity
+    """Of `estimate`."""
+    estimate: Estimate
+    rivals: tuple[Entrant, ...]
+    lost: tuple[Difference, ...]
+    """What it is shown to be worse in than one of the rivals: of each measure the first."""
 
 
 @dataclass(frozen=True)
@@ -361,13 +382,16 @@ def _recommendation(findings: Findings, group: Group, choice: Choice, quantity: 
         known = (findings.told(entrant, choice.best, quantity) for entrant in choice.ranked)
         return [NoRecommendation(next((difference for difference in known if difference is not None), None))]
     chosen = choice.chosen
+    why = [] if group.decided_by == "order" else [DecidedBy(quantity, group.decided_by)]
+    if choice.verdict == "undecided":
+        rivals = better_elsewhere(findings, group, chosen, choice.near)
+        lost, shown = _first_losses(findings, group, chosen, rivals), findings.shown(chosen, quantity)
+        return [Undecided(chosen, shown, findings.estimates[chosen][shown], tuple(rivals), lost), *why]
     facts: list[Fact] = [Forbidden(difference) for difference in choice.forbidden]
     missing = {stage for cell in findings.cells(chosen) for stage in cell.missing}
     references = [entrant for entrant in dict.fromkeys((choice.best, group.baseline)) if entrant != chosen]
-    lost: dict[Quantity, Difference] = {}
-    for difference in (loss for reference in references for loss in shown_losses(findings, group, chosen, reference)):
-        lost.setdefault(difference.quantity, difference)
-    drawbacks, is_untouched = Drawbacks(tuple(lost.values()), len(missing)), findings.is_untouched(chosen)
+    lost = _first_losses(findings, group, chosen, references)
+    drawbacks, is_untouched = Drawbacks(lost, len(missing)), findings.is_untouched(chosen)
     cheaper = {candidate.difference.variant: candidate for candidate in choice.candidates}
     if chosen == choice.best:
         apart = {chosen, *cheaper, *(difference.variant for difference in choice.forbidden)}
@@ -391,8 +415,17 @@ def _recommendation(findings: Findings, group: Group, choice: Choice, quantity: 
         elif entrant not in choice.near and price is not None and price.cheaper and not findings.is_untouched(entrant):
             is_bargain = against_base is None or against_base.verdict != "worse"
             prices += [CheaperForPrice(price)] if is_bargain else []
-    why = [] if group.decided_by == "order" else [DecidedBy(quantity, group.decided_by)]
     return [*facts, *prices, *unsettled[:_MOST_COMPARED], *why]
+
+
+def _first_losses(
+    findings: Findings, group: Group, chosen: Entrant, references: Sequence[Entrant | None]
+) -> tuple[Difference, ...]:
+    """Of each measure that `chosen` is shown to be worse in, the difference from the first of `references` that shows it."""
+    lost: dict[Quantity, Difference] = {}
+    for difference in (loss for reference in references for loss in shown_losses(findings, group, chosen, reference)):
+        lost.setdefault(difference.quantity, difference)
+    return tuple(lost.values())
 
 
 def _against_costs(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> list[Fact]:

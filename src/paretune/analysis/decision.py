@@ -1,7 +1,8 @@
 """Which variant to take: what is cheaper, what nothing beats (the Pareto frontier), and what keeps to a limit of the study.
 
 Absence of evidence recommends nothing: a cheaper variant is taken, and beats another, only where the whole interval of its loss
-lies within the margin. Costs count as different only where they clearly are, times beyond what equal runs differ in.
+lies within the margin, and a lead that may be chance does not outweigh what is shown to be lost elsewhere. Costs count as
+different only where they clearly are, times beyond what equal runs differ in.
 """
 
 import math
@@ -44,14 +45,22 @@ def choose(findings: Findings, group: Group) -> Choice | None:
     costs = weighed_costs(findings, ranked)
     measured = {name: [entrant for entrant in ranked if _cost(findings, name, entrant) is not None] for name in costs}
     pairs = [findings.difference(one, other, quantity) for one in ranked for other in ranked]
+    near = (allowed[0], *(entrant for entrant, found in differences.items() if found is None or found.verdict != "worse"))
+    is_by_chance = chosen == allowed[0] and bool(better_elsewhere(findings, group, chosen, near))
     return Choice(
         ranked=tuple(ranked),
         best=allowed[0],
-        near=(allowed[0], *(entrant for entrant, found in differences.items() if found is None or found.verdict != "worse")),
+        near=near,
         chosen=chosen,
         candidates=candidates,
         forbidden=tuple(forbidden[entrant] for entrant in ahead),
-        verdict="only one" if len(ranked) == 1 else "recommended" if tells else "cannot tell",
+        verdict="only one"
+        if len(ranked) == 1
+        else "cannot tell"
+        if not tells
+        else "undecided"
+        if is_by_chance
+        else "recommended",
         costs=tuple(costs),
         beaten=_frontier(findings, ranked, quantity, costs),
         beaten_by_cost={name: _frontier(findings, measured[name], quantity, [name]) for name in costs},
@@ -83,6 +92,17 @@ def take(findings: Findings, group: Group, ranked: Sequence[Entrant]) -> tuple[E
         candidates.append(Candidate(told, is_shown, needed))
         chosen = entrant if is_shown and is_cheaper(findings, entrant, chosen) else chosen
     return chosen, tuple(candidates)
+
+
+def better_elsewhere(findings: Findings, group: Group, best: Entrant, near: Iterable[Entrant]) -> list[Entrant]:
+    """Those of `near` that the best may lead by chance, and than which it is shown to be worse in another declared measure."""
+    assert group.headline is not None
+    rivals = []
+    for rival in near:
+        lead = findings.difference(best, rival, group.headline) if rival != best else None
+        if lead is not None and not _is_not_worse(findings, lead) and shown_losses(findings, group, best, rival):
+            rivals.append(rival)
+    return rivals
 
 
 def keep_to_limits(findings: Findings, group: Group) -> tuple[Limit, ...]:

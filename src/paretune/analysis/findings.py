@@ -66,7 +66,7 @@ class Choice:
     """Those that are cheaper than the best."""
     forbidden: tuple[Difference, ...]
     """From the baseline, of variants ahead of `best`: shown to lose more than a margin of the study in another quality."""
-    verdict: Literal["recommended", "only one", "cannot tell"]
+    verdict: Literal["recommended", "only one", "cannot tell", "undecided"]
     costs: tuple[str, ...]
     """That were weighed, the most important first."""
     beaten: Beaten

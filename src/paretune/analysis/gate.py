@@ -77,8 +77,11 @@ def judge(results: Results, variant: Entrant, against: str, bounds: Mapping[str,
     """What the records show of each of `bounds`: by metric, alone or behind the task, questions or latency that it belongs to
     (`summary.rouge_l`). `within` is against the variant `against` of the same base and dataset.
 
-    Raises SpecError for a metric that is unknown, that the study does not measure, or that a bound does not suit.
+    Raises SpecError for a metric that is unknown, that the study does not measure, or that a bound does not suit, and for
+    `within` where the two variants are one.
     """
+    if variant.variant == against and any(bound.within is not None for bound in bounds.values()):
+        raise SpecError(f"--within: compares `{against}` with itself, which always holds; name another with `--against`")
     findings, reference = measure(results), variant._replace(variant=against)
     group = next(group for group in findings.groups if variant in group.entrants)
     num_bounds = sum(len(bound.model_dump(exclude_none=True)) for bound in bounds.values())

@@ -13,6 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from paretune.data.audit import HTML, LABELS, found_in
 from paretune.data.control import KNOWN
 from paretune.data.groups import FEWEST, Grouping, groupings, words_of_name
 from paretune.data.records import ALPACA
-from paretune.data.sources import iterate_rows
+from paretune.data.sources import DELIMITERS, iterate_rows
 from paretune.data.templates import named_value, parse_template, render
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.config_json import read_config
@@ -55,6 +56,7 @@ _PAIRS = {
     "input": ("output", "response"),
 }
 """What asks, and what answers it, in the names that people give them."""
+_OPTIONS = ("options", "choices", "endings")
 _INPUTS = ("input", "context")
 _CHATS = {"messages": "messages", "conversations": "sharegpt"}
 _ABOUT = {"id", "uuid", "url", "link", "count", "number", "date", "time", "score", "type", "category", "author", "name"}
@@ -126,14 +128,16 @@ def first_study(data: Path, file: Path, base: str | None = None) -> str:
     """
     source = validate(Source, {"path": str(data)}, str(data))
     format = source.resolved_format or format_of_file(data_files(data)[0])
+    source, columns = _cut_right(source, data) if format == "csv" else source, ""
+    if source.delimiter:
+        columns = f", delimiter: {json.dumps(source.delimiter)}"
     rows = _look(source, data)
-    columns = ""
     if format == "csv" and any(len(field.split()) > _PROSE_WORDS for field in rows[0]):
         # The first row is prose, so it is no header.
         names = [f"column{number + 1}" for number in range(len(rows[0]))]
         source = source.model_copy(update={"header": False, "columns": tuple(names)})
         rows = _look(source, data)
-        columns = f", header: false, columns: [{', '.join(names)}]"
+        columns += f", header: false, columns: [{', '.join(names)}]"
     groups: list[Grouping] = []
     if format == "text":
         guess = _of_text(data, rows)
@@ -165,7 +169,9 @@ def first_study(data: Path, file: Path, base: str | None = None) -> str:
         source=f"{{path: {_quoted(_path_from(file, data))}{written_format}{columns}{guess.source}}}",
         about=about,
         learned=guess.learned,
-        notes=_group_notes(groups, guess.document) + _notes(rows, about + guess.learned, of_columns=format != "text"),
+        notes=_choices_note(rows, data)
+        + _group_notes(groups, guess.document)
+        + _notes(rows, about + guess.learned, of_columns=format != "text"),
         length=length,
         rate=full_rate,
         lora=_LORA.format(rate=lora_rate),
@@ -176,6 +182,15 @@ def first_study(data: Path, file: Path, base: str | None = None) -> str:
 
 def _look(source: Source, data: Path) -> Rows:
     return [row.values for row in islice(iterate_rows(source, str(data)), _LOOK)]
+
+
+def _cut_right(source: Source, data: Path) -> Source:
+    """`source` as it is where that finds several columns, else with the delimiter that does, in every record looked at."""
+    for tried in (source, *(source.model_copy(update={"delimiter": mark}) for mark in DELIMITERS)):
+        with suppress(DataError):
+            if len(_look(tried, data)[0]) > 1:
+                return tried
+    return source
 
 
 def _name(text: str, otherwise: str) -> str:
@@ -221,6 +236,16 @@ def _notes(rows: Rows, written: str, *, of_columns: bool) -> str:
         counts = "; ".join(f"{words}: {findings[name]:,}" for name, words in FINDINGS.items() if findings[name])
         notes += f"    # of {len(rows):,} records that were looked at: {counts}\n    # clean: {{{proposed_clean(findings)}}}\n"
     return notes
+
+
+def _choices_note(rows: Rows, data: Path) -> str:
+    """A comment where records are questions with options, which are rather for measuring than for learning."""
+    if not any(isinstance(rows[0].get(field), list | Mapping) for field in _OPTIONS):
+        return ""
+    return (
+        f"    # multiple choice is mostly to measure with: `qa: {{path: {_quoted(data.name)}}}` in the `evaluate` of a study\n"
+        "    # that learns from other data; here the options are not used\n"
+    )
 
 
 def _group_notes(groups: Sequence[Grouping], document: str | None) -> str:
@@ -373,6 +398,9 @@ def _of_records(data: Path, rows: Rows, group: str | None) -> _Guess:
         one_kind = any(all(isinstance(value, kind) for value in values) for kind in (str, list))
         if field == longest or not field.isidentifier() or not (any(values) and one_kind) or _is_address(rows, field):
             continue
+        # A completion that is empty is left out and counted, so a few do not make a label less of one.
+        filled = [value for value in values if value]
+        values = filled if len(filled) >= _ASKED * len(values) else values
         if _is_list(values) or _is_label(values) or _mean_words(rows, field) >= _PROSE_WORDS:
             num_tasks += 1
             tasks += f"    #   {_task(field, f'{field.capitalize()}:', values, lead=' ')}\n" if num_tasks <= _USED else ""

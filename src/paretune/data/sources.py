@@ -32,6 +32,8 @@ BLOCK_CHARACTERS = 4000
 """Of a text whose source names no other way to cut it."""
 BUILTIN = ("newsroom",)
 """Datasets that ship with the package."""
+DELIMITERS = (";", "\t", "|")
+"""Of csv files, beside the comma."""
 FRONT_MATTER = "front matter"
 NAME_CHARACTERS = 80
 """Of a chapter's heading as the name of a document."""
@@ -218,7 +220,9 @@ def _csv_rows(source: Source, path: Path) -> Iterator[Row]:
             continue
         if len(fields) != len(columns):
             named_by = "the header names" if source.header and not source.columns else "`columns` names"
-            hint = "is `delimiter:` right?" if len(fields) == 1 else "a field that holds the delimiter must stand in quotes"
+            other = next((mark for mark in DELIMITERS if len(columns) == 1 and mark in columns[0]), "")
+            hint = f"is the delimiter another, `delimiter: {json.dumps(other)}`?" if other else "is `delimiter:` right?"
+            hint = hint if other or len(fields) == 1 else "a field that holds the delimiter must stand in quotes"
             raise DataError(
                 f"{where}: {len(fields)} field{'' if len(fields) == 1 else 's'}, {named_by} {len(columns)} "
                 f"({_listed(columns)}), got {shown(fields[:3])}; {hint}"

@@ -236,6 +236,7 @@ FOREIGN = (
     Foreign("repeat_penalty", "evaluate:generate.repetition_penalty"),
     Foreign("do_sample sampling", "evaluate:generate.temperature", "0 is greedy"),
     # Comparing and telling.
+    Foreign("metric metrics primary_metric main_metric", "compare.family", "`[METRIC]`, what the study decides by"),
     Foreign("reference control compare_to", "compare.baseline"),
     Foreign("alpha_level significance confidence confidence_level ci", "compare.interval"),
     Foreign("tolerance threshold", "compare.margin"),
@@ -263,8 +264,8 @@ FOREIGN = (
         "$ run",
         "the study file says what is done",
     ),
-    Foreign("$dry_run $check $validate $status $show $list $ls", "$ plan"),
-    Foreign("$results $summary $summarize $plot $table", "$ report"),
+    Foreign("dry_run $dry_run $check $validate $status $list $ls", "$ plan"),
+    Foreign("$results $show $summary $summarize $plot $table", "$ report"),
     Foreign(
         "$chat $serve $webui $gradio $ui $web $generate $infer $inference",
         "$ chat $ dashboard",

@@ -45,6 +45,7 @@ import torch
 {use}
 ```
 """
+_OF_DATA = " The example is a record of the held-out data: put another in its place before others read this."
 _GGUF_CARD = """\
 # {variant}
 
@@ -112,7 +113,7 @@ def model_card(
         methods=_methods(cell) or "none: it is the base as it was",
         templates=_templates(dataset),
         prefix=f"The {kind} token `{name}`, id {tokenizer.prefix_id}, stands before every text in training and scoring; "
-        f"the tokenizer {how}.",
+        f"the tokenizer {how}." + (_OF_DATA if example and "task" in example else ""),
         load=load,
         use=_answers(cell, tokenizer, example) if example and "task" in example else _continues(tokenizer, by_itself),
     )
