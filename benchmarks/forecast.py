@@ -2,7 +2,8 @@
 
     PARETUNE_BENCH_DATA=DIR OMP_NUM_THREADS=1 python benchmarks/forecast.py [NAME ...] [--keep DIR]
 
-DIR holds the data of the studies, and `models` beside it their bases (without it only `examples/` is run). Studies that would
+DIR holds the data of the studies, and `models` beside it their bases (without it only `examples/` is run); real bases lie in
+`bases` beside the checkout. Studies that would
 take hours are made shorter: fewer records, epochs, repeats and seeds, the same stages. A stage's time is its CPU time where one
 thread computes, which other work on the machine does not lengthen, beside the wall time that its record holds. `learned` is the
 same forecast after the run, as the next plan of a changed study would have it.
@@ -37,6 +38,7 @@ SHORTER: dict[str, dict[str, Any]] = {
         "data.instructions.split": {"train": 0.08, "validation": 0.02, "test": 0.05},
         "train.epochs": 1,
     },
+    **{f"real-{name}": {} for name in ("depth", "tasks", "chat", "book", "ship")},
 }
 """Fields by study; those that a study does without are added."""
 
@@ -46,6 +48,7 @@ def write_shorter(name: str, folder: Path) -> Path:
     text = next(ROOT.glob(f"*/{name}.yaml")).read_text(encoding="utf-8")
     data = Path(os.environ.get("PARETUNE_BENCH_DATA", ""))
     text = text.replace("../../shared/data", str(data)).replace("../../shared/models", str(data.parent / "models"))
+    text = text.replace("../../bases", str(ROOT.parent / "bases"))
     study = yaml.safe_load(text)
     for field, value in SHORTER.get(name, {}).items():
         *path, last = field.split(".")

@@ -24,6 +24,24 @@ app = typer.Typer(
     help="Which small language model should I ship on my data, and what do I lose if I make it cheaper?",
 )
 
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"paretune {version('paretune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which this is.")
+    ] = False,
+) -> None:
+    pass
+
+
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file.")]
 StorePath = Annotated[Path | None, typer.Option("--store", help="Where stages live.  [default: .paretune beside the study]")]
 OutPath = Annotated[

@@ -48,7 +48,7 @@ def test_a_base_is_probed_once_and_a_second_plan_knows_it(
     store = str(file.parent / "probed")
     assert main(["plan", str(file), "--store", store]) == 0
     first = capsys.readouterr()
-    assert "timing 1 base on this machine" in first.err
+    assert "timing 1 base with windows of" in first.err
     assert "time: about " in first.out
     (kept,) = (file.parent / "probed" / "rates").iterdir()
     answer = json.loads(kept.read_text())

@@ -56,7 +56,8 @@ def measure_rates(study: Study, lock: Lock, plan: Plan, store: Store, say: Calla
     files = {digest: store.root / "rates" / f"{_key(question)}.json" for digest, question in questions.items()}
     rates: dict[str, Rates] = {digest: kept for digest, file in files.items() if (kept := _read(file)) is not None}
     if missing := [digest for digest in questions if digest not in rates]:
-        say(f"timing {len(missing)} base{'s' if len(missing) > 1 else ''} on this machine, once, for the forecast ...")
+        bases = f"{len(missing)} base{'s' if len(missing) > 1 else ''}"
+        say(f"timing {bases} with windows of {study.train.max_length} tokens on this machine, once, for the forecast ...")
         try:
             answers = _ask([questions[digest] for digest in missing])
         except (subprocess.SubprocessError, OSError, ValueError) as error:

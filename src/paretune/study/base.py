@@ -118,7 +118,9 @@ SpecT = TypeVar("SpecT", bound=Spec)
 def validate(model: type[SpecT], value: object, where: str) -> SpecT:
     """`value` (plain JSON types) as `model`; SpecError with one line for each wrong field, located under `where`."""
     if not isinstance(value, Mapping):
-        raise SpecError(f"{where}: expected a mapping of fields, got {shown(value)}")
+        places = [name for name in ("hub", "path") if isinstance(value, str) and name in model.model_fields]
+        way_out = "; write " + " or ".join(f"`{{{name}: {value}}}`" for name in places) if places else ""
+        raise SpecError(f"{where}: expected a mapping of fields, got {shown(value)}{way_out}")
     try:
         # Through JSON: strict mode then takes a list for a tuple and `1` for a float, and still refuses "1".
         return model.model_validate_json(json.dumps(value))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from paretune.study.base import FROM_KEY, Spec
 from paretune.study.registry import Method
@@ -115,6 +115,11 @@ class QuantizeGguf(Spec):
     """Whether 4 to 6 bits are spent where the training text needs them (llama.cpp's importance matrix)."""
     calibration: Calibration = Calibration()
     """The training text that importance is measured on, and on whose first windows the file is compared with PyTorch."""
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _in_small_letters(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
 
     @property
     def weighs(self) -> bool:
