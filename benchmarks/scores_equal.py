@@ -35,8 +35,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from paretune.data.questions import read_questions, request_of
 from paretune.data.sources import blocks
 from paretune.data.templates import parse_template
+from paretune.data.windows import window_examples
 from paretune.evaluate.bert_score import bert_score, load_encoder
-from paretune.evaluate.likelihood import join_windows, window_examples
+from paretune.evaluate.likelihood import join_windows
 from paretune.evaluate.lm_eval import ParetuneLM
 from paretune.evaluate.qa import answer_likelihoods, choices_of
 from paretune.evaluate.scorers import rouge

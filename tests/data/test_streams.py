@@ -21,7 +21,7 @@ from paretune.data.spool import Spool
 from paretune.data.tokenizer import SCHEMA
 from paretune.data.tokens import read_tokens, writing_tokens
 from paretune.data.trees import group_starts, windows
-from paretune.evaluate.likelihood import scored_windows, window_examples
+from paretune.data.windows import scored_windows, window_examples
 from tests.data.test_prepare import prepare, write_rows
 
 ENDS: Any = SimpleNamespace(prefix_id=1, eos_id=2)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from paretune.data.tokenizer import load_tokenizer
+from paretune.data.windows import Window, scored_windows
 from paretune.errors import DataError
-from paretune.evaluate.likelihood import Window, evaluate_perplexity, scored_windows
+from paretune.evaluate.likelihood import evaluate_perplexity
 from paretune.pipeline.resources import Resource
 from tests.evaluate.stages import BASE, make_context, read_scores, reference_nats, write_task_tokens, write_tokens
 from tests.tiny import make_model

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from paretune.data.outside import outside_documents
+from paretune.data.windows import window_examples
 from paretune.errors import DataError
-from paretune.evaluate.likelihood import document_scores, join_windows, window_examples
+from paretune.evaluate.likelihood import document_scores, join_windows
 from paretune.evaluate.outputs import Score, write_outputs
 from paretune.model.forward import score
 from paretune.model.load import load_model

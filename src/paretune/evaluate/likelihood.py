@@ -7,8 +7,7 @@ Perplexity is exp of the token-weighted mean of `loss` and is not stored.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -16,8 +15,7 @@ import numpy as np
 
 from paretune.data.examples import examples_of
 from paretune.data.tokens import read_tokens
-from paretune.data.trees import Example, Examples
-from paretune.errors import DataError
+from paretune.data.windows import window_examples
 from paretune.evaluate.outputs import Score, write_outputs
 from paretune.model.forward import TargetScores, score
 from paretune.model.load import load_model
@@ -26,33 +24,6 @@ from paretune.study.evaluations import Perplexity
 
 TASK = "task"
 """The column of a dataset with tasks."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """`ids[start:stop]` are read, `ids[first_target:stop]` are scored."""
-
-    start: int
-    stop: int
-    first_target: int
-
-
-def scored_windows(num_tokens: int, max_length: int, stride: int) -> list[Window]:
-    """Windows over a sequence of `num_tokens` tokens whose first is the prefix: each later token is scored in exactly one.
-
-    A window reads at most `max_length` tokens; after the first one each scores `stride` new tokens (the last one what is left),
-    with at least `max_length - stride` tokens before the first of them. DataError unless `1 <= stride < max_length`.
-    """
-    if not 1 <= stride < max_length:
-        raise DataError(
-            f"`stride: {stride}` does not fit windows of {max_length} tokens; write a stride from 1 to {max_length - 1}"
-        )
-    windows, scored = [], 1
-    while scored < num_tokens:
-        stop = min(max_length if scored == 1 else scored + stride, num_tokens)
-        windows.append(Window(max(0, stop - max_length), stop, scored))
-        scored = stop
-    return windows
 
 
 def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
@@ -95,22 +66,6 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
             metrics[f"{metric}_{split}"] = total / sum(each.weight for each in of_metric)
     write_outputs(context.draft, scores, slice_by=slice_by)
     return metrics
-
-
-def window_examples(
-    documents: Sequence[np.ndarray], prefix_id: int, max_length: int, stride: int
-) -> tuple[Examples, list[int]]:
-    """All windows of all documents (ids without prefix and EOS), and how many belong to each document."""
-    windows_of = lru_cache(maxsize=1)(lambda row: scored_windows(1 + len(documents[row]), max_length, stride))
-
-    def example_of(row: int, number: int) -> Example:
-        window = windows_of(row)[number]
-        ids = documents[row][max(0, window.start - 1) : window.stop - 1]
-        whole = ids if window.start else np.concatenate([[prefix_id], ids])
-        return Example(whole.astype(np.int32), window.first_target - window.start)
-
-    counts = [len(windows_of(row)) for row in range(len(documents))]
-    return Examples(np.array(counts, np.int64), example_of), counts
 
 
 def join_windows(results: Iterator[TargetScores], counts: Sequence[int]) -> Iterator[TargetScores]:

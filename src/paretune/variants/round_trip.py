@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from paretune.data.examples import examples_of
 from paretune.data.tokenizer import load_tokenizer
 from paretune.data.tokens import read_tokens
 from paretune.data.trees import Example, unshared
+from paretune.data.windows import window_examples
 from paretune.errors import StoreError
 from paretune.pipeline.plan import PlannedCell
 from paretune.pipeline.store import Store
@@ -49,11 +49,9 @@ def check_round_trip(directory: Path, cell: PlannedCell, store: Store, opened: C
         return "not checked: no perplexity was measured of it"
     model, largest = opened(directory).eval(), 0.0
     with torch.inference_mode():
-        for example, loss in measured:
-            ids = torch.from_numpy(example.ids).long()
-            logits = model(input_ids=ids[None]).logits[0].double()
-            nats = nn.functional.cross_entropy(logits[example.first_target - 1 : -1], ids[example.first_target :])
-            largest = max(largest, abs(float(nats) - loss))
+        for examples, loss in measured:
+            nats = torch.cat([_nats(model, example) for example in examples])
+            largest = max(largest, abs(float(nats.mean()) - loss))
     if not largest <= _MOST:
         raise StoreError(
             f"`{cell.variant}`, read back from what was to be exported, gives losses that are {largest:.3g} nats a "
@@ -62,23 +60,33 @@ def check_round_trip(directory: Path, cell: PlannedCell, store: Store, opened: C
     return f"read back, it gives the losses of the record (within {largest:.1g} nats a token)"
 
 
-def _measured(cell: PlannedCell, store: Store) -> Iterator[tuple[Example, float]]:
-    """Documents that one window holds, the prefix before them, with the loss a token in the record."""
+def _nats(model: nn.Module, example: Example) -> torch.Tensor:
+    ids = torch.from_numpy(example.ids).long()
+    logits = model(input_ids=ids[None]).logits[0].double()
+    return nn.functional.cross_entropy(logits[example.first_target - 1 : -1], ids[example.first_target :], reduction="none")
+
+
+def _measured(cell: PlannedCell, store: Store) -> Iterator[tuple[list[Example], float]]:
+    """Documents, or completions, in the windows that they were read in, with the loss a token in the record."""
     stages = [stage for stage in cell.evaluations.values() if stage.kind == "evaluate.perplexity"]
     artifact = next((store.artifact(stage) for stage in stages if store.find(stage)), None)
     if artifact is None:
         return
     scores = pq.read_table(artifact.path / "scores.parquet", filters=[("metric", "=", "loss")]).to_pylist()
     losses = {score["example"]: score["value"] for score in scores}
-    config, window = stages[0].config, artifact.record.metrics["window_tokens"]
+    config, metrics = stages[0].config, artifact.record.metrics
     tokenizer = load_tokenizer(config["base"], stages[0].resources["base"])
     rows = read_tokens(artifact.inputs["tokens"].path, scores[0]["split"])
+    rows = rows.where(rows.lengths("completion" if rows.has_tasks else "ids") > 0)
     if rows.has_tasks:
-        rows = rows.where(rows.lengths("completion") > 0)
-        examples, names = examples_of(rows, tokenizer, window, end=False), [f"{row['example']}:{row['task']}" for row in rows]
+        examples, counts = examples_of(rows, tokenizer, metrics["window_tokens"], end=False), [1] * len(rows)
+        names = [f"{row['example']}:{row['task']}" for row in rows]
     else:
-        lengths = rows.lengths("ids")
-        rows = rows.where((lengths > 0) & (lengths < window))
-        examples = [Example(np.concatenate([[tokenizer.prefix_id], row["ids"]])) for row in rows]
+        texts = [rows.ids_of("ids", n) for n in range(len(rows))]
+        examples, counts = window_examples(texts, tokenizer.prefix_id, metrics["window_tokens"], metrics["stride"])
         names = [str(row["example"]) for row in rows]
-    yield from ((unshared(example), losses[name]) for example, name in zip(examples, names, strict=True) if name in losses)
+    each = iter(examples)
+    for name, count in zip(names, counts, strict=True):
+        windows = [unshared(example) for example in islice(each, count)]
+        if name in losses:
+            yield windows, losses[name]
