@@ -272,8 +272,8 @@ def test_validation_that_chose_something_is_no_fair_judge(tmp_path: Path) -> Non
 def test_the_share_of_trained_parameters_is_told_where_it_is_not_all(tmp_path: Path) -> None:
     findings = measure(make_results(tmp_path, SMALL))
     assert trained_shares(findings, findings.groups[0]) == [
-        PartTrained(LORA, 73_728, 7_073_728),
-        PartTrained(REDUCED, 61_440, 6_271_520),
+        PartTrained((LORA,), 73_728, 7_073_728),
+        PartTrained((REDUCED,), 61_440, 6_271_520),
     ]
 
 

@@ -190,9 +190,9 @@ class RankedOnValidation(Fact):
 
 @dataclass(frozen=True)
 class PartTrained(Fact):
-    """Fewer parameters than there are."""
+    """Fewer parameters than there are; by all variants of which the same is true."""
 
-    entrant: Entrant
+    entrants: tuple[Entrant, ...]
     num_trained: int
     num_parameters: int
 
@@ -201,7 +201,7 @@ class PartTrained(Fact):
 class PartAdapted(Fact):
     """What the targets of an adapter reach of the model that it was trained on."""
 
-    entrant: Entrant
+    entrants: tuple[Entrant, ...]
     num_adapted: int
     num_parameters: int
     num_left_out: int
@@ -288,24 +288,22 @@ def chosen_on_validation(findings: Findings, group: Group) -> list[Fact]:
 
 
 def trained_shares(findings: Findings, group: Group) -> list[Fact]:
-    facts: list[Fact] = []
+    trained: dict[tuple[int, int], dict[Entrant, None]] = {}
+    adapted: dict[tuple[int, int, int], dict[Entrant, None]] = {}
     for entrant in group.entrants:
         costs = findings.costs.get(entrant, {})
         if "trainable_parameters" in costs and "parameters" in costs:
             part, whole = round(costs["trainable_parameters"].mean), round(costs["parameters"].mean)
-            facts += [PartTrained(entrant, part, whole)] if part < whole else []
-        records = [record for cell in findings.cells(entrant) for record in cell.trained]
-        reached = {
-            (
-                record.metrics["adapted_parameters"],
-                record.metrics["base_parameters"],
-                0 if record.config["method"].get("experts") else record.metrics["expert_parameters"],
-            )
-            for record in records
-            if "adapted_parameters" in record.metrics
-        }
-        facts += [PartAdapted(entrant, *each) for each in sorted(reached)]
-    return facts
+            if part < whole:
+                trained.setdefault((part, whole), {})[entrant] = None
+        for record in (record for cell in findings.cells(entrant) for record in cell.trained):
+            metrics = record.metrics
+            if "adapted_parameters" in metrics:
+                left_out = 0 if record.config["method"].get("experts") else metrics["expert_parameters"]
+                reached = metrics["adapted_parameters"], metrics["base_parameters"], left_out
+                adapted.setdefault(reached, {})[entrant] = None
+    facts: list[Fact] = [PartTrained(tuple(entrants), *numbers) for numbers, entrants in trained.items()]
+    return facts + [PartAdapted(tuple(entrants), *numbers) for numbers, entrants in adapted.items()]
 
 
 def training_notes(findings: Findings, group: Group) -> list[Fact]:
