@@ -25,6 +25,7 @@ from paretune.data.prepare import iterate_records
 from paretune.data.tokenizer import load_tokenizer
 from paretune.errors import SpecError, StoreError
 from paretune.model.adapters import untie_head
+from paretune.model.bits import bitsandbytes
 from paretune.model.int8 import INT8, LOADING, load_int8
 from paretune.model.llama_cpp import LlamaCpp
 from paretune.model.load import ADAPTER, GGUF, cast, load_model
@@ -37,7 +38,7 @@ from paretune.study.foreign import called
 from paretune.study.grid import which_variant
 from paretune.variants.card import LOAD_ADAPTER, LOAD_WHOLE, gguf_card, model_card
 from paretune.variants.gguf import modelfile
-from paretune.variants.round_trip import check_round_trip, open_adapter, open_whole
+from paretune.variants.round_trip import INT8_MOST, check_round_trip, open_adapter, open_whole
 
 CARD = "README.md"
 FORMATS = ("hf", "adapter", "gguf", "int8")
@@ -88,8 +89,12 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
         if quantized:
             told = _write_quantized(cell, store, draft, to, dataset, example)
             say("reading it back")
-            opened = (lambda directory: load_int8(str(directory))) if form == "int8" else open_whole
-            return f"{told}; {check_round_trip(draft, cell, store, opened)}"
+            if form == "int8":
+                read_back = check_round_trip(draft, cell, store, lambda directory: load_int8(str(directory)), INT8_MOST)
+            else:
+                bitsandbytes()  # without its words
+                read_back = check_round_trip(draft, cell, store, open_whole)
+            return f"{told}; {read_back}"
         if form == "adapter":
             base = _write_adapter(cell, store, draft, to, dataset, example, say)
             say("reading it back")

@@ -21,6 +21,8 @@ from paretune.pipeline.store import Store
 _DOCUMENTS = 4
 _MOST = 0.02
 """Nats a token: above what an adapter that is merged, or not, in 16 bits rounds by, and below what a wrong weight does."""
+INT8_MOST = 0.25
+"""In dynamic int8 the last bit of a state decides a rounding: noise of 1e-7 moved the loss of texts of SmolLM2-135M by 0.06."""
 
 
 def open_whole(directory: Path) -> PreTrainedModel:
@@ -39,10 +41,12 @@ def open_adapter(base: Path) -> Callable[[Path], nn.Module]:
     return open_both
 
 
-def check_round_trip(directory: Path, cell: PlannedCell, store: Store, opened: Callable[[Path], nn.Module]) -> str:
+def check_round_trip(
+    directory: Path, cell: PlannedCell, store: Store, opened: Callable[[Path], nn.Module], most: float = _MOST
+) -> str:
     """What is told of the losses of a few documents: by the model that `opened` makes of `directory`, and in the record.
 
-    StoreError where they are not the same; without a perplexity in the store it says that nothing was compared.
+    StoreError where they are more than `most` nats a token apart; it says so where no perplexity is in the store to compare.
     """
     measured = list(islice(_measured(cell, store), _DOCUMENTS))
     if not measured:
@@ -52,7 +56,7 @@ def check_round_trip(directory: Path, cell: PlannedCell, store: Store, opened: C
         for examples, loss in measured:
             nats = torch.cat([_nats(model, example) for example in examples])
             largest = max(largest, abs(float(nats.mean()) - loss))
-    if not largest <= _MOST:
+    if not largest <= most:
         raise StoreError(
             f"`{cell.variant}`, read back from what was to be exported, gives losses that are {largest:.3g} nats a "
             "token from those of the record; is transformers, or PEFT, of another version than the study ran with?"
