@@ -14,10 +14,11 @@ from paretune.data.sheets import read_sheet
 from paretune.data.sources import BUILTIN, iterate_rows
 from paretune.data.templates import Template, is_blank, named_value, parse_template
 from paretune.errors import DataError, NeedsError, SpecError
-from paretune.pipeline.checks import num_tokens, read_tokenizer
+from paretune.pipeline.checks import num_tokens
 from paretune.pipeline.config_json import architectures, num_positions
 from paretune.pipeline.data_files import data_files, format_of_file
 from paretune.pipeline.preflight import Setting, check_files
+from paretune.pipeline.resources import read_tokenizer
 from paretune.study.base import suggestion
 from paretune.study.data import Dataset
 from paretune.study.evaluations import Forgetting, Qa

@@ -6,18 +6,15 @@ right answer (`distractor1`, `incorrect_answers`). The answer is the text of an 
 Which of these is decided from all records of a file: whether numbers count from 0 or from 1 cannot be seen in one of them.
 """
 
-import ast
-import io
 import random
 import re
-import tokenize
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from string import ascii_lowercase
 from typing import Any, get_args
 
-from paretune.data.sources import parse_json
+from paretune.data.json_text import written_out
 from paretune.errors import DataError
 from paretune.study.base import shown
 from paretune.study.evaluations import Rule
@@ -37,7 +34,6 @@ _COLUMN = re.compile(r"((?:choice|option|opt|op|answer|ans|alternative|alt|candi
 _WRONG_COLUMN = re.compile(r"(?:distractor|wrong|incorrect)(?:answer)?s?(?:[a-j]|\d\d?)")
 _LETTER = re.compile(r"\(?([a-z])[).:]?\)?", re.IGNORECASE)
 _NUMBER = re.compile(r"\d{1,3}(?:\.0+)?")
-_ARRAY = re.compile(r"array\((\[.*?\])(?:, dtype=\w+)?\)", re.DOTALL)
 _SAYS: dict[Rule, str] = {
     "label": "is the label of an option",
     "text": "is the text of an option",
@@ -167,26 +163,6 @@ def decide(answers: Sequence[Answer], rules: Collection[Rule] = RULES) -> tuple[
             f"{_SAYS[other]}, and no record decides it; write `right_option: {rule}` or `right_option: {other}`"
         )
     return fits[rule], f"`{first}` {_SAYS[rule]}"
-
-
-def written_out(value: Any) -> Any:
-    """The list or object that a text is the JSON or the Python of, of numpy arrays too; any other value as it is."""
-    if not isinstance(value, str) or not value.strip().startswith(("[", "{", "array(")):
-        return value
-    try:
-        return parse_json(value)
-    except ValueError:
-        text = _ARRAY.sub(r"\1", value.strip())
-    try:
-        if text.startswith("{"):
-            return ast.literal_eval(text)
-        # By its tokens, as numpy writes no commas: Python would join two texts that stand side by side to one.
-        tokens = [(token.type, token.string) for token in tokenize.generate_tokens(io.StringIO(text).readline)]
-        items = [string for kind, string in tokens if kind in (tokenize.STRING, tokenize.NUMBER)]
-        others = {string for kind, string in tokens if kind in (tokenize.OP, tokenize.NAME)}
-        return [ast.literal_eval(item) for item in items] if others <= {"[", "]", ","} else value
-    except (ValueError, SyntaxError, tokenize.TokenError):
-        return value
 
 
 def _fitting(field: str, answers: Sequence[Answer], rules: Collection[Rule]) -> dict[Rule, list[int]]:

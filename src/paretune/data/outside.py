@@ -4,7 +4,8 @@ from pathlib import Path
 
 from paretune.data.sources import iterate_rows
 from paretune.data.templates import named_value, parse_template, render
-from paretune.study.data import Format, Source
+from paretune.study.data import Source
+from paretune.study.formats import Format
 
 
 def outside_documents(

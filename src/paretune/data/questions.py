@@ -27,9 +27,10 @@ from typing import Any, NoReturn
 
 from paretune.data.choices import RULES, Answer, Choices, answer_values, decide, find_choices, looks_chosen, plain
 from paretune.data.files import whole_text
+from paretune.data.json_text import parse_json
 from paretune.data.newsroom import questions
 from paretune.data.references import references_in
-from paretune.data.sources import iterate_rows, parse_json, separator_of
+from paretune.data.sources import iterate_rows, separator_of
 from paretune.data.templates import Template, render
 from paretune.errors import DataError
 from paretune.pipeline.data_files import format_of_file

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paretune.data.choices import written_out
+from paretune.data.json_text import written_out
 from paretune.data.templates import is_blank, parse_template, render
 from paretune.errors import DataError
 from paretune.study.base import shown, suggestion

@@ -7,23 +7,24 @@ memory than the longest. Every complaint names file, line or row, what stands th
 import csv
 import itertools
 import json
-import math
 import os
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paretune.data.files import MAX_LINE_BYTES, MAX_WHOLE_BYTES, lines, opened, opened_as_is, whole_text
+from paretune.data.json_text import UnusableJson, parse_json
 from paretune.data.newsroom import articles
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.data_files import data_files, format_of_file
 from paretune.pipeline.hub import DATASET, open_dataset, resolve_commit
 from paretune.pipeline.machine import way_to
 from paretune.study.base import shown, suggestion
-from paretune.study.data import Source, no_format
+from paretune.study.data import Source
+from paretune.study.formats import no_format
 
 if TYPE_CHECKING:
     import pyarrow
@@ -125,37 +126,6 @@ def _object(value: Any, where: str) -> dict[str, Any]:
         return value
     hint = "; is the file one JSON list? then `format: json`" if isinstance(value, list) else ""
     raise DataError(f'{where}: a record is an object like {{"text": "..."}}, got {shown(value)}{hint}')
-
-
-class UnusableJson(ValueError):
-    """What Python's reader takes and a record cannot hold; `literal` is the value as it is written, where it is one."""
-
-    def __init__(self, problem: str, literal: str = "") -> None:
-        super().__init__(problem)
-        self.literal = literal
-
-
-def parse_json(text: str) -> Any:
-    """JSON `text`; UnusableJson for NaN, for a number beyond float64, and for a name that stands twice in an object."""
-
-    def constant(literal: str) -> NoReturn:
-        raise UnusableJson(f"`{literal}` is no JSON value; write `null`, or leave the record out", literal)
-
-    def number(literal: str) -> float:
-        value = float(literal)
-        if math.isinf(value) or (value == 0 and re.match("[^eE]*[1-9]", literal)):
-            raise UnusableJson(f"`{literal}` is beyond the numbers that can be held; write it as a text, in quotes", literal)
-        return value
-
-    def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            name = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            both = " and ".join(shown(value) for other, value in pairs if other == name)
-            raise UnusableJson(f"`{name}` stands twice in one object, with {both}; rename one of them or take it out")
-        return values
-
-    return json.loads(text, parse_constant=constant, parse_float=number, object_pairs_hook=record)
 
 
 def _parsed(text: str, where: str, *, lines: bool = False, whole_line: bool = True) -> Any:

@@ -1,6 +1,5 @@
 """Checks of rows against what config.json, the tokenizer and the headers of a base say: lengths, blocks, modules."""
 
-import functools
 import importlib.util
 import math
 import re
@@ -8,14 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from paretune.errors import NeedsError, SpecError
 from paretune.pipeline.config_json import num_blocks, num_experts, num_positions, width, with_num_blocks
 from paretune.pipeline.lock import LockedBase
 from paretune.pipeline.machine import has, way_to
 from paretune.pipeline.preflight import Setting, check_files
-from paretune.pipeline.resources import count_weights, weight_shapes
+from paretune.pipeline.resources import count_weights, read_tokenizer, weight_shapes
 from paretune.study.evaluations import Generate, Latency, Tasks
 from paretune.study.methods import PruneBlocks, QuantizeGguf, QuantizeNf4, TrainLora
 
@@ -184,9 +181,3 @@ def num_tokens(base: LockedBase, text: str) -> int:
     if directory is None or not (directory / "tokenizer.json").is_file():
         return 0
     return len(read_tokenizer(directory / "tokenizer.json").encode(text, add_special_tokens=False).ids) + 1
-
-
-@functools.cache
-def read_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json."""
-    return Tokenizer.from_file(str(file))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paretune.errors import DataError, NeedsError
 from paretune.study.base import suggestion
-from paretune.study.data import Format, format_of
+from paretune.study.formats import Format, format_of
 
 SAVED = "state.json"
 """Shows a folder of `Dataset.save_to_disk`, which is read as one piece."""

@@ -12,11 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paretune.errors import NeedsError
 from paretune.pipeline.dequantize import SMOLLM2
 from paretune.pipeline.hub import MODEL, cached_model, fetch_dataset, fetch_model, weight_files
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Those of safetensors that a model is trained in, as torch calls them."""
@@ -142,3 +145,11 @@ def _read_header(file: Path, size: int, _: int) -> Mapping[str, tuple[tuple[int,
     if 8 + length + end != size:
         raise NeedsError(f"{file}: has {size:,} bytes instead of {8 + length + end:,}; copy the model again, whole")
     return shapes
+
+
+@functools.cache
+def read_tokenizer(file: Path) -> "Tokenizer":
+    """The tokenizer of a tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(file))

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paretune.pipeline.checks import read_tokenizer
 from paretune.pipeline.data_files import data_files, format_of_file
-from paretune.pipeline.resources import Resource
+from paretune.pipeline.resources import Resource, read_tokenizer
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
 from paretune.study.data import SPLITS, Dataset, Source

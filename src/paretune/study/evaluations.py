@@ -6,7 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from paretune.errors import SpecError
 from paretune.study.base import DATA, FILE, FOLDER, OtherModel, Spec, listed
-from paretune.study.data import Format, Source
+from paretune.study.data import Source
+from paretune.study.formats import Format
 from paretune.study.ratings import Judge, Ratings, judge_content, judge_fits, ratings_content
 from paretune.study.registry import Evaluation, Items, StageParts
 from paretune.study.tasks import BERT_SCORE, task_metrics

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from paretune.errors import NeedsError, SpecError
 from paretune.study.base import Spec, suggestion
-from paretune.study.foreign import called
 from paretune.study.metrics import METRICS, Metric
 
 
@@ -140,6 +139,8 @@ def find_method(name: str, where: str) -> Method:
     """The row called `name`; SpecError with a suggestion if there is none."""
     rows = methods()
     if name not in rows:
+        from paretune.study.foreign import called
+
         other = "; it is an evaluation, and stands in `evaluate`" if name in evaluations() else called(name, where)
         raise SpecError(f"{where}: unknown method `{name}`{other or suggestion(name, rows)}")
     return rows[name]
@@ -149,6 +150,8 @@ def find_evaluation(name: str, where: str) -> Evaluation:
     """The row called `name`; SpecError with a suggestion if there is none."""
     rows = evaluations()
     if name not in rows:
+        from paretune.study.foreign import called
+
         other = "; it is a method, and stands in `variants`" if name in methods() else called(name, where)
         raise SpecError(f"{where}: unknown evaluation `{name}`{other or f'{suggestion(name, rows)} (or name its `kind:`)'}")
     return rows[name]
