@@ -14,10 +14,10 @@ from filelock import FileLock
 
 from paretune.errors import NeedsError
 from paretune.pipeline.machine import way_to
+from paretune.pipeline.resources import SMOLLM2
 
 PACKAGES = {"bitsandbytes": "bitsandbytes", "gptq": "gptqmodel", "awq": "gptqmodel", "gguf": "gguf"}
 """What reads a format of weights, by the `quant_method` of config.json."""
-SMOLLM2 = "smollm2-135m-instruct"
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 

@@ -26,7 +26,6 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # public, and not in their __all__
 
 from paretune.errors import NeedsError
-from paretune.pipeline.config_json import read_config
 
 MODEL = "model"
 DATASET = "dataset"
@@ -69,10 +68,10 @@ def resolve_commit(kind: str, name: str, revision: str | None, where: str) -> st
         raise _told(error, kind, name, where) from None
 
 
-def model_config(name: str, commit: str, where: str) -> dict[str, Any]:
-    """config.json of a model repository; fetched where the cache does not hold it. Errors as `resolve_commit`."""
+def config_file(name: str, commit: str, where: str) -> Path:
+    """The config.json of a model repository; fetched where the cache does not hold it. Errors as `resolve_commit`."""
     try:
-        return read_config(Path(hf_hub_download(name, "config.json", revision=commit)), where)
+        return Path(hf_hub_download(name, "config.json", revision=commit))
     except _ERRORS as error:
         raise _told(error, MODEL, name, where) from None
 

@@ -20,8 +20,8 @@ from paretune.errors import NeedsError, StoreError, UserError
 from paretune.pipeline import hub, machine
 from paretune.pipeline.config_json import DEQUANTIZED_FROM, check_whole, check_writes_text, dtype, quantized_by, read_config
 from paretune.pipeline.data_files import data_files, is_one_file, likely
-from paretune.pipeline.dequantize import PACKAGES, SMOLLM2, check_reads, packaged_gguf, whole_model
-from paretune.pipeline.resources import Resource, builtin_base, holds_packed_weights, weight_dtype
+from paretune.pipeline.dequantize import PACKAGES, check_reads, packaged_gguf, whole_model
+from paretune.pipeline.resources import SMOLLM2, Resource, builtin_base, holds_packed_weights, weight_dtype
 from paretune.study.base import OtherModel, Outside, Spec, outside_of
 from paretune.study.study import Base, Study
 
@@ -232,7 +232,9 @@ def _model(
     if model.hub:
         commit = commits[commit_name(hub.MODEL, model.hub, model.revision)]
         resource = Resource(hub=model.hub, commit=commit)
-        return LockedBase(resource, str(resource), str(resource), hub.model_config(model.hub, commit, f"{entry}.hub"))
+        where = f"{entry}.hub"
+        config = read_config(hub.config_file(model.hub, commit, where), where)
+        return LockedBase(resource, str(resource), str(resource), config)
     where = f"{entry}.{'path' if model.path else 'builtin'}"
     directory = directory or digests.folder / str(model.path)
     with _readable(where, str(directory)):

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.errors import NeedsError
-from paretune.pipeline.dequantize import SMOLLM2
 from paretune.pipeline.hub import MODEL, cached_model, fetch_dataset, fetch_model, weight_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+SMOLLM2 = "smollm2-135m-instruct"
 _FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Those of safetensors that a model is trained in, as torch calls them."""
 
