@@ -496,7 +496,8 @@ def test_both_of_two_latencies_have_their_columns(tmp_path: Path) -> None:
     found = part(report_of(replace(results, study=load_study(results.study_file), cells=tuple(cells))), "Cost")
     heads = "first token, ms, fast | ms per token, fast | first token, ms, slow | ms per token, slow"
     assert heads in found
-    (base,) = (line for line in found.splitlines() if line.startswith("| base |"))
+    base, *of_speeds = (line for line in found.splitlines() if line.startswith("| base |"))
+    assert len(of_speeds) == 2
     fast_ms, slow_ms = (float(base.split(" | ")[index].rstrip(" |")) for index in (-3, -1))
     assert slow_ms == pytest.approx(10 * fast_ms, rel=0.02)
 

@@ -97,8 +97,9 @@ def test_what_cannot_be_made_whole_is_refused(
 def test_a_quantized_base_of_the_hub_is_to_be_fetched_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from paretune.pipeline import hub
 
-    config = json.loads(json.dumps(GPT2 | {"quantization_config": {"quant_method": "awq"}}))
+    config = GPT2 | {"quantization_config": {"quant_method": "awq"}}
     monkeypatch.setattr(hub, "resolve_commit", lambda *_: "0" * 40)
-    monkeypatch.setattr(hub, "model_config", lambda *_: config)
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setattr(hub, "config_file", lambda *_: tmp_path / "config.json")
     with pytest.raises(NeedsError, match=r"bases.small.hub: is quantized .*`awq`.*`hf download some/one --local-dir DIR`"):
         lock_of(with_base(tmp_path, "{hub: some/one}"))

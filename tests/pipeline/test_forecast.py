@@ -247,7 +247,8 @@ def test_what_is_not_known_is_left_out(tmp_path: Path, monkeypatch: pytest.Monke
     commit = "c" * 40
     config = {"architectures": ["GPT2LMHeadModel"], "n_positions": 1024}
     monkeypatch.setattr("paretune.pipeline.hub.resolve_commit", lambda kind, name, revision, where: commit)
-    monkeypatch.setattr("paretune.pipeline.hub.model_config", lambda name, commit, where: config)
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setattr("paretune.pipeline.hub.config_file", lambda name, commit, where: tmp_path / "config.json")
     monkeypatch.setattr("paretune.pipeline.hub.cached_model", lambda name, commit: None)
     text = STUDY.replace("{path: notes.jsonl}", "{hub: owner/notes}").replace("{path: small}", "{hub: owner/small}")
     file = write_planned(tmp_path, text)

@@ -55,7 +55,9 @@ def test_a_field_is_found_where_it_stands(name: str, where: str, told: str) -> N
 def test_a_name_is_answered_by_the_row_of_the_place_it_stands_in() -> None:
     assert called("metric", "compare.metric").startswith("; it is called `family` here, in `compare`")
     assert called("metric") == "; it is called `evaluate` here"
-    assert called("quantize.int4", "variants.a[0]") == "; it is called `quantize.gguf` here, in `variants`"
+    assert called("quantize.int4", "variants.a[0]") == (
+        "; it is called `quantize.int8` and `quantize.nf4` and `quantize.gguf` here, in `variants`"
+    )
     assert called("dry_run") == "; it is called `paretune plan` here"
 
 

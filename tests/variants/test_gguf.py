@@ -12,7 +12,7 @@ from paretune.data.tokenizer import load_tokenizer
 from paretune.data.trees import Example
 from paretune.errors import SpecError, StageError
 from paretune.evaluate.answers import Decoding, Prompt, write_answers
-from paretune.evaluate.cost import evaluate_size, time_sequence
+from paretune.evaluate.cost import evaluate_size, time_sequences
 from paretune.evaluate.likelihood import evaluate_perplexity
 from paretune.model.forward import num_positions, score
 from paretune.model.llama_cpp import LlamaCpp
@@ -88,7 +88,7 @@ def test_llama_cpp_writes_what_pytorch_writes_whatever_stands_beside_it(base):
 
 
 def test_a_token_takes_time(base):
-    timing = time_sequence(in_llama_cpp(base, "f16.gguf").model, list(range(2, 40)), 5)
+    timing = time_sequences(in_llama_cpp(base, "f16.gguf").model, [list(range(2, 40)), list(range(3, 41))], 5)
     assert timing.first_token_ms > 0
     assert timing.ms_per_token > 0
 

@@ -102,7 +102,7 @@ def _speeds(findings: Findings, group: Group, timed: Sequence[str]) -> list[Bloc
     if not rows:
         return []
     records = [cell.evaluations[name] for cell in findings.results.cells for name in settings if name in cell.evaluations]
-    threads = words.listed([str(count) for count in sorted({record.metrics["threads"] for record in records})])
+    threads = words.listed([str(count) for count in sorted({record.metrics.get("threads", 1) for record in records})])
 
     def column(metric: str) -> Column[tuple[Entrant, str]]:
         def cell(row: tuple[Entrant, str]) -> str | None:
