@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,16 +81,19 @@ def asleep(monkeypatch: pytest.MonkeyPatch) -> _Asleep:
 
 
 class _Cores:
-    """So many cores are free for this process, by the clock."""
+    """So many cores are free for this process, by a clock that goes on as it is looked at."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, free: float) -> None:
-        self.free, self._then, self._seconds = free, time.perf_counter(), 0.0
-        monkeypatch.setattr(threads, "available_seconds", self)
+        self.free, self._now, self._seconds = free, 0.0, 0.0
+        monkeypatch.setattr(threads, "available_seconds", lambda: self._seconds)
+        monkeypatch.setattr(threads, "time", SimpleNamespace(perf_counter=self._look, sleep=self.wait))
 
-    def __call__(self) -> float:
-        now = time.perf_counter()
-        self._seconds, self._then = self._seconds + self.free * (now - self._then), now
-        return self._seconds
+    def wait(self, seconds: float) -> None:
+        self._now, self._seconds = self._now + seconds, self._seconds + self.free * seconds
+
+    def _look(self) -> float:
+        self.wait(0.001)
+        return self._now
 
 
 @pytest.fixture(autouse=True)
@@ -132,11 +136,11 @@ def test_a_choice_is_by_the_load_since_the_last_one(monkeypatch: pytest.MonkeyPa
     with Threads(2) as chosen:
         assert (chosen.count, torch.get_num_threads()) == (1, 1)
         cores.free = 2.0
-        time.sleep(0.01)
+        cores.wait(60)
         chosen.choose()
         assert (chosen.count, torch.get_num_threads()) == (2, 2)
         cores.free = 1.0
-        time.sleep(0.01)
+        cores.wait(60)
         assert chosen.choose() == 1
 
 
