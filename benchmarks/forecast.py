@@ -3,10 +3,9 @@
     PARETUNE_BENCH_DATA=DIR OMP_NUM_THREADS=1 python benchmarks/forecast.py [NAME ...] [--keep DIR]
 
 DIR holds the data of the studies, and `models` beside it their bases (without it only `examples/` is run); real bases lie in
-`bases` beside the checkout. Studies that would
-take hours are made shorter: fewer records, epochs, repeats and seeds, the same stages. A stage's time is its CPU time where one
-thread computes, which other work on the machine does not lengthen, beside the wall time that its record holds. `learned` is the
-same forecast after the run, as the next plan of a changed study would have it.
+`bases` beside the checkout. Studies that would take hours are made shorter: fewer records, epochs, repeats and seeds, the same
+stages. A stage's time is its CPU time where one thread computes, which other work on the machine lengthens less than the wall
+time that stands beside it. `learned` is the same forecast after the run, as the next plan of a changed study would have it.
 """
 
 import argparse

@@ -102,7 +102,7 @@ def _speeds(findings: Findings, group: Group, timed: Sequence[str]) -> list[Bloc
     if not rows:
         return []
     records = [cell.evaluations[name] for cell in findings.results.cells for name in settings if name in cell.evaluations]
-    threads = words.listed([str(count) for count in sorted({record.metrics.get("threads", 1) for record in records})])
+    threads = sorted({record.metrics["threads"] for record in records if "threads" in record.metrics})
 
     def column(metric: str) -> Column[tuple[Entrant, str]]:
         def cell(row: tuple[Entrant, str]) -> str | None:
@@ -118,7 +118,8 @@ def _speeds(findings: Findings, group: Group, timed: Sequence[str]) -> list[Bloc
         Column("sequences", lambda row: str(settings[row[1]].batch_size)),
         *map(column, ("prefill_tokens_per_second", key, "joules_per_token")),
     ]
-    caption = f"Tokens of all sequences that are read and written at once; threads: {threads}"
+    told = f"; threads: {words.listed(list(map(str, threads)))}" if threads else ""
+    caption = f"Tokens of all sequences that are read and written at once{told}"
     return [make_table(rows, columns, caption)]
 
 

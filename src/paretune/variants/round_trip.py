@@ -77,10 +77,11 @@ def _measured(cell: PlannedCell, store: Store) -> Iterator[tuple[list[Example], 
     if artifact is None:
         return
     scores = pq.read_table(artifact.path / "scores.parquet", filters=[("metric", "=", "loss")]).to_pylist()
-    losses = {score["example"]: score["value"] for score in scores}
+    split = scores[0]["split"]
+    losses = {score["example"]: score["value"] for score in scores if score["split"] == split}
     config, metrics = stages[0].config, artifact.record.metrics
     tokenizer = load_tokenizer(config["base"], stages[0].resources["base"])
-    rows = read_tokens(artifact.inputs["tokens"].path, scores[0]["split"])
+    rows = read_tokens(artifact.inputs["tokens"].path, split)
     rows = rows.where(rows.lengths("completion" if rows.has_tasks else "ids") > 0)
     if rows.has_tasks:
         examples, counts = examples_of(rows, tokenizer, metrics["window_tokens"], end=False), [1] * len(rows)
