@@ -15,7 +15,16 @@ from paretune.variants import round_trip
 from tests.conftest import write_study
 
 OUTPUTS = [
-    *("audit.csv", "comparisons.csv", "curves.csv", "estimates.csv", "figures", "findings.json", "generations.jsonl"),
+    *(
+        "answer.txt",
+        "audit.csv",
+        "comparisons.csv",
+        "curves.csv",
+        "estimates.csv",
+        "figures",
+        "findings.json",
+        "generations.jsonl",
+    ),
     *("leakage.csv", "report.html", "report.md", "report.txt", "results.csv"),
 ]
 

@@ -140,7 +140,7 @@ def run_command(
     opened = replace(opened, plan=outcome.plan)
     for warning in [] if outcome.failed else small_splits(opened.plan, opened.store):
         typer.echo(warning, err=True)
-    if _write_report(opened, out):
+    if _write_report(opened, out, shown="answer.txt"):
         # Above the report, the display has told it once, and it has scrolled away. Each message once, with its stages.
         messages: dict[str, list[str]] = {}
         for stage, failure in outcome.failed.items():
@@ -168,7 +168,7 @@ def report_command(
     from paretune.pipeline.runs import live_runs
 
     opened, again = open_study(study, store), command_line("run", study, store=store)
-    if not _write_report(opened, out, figures=figures):
+    if not _write_report(opened, out, shown="report.txt", figures=figures):
         raise StoreError(
             f"{opened.store.root}: holds no result of this study; first: `{command_line('run', study, store=store)}`"
         )
@@ -365,8 +365,8 @@ def _ago(seconds: float) -> str:
     return "today" if days < 1 else f"{days:,} day{'s' if days > 1 else ''} ago"
 
 
-def _write_report(opened: "OpenStudy", out: Path | None, *, figures: bool = True) -> bool:
-    """Write and print the comparison; False, with nothing written, where nothing has been measured yet."""
+def _write_report(opened: "OpenStudy", out: Path | None, *, shown: str, figures: bool = True) -> bool:
+    """Write the comparison and print the file called `shown`; False, with nothing written, where nothing is measured yet."""
     from paretune.analysis.outputs import write_outputs
     from paretune.pipeline.results import read_results
     from paretune.study.evaluations import SIZE
@@ -376,10 +376,9 @@ def _write_report(opened: "OpenStudy", out: Path | None, *, figures: bool = True
         return False
     directory = out or opened.results_directory
     written = write_outputs(results, directory, figures=figures)
-    report = directory / "report.txt"
-    if report in written:
-        typer.echo(report.read_text(encoding="utf-8"))
     typer.echo(f"written to {directory}: {', '.join(str(path.relative_to(directory)) for path in written)}", err=True)
+    typer.echo((directory / shown).read_text(encoding="utf-8"))
+    typer.echo(f"the whole report: {directory / 'report.html'} in a browser, or report.txt beside it", err=True)
     return True
 
 

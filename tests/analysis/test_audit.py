@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from paretune.analysis.conclusions import find
+from paretune.analysis.facts import find
 from paretune.analysis.outputs import write_outputs
 from paretune.analysis.render import Bullets, Section, Table
 from paretune.analysis.sections import build_report

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from paretune.analysis.caveats import BlocksChosen
-from paretune.analysis.conclusions import find
+from paretune.analysis.facts import find
 from paretune.analysis.making import blocks_section
 from paretune.analysis.render import Paragraph, Section, Table, as_text
 from paretune.analysis.sections import build_report

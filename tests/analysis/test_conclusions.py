@@ -43,8 +43,8 @@ from paretune.analysis.conclusions import (
     UnderLimit,
     WorseThanBase,
     export_command,
-    find,
 )
+from paretune.analysis.facts import find
 from paretune.analysis.findings import Fact, Findings, Limit
 from paretune.analysis.inference import Errors
 from paretune.analysis.scores import Entrant, Quantity

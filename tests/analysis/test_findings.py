@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from paretune.analysis.conclusions import find
+from paretune.analysis.facts import find
 from paretune.analysis.findings import Findings
 from paretune.analysis.outputs import findings_json
 from paretune.analysis.words import say

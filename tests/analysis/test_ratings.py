@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from paretune.analysis.compare import WITHHELD
-from paretune.analysis.conclusions import find
+from paretune.analysis.facts import find
 from paretune.analysis.outputs import csv_tables
 from paretune.analysis.qualities import comparisons_section, ratings_section
 from paretune.analysis.render import Paragraph, Section, Table

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rich.cells import cell_len
 
-from paretune.analysis.conclusions import find
+from paretune.analysis.facts import find
 from paretune.analysis.outputs import write_outputs
 from paretune.analysis.render import Section, as_markdown, as_text
 from paretune.analysis.sections import build_report
@@ -64,14 +64,22 @@ def test_every_study_has_a_report_that_fits(case: str, tmp_path: Path) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", markdown):
         assert (out / picture).is_file()
-    assert [line for line in markdown.splitlines() if line.startswith("## ")][:2] == ["## In short", "## What was compared"]
+    titles = [line for line in markdown.splitlines() if line.startswith("## ")]
+    assert titles[0] == "## In short"
+    assert "## What was compared" in titles[1:5]
+    sentences, *behind = re.split(r"\n\n(?=\||- |To use)", part(markdown, "In short").strip(), maxsplit=1)
+    assert len(sentences.split("\n\n")) <= 3, sentences
+    assert sum(line.startswith("- ") for line in "".join(behind).splitlines()) <= 5
+    answer = (out / "answer.txt").read_text(encoding="utf-8")
+    assert max(cell_len(line) for line in answer.splitlines()) <= 80
+    assert sentences.split()[:2] == answer.split("--------\n", 1)[-1].split()[:2] or case in ("long names", "wild text")
 
 
 def test_both_reports_say_the_same(tmp_path: Path) -> None:
     report = build_report(find(make_results(tmp_path, SMALL)), frozenset())
     text, markdown = as_text(report), as_markdown(report)
     plain = " ".join(text.split())
-    for line in part(markdown, "In short").splitlines():
+    for line in (line for line in part(markdown, "In short").splitlines() if not line.startswith("|")):
         assert " ".join(line.replace("\\", "").split()) in plain
     numbers = set(re.findall(r"\d[\d,]*\.\d+", markdown)) - {"0.1"}
     assert numbers == set(re.findall(r"\d[\d,]*\.\d+", text)) - {"0.1"}
@@ -234,10 +242,13 @@ def test_the_tasks_of_a_dataset_are_told_and_compared(tmp_path: Path) -> None:
     short = part(markdown, "In short")
     assert re.search(r"Recommended: `full`\. It has the highest test ROUGE-L on `summary` \(0\.5\d+\) on 40 documents", short)
     assert "Decided by test ROUGE-L on `summary`: the study asks for answers" in short
-    assert "Test accuracy on `kind`: " in short
-    assert "a failure of form: `base` 30.0 % and 0.0 %; `original` 30.0 % and 0.0 %; `reduced` 30.0 % and 0.0 %." in short
+    found = part(markdown, "Results")
+    assert "Test accuracy on `kind`: " in short + found
+    assert (
+        "a failure of form: `base` 30.0 % and 0.0 %; `original` 30.0 % and 0.0 %; `reduced` 30.0 % and 0.0 %." in short + found
+    )
     always = "On `kind` always saying `kind 0` would be right in 33.3 %, from which `base` (30.0 %), "
-    assert f"{always}`original` (30.0 %) and `reduced` (30.0 %) cannot be told apart." in short  # but not `full`
+    assert f"{always}`original` (30.0 %) and `reduced` (30.0 %) cannot be told apart." in short + found  # but not `full`
     assert "| test ROUGE-L on summary | original | -0.30 |" in part(markdown, "Comparisons")
 
 
@@ -341,15 +352,15 @@ def test_times_of_another_machine_are_shown_and_not_compared(tmp_path: Path) -> 
 
 def test_bases_of_different_tokenizers_are_compared_in_bits_per_byte_only(tmp_path: Path) -> None:
     results = make_results(tmp_path, replace(SMALL, bases=("novels", "stories"), seeds=(0,)))
-    short = part(report_of(results), "In short")
-    across = short.split("Across bases on `news`:")[1]
+    across = part(report_of(results), "Bases on news")
     assert "bits per byte is" in across
     assert "perplexity is" not in across
     assert "The bases have different tokenizers" in across
     tokens = {
         key: replace(record, config={**record.config, "base": {"digest": "same"}}) for key, record in results.tokens.items()
     }
-    same = part(report_of(replace(results, tokens=tokens)), "In short")
+    same = part(report_of(replace(results, tokens=tokens)), "Bases on news")
+    assert "bits per byte is" in same
     assert "The bases have different tokenizers" not in same
 
 
@@ -527,7 +538,7 @@ def test_a_report_without_figures_draws_none(tmp_path: Path) -> None:
     written = write_outputs(make_results(tmp_path, SMALL), tmp_path / "out", figures=False)
     assert {file.name for file in written} == {
         *(f"{name}.csv" for name in ("results", "estimates", "comparisons", "curves", "audit", "leakage")),
-        *("generations.jsonl", "findings.json", "report.txt", "report.md", "report.html"),
+        *("generations.jsonl", "findings.json", "report.txt", "report.md", "report.html", "answer.txt"),
     }
     assert "![" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from paretune.analysis import conclusions  # noqa: F401  with it every class of facts is known
+from paretune.analysis import facts  # noqa: F401  with it every class of facts is known
 from paretune.analysis.agreement import Agreement, Trust
 from paretune.analysis.compare import Difference, Estimate
 from paretune.analysis.conclusions import CostDifference

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from paretune.analysis.compare import Estimate
-from paretune.analysis.conclusions import find
 from paretune.analysis.costs import Cost
+from paretune.analysis.facts import find
 from paretune.analysis.scores import Quantity
 from paretune.analysis.tables import (
     Column,

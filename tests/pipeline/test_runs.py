@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from paretune.analysis.conclusions import Incomplete, Running, find
+from paretune.analysis.conclusions import Incomplete, Running
+from paretune.analysis.facts import find
 from paretune.analysis.words import say
 from paretune.cli import main
 from paretune.errors import SpecError, StoreError

@@ -1,17 +1,16 @@
 """What a study shows, as facts: the recommendation, the trades and what was learned, each only where it holds.
 
-`find` is the way from a study's records to all that is told of it. The best variant is recommended, or the cheapest of those
+The best variant is recommended, or the cheapest of those
 that are shown to lose no more than the margin against it; under a limit of the study, the same among those that are shown to
 keep to it. A recommendation names what it is shown to lose.
 """
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from operator import attrgetter
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from paretune.analysis import answers, caveats, setup
+from paretune.analysis import answers, caveats
 from paretune.analysis.compare import NO_DIFFERENCE, Difference, Estimate
 from paretune.analysis.costs import cost_name, timed_evaluations
 from paretune.analysis.decision import (
@@ -23,11 +22,8 @@ from paretune.analysis.decision import (
     shown_losses,
     where_judged,
 )
-from paretune.analysis.deviations import deviations
-from paretune.analysis.findings import Choice, Fact, Facts, Findings, Group, GroupFacts, Limit
-from paretune.analysis.measure import measure
+from paretune.analysis.findings import Choice, Fact, Findings, Group, GroupFacts, Limit
 from paretune.analysis.scores import Entrant, Quantity
-from paretune.pipeline.records import Results
 from paretune.study.compare import Bound
 from paretune.study.grid import file_name
 from paretune.study.registry import metric_of
@@ -281,34 +277,6 @@ class ToUse(Fact):
     commands: tuple[str, ...]
 
 
-def find(results: Results, also_against: str | None = None) -> Findings:
-    """All that a study's records show; `also_against` is a variant that all others are compared with, as with the baseline."""
-    findings = measure(results, also_against)
-    incomplete: list[Fact] = []
-    for fact, left_of in ((Incomplete, attrgetter("missing")), (Running, attrgetter("running"))):
-        left = [(cell.variant, stage) for cell in results.cells for stage in left_of(cell)]
-        if left:
-            variants, stages = zip(*left, strict=True)
-            incomplete.append(fact(tuple(dict.fromkeys(variants)), len(set(stages))))
-    if not results.cells:
-        incomplete.append(NothingMeasured())
-    choices = [group.choice for group in findings.groups if group.choice is not None]
-    recommended = [choice.chosen for choice in choices if choice.verdict == "recommended"]
-    all_facts = Facts(
-        groups={(group.base, group.dataset): _group_facts(findings, group) for group in findings.groups},
-        across={dataset: tuple(facts) for dataset in findings.study.data if (facts := _across(findings, dataset))},
-        remarks=tuple(caveats.remarks(findings)),
-        incomplete=tuple(incomplete),
-        use=(ToUse(tuple(export_command(findings, entrant) for entrant in recommended)),) if recommended else (),
-        setup=tuple(setup.setup(findings)),
-        data=tuple(setup.data_notes(findings)),
-        deviations=tuple(deviations(findings)),
-        audit=tuple(setup.audit(findings)),
-        notes=tuple(setup.notes(findings)),
-    )
-    return replace(findings, facts=all_facts)
-
-
 def export_command(findings: Findings, entrant: Entrant) -> str:
     """How to write a variant as a directory, with the options that the study makes necessary."""
     study = findings.study
@@ -340,17 +308,18 @@ def trade(findings: Findings, variant: Entrant, reference: Entrant, quantity: Qu
     return Trade(difference, tuple(cost for cost in costs if cost.cheaper), dearer)
 
 
-def _group_facts(findings: Findings, group: Group) -> GroupFacts:
+def group_facts(findings: Findings, group: Group) -> GroupFacts:
     """All lists of a group; what was found stands in the order of its weight for a decision, caveats last."""
     choice, quantity, facts = group.choice, group.headline, list[Fact]()
     if choice is None or quantity is None:
-        recommendation: list[Fact] = [NothingRanked()]
+        recommendation: Sequence[Fact] = [NothingRanked()]
         facts += answers.rating_facts(findings, group)
     else:
-        recommendation = _recommendation(findings, group, choice, quantity)
+        recommendation, prices = _recommendation(findings, group, choice, quantity)
         facts += [
             *(_against_costs(findings, group, choice, quantity) if choice.verdict != "cannot tell" else []),
-            *_comparisons(findings, group, choice, quantity, recommendation),
+            *_comparisons(findings, group, choice, quantity, (*recommendation, *prices)),
+            *prices,
             *answers.answer_facts(findings, group),
             *answers.rating_facts(findings, group),
             *answers.forgetting_facts(findings, group),
@@ -374,19 +343,19 @@ def _group_facts(findings: Findings, group: Group) -> GroupFacts:
     )
 
 
-def _recommendation(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> list[Fact]:
+def _recommendation(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> tuple[list[Fact], list[Fact]]:
     """What to take, and what is cheaper at a price."""
     if choice.verdict == "only one":
-        return [OnlyOne(choice.best)]
+        return [OnlyOne(choice.best)], []
     if choice.verdict == "cannot tell":
         known = (findings.told(entrant, choice.best, quantity) for entrant in choice.ranked)
-        return [NoRecommendation(next((difference for difference in known if difference is not None), None))]
+        return [NoRecommendation(next((difference for difference in known if difference is not None), None))], []
     chosen = choice.chosen
     why = [] if group.decided_by == "order" else [DecidedBy(quantity, group.decided_by)]
     if choice.verdict == "undecided":
         rivals = better_elsewhere(findings, group, chosen, choice.near)
         lost, shown = _first_losses(findings, group, chosen, rivals), findings.shown(chosen, quantity)
-        return [Undecided(chosen, shown, findings.estimates[chosen][shown], tuple(rivals), lost), *why]
+        return [Undecided(chosen, shown, findings.estimates[chosen][shown], tuple(rivals), lost), *why], []
     facts: list[Fact] = [Forbidden(difference) for difference in choice.forbidden]
     missing = {stage for cell in findings.cells(chosen) for stage in cell.missing}
     references = [entrant for entrant in dict.fromkeys((choice.best, group.baseline)) if entrant != chosen]
@@ -415,7 +384,7 @@ def _recommendation(findings: Findings, group: Group, choice: Choice, quantity: 
         elif entrant not in choice.near and price is not None and price.cheaper and not findings.is_untouched(entrant):
             is_bargain = against_base is None or against_base.verdict != "worse"
             prices += [CheaperForPrice(price)] if is_bargain else []
-    return [*facts, *prices, *unsettled[:_MOST_COMPARED], *why]
+    return [*facts, *unsettled[:_MOST_COMPARED], *why], prices
 
 
 def _first_losses(
@@ -486,7 +455,7 @@ def _comparisons(
     return facts
 
 
-def _across(findings: Findings, dataset: str) -> list[Fact]:
+def across_facts(findings: Findings, dataset: str) -> list[Fact]:
     """Which base is ahead on a dataset, in a metric that tokenizers do not bend; nothing for a single base."""
     groups = [group for group in findings.groups if group.dataset == dataset]
     quantity = next((group.headline for group in groups if group.headline is not None), None)

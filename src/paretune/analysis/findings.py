@@ -153,6 +153,8 @@ class GroupFacts:
 class Facts:
     """Everything that is said of a study, each list in the order of the report."""
 
+    answer: tuple[Fact, ...] = ()
+    """At most three: what to take, what the cheaper ones cost, and the caveat that matters most."""
     groups: Mapping[tuple[str, str], GroupFacts] = field(default_factory=dict)
     """By base and dataset."""
     across: Mapping[str, tuple[Fact, ...]] = field(default_factory=dict)

@@ -23,10 +23,10 @@ import pandas as pd
 from pydantic import BaseModel
 
 from paretune.analysis.compare import Difference
-from paretune.analysis.conclusions import find
+from paretune.analysis.facts import find
 from paretune.analysis.figures import write_figures
 from paretune.analysis.findings import Fact, Findings
-from paretune.analysis.render import as_html, as_markdown, as_text
+from paretune.analysis.render import NARROW, as_html, as_markdown, as_text
 from paretune.analysis.scores import Entrant, Quantity, read_generations
 from paretune.analysis.sections import build_report
 from paretune.analysis.training import CURVE_COLUMNS, read_curve
@@ -36,6 +36,8 @@ from paretune.pipeline import signals
 from paretune.pipeline.records import Cell, Results
 from paretune.study.registry import metric_of
 
+ANSWER = "answer.txt"
+"""The first section of the report, for a terminal of 80 columns."""
 SCHEMA = 1
 """Of findings.json; raised whenever a field changes its name or its meaning."""
 RESULT_COLUMNS = ("base", "dataset", "variant", "seed", "trial", "split", "task", "slice", "metric", "value", "n")
@@ -122,6 +124,7 @@ def _write(results: Results, out: Path, figures: bool) -> list[Path]:
     drawn = write_figures(findings, out) if figures else []
     report = build_report(findings, frozenset(file.name for file in drawn))
     texts |= {"report.txt": as_text(report), "report.md": as_markdown(report), "report.html": as_html(report, out)}
+    texts[ANSWER] = as_text(replace(report, sections=report.sections[:1]), NARROW)
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
     return [*drawn, *(out / name for name in texts)]

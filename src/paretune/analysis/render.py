@@ -26,6 +26,8 @@ from paretune.analysis.findings import Fact
 from paretune.analysis.words import say
 
 WIDTH = 120
+NARROW = 80
+"""Of a terminal that nobody made wider."""
 _CODE = re.compile(r"`([^`]*)`")
 _MARKS = re.compile(r"([\\*_\[\]<>#|~&$])")
 _LIST = re.compile(r"^(\d*)([-+.)])(?=\s)")
@@ -119,18 +121,18 @@ def as_blocks(facts: Sequence[Words]) -> list[Block]:
     return [*([Bullets(listed)] if listed else []), *map(Paragraph, alone)]
 
 
-def as_text(document: Document) -> str:
-    """The report for a terminal or a plain text file, no line longer than 120 columns."""
+def as_text(document: Document, width: int = WIDTH) -> str:
+    """The report for a terminal or a plain text file, no line longer than `width` columns."""
     stream = StringIO()
     console = Console(
-        file=stream, width=WIDTH, force_terminal=False, color_system=None, highlight=False, emoji=False, markup=False
+        file=stream, width=width, force_terminal=False, color_system=None, highlight=False, emoji=False, markup=False
     )
     console.print(RichText(document.title))
-    console.print(RichText("=" * min(WIDTH, len(document.title))))
+    console.print(RichText("=" * min(width, len(document.title))))
     for section in document.sections:
         console.print()
         console.print(RichText(section.title))
-        console.print(RichText(("-" if section.level == 2 else "·") * min(WIDTH, len(section.title))))
+        console.print(RichText(("-" if section.level == 2 else "·") * min(width, len(section.title))))
         above: Block | None = None
         for block in section.blocks:
             is_list = isinstance(block, Bullets)

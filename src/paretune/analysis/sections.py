@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from paretune.analysis import words
+from paretune.analysis.compare import NO_DIFFERENCE, Difference
 from paretune.analysis.costs import cost_name, timed_evaluations
 from paretune.analysis.figures import PARETO_NAME
-from paretune.analysis.findings import Findings, Group
+from paretune.analysis.findings import Fact, Findings, Group
 from paretune.analysis.render import (
     Block,
     Bullets,
@@ -57,19 +58,30 @@ _OF_GROUP = (
 """Sections of results, `module:function`; those of evaluations of others come behind them."""
 _TEXTS = "paretune.analysis.qualities:generations_section"
 """Comes last."""
+_MOST_TOLD = 5
+"""Of what was found beside the answer; the rest begins the results."""
+_COSTS_SHOWN = 2
+_SHORT = {NO_DIFFERENCE: "not told apart"}
+"""Verdicts in a narrow column."""
 _RECORDS_SHOWN = 3
 """Numbers of records in the table of an audit."""
 
 
 def build_report(findings: Findings, figures: frozenset[str]) -> Document:
     """`figures` are the names of the files that were drawn."""
-    many = len(findings.groups) > 1
+    many, facts = len(findings.groups) > 1, findings.facts
+    caveats = [fact for fact in (*facts.incomplete, *facts.remarks) if fact not in facts.answer]
     sections: list[Section | None] = [
         Section("In short", _in_short(findings)),
+        Section("Caveats", as_blocks(caveats)) if caveats else None,
+        *(_across_section(findings, dataset) for dataset in findings.study.data),
         Section("What was compared", _compared(findings)),
     ]
     for group in findings.groups:
-        sections.append(Section(f"{group.base} on {group.dataset}" if many else "Results", []))
+        told = _told_of(findings, group)
+        sections.append(
+            Section(f"{group.base} on {group.dataset}" if many else "Results", as_blocks(told if many else told[_MOST_TOLD:]))
+        )
         rows = [use.row for use in findings.study.evaluations_of(group.dataset).values()]
         named = dict.fromkeys((*_OF_GROUP, *(row.section for row in rows if row.section not in (None, _TEXTS))))
         sections += [load_function(address)(findings, group) for address in named]
@@ -96,23 +108,53 @@ def build_report(findings: Findings, figures: frozenset[str]) -> Document:
 
 
 def _in_short(findings: Findings) -> list[Block]:
-    facts, many, blocks = findings.facts, len(findings.groups) > 1, list[Block]()
-    for dataset, groups in itertools.groupby(findings.groups, key=lambda group: group.dataset):
-        for group in groups:
-            told = facts.groups[group.base, group.dataset]
-            if many:
-                blocks.append(Paragraph(f"{words.code(group.base)} on {words.code(group.dataset)}:", introduces=True))
-            blocks += as_blocks((*told.recommendation, *told.findings))
-        if dataset in facts.across:
-            of_bases, *tokenizers = as_blocks(facts.across[dataset])
-            blocks.append(Paragraph(f"Across bases on {words.code(dataset)}:", introduces=True))
-            blocks += [of_bases, _across_table(findings, dataset), *tokenizers]
-    if facts.remarks:
-        blocks += [Paragraph("Of all of this:", introduces=True)] if many else []
-        blocks += as_blocks(facts.remarks)
-    blocks += [Paragraph(fact) for fact in facts.incomplete]
+    """The answer, a table, and of a single base on a single dataset what weighs most beside it."""
+    facts = findings.facts
+    blocks: list[Block] = [Paragraph(fact) for fact in facts.answer]
+    for group in findings.groups if len(findings.groups) == 1 else ():
+        blocks += [_overview(findings, group), *as_blocks(_told_of(findings, group)[:_MOST_TOLD])]
     blocks.append(Picture(f"figures/{PARETO_NAME}", "quality against each cost, with the Pareto frontier"))
     return [*blocks, *(Paragraph(fact) for fact in facts.use)]
+
+
+def _told_of(findings: Findings, group: Group) -> list[Fact]:
+    """What is told of a group beside the answer, in the order of its weight for a decision."""
+    told = findings.facts.groups[group.base, group.dataset]
+    return [fact for fact in (*told.recommendation, *told.findings) if fact not in findings.facts.answer]
+
+
+def _overview(findings: Findings, group: Group) -> Table:
+    """Every variant in what ranks it, against the baseline, and in the first costs that are weighed."""
+    quantity, choice = group.headline, group.choice
+    columns: list[Column[Subject]] = [VARIANT]
+    if quantity is not None and choice is not None:
+        shown = findings.shown(choice.best, quantity)
+        columns.append(estimate_column(findings, shown, interval=False))
+        if group.baseline is not None:
+
+            def against(row: Subject) -> Difference | None:
+                return findings.told(row.entrant, group.baseline, quantity)
+
+            def change(row: Subject) -> str | None:
+                difference = against(row)
+                return None if difference is None else words.amount(difference.quantity, difference.mean, signed=True)
+
+            def verdict(row: Subject) -> str | None:
+                difference = against(row)
+                return None if difference is None else _SHORT.get(difference.verdict, difference.verdict)
+
+            columns += [Column(f"against {group.baseline.variant}", change), Column("verdict", verdict)]
+        columns += [cost_column(findings, cost, optional=True) for cost in choice.costs[:_COSTS_SHOWN]]
+    return make_table(subjects(group), columns)
+
+
+def _across_section(findings: Findings, dataset: str) -> Section | None:
+    """The best variants of several bases on one dataset against each other, and all of them in one table."""
+    told = findings.facts.across.get(dataset)
+    if told is None:
+        return None
+    of_bases, *tokenizers = as_blocks(told)
+    return Section(f"Bases on {dataset}", [of_bases, _across_table(findings, dataset), *tokenizers])
 
 
 def _across_table(findings: Findings, dataset: str) -> Table:

@@ -313,6 +313,7 @@ def _environment() -> Environment:
                 ends,
                 interval,
                 at_worst,
+                level,
                 detectable,
                 sources,
                 cost_text,
