@@ -118,8 +118,9 @@ def run_command(
     from rich.console import Console
 
     from paretune.api import open_study
+    from paretune.app.track import tracking
     from paretune.console import Display
-    from paretune.pipeline.lock import write_lock
+    from paretune.pipeline.lock import lock_file, write_lock
     from paretune.pipeline.machine import memory_limit
     from paretune.pipeline.plan import pending
     from paretune.pipeline.results import describe_documents, small_splits
@@ -135,12 +136,16 @@ def run_command(
     for line in describe_documents(opened.study, opened.plan, opened.store):
         typer.echo(line, err=True)
     options = RunOptions(device=device, workers=workers, accumulate=accumulate, memory=limit, recompute=recompute)
-    with Display(Console(stderr=True), command_line("run", study, store=store)) as display:
-        outcome = run_plan(opened.plan, opened.store, options, display.show, opened.file)
-    opened = replace(opened, plan=outcome.plan)
-    for warning in [] if outcome.failed else small_splits(opened.plan, opened.store):
-        typer.echo(warning, err=True)
-    if _write_report(opened, out, shown="answer.txt"):
+    with tracking(opened.study, opened.plan, opened.store, opened.file.parent) as trackers:
+        with Display(Console(stderr=True), command_line("run", study, store=store)) as display:
+            outcome = run_plan(opened.plan, opened.store, options, display.show, opened.file)
+        opened = replace(opened, plan=outcome.plan)
+        for warning in [] if outcome.failed else small_splits(opened.plan, opened.store):
+            typer.echo(warning, err=True)
+        is_written = _write_report(opened, out, shown="answer.txt")
+        results = (out or opened.results_directory) if is_written else None
+        trackers.finish(opened.plan, [opened.file, lock_file(opened.file)], results, partial(typer.echo, err=True))
+    if is_written:
         # Above the report, the display has told it once, and it has scrolled away. Each message once, with its stages.
         messages: dict[str, list[str]] = {}
         for stage, failure in outcome.failed.items():

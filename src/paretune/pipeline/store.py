@@ -128,6 +128,10 @@ class Store:
         flush(self.root)
         self.forget_attempts(stage)
 
+    def places(self, stage: Stage) -> tuple[Path, Path]:
+        """Where the files of a stage stand: the artifact, or what an attempt that has not ended can go on from."""
+        return self.root / stage.name, resume_of(self._draft(stage))
+
     def note_use(self, stage: Stage) -> None:
         """Date a finished stage by its last use, which is what `clean` goes by."""
         with suppress(OSError):  # somebody else's

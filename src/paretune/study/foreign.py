@@ -242,13 +242,15 @@ FOREIGN = (
     Foreign("tolerance threshold", "compare.margin"),
     Foreign("constraints limits budget requirements", "compare.require"),
     Foreign(
-        "report_to track wandb wandb_project tensorboard mlflow comet logger logging use_wandb run_name",
-        "track $ run --track",
-        missing=(
-            "sending figures elsewhere is not there yet; results.csv, curves.csv and findings.json of the outputs "
-            "hold all of them"
-        ),
+        "report_to wandb tensorboard mlflow trackio comet logger logging use_wandb log_with trackers",
+        "track",
+        "a section: `track: {wandb: {}}`, or `tensorboard`, `mlflow`, `trackio`",
     ),
+    Foreign("wandb_project", "track.wandb.project"),
+    Foreign("wandb_entity", "track.wandb.entity"),
+    Foreign("wandb_mode", "track.wandb.mode"),
+    Foreign("logging_dir tensorboard_dir", "track.tensorboard.dir"),
+    Foreign("mlflow_tracking_uri tracking_uri", "track.mlflow.uri"),
     Foreign("push_to_hub hub_strategy hub_token", "$ export", "it writes a directory, which `hf upload` sends"),
     Foreign("store cache cache_dir", "$ run --store"),
     Foreign(

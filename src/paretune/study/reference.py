@@ -10,6 +10,7 @@ from paretune.study.registry import Evaluation, Method, evaluations, methods
 from paretune.study.safety import Classifier, Safety
 from paretune.study.study import Base, Precision
 from paretune.study.tasks import Records, Task
+from paretune.study.track import MLflow, TensorBoard, Track, Trackio, Wandb
 from paretune.study.train import EarlyStopping, Train
 
 _SECTIONS: tuple[tuple[str, str, tuple[type[Spec], ...]], ...] = (
@@ -19,6 +20,7 @@ _SECTIONS: tuple[tuple[str, str, tuple[type[Spec], ...]], ...] = (
     ("precision", "Number formats.", (Precision,)),
     ("compare", "How variants are compared.", (Compare, Bound)),
     ("safety", "A filter for unsafe text; none unless given.", (Safety, Classifier)),
+    ("track", "Trackers that a run is shown in; none unless given.", (Track, Wandb, TensorBoard, MLflow, Trackio)),
 )
 _LISTS = """\
 A field of a method can be given several values; of several fields the product is taken.

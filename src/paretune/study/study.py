@@ -19,6 +19,7 @@ from paretune.study.foreign import unknown
 from paretune.study.grid import grid_of, refuse_elsewhere, which_variant
 from paretune.study.registry import Evaluation, evaluations, find_evaluation
 from paretune.study.safety import Safety
+from paretune.study.track import Track
 from paretune.study.train import Train
 from paretune.study.variants import Variant, parse_variants
 from paretune.study.yaml_file import Path_, read_yaml
@@ -91,6 +92,8 @@ class Study(Spec):
     compare: Compare = Compare()
     safety: Safety | None = None
     """What counts as unsafe text, in the data and in what variants write; nothing unless given."""
+    track: Track | None = None
+    """Trackers that a run is shown in; none unless given."""
 
     @property
     def baseline(self) -> str:
@@ -173,7 +176,7 @@ def _parse(value: Mapping[str, Any]) -> Study:
         spec = find_evaluation(kind, where).config
         fields = {key: field for key, field in fields.items() if key != "kind"}
         parts["evaluate"][name] = EvaluationUse(kind=kind, config=validate(spec, fields, where))
-    for name, model in (("train", Train), ("precision", Precision), ("compare", Compare), ("safety", Safety)):
+    for name, model in (("train", Train), ("precision", Precision), ("compare", Compare), ("safety", Safety), ("track", Track)):
         if name in value:
             parts[name] = validate(model, value[name], name)
     if "seeds" in value:
