@@ -18,6 +18,7 @@ OUTPUTS = [
     *(
         "answer.txt",
         "audit.csv",
+        "cards",
         "comparisons.csv",
         "curves.csv",
         "estimates.csv",
@@ -62,6 +63,9 @@ def test_a_second_run_reuses_everything(folder, capsys):
 def test_an_exported_directory_gives_the_loss_of_the_results(folder, variant, tmp_path, capsys):
     seed = [] if variant == "base" else ["--seed", "1"]
     assert main(["export", study(folder), variant, "--to", str(tmp_path / "model"), *seed]) == 0
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers")
+    assert "# What was measured" in card
     results = pd.read_csv(folder / "out" / "results.csv")
     chosen = results[(results["variant"] == variant) & (results["metric"] == "loss") & (results["split"] == "test")]
     expected = chosen["value"].iloc[-1]

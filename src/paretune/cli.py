@@ -240,13 +240,22 @@ def export_command(
     store: StorePath = None,
 ) -> None:
     """Write a variant as a directory that transformers or PEFT loads with no Paretune installed."""
+    from paretune.analysis.cards import model_card
+    from paretune.analysis.facts import find
+    from paretune.analysis.scores import Entrant
     from paretune.api import open_study
-    from paretune.variants.export import Wanted, export_variant
+    from paretune.pipeline.results import read_results
+    from paretune.variants.export import CARD, Wanted, export_variant, find_cell
 
-    opened = open_study(study, store)
-    typer.echo(
-        export_variant(opened.plan, opened.store, Wanted(variant, base, data, seed), to, form, partial(typer.echo, err=True))
-    )
+    opened, wanted = open_study(study, store), Wanted(variant, base, data, seed)
+    told = export_variant(opened.plan, opened.store, wanted, to, form, partial(typer.echo, err=True))
+    cell = find_cell(opened.plan, wanted)
+    findings = find(read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store))
+    entrant = Entrant(cell.base, cell.dataset, cell.variant)
+    if findings.estimates.get(entrant):
+        use = (to / CARD).read_text(encoding="utf-8")
+        (to / CARD).write_text(model_card(findings, entrant, use), encoding="utf-8")
+    typer.echo(told)
 
 
 @app.command("gate")

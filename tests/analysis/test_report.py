@@ -538,7 +538,7 @@ def test_a_report_without_figures_draws_none(tmp_path: Path) -> None:
     written = write_outputs(make_results(tmp_path, SMALL), tmp_path / "out", figures=False)
     assert {file.name for file in written} == {
         *(f"{name}.csv" for name in ("results", "estimates", "comparisons", "curves", "audit", "leakage")),
-        *("generations.jsonl", "findings.json", "report.txt", "report.md", "report.html", "answer.txt"),
+        *("generations.jsonl", "findings.json", "report.txt", "report.md", "report.html", "answer.txt", "README.md"),
     }
     assert "![" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
+from paretune.analysis.cards import cards
 from paretune.analysis.compare import Difference
 from paretune.analysis.facts import find
 from paretune.analysis.figures import write_figures
@@ -89,7 +90,7 @@ def write_outputs(results: Results, out: Path, *, figures: bool = True) -> list[
             # A signal that would end the command waits until the files are all old or all new.
             with _held(out), signals.held_back():
                 for file in written:
-                    (out / file).parent.mkdir(exist_ok=True)
+                    (out / file).parent.mkdir(parents=True, exist_ok=True)
                     (draft / file).replace(out / file)
     except OSError as error:
         raise StoreError(f"--out: `{out}` cannot be written ({error.strerror}); name another directory") from None
@@ -124,8 +125,10 @@ def _write(results: Results, out: Path, figures: bool) -> list[Path]:
     drawn = write_figures(findings, out) if figures else []
     report = build_report(findings, frozenset(file.name for file in drawn))
     texts |= {"report.txt": as_text(report), "report.md": as_markdown(report), "report.html": as_html(report, out)}
+    texts |= cards(findings)
     texts[ANSWER] = as_text(replace(report, sections=report.sections[:1]), NARROW)
     for name, text in texts.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(text, encoding="utf-8", newline="\n")
     return [*drawn, *(out / name for name in texts)]
 

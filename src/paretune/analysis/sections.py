@@ -8,7 +8,7 @@ base, are left out.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from paretune.analysis import words
@@ -181,16 +181,16 @@ def _across_table(findings: Findings, dataset: str) -> Table:
 
 def _compared(findings: Findings) -> list[Block]:
     facts = findings.facts
-    blocks = [*as_blocks(facts.setup), _variants_table(findings.study.variants)]
+    blocks = [*as_blocks(facts.setup), variants_table(findings.study.variants)]
     if findings.results.data:
-        blocks += [_data_table(findings), *as_blocks(facts.data)]
+        blocks += [data_table(findings, findings.results.data), *as_blocks(facts.data)]
     deviations = as_blocks(facts.deviations)
     if any(isinstance(block, Bullets) for block in deviations):
         blocks.append(Paragraph("Deviations:", introduces=True))
     return [*blocks, *deviations]
 
 
-def _variants_table(variants: Mapping[str, Variant]) -> Table:
+def variants_table(variants: Mapping[str, Variant]) -> Table:
     def methods(row: tuple[str, Variant]) -> str:
         parts = []
         for uses in zip(*row[1].chains, strict=True):
@@ -213,8 +213,9 @@ def _setting(value: object) -> str:
     return ", ".join(str(item) for item in value) if isinstance(value, tuple | list) else str(value)
 
 
-def _data_table(findings: Findings) -> Table:
-    """What is trained and scored on, base by base where they differ: tokenizers make different texts too long.
+def data_table(findings: Findings, names: Iterable[str]) -> Table:
+    """What of the datasets called `names` is trained and scored on, base by base where they differ: tokenizers make
+    different texts too long.
 
     Bytes are counted as in the data where nothing was left out: of a dataset with tasks these hold contexts and prompts too.
     """
@@ -255,7 +256,7 @@ def _data_table(findings: Findings) -> Table:
     ]
     known = all("kept_examples_train" in record.metrics for record in skipping.values())
     counted = "as trained and scored on" if known else "documents, examples and bytes before what is too long was left out"
-    return make_table(itertools.product(data, SPLITS), columns, f"Data, {counted}", words=2, grouped=True)
+    return make_table(itertools.product(names, SPLITS), columns, f"Data, {counted}", words=2, grouped=True)
 
 
 def _other_section(findings: Findings, group: Group) -> Section | None:
@@ -287,8 +288,15 @@ class _AuditRow(NamedTuple):
 
 def _audit_section(findings: Findings) -> Section | None:
     """What cleaning did and what the audit found, dataset by dataset."""
+    table = audit_table(findings, findings.audit)
+    blocks = [*([table] if table else []), *as_blocks(findings.facts.audit)]
+    return Section("Audit of the data", blocks) if blocks else None
+
+
+def audit_table(findings: Findings, names: Iterable[str]) -> Table | None:
+    """What was found in the datasets called `names`; None for nothing."""
     rows, order = list[_AuditRow](), list(FINDINGS)
-    for dataset, of_dataset in findings.audit.items():
+    for dataset, of_dataset in ((name, findings.audit[name]) for name in names if name in findings.audit):
         kinds: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
         for row in of_dataset:
             if row["finding"] in order:
@@ -315,6 +323,4 @@ def _audit_section(findings: Findings) -> Section | None:
         Column("for example", examples),
     ]
     caption = "Audit before training; `audit.csv` names more records"
-    blocks: list[Block] = [make_table(rows, columns, caption, words=2, grouped=True)] if rows else []
-    blocks += as_blocks(findings.facts.audit)
-    return Section("Audit of the data", blocks) if blocks else None
+    return make_table(rows, columns, caption, words=2, grouped=True) if rows else None

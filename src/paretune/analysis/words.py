@@ -15,12 +15,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from paretune.analysis.compare import Difference
 from paretune.analysis.findings import Fact
 from paretune.analysis.scores import Entrant, Quantity
+from paretune.study.findings import FINDINGS
 from paretune.study.registry import metric_of
 
 UNKNOWN = "-"
 _TIMES = "x"
 """Before a number: so many times as much."""
-TEMPLATES = ("conclusions.j2", "answers.j2", "caveats.j2", "setup.j2", "gate.j2")
+TEMPLATES = ("conclusions.j2", "answers.j2", "caveats.j2", "setup.j2", "gate.j2", "cards.j2")
 """Files with a macro for each class of facts."""
 
 
@@ -322,6 +323,6 @@ def _environment() -> Environment:
             ),
         )
     }
-    environment.globals |= words
+    environment.globals |= {**words, "found_words": FINDINGS.__getitem__}
     environment.filters |= words
     return environment

@@ -1,0 +1,69 @@
+"""Cards are read back by the hub's own client, and say what the study has found."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import DatasetCard, ModelCard
+
+from paretune.analysis.cards import cards, model_card
+from paretune.analysis.facts import find
+from paretune.analysis.findings import Findings
+from paretune.analysis.scores import Entrant
+from paretune.pipeline.records import Results
+from paretune.study.study import load_study
+from tests.analysis.synthetic import Shape, make_results
+
+SMALL = Shape(documents=12, epochs=1, evaluations=("perplexity", "qa", "latency"))
+FULL = Entrant("novels", "news", "full")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return make_results(tmp_path, SMALL)
+
+
+@pytest.fixture
+def findings(results: Results) -> Findings:
+    return find(results)
+
+
+def test_every_variant_and_dataset_has_a_card_that_the_hub_reads(findings: Findings) -> None:
+    texts = cards(findings)
+    names = {f"cards/novels-news-{variant}/README.md" for variant in ("base", "full", "original", "reduced")}
+    assert set(texts) == names | {"cards/news/README.md"}
+    for name in names:
+        card = ModelCard(texts[name])
+        entrant = Entrant("novels", "news", name.split("/")[1].removeprefix("novels-news-"))
+        found = {(result.metric_type, result.dataset_split): result.metric_value for result in card.data.eval_results}
+        for quantity, estimate in findings.estimates[entrant].items():
+            if quantity.metric in ("perplexity", "accuracy") and quantity.split != "validation" and not quantity.slice:
+                assert found[quantity.metric, quantity.split or None] == pytest.approx(estimate.mean, abs=1e-6)
+        assert "paretune" in card.data.tags
+    assert DatasetCard(texts["cards/news/README.md"]).data.pretty_name == "news"
+
+
+def test_a_card_tells_of_methods_scores_limits_and_risks_and_of_no_place(findings: Findings) -> None:
+    text = model_card(findings, FULL).replace("\\", "")
+    assert "| full | train.full (learning_rate 3e-05)" in text
+    assert "Against full, paired by document" not in text  # it is the baseline itself
+    assert "Against full, paired by document" in model_card(findings, FULL._replace(variant="reduced"))
+    assert "One learning rate a method" in text.split("## Limitations")[1].split("## Ethical")[0]
+    risks = text.split("## Ethical considerations")[1]
+    assert "Unsafe text was not looked for: the study names no `safety`." in risks
+    assert "The licence of the base `novels` is not known" in risks
+    assert "models/novels" not in text
+
+
+def test_a_hub_base_is_named_as_the_hub_wants_it(results: Results) -> None:
+    text = results.study_file.read_text(encoding="utf-8").replace("path: models/novels", "hub: some/model")
+    results.study_file.write_text(text, encoding="utf-8")
+    card = ModelCard(model_card(find(replace(results, study=load_study(results.study_file))), FULL))
+    assert card.data.base_model == "some/model"
+
+
+def test_an_export_keeps_its_lines_of_use(findings: Findings) -> None:
+    text = model_card(findings, FULL, "# full\n\n## Use\n\nfive lines\n")
+    assert ModelCard(text).data.model_name is None or ModelCard(text).data.eval_results
+    assert text.index("five lines") < text.index("# What was measured") < text.index("## Evaluation")
+    assert "writes it with the lines that load it" not in text
