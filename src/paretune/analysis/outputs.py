@@ -26,6 +26,7 @@ from paretune.analysis.compare import Difference
 from paretune.analysis.conclusions import find
 from paretune.analysis.figures import write_figures
 from paretune.analysis.findings import Fact, Findings
+from paretune.analysis.page import page_data, reproduction
 from paretune.analysis.render import as_html, as_markdown, as_text
 from paretune.analysis.scores import Entrant, Quantity, read_generations
 from paretune.analysis.sections import build_report
@@ -121,7 +122,8 @@ def _write(results: Results, out: Path, figures: bool) -> list[Path]:
     texts |= {"generations.jsonl": "".join(generations(findings)), "findings.json": findings_json(findings)}
     drawn = write_figures(findings, out) if figures else []
     report = build_report(findings, frozenset(file.name for file in drawn))
-    texts |= {"report.txt": as_text(report), "report.md": as_markdown(report), "report.html": as_html(report, out)}
+    texts |= {"report.txt": as_text(report), "report.md": as_markdown(report)}
+    texts["report.html"] = as_html(report, out, page_data(findings), reproduction(results))
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
     return [*drawn, *(out / name for name in texts)]
