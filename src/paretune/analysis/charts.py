@@ -61,7 +61,8 @@ _FADES = {"condition": {"test": "chosen === null || datum.entrant === chosen", "
 _COLOUR = {"field": "colour", "type": "nominal", "scale": None}
 _TIP = {"field": "tip"}
 _CONFIG = {
-    "aria": False,
+    "aria": False,  # the element that it is drawn into says what it shows
+    "mark": {"aria": False},
     "background": "transparent",
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
@@ -135,7 +136,15 @@ _SCATTER = _chart(
             },
             {
                 "transform": [{"filter": "isValid(datum.y_label)"}],
-                "mark": {"type": "text", "align": "left", "dx": 10, "fontSize": 12.5, "cursor": "pointer"},
+                "mark": {
+                    "type": "text",
+                    "align": {"expr": "datum.to_left ? 'right' : 'left'"},
+                    "dx": {"expr": "datum.to_left ? -10 : 10"},
+                    "fontSize": 12.5,
+                    "stroke": "var(--paper)",
+                    "strokeWidth": 3,
+                    "cursor": "pointer",
+                },
                 "encoding": {
                     "y": _at("y_label"),
                     "text": {"field": "label"},

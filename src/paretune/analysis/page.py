@@ -19,9 +19,9 @@ from paretune.analysis.decision import as_compared, weighed_costs, where_judged
 from paretune.analysis.figures import short_names
 from paretune.analysis.findings import Findings, Group
 from paretune.analysis.scores import Entrant, Quantity, entrant_of, read_generations
-from paretune.analysis.tables import cost_text, estimate_text, mark_of
+from paretune.analysis.tables import cost_text, estimate_text, mark_of, signed
 from paretune.analysis.training import running_mean
-from paretune.pipeline.records import SLICE_PREFIX, Record, Results
+from paretune.pipeline.records import CHOICES, SLICE_PREFIX, Record, Results, read_lines
 from paretune.study.registry import metric_of, metrics
 
 Json = dict[str, Any]
@@ -106,7 +106,7 @@ def _values(findings: Findings, group: Group, entrant: Entrant, measures: dict[s
         if quantity.slice:
             continue
         row = metric_of(quantity.metric)
-        measures.setdefault(_id(quantity), _measure(words.noun(quantity, str), quantity.metric, quantity))
+        measures.setdefault(_id(quantity), _measure(_label(quantity), quantity.metric, quantity))
         compared = quantity._replace(metric=row.exp_of or quantity.metric)
         difference = findings.told(entrant, group.baseline, compared)
         seeds = f", {estimate.n_seeds} seeds" if estimate.n_seeds > 1 else ""
@@ -136,6 +136,13 @@ def _values(findings: Findings, group: Group, entrant: Entrant, measures: dict[s
             value |= {"verdict": verdict, "change": words.times(ratio.value)}
         found[_cost_id(name)] = value
     return found
+
+
+def _label(quantity: Quantity) -> str:
+    """`test perplexity`, `accuracy (likelihood) on qa`: as in a sentence, but each metric by its own heading."""
+    row = metric_of(quantity.metric)
+    text = f"{quantity.split} {row.column}".strip()
+    return text if quantity.split and row.of_text else f"{text} on {quantity.task}"
 
 
 def _measure(label: str, name: str, quantity: Quantity | None) -> Json:
@@ -256,6 +263,7 @@ def _blocks(choice: Any, base: str, dataset: str) -> Json:
             "value": _short(score.more),
             "low": _short(score.more_low),
             "high": _short(score.more_high),
+            "text": signed(score.more, score.more_low, score.more_high, 3),
             "is_removed": score.is_removed,
         }
         for score in choice.scores
@@ -347,6 +355,13 @@ def _scored(record: Record, evaluation: str, texts: Sequence[Mapping[str, Any]])
         example.prompt = text["prompt"]
         example.references = text.get("references") or ([text["reference"]] if text.get("reference") else [])
         made |= {"text": text["text"], "stop": text["stopped_by"]} | ({"unsafe": True} if text.get("filtered") else {})
+    choices = record.path / CHOICES
+    by_number = {key[2]: entry for key, entry in found.items()} if choices.exists() else {}
+    for choice in read_lines(choices) if choices.exists() else ():
+        example, made = by_number[choice["example"]]
+        example.prompt = choice["prompt"] + "".join(f"\n- {option}" for option in choice["options"])
+        example.references = [choice["reference"]]
+        made["text"] = choice["text"]
     return list(found.values())
 
 

@@ -101,15 +101,22 @@ async function chart(id, kind, rows, label, change = () => {}) {
 
 function axis(measure, values) {
   const labels = {
-    bytes: "format(datum.value, '~s') + 'B'", share: "format(datum.value, '.0%')", count: "format(datum.value, '~s')",
+    bytes: "replace(format(datum.value, '~s'), /([kMGT]?)$/, ' $1B')", share: "format(datum.value, '.0%')", count: "format(datum.value, '~s')",
     seconds: "datum.value >= 5400 ? format(datum.value / 3600, '~r') + ' h' : datum.value >= 120 ? format(datum.value / 60, '~r') + ' min' : format(datum.value, '~r') + ' s'",
     ms: "format(datum.value, '~r') + ' ms'",
   };
   return {
     scale: {padding: 18, nice: false, ...(is_wide(values) ? {type: "log"} : {zero: false})},
-    axis: labels[measure.unit] ? {labelExpr: labels[measure.unit]} : {},
+    axis: {...(labels[measure.unit] ? {labelExpr: labels[measure.unit]} : {}), ...(is_wide(values) ? {values: ticks(values)} : {})},
     title: [measure.label, better(measure)].filter(Boolean).join(", "),
   };
+}
+
+// 1, 2 and 5 of every power of ten on a logarithmic axis.
+function ticks(values) {
+  const [low, high] = [Math.min(...values) / 2, Math.max(...values) * 2];
+  const powers = Array.from({length: Math.ceil(Math.log10(high / low)) + 2}, (_, index) => 10 ** (Math.floor(Math.log10(low)) + index));
+  return powers.flatMap((power) => [power, 2 * power, 5 * power]).filter((value) => low <= value && value <= high);
 }
 
 function tip_of(index, measure) {
@@ -139,7 +146,9 @@ async function scatter(id, x, y, hollow) {
   const named = rows.filter((row) => rows.length <= LABELLED || row.on_frontier || row.is_baseline || row.is_recommended);
   const [to_x, to_y, taken] = [view.scale("x"), view.scale("y"), []];
   for (const row of named.sort((one, other) => to_y(one.y) - to_y(other.y))) {
-    const [left, width] = [to_x(row.x), 14 + 7 * row.label.length];
+    const width = 14 + 7 * row.label.length;
+    row.to_left = to_x(row.x) + width > view.width() && to_x(row.x) > width;
+    const left = to_x(row.x) - (row.to_left ? width : 0);
     let top = to_y(row.y);
     while (taken.some(([at, wide, line]) => left < at + wide && at < left + width && Math.abs(top - line) < LINE)) top += 1;
     taken.push([left, width, top]);
@@ -197,8 +206,10 @@ function show_bars() {
   }));
   if (!rows.length) return;
   chart("bars", "bars", rows, `${data.metrics[metric].label} by task and slice`, (spec) => {
+    const is_narrow = $("bars").clientWidth < 500;
     const x = {title: [data.metrics[metric].label, better(data.metrics[metric])].filter(Boolean).join(", "), scale: {zero: rows[0].from_zero}};
-    if (data.metrics[metric].unit === "share") x.axis = {format: ".0%"};
+    x.axis = {titleAnchor: is_narrow ? "end" : "middle", ...(data.metrics[metric].unit === "share" ? {format: ".0%"} : {})};
+    if (is_narrow) spec.encoding.y.axis.labelLimit = 130;
     for (const layer of spec.layer) Object.assign(layer.encoding.x, x);
     spec.height = Math.max(80, 16 * rows.length);
   });
@@ -212,7 +223,7 @@ function show_blocks() {
     "figure", {}, make("figcaption", {textContent: bases.length > 1 ? `${choice.base}, ${choice.title}` : choice.title}), make("div", {id: `blocks-${index}`, className: "chart"}),
   )));
   choices.forEach((choice, index) => chart(`blocks-${index}`, "blocks", choice.rows.map((row) => ({
-    ...row, tip: `without ${row.label}: ${row.value} (${row.low} to ${row.high}) against the removed`,
+    ...row, tip: `without ${row.label}: ${row.text} against the removed`,
   })), choice.title, (spec) => { spec.layer[2].encoding.y.title = "worse than the removed one by"; }));
 }
 
@@ -476,7 +487,7 @@ function set_up() {
     document.documentElement.dataset.theme = is_dark ? "light" : "dark";
   };
   document.addEventListener("keydown", (event) => {
-    if (event.target.closest("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest("input:not([type=checkbox]), select") || event.ctrlKey || event.metaKey || event.altKey) return;
     const step = {j: 1, ArrowRight: 1, k: -1, ArrowLeft: -1}[event.key];
     if (step && !event.target.closest(".wide, pre")) { event.preventDefault(); go(step); }
     if (event.key === "Escape" && state.chosen !== null) choose(state.chosen);
