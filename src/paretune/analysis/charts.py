@@ -182,7 +182,7 @@ _BARS = _chart(
         "layer": [
             {
                 "transform": [{"filter": "datum.from_zero"}],
-                "mark": {"type": "bar", "opacity": 0.55, "cursor": "pointer"},
+                "mark": {"type": "bar", "fillOpacity": 0.4, "cursor": "pointer"},
                 "encoding": {"x": _at("value"), "color": _COLOUR, "opacity": _FADES, "tooltip": _TIP},
             },
             _interval("x", "low", "high"),

@@ -259,7 +259,7 @@ function cell(index, id) {
   const node = make("td", {className: mark && !state.view.is_across ? value.verdict : "", title: tip_of(index, id)}, value.text);
   if (mark && !state.view.is_across) node.append(" ", make("span", {role: "img", "aria-label": value.verdict, textContent: mark}));
   const drawn = data.measures[id].is_cost ? null : line(value, column, present(reference) ? data.values[reference][id] : null);
-  if (drawn) node.append(drawn);
+  if (drawn) node.append(drawn, make("span", {className: "heard", textContent: value.full}));
   return node;
 }
 
@@ -414,7 +414,7 @@ function differences(one, other) {
 
 function written(text, marked, tag) {
   const node = make("pre", {className: text.length > 900 ? "long" : "", tabIndex: text.length > 900 ? 0 : -1});
-  if (!marked) node.textContent = text || "(nothing)";
+  if (!marked) node.textContent = text.trimStart() || "(nothing)";
   else for (const [word, is_apart] of marked) node.append(is_apart && word.trim() ? make(tag, {textContent: word}) : word);
   return node;
 }
@@ -426,7 +426,7 @@ function show_example() {
   const example = shown[state.at];
   if (!example) { $("example").replaceChildren(make("p", {className: "note", textContent: "No example passes these filters."})); return; }
   const [one, other] = [picked("a"), picked("b")];
-  const text_of = (key) => (key === "reference" ? example.references[0] : made_by(example, key)?.text);
+  const text_of = (key) => (key === "reference" ? example.references[0] : made_by(example, key)?.text)?.trimStart();
   const marked = present(text_of(one)) && present(text_of(other)) && one !== other ? differences(text_of(one), text_of(other)) : [null, null];
   const marks = (key) => (key === one ? [marked[0], "ins"] : key === other ? [marked[1], "del"] : [null, "ins"]);
   const where = [example.task, example.split, ...Object.entries(example.fields).map(([field, value]) => `${field}: ${value}`)].filter(Boolean).join(" · ");
