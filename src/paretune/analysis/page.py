@@ -18,6 +18,7 @@ from paretune.analysis import charts, words
 from paretune.analysis.decision import as_compared, weighed_costs, where_judged
 from paretune.analysis.figures import short_names
 from paretune.analysis.findings import Findings, Group
+from paretune.analysis.render import visible
 from paretune.analysis.scores import Entrant, Quantity, entrant_of, read_generations
 from paretune.analysis.tables import cost_text, estimate_text, mark_of, signed
 from paretune.analysis.training import running_mean
@@ -312,12 +313,12 @@ def _examples(results: Results, dataset: str, order: Mapping[Entrant, int]) -> l
         {
             "task": example.task,
             "split": example.split,
-            "document": example.document,
+            "document": visible(example.document),
             "example": example.example,
-            "fields": dict(example.fields),
-            "prompt": example.prompt,
+            "fields": {name: visible(value) for name, value in example.fields.items()},
+            "prompt": None if example.prompt is None else visible(example.prompt),
             "record": texts.get((example.document, example.example)) if example.split else None,
-            "references": list(example.references),
+            "references": list(map(visible, example.references)),
             "by": example.by,
         }
         for example in found.values()
@@ -354,14 +355,14 @@ def _scored(record: Record, evaluation: str, texts: Sequence[Mapping[str, Any]])
         example, made = found[key]
         example.prompt = text["prompt"]
         example.references = text.get("references") or ([text["reference"]] if text.get("reference") else [])
-        made |= {"text": text["text"], "stop": text["stopped_by"]} | ({"unsafe": True} if text.get("filtered") else {})
+        made |= {"text": visible(text["text"]), "stop": text["stopped_by"]} | ({"unsafe": True} if text.get("filtered") else {})
     choices = record.path / CHOICES
     by_number = {key[2]: entry for key, entry in found.items()} if choices.exists() else {}
     for choice in read_lines(choices) if choices.exists() else ():
         example, made = by_number[choice["example"]]
         example.prompt = choice["prompt"] + "".join(f"\n- {option}" for option in choice["options"])
         example.references = [choice["reference"]]
-        made["text"] = choice["text"]
+        made["text"] = visible(choice["text"])
     return list(found.values())
 
 
@@ -372,7 +373,7 @@ def _records(data: Record | None) -> dict[tuple[str, str], str]:
         return {}
     table = pd.read_parquet(file, filters=[("split", "!=", "train")])
     context = table["context"].where(table["context"].astype(bool), table["text"]) if "context" in table else table["text"]
-    cut = [text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]} […]" for text in context.astype(str)]
+    cut = [visible(text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]} […]") for text in context.astype(str)]
     return dict(zip(zip(table["document"].astype(str), table["example"].astype(str), strict=True), cut, strict=True))
 
 

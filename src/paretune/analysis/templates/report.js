@@ -510,6 +510,8 @@ function set_up() {
   addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((node) => { node.open = !node.classList.contains("menu"); }));
 }
 
-set_up();
-show();
+if (data.views.length) {
+  set_up();
+  show();
+}
 })();
