@@ -288,7 +288,7 @@ class _Example:
 
 
 def _examples(results: Results, dataset: str, order: Mapping[Entrant, int]) -> list[Json]:
-    """Every scored record and question of a dataset in the order of the evaluations, with what each variant made of it."""
+    """Every scored record and question of a dataset, what was asked for a text first, with what each variant made of it."""
     found: dict[tuple[str, str, str], _Example] = {}
     read: dict[str, list[tuple[_Example, Json]]] = {}
     counts: dict[str, int] = {}
@@ -321,7 +321,7 @@ def _examples(results: Results, dataset: str, order: Mapping[Entrant, int]) -> l
             "references": list(map(visible, example.references)),
             "by": example.by,
         }
-        for example in found.values()
+        for example in sorted(found.values(), key=lambda example: example.prompt is None)
         if example.by
     ]
 

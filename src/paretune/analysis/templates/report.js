@@ -462,7 +462,7 @@ function show() {
   const measured = new Set(data.bars.filter((row) => view.entrants.includes(row.entrant)).map((row) => row.metric));
   const metrics = Object.keys(data.metrics).filter((metric) => measured.has(metric));
   const parts = (metric) => unique(data.bars.filter((row) => row.metric === metric && view.entrants.includes(row.entrant)).map((row) => row.part)).length;
-  options($("metric"), metrics.map((metric) => [metric, data.metrics[metric].label]), metrics.toSorted((one, other) => parts(other) - parts(one))[0]);
+  options($("metric"), metrics.map((metric) => [metric, data.metrics[metric].label]), metrics.find((metric) => parts(metric) > 2) ?? metrics[0]);
   $("of-bars").hidden = !metrics.length;
   for (const part of [show_chips, show_axes, show_plot, show_table, show_columns, show_curves, show_bars, show_size, show_blocks, show_filters]) part();
   if (examples().length) show_example();
