@@ -18,6 +18,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 WILD = "<img src=x onerror=\"document.title='taken'\"></script><script>document.title='taken'</script>"
 SHAPE = Shape(documents=12, epochs=2)
+SECONDS = 20
+"""That the page may take on a busy machine."""
+expect.set_options(timeout=SECONDS * 1000)
 
 
 def answer_questions(folder: Path, shape: Shape) -> Path:
@@ -51,7 +54,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser, file: Path) -> Iterator[Page]:
     """The page after its charts were drawn; a message of the console or a request fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
-    context.set_default_timeout(5000)
+    context.set_default_timeout(SECONDS * 1000)
     opened, told = context.new_page(), []
     opened.on("console", lambda message: told.append(message.text))
     opened.on("pageerror", lambda error: told.append(str(error)))

@@ -483,8 +483,9 @@ function set_up() {
   $("previous").onclick = () => go(-1);
   $("next").onclick = () => go(1);
   $("theme").onclick = () => {
-    const is_dark = getComputedStyle(document.documentElement).colorScheme === "dark";
-    document.documentElement.dataset.theme = is_dark ? "light" : "dark";
+    const {dataset} = document.documentElement;
+    const is_dark = dataset.theme ? dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    dataset.theme = is_dark ? "light" : "dark";
   };
   document.addEventListener("keydown", (event) => {
     if (event.target.closest("input:not([type=checkbox]), select") || event.ctrlKey || event.metaKey || event.altKey) return;
