@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo demo-real test check bench clean
+.PHONY: install demo demo-real test test-browser check bench clean
 
 install: .venv/installed
 
@@ -22,7 +22,11 @@ demo-real: install
 	$(BIN)/paretune run examples/chat.yaml
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not browser"
+
+# report.html in Chromium (Debian: apt-get install chromium); skipped where there is none.
+test-browser: install
+	$(BIN)/python -m pytest -m browser tests/browser
 
 check: install
 	$(BIN)/ruff format --check .

@@ -122,6 +122,15 @@ def test_a_question_without_the_field_of_a_slice_is_refused() -> None:
             slices_of(question, [name])
 
 
+def test_what_was_taken_of_several_options_is_kept_beside_its_score(base: Path, tmp_path: Path) -> None:
+    run(base, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "choices.jsonl").read_text(encoding="utf-8").splitlines()]
+    asked = [question for question in QUESTIONS if question.get("options")]
+    assert [row["options"] for row in rows] == [list(question["options"]) for question in asked]
+    right = read_scores(tmp_path).query("metric == 'accuracy'").set_index("example").value
+    assert {row["example"]: float(row["text"] == row["reference"]) for row in rows} == right.to_dict()
+
+
 def test_answers_are_generated_for_factual_questions(base: Path, tmp_path: Path) -> None:
     run(base, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text(encoding="utf-8").splitlines()]

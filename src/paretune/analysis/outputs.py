@@ -27,6 +27,7 @@ from paretune.analysis.compare import Difference
 from paretune.analysis.facts import find
 from paretune.analysis.figures import write_figures
 from paretune.analysis.findings import Fact, Findings
+from paretune.analysis.page import page_data, reproduction
 from paretune.analysis.render import NARROW, as_html, as_markdown, as_text
 from paretune.analysis.scores import Entrant, Quantity, read_generations
 from paretune.analysis.sections import build_report
@@ -124,7 +125,8 @@ def _write(results: Results, out: Path, figures: bool) -> list[Path]:
     texts |= {"generations.jsonl": "".join(generations(findings)), "findings.json": findings_json(findings)}
     drawn = write_figures(findings, out) if figures else []
     report = build_report(findings, frozenset(file.name for file in drawn))
-    texts |= {"report.txt": as_text(report), "report.md": as_markdown(report), "report.html": as_html(report, out)}
+    texts |= {"report.txt": as_text(report), "report.md": as_markdown(report)}
+    texts["report.html"] = as_html(report, out, page_data(findings), reproduction(results))
     texts |= cards(findings)
     texts[ANSWER] = as_text(replace(report, sections=report.sections[:1]), NARROW)
     for name, text in texts.items():

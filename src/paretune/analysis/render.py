@@ -1,33 +1,41 @@
 """A report for a terminal, in 120 columns, for a repository, in Markdown, and for a browser, as one page that works offline.
 
 Texts come from users and models: control characters are made visible (a terminal would obey them), Markdown's own characters
-and those of HTML are escaped, and generated text stands in fences longer than any run of backticks in it. The page holds its
-figures, asks for nothing from anywhere, and says so to the browser as well by a content security policy.
+and those of HTML are escaped, and generated text stands in fences longer than any run of backticks in it. The page holds all
+that it draws, asks for nothing from anywhere, and says so to the browser by a content security policy too: scripts run by their
+digest alone, and Vega interprets its expressions instead of evaluating them.
 
 A report is plain data: sections of paragraphs, lists, tables, figures and texts side by side. Words are a fact, whose sentence
 is looked up, or text of which the parts between backticks are literal (names, values).
 """
 
 import base64
+import hashlib
+import json
 import re
+import tomllib
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from rich import box
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text as RichText
 
+from paretune.analysis.charts import REPLACED, vega_bundle
 from paretune.analysis.findings import Fact
 from paretune.analysis.words import say
 
 WIDTH = 120
 NARROW = 80
 """Of a terminal that nobody made wider."""
+TEMPLATES = Path(__file__).parent / "templates"
 _CODE = re.compile(r"`([^`]*)`")
 _MARKS = re.compile(r"([\\*_\[\]<>#|~&$])")
 _LIST = re.compile(r"^(\d*)([-+.)])(?=\s)")
@@ -155,14 +163,37 @@ def as_markdown(document: Document) -> str:
     return _render("report.md.j2", filters, document)
 
 
-def as_html(document: Document, folder: Path) -> str:
-    """`folder` is where the paths of the report's pictures begin."""
+def as_html(
+    document: Document, folder: Path, data: Mapping[str, Any] | None = None, made: Mapping[str, Any] | None = None
+) -> str:
+    """The report as a page. `folder` is where the paths of its pictures begin.
+
+    `data` is what its charts, table and examples show (`page.page_data`), `made` how to make the results again
+    (`page.reproduction`); without them it is a page without scripts.
+    """
+    glossary = tomllib.loads((TEMPLATES / "terms.toml").read_text(encoding="utf-8"))
     filters: dict[str, Callable[..., object]] = {
         "pieces": lambda words: _CODE.split(" ".join(visible(_sentence(words)).split())),
+        "terms": _explainer(glossary),
         "plain": lambda text: re.sub(r"\s+", " ", visible(text)),
+        "visible": visible,
         "base64": lambda path: base64.b64encode((folder / path).read_bytes()).decode("ascii"),
+        "sha256": lambda text: f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}",
     }
-    return _render("report.html.j2", filters, document)
+    parts: list[tuple[Section, list[Section]]] = []
+    for section in document.sections:
+        if section.level == 2 or not parts:
+            parts.append((section, []))
+        else:
+            parts[-1][1].append(section)
+    page: dict[str, object] = {"parts": parts, "glossary": glossary, "made": made, "replaced": REPLACED, "data": None}
+    if data is not None:
+        # No `<` of a text ends the script that it stands in.
+        text = json.dumps({**data, "terms": glossary}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        page["data"] = Markup(text.replace("<", "\\u003c"))
+    own = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    page["scripts"] = [Markup(script) for script in (vega_bundle(), own)] if data is not None else []
+    return _render("report.html.j2", filters, document, page)
 
 
 def visible(text: str) -> str:
@@ -233,7 +264,22 @@ def _hanging(mark: str, text: str) -> Grid:
     return grid
 
 
-def _render(template: str, filters: dict[str, Callable[..., object]], document: Document) -> str:
+def _explainer(glossary: Mapping[str, str]) -> Callable[[str], Iterator[tuple[str, str]]]:
+    """Cuts texts at the terms that they are the first to use: pairs of a piece and what it means, empty for other words."""
+    longest_first = sorted(glossary, key=len, reverse=True)
+    pattern = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+    meanings = {term.lower(): meaning for term, meaning in glossary.items()}
+
+    def explain(text: str) -> Iterator[tuple[str, str]]:
+        for piece in pattern.split(text):
+            yield piece, meanings.pop(piece.lower(), "")
+
+    return explain
+
+
+def _render(
+    template: str, filters: dict[str, Callable[..., object]], document: Document, more: Mapping[str, object] | None = None
+) -> str:
     environment = Environment(
         loader=PackageLoader("paretune.analysis", "templates"),
         undefined=StrictUndefined,
@@ -243,7 +289,7 @@ def _render(template: str, filters: dict[str, Callable[..., object]], document: 
         autoescape=template.endswith(".html.j2"),
     )
     environment.filters |= {"cut": _cut, "kind": lambda block: type(block).__name__, **filters}
-    return environment.get_template(template).render(document=document, prompt_length=_PROMPT_LENGTH)
+    return environment.get_template(template).render(document=document, prompt_length=_PROMPT_LENGTH, **more or {})
 
 
 def _cut(text: str, length: int = _TEXT_LENGTH) -> str:

@@ -5,12 +5,14 @@ before a prompt stands the token that `prefix` names. `accuracy` takes the optio
 of its text, as long options are less likely than short ones for no merit of theirs; `accuracy_unnormalised` takes the sum.
 """
 
+import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from paretune.evaluate.outputs import Generation, Score, safety_scores, with_saf
 from paretune.evaluate.scorers import best_of, score_answer
 from paretune.model.forward import score
 from paretune.model.load import LoadedModel, load_model
+from paretune.pipeline.records import CHOICES
 from paretune.pipeline.stage import StageContext
 from paretune.study.evaluations import Prefix, Qa
 
@@ -41,7 +44,8 @@ class Likelihoods:
 
 
 def evaluate_qa(context: StageContext) -> dict[str, Any]:
-    """Stage body: scores of every question, and the generated answers of the factual ones in `generations.jsonl`."""
+    """Stage body: scores of every question, the generated answers of the factual ones in `generations.jsonl`, and which option
+    was taken of the others in `choices.jsonl`."""
     settings = Qa.model_validate(context.config["evaluation"], strict=False)
     file = str(context.resources["items"])
     found = read_question_set(file, settings.format, settings.right_option, settings.references)
@@ -77,6 +81,7 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
         scores += question_scores(question, likelihood, answers.get(question.id), of_question, document)
         ties += bool(question.options) and choices_of(question, likelihood)[1]
     write_outputs(context.draft, scores, generations, settings.slice_by)
+    write_choices(context.draft / CHOICES, requests, likelihoods)
     chosen = [1 / len(question.options) for question in questions if question.options]
     counts = {"questions": len(questions), "multiple_choice": len(chosen), "ties": ties}
     counts |= {
@@ -86,6 +91,18 @@ def evaluate_qa(context: StageContext) -> dict[str, Any]:
     too_long = {"skipped_questions": len(found.questions) - len(questions), "cut_questions": cut}
     counts |= {name: count for name, count in too_long.items() if count}
     return counts | ({"chance_accuracy": sum(chosen) / len(chosen)} if chosen else {})
+
+
+def write_choices(file: Path, requests: Sequence[Request], likelihoods: Sequence[Likelihoods]) -> None:
+    """A line for each multiple-choice question: what was asked, its options, the right one, and which was the likeliest."""
+    with file.open("w", encoding="utf-8") as lines:
+        for request, likelihood in zip(requests, likelihoods, strict=True):
+            question = request.question
+            if options := question.options:
+                row = {"example": question.id, "prompt": request.prompt, "options": list(options)}
+                row |= {"reference": options[question.answer_index or 0]}
+                row |= {"text": options[choices_of(question, likelihood)[0]["accuracy"]]}
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def asked_within(

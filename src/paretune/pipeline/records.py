@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 SLICE_PREFIX = "slice."
+CHOICES = "choices.jsonl"
+"""Beside the scores of questions: what was asked with options, and which one was taken; absent in records of before."""
 MOST_OF_ALL = 0.5
 """Share of the records in one document from which a column splits badly."""
 
