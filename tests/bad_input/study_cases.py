@@ -345,6 +345,18 @@ _AGAINST_THE_BASE = (
         "{prune.blocks: {count: 2}}, {prune.blocks: {blocks: [2]}}",
         ":16: variants.reduced[1].prune.blocks.blocks: there is no block `2`; base `tiny` has 2 blocks at this point",
     ),
+    case(
+        "a narrower MLP that is none",
+        "{prune.blocks: {count: 1, choose: last}}",
+        "{prune.mlp: {fraction: 0.1}}",
+        ":16: variants.reduced[0].prune.mlp.fraction: 0.1 of the 64 channels of base `tiny` would leave 64, in multiples of 32",
+    ),
+    case(
+        "heads that leave none",
+        "{prune.blocks: {count: 1, choose: last}}",
+        "{prune.heads: {count: 2}}",
+        ":16: variants.reduced[0].prune.heads.count: 2 of the 2 groups of 2 heads in a block of base `tiny` leaves none",
+    ),
     case("blocks and count", "choose: last", "blocks: [0]", "prune.blocks: name either `blocks: [...]` or `count: N`"),
     case(
         "unknown LoRA target", "all-linear", "[c_attn]", ":15: variants.original[0].train.lora.targets", "`c_attn`", "`q_proj`"

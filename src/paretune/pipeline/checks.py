@@ -8,13 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import NeedsError, SpecError
-from paretune.pipeline.config_json import num_blocks, num_experts, num_positions, width, with_num_blocks
+from paretune.pipeline.config_json import (
+    architectures,
+    head_counts,
+    mlp_width,
+    num_blocks,
+    num_experts,
+    num_positions,
+    takes_heads,
+    width,
+    with_fields,
+    with_num_blocks,
+)
 from paretune.pipeline.lock import LockedBase
 from paretune.pipeline.machine import has, way_to
 from paretune.pipeline.preflight import Setting, check_files
 from paretune.pipeline.resources import count_weights, read_tokenizer, weight_shapes
 from paretune.study.evaluations import Generate, Latency, Tasks
-from paretune.study.methods import PruneBlocks, QuantizeGguf, QuantizeNf4, TrainLora
+from paretune.study.methods import PruneBlocks, PruneHeads, PruneMlp, QuantizeGguf, QuantizeNf4, TrainLora
 
 _SAME_NAMES = frozenset(
     ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "opt")
@@ -36,6 +47,69 @@ def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase)
         field = "count" if config.count else "blocks"
         raise SpecError(f"{where}.{field}: removing {removed} leaves no block; {has}, so remove at most {count - 1}")
     return with_num_blocks(locked.config, count - removed)
+
+
+def check_mlp(config: PruneMlp, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`prune.mlp`: the base says one width of its MLPs, and some channels leave and some stay."""
+    found = mlp_width(locked.config)
+    if found is None:
+        raise SpecError(
+            f"{where}: base `{base}` ({', '.join(architectures(locked.config))}) cannot say another width of its MLPs: "
+            "config.json names no single one, as of routed experts, or ties it to the hidden states; take `prune.blocks`"
+        )
+    name, channels = found
+    stay = config.stay(channels)
+    if not 0 < stay < channels:
+        raise SpecError(
+            f"{where}.fraction: {config.fraction:g} of the {channels:,} channels of base `{base}` would leave {stay:,}, in "
+            f"multiples of {config.STEP}; write one that leaves {config.STEP} or more and fewer than {channels:,}"
+        )
+    return with_fields(locked.config, {name: stay})
+
+
+def check_heads(config: PruneHeads, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`prune.heads`: the architecture takes another number of heads, and one is left."""
+    if not takes_heads(locked.config):
+        raise SpecError(
+            f"{where}: base `{base}` ({', '.join(architectures(locked.config))}) cannot have fewer heads: it takes no "
+            "`head_dim`, so that a head is the width of the hidden states divided by their number; take `prune.mlp` or "
+            "`prune.blocks`"
+        )
+    heads, shared, size = head_counts(locked.config)
+    units, noun = (heads, "heads") if shared in (1, heads) else (shared, f"groups of {heads // shared} heads")
+    if config.count >= units:
+        raise SpecError(
+            f"{where}.count: {config.count} of the {units} {noun} in a block of base `{base}` leaves none; write at most "
+            f"{units - 1}"
+        )
+    after = heads // units * (units - config.count)
+    if not takes_heads(locked.config, after):
+        fitting = [count for count in range(1, units) if takes_heads(locked.config, heads // units * (units - count))]
+        raise SpecError(
+            f"{where}.count: {config.count} leaves {after} heads in a block of base `{base}`, which transformers refuses of "
+            f"`{locked.config['model_type']}`, as they do not divide the width of the hidden states, {width(locked.config):,}; "
+            f"write {' or '.join(map(str, fitting)) or '`prune.mlp` instead'}"
+        )
+    return with_fields(
+        locked.config,
+        {"num_attention_heads": after, "num_key_value_heads": 1 if shared == 1 else units - config.count, "head_dim": size},
+    )
+
+
+def tell_mlp(config: PruneMlp, base: str, locked: LockedBase) -> list[str]:
+    """`prune.mlp`: the rounding."""
+    _, channels = mlp_width(locked.config) or ("", 0)
+    stay = config.stay(channels)
+    return [f"prune.mlp with `fraction: {config.fraction:g}` leaves {stay:,} of {channels:,} channels of an MLP of `{base}`"]
+
+
+def tell_heads(config: PruneHeads, base: str, locked: LockedBase) -> list[str]:
+    """`prune.heads`: what a unit is, where it is no head."""
+    heads, shared, _ = head_counts(locked.config)
+    if shared in (1, heads):
+        return []
+    removed = config.count * heads // shared
+    return [f"prune.heads with `count: {config.count}` takes {removed} of {heads} heads of a block of `{base}`: whole groups"]
 
 
 def _check_rank(config: TrainLora, where: str, base: str, locked: LockedBase) -> None:

@@ -97,6 +97,11 @@ class Work:
             # Saved, and loaded again to show that it is the same.
             search = search_seconds(stage, model, sample) if sample else 0.0
             return Duration(made + model.load + search)
+        if stage.kind in ("prune.heads", "prune.mlp"):
+            # Read once to measure; a slope of the loss takes a pass back as well, which is two more.
+            read = min(stage.config["method"]["calibration"]["tokens"], _read(sample, "train")) if sample else 0.0
+            passes = 4 if stage.config["method"]["by"] == "taylor" else 1
+            return Duration(made + model.load + passes * model.reading(read))
         row = evaluations().get(stage.kind.removeprefix("evaluate."))
         measured = _EVALUATIONS.get(stage.kind)
         if row is None or measured is None:
@@ -135,7 +140,7 @@ def search_seconds(stage: Stage, model: "_Model", sample: Sample) -> float:
         return 0.0
     num, count = model.blocks, method["count"]
     share = sum(b.completion for t in sample.texts for b in t.branches) / max(1, sum(t.read for t in sample.texts))
-    tokens = min(method["calibration"]["tokens"], sum(t.read for t in sample.texts) * sample.shares["train"])
+    tokens = min(method["calibration"]["tokens"], _read(sample, "train"))
     if method["choose"] != "loss":
         calls, heads = num, 0.0
     elif count <= 2 or sum(math.comb(num, size) for size in range(count + 1)) <= _EXACT_SETS:
@@ -196,21 +201,21 @@ def _training(stage: Stage, model: _Model, sample: Sample, amount: Amount | None
     steps = settings["max_steps"] or per_epoch * (settings["epochs"] or 3)
     every = per_epoch if settings["evaluate_every"] == "epoch" else settings["evaluate_every"]
     if sample.plain:
-        epoch, validation = amount.tokens + amount.windows, _plain_tokens(sample, "validation", stage)
+        epoch, validation = amount.tokens + amount.windows, _read(sample, "validation")
     else:
         # A context once for all of its tasks, as far as a step holds them together.
         shared = settings.get("layout", "trees") == "trees"
         read = [t.read if shared else sum(1 + t.context + b.prompt + b.completion for b in t.branches) for t in sample.texts]
         epoch = sum(read) * sample.shares["train"]
-        validation = sum(t.read for t in sample.texts) * sample.shares["validation"]
+        validation = _read(sample, "validation")
     in_step = epoch / per_epoch
     work = model.seconds(kind, steps * math.ceil(in_step / model.pass_tokens), steps * in_step)
     measuring = math.ceil(steps / every) * model.reading(validation)
     return Duration(made + model.load + work + measuring, "may stop early" if settings.get("early_stopping") else "")
 
 
-def _plain_tokens(sample: Sample, split: str, stage: Stage) -> float:
-    """Of a split of plain texts, each token read once."""
+def _read(sample: Sample, split: str) -> float:
+    """Tokens of a split, each read once."""
     return sum(text.read for text in sample.texts) * sample.shares[split]
 
 

@@ -186,7 +186,7 @@ def _time(new: Mapping[Stage, Cost]) -> list[str]:
     ]
     for stage, cost in new.items():
         method = stage.config.get("method", {})
-        if method.get("calibration") and (cost.seconds or 0) > _SLOW_SEARCH:
+        if stage.kind == "prune.blocks" and method.get("calibration") and (cost.seconds or 0) > _SLOW_SEARCH:
             fewer = method["calibration"]["tokens"] // 4
             ways = [f"`calibration: {{tokens: {fewer}}}`", *(["`count: 1`"] if method["count"] > 1 else [])]
             ways += ["`choose: influence`"] if method["choose"] == "loss" else []

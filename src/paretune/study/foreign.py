@@ -154,10 +154,11 @@ FOREIGN = (
     Foreign(
         "prune pruning prune.layers prune.depth drop_layers layer_drop depth shortgpt shortened_llama", "variants:prune.blocks"
     ),
+    Foreign("prune.width prune.channels prune.neurons prune.ffn width", "variants:prune.mlp"),
+    Foreign("num_heads n_heads heads_to_prune prune.attention_heads", "variants:prune.heads.count"),
     Foreign(
-        "prune.heads prune.width prune.channels prune.mlp width prune.wanda wanda sparsegpt magnitude prune.magnitude",
-        "variants:prune.width variants:prune.heads variants:prune.channels",
-        missing="pruning inside of blocks is not there yet; `prune.blocks` takes out whole ones",
+        "prune.wanda wanda sparsegpt prune.sparse prune.magnitude",
+        missing="single weights are not pruned, which makes no model smaller or faster here; take `prune.mlp` or `prune.heads`",
     ),
     Foreign(
         "quantize quantization quant quantize.int4 quantize.gptq gptq awq quantize.awq bnb bitsandbytes int8 int4 nf4 "

@@ -106,6 +106,43 @@ class PruneBlocks(Spec):
         return self
 
 
+class Narrower(Spec):
+    """How the units are chosen that leave every block."""
+
+    by: Literal["activation", "magnitude", "taylor"] = "activation"
+    """What a unit is worth: what it adds to the output of its projection on training text, activation times norm of the weights
+    (`activation`); the norm of its weights alone (`magnitude`); or how the loss would change without it, were it linear
+    (`taylor`, arXiv 1906.10771)."""
+    compensate: bool = True
+    """Whether the units that stay stand in for those that leave: least squares on training text, folded into the projection."""
+    calibration: Calibration = Calibration()
+    """The training text; read unless the choice is by `magnitude` and nothing compensates."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether training text matters."""
+        return self.compensate or self.by != "magnitude"
+
+
+class PruneMlp(Narrower):
+    """Narrow the MLP of every block alike."""
+
+    STEP: ClassVar = 32
+    fraction: float = Field(gt=0, lt=1)
+    """Of the channels to remove; what stays is rounded to a multiple of 32, and `plan` tells to how many."""
+
+    def stay(self, width: int) -> int:
+        """Of so many channels."""
+        return self.STEP * round((1 - self.fraction) * width / self.STEP)
+
+
+class PruneHeads(Narrower):
+    """Remove attention heads of every block: as many of each."""
+
+    count: int = Field(ge=1)
+    """How many of a block. Of heads that share keys and values in groups, so many whole groups; where all share one, heads."""
+
+
 class QuantizeGguf(Spec):
     """A GGUF file, written by llama.cpp's converter and measured in llama.cpp: what Ollama, LM Studio and phones run."""
 
@@ -145,6 +182,22 @@ METHODS = (
         "paretune.variants.stages:prune_blocks",
         uses_tokens=lambda config: config.is_measured,
         check="paretune.pipeline.checks:check_blocks",
+    ),
+    Method(
+        "prune.heads",
+        PruneHeads,
+        "paretune.variants.width:prune_heads",
+        uses_tokens=lambda config: config.reads_text,
+        check="paretune.pipeline.checks:check_heads",
+        tells="paretune.pipeline.checks:tell_heads",
+    ),
+    Method(
+        "prune.mlp",
+        PruneMlp,
+        "paretune.variants.width:prune_mlp",
+        uses_tokens=lambda config: config.reads_text,
+        check="paretune.pipeline.checks:check_mlp",
+        tells="paretune.pipeline.checks:tell_mlp",
     ),
     Method(
         "quantize.gguf",

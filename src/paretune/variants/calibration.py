@@ -19,7 +19,7 @@ from paretune.data.trees import Example
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
-from paretune.study.methods import Calibration, PruneBlocks
+from paretune.study.methods import Calibration
 from paretune.variants.walk import Removed
 
 
@@ -29,7 +29,7 @@ class Window:
     example: Example
 
 
-def read_windows(context: StageContext, config: MethodConfig[PruneBlocks], prefix_id: int) -> list[Window]:
+def read_windows(context: StageContext, config: MethodConfig[Any], prefix_id: int) -> list[Window]:
     """The windows that a stage's config asks for, from its input `tokens`; DataError if training has no tokens."""
     rows = read_tokens(context.inputs["tokens"].path, "train")
     calibration, max_length = config.method.calibration, config.max_length
@@ -37,7 +37,7 @@ def read_windows(context: StageContext, config: MethodConfig[PruneBlocks], prefi
     assert max_length is not None, "a method that takes the tokens has it"
     windows = draw_windows(rows, calibration, max_length, prefix_id)
     if not windows:
-        raise DataError("the training split has no tokens to measure blocks on; name them with `blocks: [...]`")
+        raise DataError("the training split has no tokens to measure on; name the blocks, or choose by what needs no text")
     return windows
 
 

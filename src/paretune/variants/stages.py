@@ -3,7 +3,9 @@
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from paretune.data.tokenizer import TextTokenizer
 from paretune.model.adapters import count_parameters
 from paretune.model.load import cast, load_model
 from paretune.pipeline.stage import StageContext
@@ -11,6 +13,7 @@ from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, choose_blocks
 from paretune.variants.choose import choose_measured, choose_random
+from paretune.variants.proof import SurgeryProof
 from paretune.variants.proof import prune_blocks as prune_and_prove
 
 
@@ -30,17 +33,26 @@ def prune_blocks(context: StageContext) -> dict[str, Any]:
         drop = choose_blocks(num_blocks, count=method.count or 0, choose=method.choose)
     context.emit(done=0, total=1, part="showing that nothing else changed")
     proof = prune_and_prove(loaded.model, drop, context.draft, base_fingerprint=config.base.digest)
-    if config.ships is not None:
-        cast(loaded.model, getattr(torch, config.ships), only_if_exact=True)  # so that what was shown holds of it
-        loaded.model.save_pretrained(context.draft)
-    loaded.tokenizer.hf.save_pretrained(context.draft)
-    after, _ = count_parameters(loaded.model)
     return {
         "removed_blocks": sorted(drop),
         "blocks_before": num_blocks,
         "blocks_after": num_blocks - len(drop),
+        **leave(context, loaded.model, loaded.tokenizer, before, proof),
+        **measured,
+    }
+
+
+def leave(
+    context: StageContext, model: PreTrainedModel, tokenizer: TextTokenizer, before: int, proof: SurgeryProof
+) -> dict[str, Any]:
+    """Finish the directory of a model that had `before` parameters and was saved and proven; what the record says of both."""
+    if ships := context.config.get("ships"):
+        cast(model, getattr(torch, ships), only_if_exact=True)  # so that what was shown holds of it
+        model.save_pretrained(context.draft)
+    tokenizer.hf.save_pretrained(context.draft)
+    after, _ = count_parameters(model)
+    return {
         "removed_parameters": before - after,
         "parameters": after,
         "largest_difference": max(proof.identity, proof.cache, proof.reload, proof.reload_cache),
-        **measured,
     }
