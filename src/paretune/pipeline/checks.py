@@ -1,6 +1,7 @@
 """Checks of rows against what config.json, the tokenizer and the headers of a base say: lengths, blocks, modules."""
 
 import importlib.util
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from paretune.errors import NeedsError, SpecError
 from paretune.pipeline.config_json import (
+    REWRITTEN,
     architectures,
     head_counts,
     mlp_width,
@@ -16,6 +18,7 @@ from paretune.pipeline.config_json import (
     num_experts,
     num_positions,
     takes_heads,
+    why_no_smaller,
     width,
     with_fields,
     with_num_blocks,
@@ -25,7 +28,7 @@ from paretune.pipeline.machine import has, way_to
 from paretune.pipeline.preflight import Setting, check_files
 from paretune.pipeline.resources import count_weights, read_tokenizer, weight_shapes
 from paretune.study.evaluations import Generate, Latency, Tasks
-from paretune.study.methods import PruneBlocks, PruneHeads, PruneMlp, QuantizeGguf, QuantizeNf4, TrainLora
+from paretune.study.methods import PruneBlocks, PruneHeads, PruneMlp, PruneVocabulary, QuantizeGguf, QuantizeNf4, TrainLora
 
 _SAME_NAMES = frozenset(
     ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "opt")
@@ -96,6 +99,17 @@ def check_heads(config: PruneHeads, where: str, base: str, locked: LockedBase) -
     )
 
 
+def check_vocabulary(config: PruneVocabulary, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`prune.vocabulary`: the tokenizer can lose tokens, as far as its files are at hand."""
+    directory = locked.resource.directory()
+    if directory is not None:
+        file = directory / "tokenizer.json"
+        reason = why_no_smaller(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else "it has no tokenizer.json"
+        if reason:
+            raise SpecError(f"{where}: the tokenizer of base `{base}` cannot be made smaller: {reason}; take the method out")
+    return with_fields(locked.config, {REWRITTEN: True})
+
+
 def tell_mlp(config: PruneMlp, base: str, locked: LockedBase) -> list[str]:
     """`prune.mlp`: the rounding."""
     _, channels = mlp_width(locked.config) or ("", 0)
@@ -151,6 +165,11 @@ def check_targets(config: TrainLora, where: str, base: str, locked: LockedBase) 
 
 def check_gguf(config: QuantizeGguf, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
     """`quantize.gguf`: llama.cpp's converter knows the architecture, by the names in its source."""
+    if locked.config.get("text_config", locked.config).get(REWRITTEN):
+        raise SpecError(
+            f"{where}: llama.cpp's converter knows a tokenizer by what it writes, and not the smaller one that "
+            "`prune.vocabulary` leaves; take one of both out"
+        )
     spec = importlib.util.find_spec("conversion")
     names = locked.config.get("architectures") or []
     if spec is None or not spec.submodule_search_locations or not names:

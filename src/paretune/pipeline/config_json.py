@@ -19,6 +19,8 @@ _DIVIDED = frozenset(("llama", "gemma2", "gemma3_text"))
 """Of these, those whose class refuses a number of heads that does not divide the width of the hidden states all the same."""
 DEQUANTIZED_FROM = "paretune_dequantized_from"
 """Field of our own: the format that the weights were in before they were made whole, like `GGUF Q4_1`."""
+REWRITTEN = "paretune_rewritten_tokenizer"
+"""Field of our own, of a plan alone: that a method leaves another tokenizer."""
 _POSITIONS = ("max_position_embeddings", "n_positions")
 
 
@@ -165,3 +167,14 @@ def takes_heads(config: Mapping[str, Any], heads: int | None = None) -> bool:
     kind = text.get("model_type")
     divides = heads is None or kind not in _DIVIDED or width(text) % heads == 0
     return divides and (bool(text.get("head_dim")) or kind in _HEAD_DIM)
+
+
+def why_no_smaller(tokenizer: Mapping[str, Any]) -> str:
+    """Why a tokenizer, by its tokenizer.json, cannot lose tokens and write all else as before; empty where it can."""
+    model = tokenizer["model"]
+    kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
+    if kind not in ("BPE", "Unigram"):
+        return f"it is of the kind {kind}, and only byte pairs and unigrams are sure to write a text as before without others"
+    if kind == "BPE" and (model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")):
+        return "its byte pairs have a dropout, or marks for the parts of words"
+    return ""

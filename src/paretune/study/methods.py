@@ -128,7 +128,7 @@ class PruneMlp(Narrower):
     """Narrow the MLP of every block alike."""
 
     STEP: ClassVar = 32
-    fraction: float = Field(gt=0, lt=1)
+    fraction: float = Field(0.25, gt=0, lt=1)
     """Of the channels to remove; what stays is rounded to a multiple of 32, and `plan` tells to how many."""
 
     def stay(self, width: int) -> int:
@@ -139,8 +139,14 @@ class PruneMlp(Narrower):
 class PruneHeads(Narrower):
     """Remove attention heads of every block: as many of each."""
 
-    count: int = Field(ge=1)
+    count: int = Field(1, ge=1)
     """How many of a block. Of heads that share keys and values in groups, so many whole groups; where all share one, heads."""
+
+
+class PruneVocabulary(Spec):
+    """Remove the tokens that the training text does not need, with their rows of embedding and head: bytes, special tokens and
+    what is merged on the way stay, so any text can still be written, though some with more tokens. What comes after takes the
+    data through the smaller tokenizer; compare by bits per byte."""
 
 
 class QuantizeGguf(Spec):
@@ -198,6 +204,14 @@ METHODS = (
         uses_tokens=lambda config: config.reads_text,
         check="paretune.pipeline.checks:check_mlp",
         tells="paretune.pipeline.checks:tell_mlp",
+    ),
+    Method(
+        "prune.vocabulary",
+        PruneVocabulary,
+        "paretune.variants.vocabulary:prune_vocabulary",
+        uses_tokens=lambda _config: True,
+        check="paretune.pipeline.checks:check_vocabulary",
+        rewrites_tokenizer=True,
     ),
     Method(
         "quantize.gguf",

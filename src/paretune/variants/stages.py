@@ -43,13 +43,15 @@ def prune_blocks(context: StageContext) -> dict[str, Any]:
 
 
 def leave(
-    context: StageContext, model: PreTrainedModel, tokenizer: TextTokenizer, before: int, proof: SurgeryProof
+    context: StageContext, model: PreTrainedModel, tokenizer: TextTokenizer | None, before: int, proof: SurgeryProof
 ) -> dict[str, Any]:
-    """Finish the directory of a model that had `before` parameters and was saved and proven; what the record says of both."""
+    """Finish the directory of a model that had `before` parameters and was saved and proven, with the tokenizer unless it is
+    there; what the record says of both models."""
     if ships := context.config.get("ships"):
         cast(model, getattr(torch, ships), only_if_exact=True)  # so that what was shown holds of it
         model.save_pretrained(context.draft)
-    tokenizer.hf.save_pretrained(context.draft)
+    if tokenizer is not None:
+        tokenizer.hf.save_pretrained(context.draft)
     after, _ = count_parameters(model)
     return {
         "removed_parameters": before - after,

@@ -172,14 +172,7 @@ def find_cuts(model: PreTrainedModel, narrowing: Narrowing) -> list[Cut]:
     """Of each block; StageError where the narrower config builds something that is not this model with fewer units."""
     path, blocks = block_list(model)
     name = f"`{type(model).__name__}`"
-    with refusing(f"cannot narrow {name}"), torch.device("meta"):
-        twin = type(model)(narrowing.config)
-    shapes = {key: tuple(weight.shape) for key, weight in twin.state_dict().items()}
-    weights = model.state_dict()
-    if shapes.keys() != weights.keys():
-        raise StageError(
-            f"cannot narrow {name}: a narrower config gives other weights, like {sorted(shapes ^ weights.keys())[0]}"
-        )
+    shapes, weights = narrower_shapes(model, narrowing.config), model.state_dict()
     found: list[dict[str, tuple[int, torch.Tensor]]] = [{} for _ in blocks]
     for key, weight in weights.items():
         if weight.shape == shapes[key]:
@@ -238,7 +231,12 @@ def narrow(
             kept.append(best.sort().values)
             _zero(cut, kept[-1], moment_CC if compensate else None)
     reference = compute_at_once(model)
-    smaller = _built(model, narrowing.config, cuts, kept, base_fingerprint)
+    stays = {
+        name: (dim, (torch.isin(units, keep) | (units < 0)).nonzero()[:, 0])
+        for cut, keep in zip(cuts, kept, strict=True)
+        for name, (dim, units) in cut.weights.items()
+    }
+    smaller = built(model, narrowing.config, stays, base_fingerprint)
     return smaller, scores, kept, prove_saved(smaller, directory, reference)
 
 
@@ -350,17 +348,29 @@ def _zero(cut: Cut, keep: torch.Tensor, moment_CC: torch.Tensor | None) -> None:
     matrix_DC[:, ~stays_C] = 0
 
 
-def _built(
-    model: PreTrainedModel, config: PreTrainedConfig, cuts: Sequence[Cut], kept: Sequence[torch.Tensor], base_fingerprint: str
+def narrower_shapes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Of the weights of a model of `config`, by name; StageError where they are not called as those of `model`."""
+    name = f"`{type(model).__name__}`"
+    with refusing(f"cannot narrow {name}"), torch.device("meta"):
+        shapes = {key: tuple(weight.shape) for key, weight in type(model)(config).state_dict().items()}
+    if other := shapes.keys() ^ model.state_dict().keys():
+        raise StageError(f"cannot narrow {name}: a narrower config gives other weights: {sorted(other)[:4]}")
+    return shapes
+
+
+def built(
+    model: PreTrainedModel,
+    config: PreTrainedConfig,
+    cuts: Mapping[str, tuple[int, torch.Tensor]],
+    base_fingerprint: str,
 ) -> PreTrainedModel:
-    """A model of `config` with the weights of `model` that stay, in its precision and on its device."""
+    """A model of `config` with the weights of `model`, in its precision and on its device; `cuts` are, by name, the dimension
+    of a weight that is cut and the indices of it that stay."""
     if getattr(config, BASE_FINGERPRINT, None) is None:
         setattr(config, BASE_FINGERPRINT, base_fingerprint)
     weights = model.state_dict()
-    for cut, keep in zip(cuts, kept, strict=True):
-        for key, (dim, units) in cut.weights.items():
-            stays = (torch.isin(units, keep) | (units < 0)).nonzero()[:, 0]
-            weights[key] = weights[key].index_select(dim, stays.to(weights[key].device))
+    for name, (dim, index) in cuts.items():
+        weights[name] = weights[name].index_select(dim, index.to(weights[name].device))
     with refusing(f"cannot narrow `{type(model).__name__}`"), torch.random.fork_rng(devices=[]):
         smaller = type(model)(config).to(model.device, model.dtype).eval()
         smaller.load_state_dict(weights)
