@@ -12,11 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from paretune.data.trees import Example
 from paretune.errors import SpecError, StageError
 from paretune.model.forward import score
+from paretune.pipeline import block_search
+from paretune.pipeline.block_search import EXACT_SETS
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, StageContext
 from paretune.variants import choose
 from paretune.variants.blocks import remove_blocks, skipped_blocks
-from paretune.variants.choose import EXACT_SETS, choose_by_loss, choose_by_turn, choose_random, mean_scores
+from paretune.variants.choose import choose_by_loss, choose_by_turn, choose_random, mean_scores
 from paretune.variants.stages import prune_blocks
 from tests.evaluate.stages import BASE, reference_logits, write_tokens
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, VOCABULARY_SIZE, make_model, randomise
@@ -82,7 +84,7 @@ def test_of_many_sets_blocks_go_one_at_a_time(tmp_path: Path) -> None:
     exact = choose_by_loss(load(base), examples, 3, forward_tokens=4096)
     assert exact.tried == "all sets"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose, "EXACT_SETS", 10)
+        patch.setattr(block_search, "EXACT_SETS", 10)
         greedy = choose_by_loss(load(base), examples, 3, forward_tokens=4096)
     assert greedy.tried == "one at a time"
     assert {len(removed): sum(len(one) == len(removed) for one in greedy.scores) for removed in greedy.scores} == {
@@ -104,7 +106,7 @@ def test_what_cannot_be_walked_is_evaluated_one_by_one(bases: dict[str, Path], m
     expected = choose_by_loss(load(bases["smollm3"]), examples, 2, forward_tokens=4096)
     monkeypatch.setattr(choose, "agrees", lambda *_: False)
     for exact_sets in (EXACT_SETS, 0):
-        monkeypatch.setattr(choose, "EXACT_SETS", exact_sets)
+        monkeypatch.setattr(block_search, "EXACT_SETS", exact_sets)
         found = choose_by_loss(load(bases["smollm3"]), examples, 2, forward_tokens=4096)
         assert (found.computed, found.removed) == ("one by one", expected.removed)
         assert found.scores.keys() == expected.scores.keys()

@@ -59,22 +59,39 @@ class Calibration(Spec):
     """Of the draw."""
 
 
+class Budget(Spec):
+    """What a search for blocks may take, and how it goes about it."""
+
+    LATER: ClassVar = ("minutes",)
+    search: Literal["race", "all"] = "race"
+    """`race`: all sets where the budget pays for them; else one block after the other, by candidates that race on growing text
+    and are dropped when a paired interval shows them worse, with a look back at each block that has left. `all`: all sets of
+    one or two blocks, of more where they are few, on all of the text, whatever it takes; else one block at a time."""
+    passes: int = Field(256, ge=1)
+    """Of one block over the whole calibration text, of a race; the head counts by its weights. A first look at every block is
+    taken in any case."""
+    minutes: float | None = Field(None, gt=0)
+    """Of a race, in the place of `passes`; what is chosen then depends on how fast the machine is."""
+
+
 class PruneBlocks(Spec):
     """Remove whole transformer blocks: named ones, or `count` chosen ones."""
 
-    LATER: ClassVar = ("calibration", "seed")
+    LATER: ClassVar = ("calibration", "seed", "budget")
     blocks: tuple[int, ...] | None = Field(None, min_length=1)
     """Indices into the blocks of the model that the method is given, from 0."""
     count: int | None = Field(None, ge=1)
     """How many to remove."""
     choose: Literal["last", "first", "loss", "influence", "angular", "random"] = "last"
     """Which ones, with `count`: at an end, at random, or measured on training text: those without which the `loss` is lowest
-    (all sets of one or two are tried, of more one block at a time where they are many), which turn the hidden states least
+    (within `budget`), which turn the hidden states least
     (block `influence`, arXiv 2403.03853), or which do so as a run (`angular` distance, arXiv 2403.17887)."""
     calibration: Calibration | None = None
     """The training text, with a choice that is measured."""
     seed: int | None = Field(None, ge=0)
     """Of `choose: random`; 0 unless given."""
+    budget: Budget | None = None
+    """Of a search by `loss`."""
 
     @property
     def is_measured(self) -> bool:
@@ -92,6 +109,8 @@ class PruneBlocks(Spec):
                 raise ValueError("`blocks` are distinct indices from 0")
         if self.calibration is not None and not self.is_measured:
             raise ValueError("`calibration` goes with `choose: loss`, `influence` or `angular`, which are measured on text")
+        if self.budget is not None and self.choose != "loss":
+            raise ValueError("`budget` goes with `choose: loss`, which searches")
         if self.seed is not None and self.choose != "random":
             raise ValueError("`seed` goes with `choose: random`; that of measured choices is `calibration.seed`")
         return self
@@ -103,6 +122,8 @@ class PruneBlocks(Spec):
             object.__setattr__(self, "calibration", Calibration())  # frozen from here on
         if self.choose == "random" and self.seed is None:
             object.__setattr__(self, "seed", 0)
+        if self.choose == "loss" and self.budget is None:
+            object.__setattr__(self, "budget", Budget())
         return self
 
 

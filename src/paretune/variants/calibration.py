@@ -73,19 +73,43 @@ def draw_windows(rows: Sequence[Mapping[str, Any]], calibration: Calibration, ma
     return taken
 
 
-def write_block_scores(scores: Mapping[Removed, np.ndarray], windows: Sequence[Window], context: StageContext) -> None:
+def document_numbers(windows: Sequence[Window]) -> tuple[list[str], np.ndarray]:
+    """The documents of some windows, and the number of that of each."""
+    names = list(dict.fromkeys(window.document for window in windows))
+    by_name = {name: number for number, name in enumerate(names)}
+    return names, np.array([by_name[window.document] for window in windows])
+
+
+def write_block_scores(
+    scores: Mapping[Removed, np.ndarray], chosen: Removed, windows: Sequence[Window], context: StageContext
+) -> None:
     """Write `block_scores.parquet`: of each removal and document the sum of its score and the tokens that it is over.
 
-    `scores` holds the sum of each window. Columns `removed` (list of block indices), `document`, `sum`, `tokens`.
+    `scores` holds the sum of each of the first windows, as many as were measured. Columns `removed` (list of block indices),
+    `document`, `sum`, `tokens`, and `reference`, the sum of the set `chosen` over the same windows; what is compared with
+    it, the whole model and sets of its size, is told of as far as both were measured.
     """
-    documents = list(dict.fromkeys(window.document for window in windows))
-    codes_by_document = {document: code for code, document in enumerate(documents)}
-    codes = np.array([codes_by_document[window.document] for window in windows])
-    tokens = np.bincount(codes, [window.example.num_targets for window in windows]).astype(np.int64)
+    names, numbers = document_numbers(windows)
+    targets = np.array([window.example.num_targets for window in windows])
+    reference = scores.get(chosen)
+    parts: dict[str, list[Any]] = {name: [] for name in ("removed", "document", "sum", "tokens", "reference")}
+    for removed, sums in scores.items():
+        compared = reference is not None and len(removed) in (0, len(chosen))
+        stop = min(len(sums), len(reference)) if compared else len(sums)
+        weights = {"sum": sums, "tokens": targets, "reference": reference if compared else None}
+        of_document = {
+            k: None if w is None or len(w) < stop else np.bincount(numbers[:stop], w[:stop]) for k, w in weights.items()
+        }
+        covered = np.unique(numbers[:stop])
+        parts["removed"] += [list(removed)] * len(covered)
+        parts["document"] += [names[number] for number in covered]
+        for key, values in of_document.items():
+            parts[key] += [None] * len(covered) if values is None else values[covered].tolist()
     columns = {
-        "removed": pa.array([list(removed) for removed in scores for _ in documents], pa.list_(pa.int32())),
-        "document": pa.array(documents * len(scores), pa.string()),
-        "sum": pa.array(np.concatenate([np.bincount(codes, sums) for sums in scores.values()]), pa.float64()),
-        "tokens": pa.array(np.tile(tokens, len(scores)), pa.int64()),
+        "removed": pa.array(parts["removed"], pa.list_(pa.int32())),
+        "document": pa.array(parts["document"], pa.string()),
+        "sum": pa.array(parts["sum"], pa.float64()),
+        "tokens": pa.array(np.array(parts["tokens"]).astype(np.int64), pa.int64()),
+        "reference": pa.array(parts["reference"], pa.float64()),
     }
     pq.write_table(pa.table(columns), context.draft / "block_scores.parquet")

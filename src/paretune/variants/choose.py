@@ -1,7 +1,8 @@
 """Which blocks to remove, measured on training text: by the loss without them, or by how little they turn the hidden states.
 
-`loss` tries all sets of one or two blocks, exactly, in one walk over the depth (`walk.py`); of more blocks all sets where
-they are few, else one block after the other, each time the one whose absence costs least (as SLEB, arXiv 2402.09025).
+`loss` goes by a budget (`paretune.pipeline.block_search`): where it pays for all sets, they are tried, exactly, in one walk
+over the depth (`walk.py`), else candidates race (`race.py`). Asked for all, it tries all sets of one or two blocks, and of more
+where they are few, else one after the other, each time the one whose absence costs least (as SLEB, arXiv 2402.09025).
 `influence` (ShortGPT, arXiv 2403.03853) and `angular` (arXiv 2403.17887) look at the whole model's hidden states alone; both
 are means over all predicting positions here.
 """
@@ -9,7 +10,7 @@ are means over all predicting positions here.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -23,17 +24,17 @@ from paretune.errors import StageError
 from paretune.model.forward import SLOW, head_of
 from paretune.model.load import load_model
 from paretune.model.loss import token_nats
+from paretune.pipeline.block_search import exhaustive, num_calls, num_sets, search_passes
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, check_count
-from paretune.variants.calibration import read_windows, write_block_scores
-from paretune.variants.walk import Removed, agrees, block_inputs, live_removals, make_walk, num_calls, sets_of
+from paretune.variants.calibration import Window, document_numbers, read_windows, write_block_scores
+from paretune.variants.race import Race
+from paretune.variants.walk import Removed, agrees, block_inputs, live_removals, make_walk, sets_of
 
 STATE_BYTES = 1 << 29
 """Of the hidden states that a walk holds at a time."""
-EXACT_SETS = 200
-"""Of three blocks or more all sets are tried if there are no more than these, smaller ones included."""
 
 Scores = dict[Removed, np.ndarray]
 """By the blocks removed: the sum over each window's targets (float64, in the order of the windows)."""
@@ -46,7 +47,9 @@ class Choice:
     scores: Scores
     computed: Literal["walk", "one by one", "states"]
     """All removals in one walk; each by itself, where the architecture cannot be walked; no removals, but hidden states."""
-    tried: Literal["all sets", "one at a time", "runs", "blocks"]
+    tried: Literal["all sets", "one at a time", "race", "runs", "blocks"]
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """Of a race, what it took and how far it came."""
 
 
 def choose_measured(context: StageContext, config: MethodConfig[PruneBlocks]) -> tuple[Removed, dict[str, Any]]:
@@ -58,12 +61,20 @@ def choose_measured(context: StageContext, config: MethodConfig[PruneBlocks]) ->
     loaded = load_model(context)
     windows = read_windows(context, config, loaded.tokenizer.prefix_id)
     examples = [window.example for window in windows]
-    count = check_count(len(block_list(loaded.model)[1]), method.count or 0)
+    num_blocks = len(block_list(loaded.model)[1])
+    count = check_count(num_blocks, method.count or 0)
     if method.choose == "loss":
-        choice = choose_by_loss(loaded.model, examples, count, forward_tokens=context.options.forward_tokens, emit=context.emit)
+        how = {"forward_tokens": context.options.forward_tokens, "emit": context.emit}
+        head = head_passes(loaded.model)
+        way, passes = search_passes(num_blocks, method.model_dump(mode="json"), head)
+        if way == "race":
+            minutes = method.budget.minutes if method.budget else None
+            choice = race_by_loss(loaded.model, windows, count, passes=passes, minutes=minutes, **how)
+        else:
+            choice = choose_by_loss(loaded.model, examples, count, **how)
     else:
         choice = choose_by_turn(loaded.model, examples, count, choose=method.choose, emit=context.emit)
-    write_block_scores(choice.scores, windows, context)
+    write_block_scores(choice.scores, choice.removed, windows, context)
     tokens = sum(example.num_targets for example in examples)
     means = mean_scores(choice.scores, examples)
     if broken := [list(removed) for removed, score in means.items() if not math.isfinite(score)]:
@@ -76,6 +87,7 @@ def choose_measured(context: StageContext, config: MethodConfig[PruneBlocks]) ->
         "tried": choice.tried,
         "calibration_documents": len({window.document for window in windows}),
         "calibration_tokens": tokens,
+        **({"search": dict(choice.search)} if choice.search else {}),
         "choice_seconds": time.perf_counter() - started,
         "block_scores": [{"removed": list(removed), "score": score} for removed, score in means.items()],
     }
@@ -111,13 +123,13 @@ def choose_by_loss(
         progress["done"] += rows
         emit(**progress, part="choosing blocks")
 
-    exact = count <= 2 or sum(math.comb(num_blocks, size) for size in range(count + 1)) <= EXACT_SETS
+    exact = exhaustive(num_blocks, count) == "all sets"
     at_once, rounds = (count, 1) if exact else (1, count)
     is_walked = agrees(walk, at_once)
     if not is_walked:
         SLOW.warning("each removal is computed by itself: the blocks of %s do not compute apart", type(model).__name__)
     removals = replace(walk, emit=tell).removals if is_walked else partial(_live_removals, model)
-    each = num_calls if is_walked else lambda blocks, size: sum(math.comb(blocks, n) for n in range(size + 1))
+    each = num_calls if is_walked else num_sets
     progress["total"] = len(examples) * sum(each(num_blocks - turn, at_once) for turn in range(rounds))
     tell(0)
     head = head_of(model)
@@ -136,6 +148,83 @@ def choose_by_loss(
         size = len(removed) + at_once
         removed = min((without for without in sums if len(without) == size), key=lambda without: sums[without].sum())
     return Choice(removed, scores, "walk" if is_walked else "one by one", "all sets" if exact else "one at a time")
+
+
+@torch.no_grad()
+def race_by_loss(
+    model: PreTrainedModel,
+    windows: Sequence[Window],
+    count: int,
+    *,
+    passes: float,
+    forward_tokens: int,
+    minutes: float | None = None,
+    state_bytes: int = STATE_BYTES,
+    emit: Emit = lambda **_: None,
+) -> Choice:
+    """The set of `count` blocks that a race within `passes` passes, or `minutes`, finds, and the scores of all that took part.
+
+    The model is in evaluation mode. With `minutes` the answer depends on the machine.
+    """
+    examples, num_blocks = [window.example for window in windows], len(block_list(model)[1])
+    walk = make_walk(model, forward_tokens=forward_tokens)
+    is_walked = agrees(walk, 1)
+    if not is_walked:
+        SLOW.warning("each removal is computed by itself: the blocks of %s do not compute apart", type(model).__name__)
+    head, began = head_of(model), time.monotonic()
+
+    def measure(part: Sequence[int], remaining: Sequence[int], among: Sequence[int]) -> Scores:
+        total = passes if math.isfinite(passes) else 60 * (minutes or 0)
+        spent = race.spent if math.isfinite(passes) else time.monotonic() - began
+        emit(done=round(spent), total=round(total), part="choosing blocks")
+        sums: Scores = {}
+        gone = [block for block in range(num_blocks) if block not in remaining]
+        sets = [tuple(sorted(gone)), *(tuple(sorted((*gone, block))) for block in among)]
+        for indices, batch in _batches(model, [examples[index] for index in part], num_blocks, state_bytes):
+            walked = walk.removals(batch.ids_RT, remaining, 1, among)
+            for without, final_RTD in walked if is_walked else live_removals(model, batch.ids_RT, sets):
+                hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
+                nats_N = token_nats(head, hidden_ND, batch.targets_N)[0]
+                sums.setdefault(without, np.zeros(len(part)))[indices] = _sums(nats_N, batch)
+        return sums
+
+    race = Race(
+        num_blocks=num_blocks,
+        documents=document_numbers(windows)[1],
+        tokens=np.array([example.num_targets for example in examples]),
+        measure=measure,
+        head=head_passes(model),
+        passes=passes,
+        deadline=math.inf if minutes is None else began + 60 * minutes,
+    )
+    removed = race.search(count)
+    num_measured = sum(len(without) == count for without in race.scores)
+    search = {
+        "passes": round(race.spent, 1),
+        "budget": {"minutes": minutes} if minutes else {"passes": passes},
+        "races": race.races,
+        "sets_of_this_size": math.comb(num_blocks, count),
+        "sets_measured": num_measured,
+        "alike_at_the_end": race.alike,
+        "cut_short": race.cut_short,
+        "share_of_text": len(race.scores[removed]) / len(examples),
+    }
+    if num_measured < search["sets_of_this_size"] or race.cut_short:
+        SLOW.warning(
+            "blocks were raced, not all tried: %d of %d sets of %d were measured, and another may do better%s; "
+            "`budget: {search: all}` tries them",
+            num_measured,
+            search["sets_of_this_size"],
+            count,
+            "; the budget ended before all was done" if race.cut_short else "",
+        )
+    return Choice(removed, race.scores, "walk" if is_walked else "one by one", "race", search)
+
+
+def head_passes(model: PreTrainedModel) -> float:
+    """What a call of the head takes, in calls of a block, by their weights."""
+    block, head = block_list(model)[1][0], model.get_output_embeddings()
+    return float(sum(p.numel() for p in head.parameters()) / sum(p.numel() for p in block.parameters()))
 
 
 @torch.no_grad()
@@ -171,10 +260,10 @@ def choose_by_turn(
 
 
 def mean_scores(scores: Mapping[Removed, np.ndarray], examples: Sequence[Example]) -> dict[Removed, float]:
-    """The mean over all targets of each removal's score, in order of size and index."""
-    tokens = sum(example.num_targets for example in examples)
+    """The mean of each removal's score over all targets of the windows that it was measured on, in order of size and index."""
+    tokens = np.cumsum([example.num_targets for example in examples])
     order = sorted(scores, key=lambda removed: (len(removed), removed))
-    return {removed: float(scores[removed].sum() / tokens) for removed in order}
+    return {removed: float(scores[removed].sum() / tokens[len(scores[removed]) - 1]) for removed in order}
 
 
 def _batches(
