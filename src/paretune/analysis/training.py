@@ -88,6 +88,10 @@ class BlockChoice:
     """`loss`, `influence` or `angular`."""
     tried: str
     """Which sets: `all sets`, `one at a time`, `race`, `runs` or `blocks`."""
+    chosen_again: float | None
+    """Share of resamples of the documents that choose the same; None of a record from before it was told."""
+    num_alike: int
+    """Sets of its size, or blocks, that the text does not tell from what was taken."""
     num_tokens: int
     num_documents: int
     scores: tuple[BlockScore, ...]
@@ -260,6 +264,8 @@ def _block_choice(record: Record, entrants: tuple[tuple[str, int | None], ...], 
         num_blocks=metrics["blocks_before"],
         criterion=record.config["method"]["choose"],
         tried=metrics["tried"],
+        chosen_again=metrics.get("chosen_again"),
+        num_alike=len(metrics.get("sets_alike", ())),
         num_tokens=metrics["calibration_tokens"],
         num_documents=metrics["calibration_documents"],
         scores=tuple(scores),

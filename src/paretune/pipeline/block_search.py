@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-Way = Literal["all sets", "one at a time", "race"]
+Way = Literal["all sets", "one at a time", "race", "runs"]
 
 EXACT_SETS = 200
 """Of three blocks or more all sets are tried if there are no more than these, smaller ones included."""
@@ -38,16 +38,29 @@ def num_sets(num_blocks: int, count: int) -> int:
 
 
 def exhaustive(num_blocks: int, count: int) -> Way:
-    """How a search without a budget goes."""
+    """How a search without a budget goes among so many blocks that may leave."""
     return "all sets" if count <= 2 or num_sets(num_blocks, count) <= EXACT_SETS else "one at a time"
 
 
-def whole_search(num_blocks: int, count: int) -> tuple[int, int]:
+def whole_search(num_blocks: int, count: int, protect: Sequence[int] = ()) -> tuple[int, int]:
     """Calls of a block, and of the head, of a search without a budget, for each row."""
-    if exhaustive(num_blocks, count) == "all sets":
-        return num_calls(num_blocks, count), num_sets(num_blocks, count)
-    turns = range(count)
-    return sum(num_calls(num_blocks - turn, 1) for turn in turns), sum(num_sets(num_blocks - turn, 1) for turn in turns)
+    free = num_blocks - len(protect)
+    if exhaustive(free, count) == "all sets":
+        return num_calls(num_blocks, count, protect), num_sets(free, count)
+    turns = range(count)  # at most: those that left stand where the protected are
+    return sum(num_calls(num_blocks - turn, 1) for turn in turns), sum(num_sets(free - turn, 1) for turn in turns)
+
+
+def whole_runs(num_blocks: int, count: int, protect: Sequence[int] = ()) -> tuple[int, int]:
+    """Calls of a block, and of the head, for each row, where each run of `count` blocks is left out by itself."""
+    num_runs = len(runs_of(num_blocks, count, protect))
+    return num_runs * (num_blocks - count), num_runs
+
+
+def runs_of(num_blocks: int, count: int, protect: Sequence[int] = ()) -> list[tuple[int, ...]]:
+    """All runs of `count` blocks without a protected one."""
+    runs = (tuple(range(first, first + count)) for first in range(num_blocks - count + 1))
+    return [run for run in runs if not {*run} & {*protect}]
 
 
 def race_passes(remaining: Sequence[int], among: Sequence[int], head: float) -> float:
@@ -56,20 +69,28 @@ def race_passes(remaining: Sequence[int], among: Sequence[int], head: float) -> 
     return len(remaining) + later + head * (1 + len(among))
 
 
+def live_passes(remaining: Sequence[int], among: Sequence[int], head: float) -> float:
+    """The same where an architecture cannot be walked, and each removal is a pass through the model of its own."""
+    return len(remaining) + len(among) * (len(remaining) - 1) + head * (1 + len(among))
+
+
 def least_passes(num_blocks: int, count: int, head: float) -> float:
-    """Of a race: every block is measured on a first share of the text, whatever the budget."""
+    """Of a race, at most: every block is measured on a first share of the text, whatever the budget."""
     return SHARES[0] * sum(race_passes(range(n), range(n), head) for n in range(num_blocks, num_blocks - count, -1))
 
 
 def search_passes(num_blocks: int, method: Mapping[str, Any], head: float) -> tuple[Way, float]:
     """How the choice by loss of a `prune.blocks` goes, and its passes at most; infinite of a budget in minutes."""
-    count, budget = method["count"], method.get("budget")
-    calls, heads = whole_search(num_blocks, count)
-    whole = calls + head * heads
+    count, budget, protect = num_removed(method, num_blocks), method.get("budget"), method.get("protect", ())
+    if method.get("contiguous"):
+        calls, heads = whole_runs(num_blocks, count, protect)
+        return "runs", calls + head * heads
+    calls, heads = whole_search(num_blocks, count, protect)
+    whole, way = calls + head * heads, exhaustive(num_blocks - len(protect), count)
     if budget is None or budget["search"] == "all":
-        return exhaustive(num_blocks, count), whole
+        return way, whole
+    if whole <= budget["passes"] and way == "all sets" and not budget.get("minutes"):
+        return way, whole
     if budget.get("minutes"):
         return "race", math.inf
-    if whole <= budget["passes"] and exhaustive(num_blocks, count) == "all sets":
-        return "all sets", whole
     return "race", max(float(budget["passes"]), least_passes(num_blocks, count, head))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import NeedsError, SpecError
+from paretune.pipeline.block_search import num_removed
 from paretune.pipeline.config_json import (
     REWRITTEN,
     architectures,
@@ -42,13 +43,19 @@ def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase)
     if count is None:
         return locked.config
     has = f"base `{base}` has {count} blocks at this point, 0 to {count - 1}"
-    removed = config.count or len(config.blocks or ())
+    removed = num_removed(config.model_dump(mode="json"), count)
+    if config.protect and (wrong := [index for index in config.protect if index >= count]):
+        raise SpecError(f"{where}.protect: there is no block `{wrong[0]}`; {has}")
     outside = [index for index in config.blocks or () if index >= count]
     if outside:
         raise SpecError(f"{where}.blocks: there is no block `{outside[0]}`; {has}")
     if removed >= count:
-        field = "count" if config.count else "blocks"
+        field = "count" if config.count else "blocks" if config.blocks else "fraction"
         raise SpecError(f"{where}.{field}: removing {removed} leaves no block; {has}, so remove at most {count - 1}")
+    if removed > count - len(config.protect):
+        raise SpecError(
+            f"{where}.protect: {len(config.protect)} protected blocks leave fewer than the {removed} to remove; {has}"
+        )
     return with_num_blocks(locked.config, count - removed)
 
 

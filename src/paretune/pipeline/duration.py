@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paretune.errors import ParetuneError
-from paretune.pipeline.block_search import search_passes
+from paretune.pipeline.block_search import num_removed, search_passes
 from paretune.pipeline.config_json import num_blocks
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.machine import fingerprint
@@ -148,7 +148,7 @@ def search_seconds(stage: Stage, model: "_Model", sample: Sample) -> Duration:
     of_call = passes * of_pass + tokens * of_token
     of_head = passes * rest_pass + (1.0 if sample.plain else share) * tokens * rest_token
     if method["choose"] != "loss":
-        return Duration(num * of_call)
+        return Duration((4 if method["choose"] == "taylor" else 1) * num * of_call)
     way, most = search_passes(num, method, of_head / of_call)
     if way != "race":
         return Duration(most * of_call)
@@ -162,7 +162,7 @@ def blocks_of(stage: Stage, num: int) -> int:
     while before is not None:
         if before.kind == "prune.blocks":
             method = before.config["method"]
-            num -= len(method["blocks"]) if method.get("blocks") else method.get("count") or 0
+            num -= num_removed(method, num)
         # What a choice is made from differs in other things.
         before = before.inputs.get("model") if before.runs else next(iter(before.inputs.values()))
     return max(1, num)

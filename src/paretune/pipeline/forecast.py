@@ -190,7 +190,7 @@ def _time(new: Mapping[Stage, Cost]) -> list[str]:
         method = stage.config.get("method", {})
         if stage.kind == "prune.blocks" and method.get("calibration") and (cost.seconds or 0) > _SLOW_SEARCH:
             fewer = method["calibration"]["tokens"] // 4
-            ways = [f"`calibration: {{tokens: {fewer}}}`", *(["`count: 1`"] if method["count"] > 1 else [])]
+            ways = [f"`calibration: {{tokens: {fewer}}}`", *(["`count: 1`"] if (method.get("count") or 2) > 1 else [])]
             ways += ["`budget: {passes: 64}`"] if cost.at_most else []
             ways += ["`choose: influence`"] if method["choose"] == "loss" else []
             lines.append(

@@ -141,9 +141,7 @@ FOREIGN = (
     ),
     # Making smaller.
     Foreign(
-        "ratio sparsity pruning_ratio prune_ratio fraction amount",
-        "variants:prune.blocks.count",
-        "a number of blocks, no share",
+        "ratio sparsity pruning_ratio prune_ratio amount share", "variants:prune.blocks.fraction variants:prune.mlp.fraction"
     ),
     Foreign(
         "num_layers n_layers num_blocks layers_to_remove num_layers_to_prune drop_layers num_hidden_layers",

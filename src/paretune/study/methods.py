@@ -77,40 +77,53 @@ class Budget(Spec):
 class PruneBlocks(Spec):
     """Remove whole transformer blocks: named ones, or `count` chosen ones."""
 
-    LATER: ClassVar = ("calibration", "seed", "budget")
+    LATER: ClassVar = ("calibration", "seed", "budget", "fraction", "contiguous", "protect")
     blocks: tuple[int, ...] | None = Field(None, min_length=1)
     """Indices into the blocks of the model that the method is given, from 0."""
     count: int | None = Field(None, ge=1)
     """How many to remove."""
-    choose: Literal["last", "first", "loss", "influence", "angular", "random"] = "last"
+    fraction: float | None = Field(None, gt=0, lt=1)
+    """How many in the place of `count`: the nearest whole number of blocks, and one at least."""
+    choose: Literal["last", "first", "loss", "taylor", "influence", "angular", "random"] = "last"
     """Which ones, with `count`: at an end, at random, or measured on training text: those without which the `loss` is lowest
-    (within `budget`), which turn the hidden states least
-    (block `influence`, arXiv 2403.03853), or which do so as a run (`angular` distance, arXiv 2403.17887)."""
+    (within `budget`), without which it would be lowest were
+    it linear (`taylor`, as in arXiv 2402.02834), which turn the hidden states least (block `influence`, arXiv 2403.03853), or
+    which do so as a run (`angular` distance, arXiv 2403.17887)."""
     calibration: Calibration | None = None
     """The training text, with a choice that is measured."""
     seed: int | None = Field(None, ge=0)
     """Of `choose: random`; 0 unless given."""
     budget: Budget | None = None
     """Of a search by `loss`."""
+    contiguous: bool = False
+    """Whether the blocks of a measured choice stand next to each other; those of `angular` always do."""
+    protect: tuple[int, ...] = ()
+    """Blocks that no choice removes."""
 
     @property
     def is_measured(self) -> bool:
         """Whether the choice needs text."""
-        return self.choose in ("loss", "influence", "angular")
+        return self.choose in ("loss", "taylor", "influence", "angular")
 
     @model_validator(mode="after")
     def _named_or_counted(self, info: ValidationInfo) -> Self:
-        if (self.blocks is None) == (self.count is None):
-            raise ValueError("name either `blocks: [...]` or `count: N`")
+        if sum(value is not None for value in (self.blocks, self.count, self.fraction)) != 1:
+            raise ValueError("name either `blocks: [...]` or `count: N`, or `fraction: SHARE`")
         if self.blocks is not None:
+            if self.protect or self.contiguous:
+                raise ValueError("`protect` and `contiguous` go with a choice; `blocks` names the blocks already")
             if "choose" in self.model_fields_set and info.context != FROM_KEY:
                 raise ValueError("`choose` goes with `count`; `blocks` names the blocks already")
             if len(set(self.blocks)) < len(self.blocks) or min(self.blocks) < 0:
                 raise ValueError("`blocks` are distinct indices from 0")
         if self.calibration is not None and not self.is_measured:
-            raise ValueError("`calibration` goes with `choose: loss`, `influence` or `angular`, which are measured on text")
+            raise ValueError("`calibration` goes with `choose: loss`, `taylor`, `influence` or `angular`, measured on text")
         if self.budget is not None and self.choose != "loss":
             raise ValueError("`budget` goes with `choose: loss`, which searches")
+        if self.contiguous and not self.is_measured:
+            raise ValueError("`contiguous` goes with a choice that is measured")
+        if len(set(self.protect)) < len(self.protect) or min(self.protect, default=0) < 0:
+            raise ValueError("`protect` are distinct indices from 0")
         if self.seed is not None and self.choose != "random":
             raise ValueError("`seed` goes with `choose: random`; that of measured choices is `calibration.seed`")
         return self

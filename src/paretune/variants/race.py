@@ -39,6 +39,10 @@ class Race:
     """Passes that a call of the head stands for."""
     passes: float
     """That may be spent."""
+    cost: Callable[[Sequence[int], Sequence[int], float], float] = race_passes
+    """Of a row, in passes, by the blocks that remain, the candidates, and a call of the head."""
+    protect: Removed = ()
+    """Blocks that stay."""
     deadline: float = math.inf
     """By `time.monotonic`."""
     scores: dict[Removed, np.ndarray] = field(default_factory=dict)
@@ -62,24 +66,27 @@ class Race:
         while rest := next((r for r in _without_one(removed) if r not in looked), None):
             looked.add(rest)
             allowed = self.passes - self.spent
-            if self._round_passes(rest, self._candidates(rest), SHARES[0]) > allowed or time.monotonic() > self.deadline:
+            if self._round_passes(rest, self._free(rest), SHARES[0]) > allowed or time.monotonic() > self.deadline:
                 self.cut_short = True
                 break
             removed = self._race(rest, allowed)
         return tuple(sorted(removed))
 
-    def _candidates(self, gone: Removed) -> list[int]:
+    def _remaining(self, gone: Removed) -> list[int]:
         return [block for block in range(self.num_blocks) if block not in gone]
 
+    def _free(self, gone: Removed) -> list[int]:
+        return [block for block in self._remaining(gone) if block not in self.protect]
+
     def _round_passes(self, gone: Removed, among: Sequence[int], share: float) -> float:
-        return share * race_passes(self._candidates(gone), among, self.head)
+        return share * self.cost(self._remaining(gone), among, self.head)
 
     def _race(self, gone: Removed, allowed: float) -> Removed:
         """`gone` and the best block besides, with what `allowed` passes pay for; the first round is always run."""
-        remaining = self._candidates(gone)
-        among, started, done = remaining, self.spent, 0
+        remaining = self._remaining(gone)
+        among, started, done = self._free(gone), self.spent, 0
         self.races += 1
-        comparisons = len(remaining) * len(SHARES)
+        comparisons = len(among) * len(SHARES)
         for turn, share in enumerate(SHARES):
             stop = math.ceil(share * len(self.tokens))
             if stop == done:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from paretune.data.tokenizer import TextTokenizer
 from paretune.model.adapters import count_parameters
 from paretune.model.load import cast, load_model
+from paretune.pipeline.block_search import num_removed
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import PruneBlocks
@@ -27,10 +28,12 @@ def prune_blocks(context: StageContext) -> dict[str, Any]:
     num_blocks = len(block_list(loaded.model)[1])
     if chosen:
         drop = chosen
-    elif method.choose == "random":
-        drop = choose_random(num_blocks, method.count or 0, method.seed or 0)
     else:
-        drop = choose_blocks(num_blocks, count=method.count or 0, choose=method.choose)
+        count = num_removed(method.model_dump(mode="json"), num_blocks)
+        if method.choose == "random":
+            drop = choose_random(num_blocks, count, method.seed or 0, method.protect)
+        else:
+            drop = choose_blocks(num_blocks, count=count, choose=method.choose, protect=method.protect)
     context.emit(done=0, total=1, part="showing that nothing else changed")
     proof = prune_and_prove(loaded.model, drop, context.draft, base_fingerprint=config.base.digest)
     return {
