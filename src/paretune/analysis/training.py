@@ -88,14 +88,14 @@ class BlockChoice:
     """`loss`, `influence` or `angular`."""
     tried: str
     """Which sets: `all sets`, `one at a time`, `race`, `runs` or `blocks`."""
-    chosen_again: float | None
-    """Share of resamples of the documents that choose the same; None of a record from before it was told."""
-    num_alike: int
-    """Sets of its size, or blocks, that the text does not tell from what was taken."""
     num_tokens: int
     num_documents: int
     scores: tuple[BlockScore, ...]
     """The whole model, then the sets of the size that was compared, the best first."""
+    chosen_again: float | None = None
+    """Share of resamples of the documents that choose the same; None of a record from before it was told."""
+    num_alike: int = 0
+    """Sets of its size, or blocks, that the text does not tell from what was taken."""
 
 
 def read_curve(cell: Cell) -> pd.DataFrame:
