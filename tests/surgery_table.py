@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from paretune.variants.blocks import remove_blocks
-from tests.tiny import ARCHITECTURES, NUM_BLOCKS, SLIDING_WINDOW, VOCABULARY_SIZE, make_model
+from tests.tiny import ARCHITECTURES, NUM_BLOCKS, SLIDING_WINDOW, make_model
 
 DROPS = ([0], [1], [NUM_BLOCKS - 1], [0, 2])
 TOKENS = 2 * SLIDING_WINDOW + 5
@@ -31,11 +31,16 @@ def measure_surgery(base: Path, drop: Sequence[int], directory: Path) -> dict[st
     the cache and without. adapter, adapter cache: a LoRA adapter on the pruned model, saved and loaded again, against
     live. merged: the adapter merged, saved and reloaded, against live.
     """
-    torch.manual_seed(0)
-    tokens = torch.randint(2, VOCABULARY_SIZE, (2, TOKENS))
-    reference = _at_once(_with_identity(_load(base), drop), tokens)
     live = _load(base)
     remove_blocks(live, drop, base_fingerprint="base")
+    return measure_change(live, _with_identity(_load(base), drop), directory)
+
+
+def measure_change(live: PreTrainedModel, same: nn.Module, directory: Path) -> dict[str, float]:
+    """The same comparisons for any changed model and the whole one that should give its logits."""
+    torch.manual_seed(0)
+    tokens = torch.randint(2, live.config.vocab_size, (2, TOKENS))
+    reference = _at_once(same, tokens)
     live.save_pretrained(directory / "pruned")
     reloaded = _load(directory / "pruned")
     live_logits, reloaded_logits = _at_once(live, tokens), _at_once(reloaded, tokens)

@@ -98,8 +98,7 @@ _OTHER_TOOLS = (
         "a share of blocks",
         "{count: 1, choose: last}",
         "{ratio: 0.1}",
-        "prune.blocks.ratio: unknown key; it is called `count` here",
-        "no share",
+        "prune.blocks.ratio: unknown key; it is called `fraction` here",
     ),
     case("4-bit adapters", "train.lora: {r: 4, ", "train.qlora: {r: 4, ", "unknown method `train.qlora`; "),
     case("a form of weights that is not there", "{r: 4, ", "{load: fp4, r: 4, ", "train.lora.load: ", "`int8`", "`nf4`"),
@@ -344,6 +343,18 @@ _AGAINST_THE_BASE = (
         "{prune.blocks: {count: 1, choose: last}}",
         "{prune.blocks: {count: 2}}, {prune.blocks: {blocks: [2]}}",
         ":16: variants.reduced[1].prune.blocks.blocks: there is no block `2`; base `tiny` has 2 blocks at this point",
+    ),
+    case(
+        "a narrower MLP that is none",
+        "{prune.blocks: {count: 1, choose: last}}",
+        "{prune.mlp: {fraction: 0.1}}",
+        ":16: variants.reduced[0].prune.mlp.fraction: 0.1 of the 64 channels of base `tiny` would leave 64, in multiples of 32",
+    ),
+    case(
+        "heads that leave none",
+        "{prune.blocks: {count: 1, choose: last}}",
+        "{prune.heads: {count: 2}}",
+        ":16: variants.reduced[0].prune.heads.count: 2 of the 2 groups of 2 heads in a block of base `tiny` leaves none",
     ),
     case("blocks and count", "choose: last", "blocks: [0]", "prune.blocks: name either `blocks: [...]` or `count: N`"),
     case(

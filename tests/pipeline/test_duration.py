@@ -13,7 +13,6 @@ from paretune.pipeline.duration import Rates
 from paretune.pipeline.forecast import Cost, describe_plan, forecast
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.sample import count_tokens
-from paretune.variants.walk import num_calls
 from tests.conftest import STUDY, real_probe, write_study
 from tests.pipeline.planned import described, write_planned
 
@@ -120,11 +119,6 @@ def test_it_learns_from_what_stages_of_the_kind_took(tmp_path: Path, monkeypatch
     monkeypatch.setattr(duration, "fingerprint", lambda: {"cores": 64})
     elsewhere = costs_of(open_study(file))[name].seconds
     assert elsewhere == pytest.approx(longer, rel=0.3), "another machine learns nothing from it"
-
-
-@pytest.mark.parametrize(("num", "count"), [(6, 1), (6, 2), (30, 2)])
-def test_a_search_is_as_long_as_its_walk(num: int, count: int) -> None:
-    assert duration._calls(num, count) == num_calls(num, count)
 
 
 def test_a_long_search_is_warned_of_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

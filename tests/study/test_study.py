@@ -169,7 +169,7 @@ MISTAKES = [
     ("r: 4", "targets: []", 15, "variants.cut[1].train.lora.targets: "),
     ("r: 4", "targets: all", 15, "variants.cut[1].train.lora.targets: expected `default` or `all-linear`, or a list `[...]`,"),
     ("r: 4", "dropout: 1", 15, "variants.cut[1].train.lora.dropout: expected less than 1, got `1`"),
-    ("count: 1", "", 15, "variants.cut[0].prune.blocks: name either `blocks: [...]` or `count: N`, got `{}`"),
+    ("count: 1", "", 15, "variants.cut[0].prune.blocks: name either `blocks: [...]` or `count: N`, or `fraction: SHARE`"),
     ("count: 1", "count: 1, blocks: [1]", 15, "variants.cut[0].prune.blocks: name either `blocks: [...]` or `count: N`"),
     ("count: 1", "blocks: [1], choose: last", 15, "variants.cut[0].prune.blocks: `choose` goes with `count`; `blocks` names "),
     ("count: 1", "blocks: [1, 1]", 15, "variants.cut[0].prune.blocks: `blocks` are distinct indices from 0"),

@@ -12,11 +12,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from paretune.data.trees import Example
 from paretune.errors import SpecError, StageError
 from paretune.model.forward import score
+from paretune.pipeline import block_search
+from paretune.pipeline.block_search import EXACT_SETS, runs_of
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, StageContext
 from paretune.variants import choose
-from paretune.variants.blocks import remove_blocks, skipped_blocks
-from paretune.variants.choose import EXACT_SETS, choose_by_loss, choose_by_turn, choose_random, mean_scores
+from paretune.variants.blocks import block_list, remove_blocks, skipped_blocks
+from paretune.variants.calibration import Window
+from paretune.variants.choose import (
+    choose_by_loss,
+    choose_by_turn,
+    choose_random,
+    choose_run,
+    mean_scores,
+    race_by_loss,
+    stability,
+)
 from paretune.variants.stages import prune_blocks
 from tests.evaluate.stages import BASE, reference_logits, write_tokens
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, VOCABULARY_SIZE, make_model, randomise
@@ -82,7 +93,7 @@ def test_of_many_sets_blocks_go_one_at_a_time(tmp_path: Path) -> None:
     exact = choose_by_loss(load(base), examples, 3, forward_tokens=4096)
     assert exact.tried == "all sets"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose, "EXACT_SETS", 10)
+        patch.setattr(block_search, "EXACT_SETS", 10)
         greedy = choose_by_loss(load(base), examples, 3, forward_tokens=4096)
     assert greedy.tried == "one at a time"
     assert {len(removed): sum(len(one) == len(removed) for one in greedy.scores) for removed in greedy.scores} == {
@@ -104,7 +115,7 @@ def test_what_cannot_be_walked_is_evaluated_one_by_one(bases: dict[str, Path], m
     expected = choose_by_loss(load(bases["smollm3"]), examples, 2, forward_tokens=4096)
     monkeypatch.setattr(choose, "agrees", lambda *_: False)
     for exact_sets in (EXACT_SETS, 0):
-        monkeypatch.setattr(choose, "EXACT_SETS", exact_sets)
+        monkeypatch.setattr(block_search, "EXACT_SETS", exact_sets)
         found = choose_by_loss(load(bases["smollm3"]), examples, 2, forward_tokens=4096)
         assert (found.computed, found.removed) == ("one by one", expected.removed)
         assert found.scores.keys() == expected.scores.keys()
@@ -243,3 +254,77 @@ def test_half_precision_is_walked_within_its_rounding(architecture: str, bases: 
     assert half.computed == "walk"
     for removed, sums in exact.scores.items():
         assert half.scores[removed].sum() == pytest.approx(sums.sum(), rel=0.02)
+
+
+def test_slopes_of_blocks_are_those_of_finite_differences(bases: dict[str, Path]) -> None:
+    examples, step = some_examples((21, 33)), 1e-3
+    for name in ("gpt2", "gemma3"):
+        slopes = choose_by_turn(load(bases[name]).double(), examples, 1, choose="taylor").scores
+        model = load(bases[name]).double()
+        _, blocks = block_list(model)
+        for index in (0, 2):
+            losses = []
+            for factor in (1 + step, 1 - step):
+                handle = blocks[index].register_forward_hook(
+                    lambda _, args, output, factor=factor: (
+                        (args[0] + factor * (output[0] - args[0]), *output[1:])
+                        if isinstance(output, tuple)
+                        else args[0] + factor * (output - args[0])
+                    )
+                )
+                losses.append(losses_of(model, examples))
+                handle.remove()
+            np.testing.assert_allclose(slopes[index,], -(losses[0] - losses[1]) / (2 * step), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("chosen", ["loss", "taylor", "influence", "angular"])
+def test_protected_blocks_stay_and_runs_are_runs(chosen: str, bases: dict[str, Path], tmp_path: Path) -> None:
+    free = prune_blocks(context_of(bases["llama"], {"choose": chosen}, tmp_path / "free"))["removed_blocks"]
+    method = {"choose": chosen, "protect": free}
+    other = prune_blocks(context_of(bases["llama"], method, tmp_path / "protected"))
+    assert other["removed_blocks"] != free
+    assert 0 <= other["chosen_again"] <= 1
+    method = {"choose": chosen, "count": None, "fraction": 0.5, "contiguous": True, "protect": [0]}
+    first, second = prune_blocks(context_of(bases["llama"], method, tmp_path / "run"))["removed_blocks"]
+    assert second == first + 1
+    assert first in (1, 2)
+
+
+def test_the_run_is_the_one_without_which_the_loss_is_lowest(bases: dict[str, Path]) -> None:
+    examples = some_examples()
+    choice = choose_run(load(bases["qwen3"]), examples, runs_of(NUM_BLOCKS, 2))
+    exact = choose_by_loss(load(bases["qwen3"]), examples, 2, forward_tokens=4096)
+    for run in ((0, 1), (1, 2), (2, 3)):
+        np.testing.assert_allclose(choice.scores[run], exact.scores[run], rtol=1e-5)
+    assert choice.removed == min(((0, 1), (1, 2), (2, 3)), key=lambda run: exact.scores[run].sum())
+
+
+def test_a_race_measures_what_all_sets_would_and_its_record_says_how_far_it_came(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    examples = some_examples((30,) * 12)
+    windows = [Window(str(number % 6), example) for number, example in enumerate(examples)]
+    exact = choose_by_loss(load(bases["smollm3"]), examples, 2, forward_tokens=64)
+    race = race_by_loss(load(bases["smollm3"]), windows, 2, passes=1e9, forward_tokens=64)
+    assert (race.tried, race.computed) == ("race", "walk")
+    for removed, sums in race.scores.items():
+        np.testing.assert_allclose(sums, exact.scores[removed][: len(sums)], rtol=1e-5)
+    method = {"choose": "loss", "count": 2, "budget": {"search": "race", "passes": 4}}
+    metrics = prune_blocks(context_of(bases["llama"], method, tmp_path))
+    assert metrics["tried"] == "race"
+    assert metrics["search"]["sets_of_this_size"] == 6
+    table = pd.read_parquet(tmp_path / "draft" / "block_scores.parquet")
+    chosen = table[[sorted(one) == metrics["removed_blocks"] for one in table["removed"]]]
+    assert chosen["sum"].tolist() == chosen["reference"].tolist()
+
+
+def test_a_choice_is_as_stable_as_its_documents() -> None:
+    generator = np.random.default_rng(0)
+    windows = [Window(str(number), Example(np.zeros(11, np.int32))) for number in range(40)]
+    sure = {(block,): 20 + block + generator.normal(0, 0.1, 40) for block in range(4)}
+    told = stability(choose.Choice((0,), sure, "walk", "all sets"), windows, False)
+    assert told == {"chosen_again": 1.0, "sets_alike": []}
+    unsure = sure | {(1,): sure[0,] + generator.normal(0, 1, 40), (0,): sure[0,]}
+    told = stability(choose.Choice((0,), unsure, "walk", "all sets"), windows, False)
+    assert told["sets_alike"] == [[1]]
+    assert 0.1 < told["chosen_again"] < 0.9

@@ -234,6 +234,8 @@ def _undecided(variant: Side, reference: Side, quantity: Quantity) -> Difference
     left, right = average(left_seeds, items), average(right_seeds, items)
     assert left is not None
     assert right is not None
+    if metric_of(quantity.metric).per_token and not np.allclose(left.weights, right.weights, rtol=1e-9):
+        return None  # by other tokens of the same text, as after `prune.vocabulary`
     sums, weights = _contrast(left, right)
     seed_error, seed_freedom = _seed_error(left, right)
     errors = Errors(standard_error(sums, weights), left.items.num_documents, seed_error, seed_freedom)

@@ -39,6 +39,8 @@ _WINDOWS = 15
 """So many windows of the running mean a training has."""
 _CERTAIN = 2.0
 """Standard errors by which the train loss of the last quarter has to lie below that of the quarter before."""
+_SUMS = ("sum", "tokens", "reference")
+"""Columns of the scores of a choice of blocks that are numbers."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,15 @@ class BlockChoice:
     criterion: str
     """`loss`, `influence` or `angular`."""
     tried: str
-    """Which sets: `all sets`, `one at a time`, `runs` or `blocks`."""
+    """Which sets: `all sets`, `one at a time`, `race`, `runs` or `blocks`."""
     num_tokens: int
     num_documents: int
     scores: tuple[BlockScore, ...]
     """The whole model, then the sets of the size that was compared, the best first."""
+    chosen_again: float | None = None
+    """Share of resamples of the documents that choose the same; None of a record from before it was told."""
+    num_alike: int = 0
+    """Sets of its size, or blocks, that the text does not tell from what was taken."""
 
 
 def read_curve(cell: Cell) -> pd.DataFrame:
@@ -227,10 +233,10 @@ def _block_choice(record: Record, entrants: tuple[tuple[str, int | None], ...], 
     sets = [tuple(map(int, entry["removed"])) for entry in metrics["block_scores"]]
     names = [",".join(map(str, blocks)) for blocks in sets]
     table["set"] = [",".join(map(str, blocks)) for blocks in table["removed"]]
-    by_document = table.pivot_table(index="document", columns="set", values="sum", aggfunc="sum", sort=True)
-    weights = table.drop_duplicates("document").set_index("document")["tokens"].loc[by_document.index]
-    sums, tokens = by_document[names].to_numpy(dtype=np.float64), weights.to_numpy(dtype=np.float64)
-    means = sums.sum(0) / tokens.sum()
+    # A race has measured some sets on the first part of the text alone.
+    by_set = {name: rows.sort_values("document") for name, rows in table.groupby("set")}
+    columns = [{key: by_set[name][key].to_numpy(dtype=np.float64) for key in table if key in _SUMS} for name in names]
+    means = [float(column["sum"].sum() / column["tokens"].sum()) for column in columns]
     # A choice by influence takes several blocks that were scored apart: the worst of them is what the others must beat.
     taken = [index for index, blocks in enumerate(sets) if blocks and set(blocks) <= set(removed)]
     reference = sets.index(removed) if removed in sets else max(taken, key=lambda index: means[index])
@@ -238,12 +244,14 @@ def _block_choice(record: Record, entrants: tuple[tuple[str, int | None], ...], 
     order.sort(key=lambda index: means[index])
     scores = []
     for index in [index for index, blocks in enumerate(sets) if not blocks] + order:
-        more = sums[:, index] - sums[:, reference]
+        sums, tokens = columns[index]["sum"], columns[index]["tokens"]
+        paired = columns[index].get("reference")
+        more = sums - (columns[reference]["sum"] if paired is None or np.isnan(paired).any() else paired)
         scores.append(
             BlockScore(
                 sets[index],
-                float(means[index]),
-                *ratio_interval(sums[:, index], tokens, level),
+                means[index],
+                *ratio_interval(sums, tokens, level),
                 float(more.sum() / tokens.sum()),
                 *ratio_interval(more, tokens, level),
                 is_reference=index == reference,
@@ -256,6 +264,8 @@ def _block_choice(record: Record, entrants: tuple[tuple[str, int | None], ...], 
         num_blocks=metrics["blocks_before"],
         criterion=record.config["method"]["choose"],
         tried=metrics["tried"],
+        chosen_again=metrics.get("chosen_again"),
+        num_alike=len(metrics.get("sets_alike", ())),
         num_tokens=metrics["calibration_tokens"],
         num_documents=metrics["calibration_documents"],
         scores=tuple(scores),

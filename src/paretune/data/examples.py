@@ -118,7 +118,7 @@ def tokenize_tasks(context: StageContext) -> dict[str, Any]:
     Raises DataError for an example longer than `max_length` where the study says `too_long: error`, its default here, and for
     control tokens in records where it does not say what is done with them.
     """
-    tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
+    tokenizer = load_tokenizer(context.config["base"], context.resources["base"], context.inputs.get("model"))
     file = context.inputs["data"].path / "documents.parquet"
     config = context.parse(TokenizeConfig)
     max_length, rule = config.max_length, config.too_long

@@ -24,7 +24,7 @@ from paretune.data.trees import num_windows
 from paretune.errors import DataError, NeedsError
 from paretune.pipeline.hub import fetch_model
 from paretune.pipeline.resources import Resource
-from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage import Artifact, StageContext
 from paretune.pipeline.stage_configs import TokenizeConfig
 from paretune.study.data import SPLITS
 from paretune.study.evaluations import Prefix
@@ -39,6 +39,8 @@ SCHEMA = pa.schema(
         "lossless": pa.bool_(),
     }
 )
+OWN_VOCABULARY = "vocabulary.json"
+"""In an artifact whose tokenizer is its own, and not that of the base."""
 _MARKS = ("\ue000", "\n", ".")
 """What is put before a piece to keep the dummy space off it; the first is private use, so no merge reaches into the piece."""
 
@@ -138,8 +140,16 @@ def usable_positions(config: PretrainedConfig) -> int:
     return int(positions - (config.pad_token_id or 0) - 1 if behind else positions)
 
 
-def load_tokenizer(base: Mapping[str, Any], resource: Resource) -> TextTokenizer:
-    """The tokenizer of a base; NeedsError if its files are missing, or it has no end-of-text token that the model can read."""
+def load_tokenizer(base: Mapping[str, Any], resource: Resource, model: Artifact | None = None) -> TextTokenizer:
+    """The tokenizer of a base, or of what was made of it, where a method on the way to `model` has rewritten it.
+
+    NeedsError if its files are missing, or it has no end-of-text token that the model can read.
+    """
+    while model is not None:
+        if (model.path / OWN_VOCABULARY).is_file():
+            base, resource = {"trust_remote_code": False}, Resource(path=model.path)
+            break
+        model = model.inputs.get("model")
     name, arguments = pretrained_arguments(base, resource)
     try:
         hf = AutoTokenizer.from_pretrained(name, **arguments)
@@ -179,7 +189,7 @@ def tokenize(context: StageContext) -> dict[str, Any]:
     Raises DataError for a document longer than `max_length` where the study says `too_long: error`.
     """
     config = context.parse(TokenizeConfig)
-    tokenizer = load_tokenizer(context.config["base"], context.resources["base"])
+    tokenizer = load_tokenizer(context.config["base"], context.resources["base"], context.inputs.get("model"))
     file = context.inputs["data"].path / "documents.parquet"
     skipped, cut, max_length, lengths = 0, 0, config.max_length, array("q")
     longest, longest_length = dict[str, Any](), 0

@@ -60,7 +60,7 @@ def load_model(
     device = torch.device(context.config.get("device", "cpu"))
     if artifact is not None and (artifact.path / GGUF).is_file():
         running = LlamaCpp(artifact.path / GGUF, AutoConfig.from_pretrained(artifact.path))
-        return LoadedModel(running, load_tokenizer(*base), torch.device("cpu"), num_positions(running))
+        return LoadedModel(running, load_tokenizer(*base, artifact), torch.device("cpu"), num_positions(running))
     if artifact is not None and (artifact.path / INT8).is_file():
         model, ships, device = load_int8(str(artifact.path)), None, torch.device("cpu")
     else:
@@ -73,7 +73,7 @@ def load_model(
         settle_nf4(model, dtype, served=served)
     if fused:
         fuse(model)
-    return LoadedModel(model, load_tokenizer(*base), device, num_positions(model))
+    return LoadedModel(model, load_tokenizer(*base, artifact), device, num_positions(model))
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype, *, only_if_exact: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Checks of rows against what config.json, the tokenizer and the headers of a base say: lengths, blocks, modules."""
 
 import importlib.util
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -8,13 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import NeedsError, SpecError
-from paretune.pipeline.config_json import num_blocks, num_experts, num_positions, width, with_num_blocks
+from paretune.pipeline.block_search import num_removed
+from paretune.pipeline.config_json import (
+    REWRITTEN,
+    architectures,
+    head_counts,
+    mlp_width,
+    num_blocks,
+    num_experts,
+    num_positions,
+    takes_heads,
+    why_no_smaller,
+    width,
+    with_fields,
+    with_num_blocks,
+)
 from paretune.pipeline.lock import LockedBase
 from paretune.pipeline.machine import has, way_to
 from paretune.pipeline.preflight import Setting, check_files
 from paretune.pipeline.resources import count_weights, read_tokenizer, weight_shapes
 from paretune.study.evaluations import Generate, Latency, Tasks
-from paretune.study.methods import PruneBlocks, QuantizeGguf, QuantizeNf4, TrainLora
+from paretune.study.methods import PruneBlocks, PruneHeads, PruneMlp, PruneVocabulary, QuantizeGguf, QuantizeNf4, TrainLora
 
 _SAME_NAMES = frozenset(
     ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "opt")
@@ -28,14 +43,94 @@ def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase)
     if count is None:
         return locked.config
     has = f"base `{base}` has {count} blocks at this point, 0 to {count - 1}"
-    removed = config.count or len(config.blocks or ())
+    removed = num_removed(config.model_dump(mode="json"), count)
+    if config.protect and (wrong := [index for index in config.protect if index >= count]):
+        raise SpecError(f"{where}.protect: there is no block `{wrong[0]}`; {has}")
     outside = [index for index in config.blocks or () if index >= count]
     if outside:
         raise SpecError(f"{where}.blocks: there is no block `{outside[0]}`; {has}")
     if removed >= count:
-        field = "count" if config.count else "blocks"
+        field = "count" if config.count else "blocks" if config.blocks else "fraction"
         raise SpecError(f"{where}.{field}: removing {removed} leaves no block; {has}, so remove at most {count - 1}")
+    if removed > count - len(config.protect):
+        raise SpecError(
+            f"{where}.protect: {len(config.protect)} protected blocks leave fewer than the {removed} to remove; {has}"
+        )
     return with_num_blocks(locked.config, count - removed)
+
+
+def check_mlp(config: PruneMlp, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`prune.mlp`: the base says one width of its MLPs, and some channels leave and some stay."""
+    found = mlp_width(locked.config)
+    if found is None:
+        raise SpecError(
+            f"{where}: base `{base}` ({', '.join(architectures(locked.config))}) cannot say another width of its MLPs: "
+            "config.json names no single one, as of routed experts, or ties it to the hidden states; take `prune.blocks`"
+        )
+    name, channels = found
+    stay = config.stay(channels)
+    if not 0 < stay < channels:
+        raise SpecError(
+            f"{where}.fraction: {config.fraction:g} of the {channels:,} channels of base `{base}` would leave {stay:,}, in "
+            f"multiples of {config.STEP}; write one that leaves {config.STEP} or more and fewer than {channels:,}"
+        )
+    return with_fields(locked.config, {name: stay})
+
+
+def check_heads(config: PruneHeads, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`prune.heads`: the architecture takes another number of heads, and one is left."""
+    if not takes_heads(locked.config):
+        raise SpecError(
+            f"{where}: base `{base}` ({', '.join(architectures(locked.config))}) cannot have fewer heads: it takes no "
+            "`head_dim`, so that a head is the width of the hidden states divided by their number; take `prune.mlp` or "
+            "`prune.blocks`"
+        )
+    heads, shared, size = head_counts(locked.config)
+    units, noun = (heads, "heads") if shared in (1, heads) else (shared, f"groups of {heads // shared} heads")
+    if config.count >= units:
+        raise SpecError(
+            f"{where}.count: {config.count} of the {units} {noun} in a block of base `{base}` leaves none; write at most "
+            f"{units - 1}"
+        )
+    after = heads // units * (units - config.count)
+    if not takes_heads(locked.config, after):
+        fitting = [count for count in range(1, units) if takes_heads(locked.config, heads // units * (units - count))]
+        raise SpecError(
+            f"{where}.count: {config.count} leaves {after} heads in a block of base `{base}`, which transformers refuses of "
+            f"`{locked.config['model_type']}`, as they do not divide the width of the hidden states, {width(locked.config):,}; "
+            f"write {' or '.join(map(str, fitting)) or '`prune.mlp` instead'}"
+        )
+    return with_fields(
+        locked.config,
+        {"num_attention_heads": after, "num_key_value_heads": 1 if shared == 1 else units - config.count, "head_dim": size},
+    )
+
+
+def check_vocabulary(config: PruneVocabulary, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`prune.vocabulary`: the tokenizer can lose tokens, as far as its files are at hand."""
+    directory = locked.resource.directory()
+    if directory is not None:
+        file = directory / "tokenizer.json"
+        reason = why_no_smaller(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else "it has no tokenizer.json"
+        if reason:
+            raise SpecError(f"{where}: the tokenizer of base `{base}` cannot be made smaller: {reason}; take the method out")
+    return with_fields(locked.config, {REWRITTEN: True})
+
+
+def tell_mlp(config: PruneMlp, base: str, locked: LockedBase) -> list[str]:
+    """`prune.mlp`: the rounding."""
+    _, channels = mlp_width(locked.config) or ("", 0)
+    stay = config.stay(channels)
+    return [f"prune.mlp with `fraction: {config.fraction:g}` leaves {stay:,} of {channels:,} channels of an MLP of `{base}`"]
+
+
+def tell_heads(config: PruneHeads, base: str, locked: LockedBase) -> list[str]:
+    """`prune.heads`: what a unit is, where it is no head."""
+    heads, shared, _ = head_counts(locked.config)
+    if shared in (1, heads):
+        return []
+    removed = config.count * heads // shared
+    return [f"prune.heads with `count: {config.count}` takes {removed} of {heads} heads of a block of `{base}`: whole groups"]
 
 
 def _check_rank(config: TrainLora, where: str, base: str, locked: LockedBase) -> None:
@@ -77,6 +172,11 @@ def check_targets(config: TrainLora, where: str, base: str, locked: LockedBase) 
 
 def check_gguf(config: QuantizeGguf, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
     """`quantize.gguf`: llama.cpp's converter knows the architecture, by the names in its source."""
+    if locked.config.get("text_config", locked.config).get(REWRITTEN):
+        raise SpecError(
+            f"{where}: llama.cpp's converter knows a tokenizer by what it writes, and not the smaller one that "
+            "`prune.vocabulary` leaves; take one of both out"
+        )
     spec = importlib.util.find_spec("conversion")
     names = locked.config.get("architectures") or []
     if spec is None or not spec.submodule_search_locations or not names:

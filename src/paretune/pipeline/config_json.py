@@ -12,8 +12,15 @@ from paretune.errors import NeedsError
 _BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HEADS = re.compile(r"(attention|query)_heads$|^n_heads?$")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_MLP = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+_HEAD_DIM = frozenset(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "granite"))
+"""Architectures that take a `head_dim`, whether their config.json has it or not."""
+_DIVIDED = frozenset(("llama", "gemma2", "gemma3_text"))
+"""Of these, those whose class refuses a number of heads that does not divide the width of the hidden states all the same."""
 DEQUANTIZED_FROM = "paretune_dequantized_from"
 """Field of our own: the format that the weights were in before they were made whole, like `GGUF Q4_1`."""
+REWRITTEN = "paretune_rewritten_tokenizer"
+"""Field of our own, of a plan alone: that a method leaves another tokenizer."""
 _POSITIONS = ("max_position_embeddings", "n_positions")
 
 
@@ -100,6 +107,13 @@ def with_num_blocks(config: Mapping[str, Any], count: int) -> dict[str, Any]:
     return {**config, **{name: count for name in _BLOCKS if name in config}}
 
 
+def with_fields(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with some fields of its decoder set."""
+    if "text_config" in config:
+        return {**config, "text_config": {**config["text_config"], **fields}}
+    return {**config, **fields}
+
+
 def num_experts(config: Mapping[str, Any]) -> int | None:
     """Routed experts of a layer; None for a dense model."""
     text = config.get("text_config", config)
@@ -127,3 +141,40 @@ def width(config: Mapping[str, Any]) -> int:
 def num_heads(config: Mapping[str, Any]) -> int:
     """Of attention; 0 where it is not known."""
     return int(config.get("num_attention_heads") or config.get("n_head") or 0)
+
+
+def mlp_width(config: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The field that says how wide the MLP of every block is, and its value; None where none does."""
+    text = config.get("text_config", config)
+    name = next((name for name in _MLP if name in text), None)
+    value = text.get(name) if name else None
+    if name == "n_inner" and value is None:
+        value = 4 * width(text)
+    return (str(name), value) if isinstance(value, int) and num_experts(config) is None else None
+
+
+def head_counts(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Heads, heads of keys and values, and channels of a head; zeros where they are not known."""
+    text = config.get("text_config", config)
+    heads = num_heads(text)
+    size = text.get("head_dim") or (width(text) // heads if heads else 0)
+    return heads, int(text.get("num_key_value_heads") or heads), int(size)
+
+
+def takes_heads(config: Mapping[str, Any], heads: int | None = None) -> bool:
+    """Whether the architecture takes so many heads (without a number: any other) beside the width of the hidden states."""
+    text = config.get("text_config", config)
+    kind = text.get("model_type")
+    divides = heads is None or kind not in _DIVIDED or width(text) % heads == 0
+    return divides and (bool(text.get("head_dim")) or kind in _HEAD_DIM)
+
+
+def why_no_smaller(tokenizer: Mapping[str, Any]) -> str:
+    """Why a tokenizer, by its tokenizer.json, cannot lose tokens and write all else as before; empty where it can."""
+    model = tokenizer["model"]
+    kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
+    if kind not in ("BPE", "Unigram"):
+        return f"it is of the kind {kind}, and only byte pairs and unigrams are sure to write a text as before without others"
+    if kind == "BPE" and (model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")):
+        return "its byte pairs have a dropout, or marks for the parts of words"
+    return ""

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paretune.errors import ParetuneError
+from paretune.pipeline.block_search import num_removed, search_passes
 from paretune.pipeline.config_json import num_blocks
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.machine import fingerprint
-from paretune.pipeline.plan import Plan
+from paretune.pipeline.plan import Plan, first_tokens
 from paretune.pipeline.records import Record
 from paretune.pipeline.resources import Resource, count_weights
 from paretune.pipeline.sample import Amount, Sample, count_tokens
@@ -36,8 +37,6 @@ _ROWS_TOGETHER = 64
 """Answers that are written together: `paretune.evaluate.answers.MAX_ANSWERS`."""
 _WALK_TOKENS = 1024
 """Of a pass of a search for blocks: `paretune.variants.walk`."""
-_EXACT_SETS = 200
-"""Of blocks that are all tried: `paretune.variants.choose.EXACT_SETS`."""
 _PROMPT = 64
 """Tokens of the prompt that `decode` was timed with."""
 _NO_TEXT = Sample((), {}, True, 0.0, 0.0, 0.0)
@@ -78,7 +77,7 @@ class Work:
                 return None
             return Duration(fixed + each * (sample.num_bytes if stage.kind == "data" else sample.kept_bytes) / 1e6)
         if stage.kind == "tokenize":
-            sample = self.samples.get(stage.key)
+            sample = self.samples.get(first_tokens(stage).key)
             return Duration(_START + _PER_RECORD * sample.encoding * sample.kept_bytes) if sample else None
         if not stage.runs:
             return Duration(0.0)
@@ -87,16 +86,24 @@ class Work:
             return None
         model = _Model(self.rates[base.digest], blocks_of(stage, num_blocks(base.config) or 1), self.options.forward_tokens)
         tokens = stage.inputs.get("tokens")
-        sample = self.samples.get(tokens.key) if tokens else None
+        first = first_tokens(tokens).key if tokens else ""
+        sample = self.samples.get(first)
         if tokens and sample is None:
             return None
         made = _START + model.load
         if "train" in stage.config:
-            return _training(stage, model, sample, self.amounts.get(tokens.key), made) if tokens and sample else None
+            return _training(stage, model, sample, self.amounts.get(first), made) if tokens and sample else None
         if stage.kind == "prune.blocks":
             # Saved, and loaded again to show that it is the same.
-            search = search_seconds(stage, model, sample) if sample else 0.0
-            return Duration(made + model.load + search)
+            found = search_seconds(stage, model, sample) if sample else Duration(0.0)
+            return Duration(made + model.load + found.seconds, found.at_most)
+        if stage.kind in ("prune.heads", "prune.mlp"):
+            # Read once to measure; a slope of the loss takes a pass back as well, which is two more.
+            read = min(stage.config["method"]["calibration"]["tokens"], _read(sample, "train")) if sample else 0.0
+            passes = 4 if stage.config["method"]["by"] == "taylor" else 1
+            return Duration(made + model.load + passes * model.reading(read))
+        if stage.kind == "prune.vocabulary":
+            return Duration(made + model.load)
         row = evaluations().get(stage.kind.removeprefix("evaluate."))
         measured = _EVALUATIONS.get(stage.kind)
         if row is None or measured is None:
@@ -128,25 +135,25 @@ def durations(work: Work, plan: Plan, store: Store) -> dict[Stage, Duration]:
     return found
 
 
-def search_seconds(stage: Stage, model: "_Model", sample: Sample) -> float:
+def search_seconds(stage: Stage, model: "_Model", sample: Sample) -> Duration:
     """Of a choice of blocks that is measured."""
     method = stage.config["method"]
     if not method.get("calibration"):
-        return 0.0
-    num, count = model.blocks, method["count"]
+        return Duration(0.0)
+    num = model.blocks
     share = sum(b.completion for t in sample.texts for b in t.branches) / max(1, sum(t.read for t in sample.texts))
-    tokens = min(method["calibration"]["tokens"], sum(t.read for t in sample.texts) * sample.shares["train"])
-    if method["choose"] != "loss":
-        calls, heads = num, 0.0
-    elif count <= 2 or sum(math.comb(num, size) for size in range(count + 1)) <= _EXACT_SETS:
-        calls, heads = _calls(num, count), float(sum(math.comb(num, size) for size in range(count + 1)))
-    else:
-        calls, heads = sum(_calls(num - n, 1) for n in range(count)), float(sum(num - n + 1 for n in range(count)))
+    tokens = min(method["calibration"]["tokens"], _read(sample, "train"))
     of_pass, of_token, rest_pass, rest_token = model.rates["score"]
     passes = math.ceil(tokens / _WALK_TOKENS)
-    in_blocks = calls * (passes * of_pass + tokens * of_token)
-    in_heads = heads * (passes * rest_pass + (1.0 if sample.plain else share) * tokens * rest_token)
-    return float(in_blocks + in_heads)
+    of_call = passes * of_pass + tokens * of_token
+    of_head = passes * rest_pass + (1.0 if sample.plain else share) * tokens * rest_token
+    if method["choose"] != "loss":
+        return Duration((4 if method["choose"] == "taylor" else 1) * num * of_call)
+    way, most = search_passes(num, method, of_head / of_call)
+    if way != "race":
+        return Duration(most * of_call)
+    minutes = (method["budget"] or {}).get("minutes")
+    return Duration(60 * minutes if minutes else most * of_call, "candidates may soon be told apart")
 
 
 def blocks_of(stage: Stage, num: int) -> int:
@@ -155,7 +162,7 @@ def blocks_of(stage: Stage, num: int) -> int:
     while before is not None:
         if before.kind == "prune.blocks":
             method = before.config["method"]
-            num -= len(method["blocks"]) if method.get("blocks") else method.get("count") or 0
+            num -= num_removed(method, num)
         # What a choice is made from differs in other things.
         before = before.inputs.get("model") if before.runs else next(iter(before.inputs.values()))
     return max(1, num)
@@ -196,21 +203,21 @@ def _training(stage: Stage, model: _Model, sample: Sample, amount: Amount | None
     steps = settings["max_steps"] or per_epoch * (settings["epochs"] or 3)
     every = per_epoch if settings["evaluate_every"] == "epoch" else settings["evaluate_every"]
     if sample.plain:
-        epoch, validation = amount.tokens + amount.windows, _plain_tokens(sample, "validation", stage)
+        epoch, validation = amount.tokens + amount.windows, _read(sample, "validation")
     else:
         # A context once for all of its tasks, as far as a step holds them together.
         shared = settings.get("layout", "trees") == "trees"
         read = [t.read if shared else sum(1 + t.context + b.prompt + b.completion for b in t.branches) for t in sample.texts]
         epoch = sum(read) * sample.shares["train"]
-        validation = sum(t.read for t in sample.texts) * sample.shares["validation"]
+        validation = _read(sample, "validation")
     in_step = epoch / per_epoch
     work = model.seconds(kind, steps * math.ceil(in_step / model.pass_tokens), steps * in_step)
     measuring = math.ceil(steps / every) * model.reading(validation)
     return Duration(made + model.load + work + measuring, "may stop early" if settings.get("early_stopping") else "")
 
 
-def _plain_tokens(sample: Sample, split: str, stage: Stage) -> float:
-    """Of a split of plain texts, each token read once."""
+def _read(sample: Sample, split: str) -> float:
+    """Tokens of a split, each read once."""
     return sum(text.read for text in sample.texts) * sample.shares[split]
 
 
@@ -317,15 +324,6 @@ def _is_trained(stage: Stage | None) -> bool:
     if stage is None:
         return False
     return "train" in stage.config or not stage.runs or _is_trained(stage.inputs.get("model"))
-
-
-def _calls(num: int, count: int) -> int:
-    """Of a block on the whole text, in a walk that leaves out every set of at most `count` of `num` blocks."""
-    if count == 0:
-        return num
-    if count == 1:
-        return num * (num + 1) // 2
-    return num + sum(_calls(num - first - 1, count - 1) for first in range(num))
 
 
 def _digest(of: Stage | Record) -> str | None:

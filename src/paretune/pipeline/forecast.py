@@ -15,7 +15,7 @@ import psutil
 from paretune.pipeline.config_json import num_blocks, num_heads, width, with_num_blocks
 from paretune.pipeline.duration import Rates, Work, durations
 from paretune.pipeline.lock import Lock
-from paretune.pipeline.plan import Plan, pending
+from paretune.pipeline.plan import Plan, first_tokens, pending
 from paretune.pipeline.preflight import Setting
 from paretune.pipeline.resources import count_weights
 from paretune.pipeline.results import describe_documents, small_splits
@@ -141,7 +141,8 @@ def forecast(
     amounts: dict[str, Amount] = {}
     samples: dict[str, Sample] = {}
     data: dict[str, Sample] = {}
-    trained_on = {stage.inputs["tokens"] for stage in plan.stages if "train" in stage.config and "tokens" in stage.inputs}
+    trainings = (stage for stage in plan.stages if "train" in stage.config and "tokens" in stage.inputs)
+    trained_on = {first_tokens(stage.inputs["tokens"]) for stage in trainings}
     for (_, name), tokens in plan.tokens.items():
         asked = rates or (tokens in trained_on and not store.find(tokens))
         sample = sample_of(tokens, study.data[name]) if asked else None
@@ -159,7 +160,8 @@ def forecast(
             config = next(base.config for base in lock.bases.values() if base.resource == stage.resources["base"])
             libraries = 0 if lock.device == "cuda" else _LIBRARIES
             if "train" in stage.config:
-                cost = _training(stage, weights, config, libraries, study, options, amounts.get(stage.inputs["tokens"].key))
+                amount = amounts.get(first_tokens(stage.inputs["tokens"]).key)
+                cost = _training(stage, weights, config, libraries, study, options, amount)
             else:
                 cost = _without_training(stage, weights, config, libraries, study, options)
         duration = expected.get(stage)
@@ -186,9 +188,10 @@ def _time(new: Mapping[Stage, Cost]) -> list[str]:
     ]
     for stage, cost in new.items():
         method = stage.config.get("method", {})
-        if method.get("calibration") and (cost.seconds or 0) > _SLOW_SEARCH:
+        if stage.kind == "prune.blocks" and method.get("calibration") and (cost.seconds or 0) > _SLOW_SEARCH:
             fewer = method["calibration"]["tokens"] // 4
-            ways = [f"`calibration: {{tokens: {fewer}}}`", *(["`count: 1`"] if method["count"] > 1 else [])]
+            ways = [f"`calibration: {{tokens: {fewer}}}`", *(["`count: 1`"] if (method.get("count") or 2) > 1 else [])]
+            ways += ["`budget: {passes: 64}`"] if cost.at_most else []
             ways += ["`choose: influence`"] if method["choose"] == "loss" else []
             lines.append(
                 f"warning: {stage.name}: choosing the blocks takes about {_duration(cost.seconds or 0)}; "

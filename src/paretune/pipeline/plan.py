@@ -32,7 +32,7 @@ from paretune.pipeline.store import Store
 from paretune.study.base import Spec
 from paretune.study.data import Dataset, Source
 from paretune.study.evaluations import SIZE
-from paretune.study.registry import Evaluation
+from paretune.study.registry import Evaluation, methods
 from paretune.study.study import Study
 from paretune.study.variants import MethodUse, Variant
 
@@ -178,6 +178,13 @@ def make_plan(study: Study, lock: "Lock", folder: Path) -> Plan:
     return Plan(data, leakage, tokens, tuple(cells), tuple(tunings), audit)
 
 
+def first_tokens(tokens: Stage) -> Stage:
+    """The same data by the tokenizer of the base: how much a rewritten one makes of it is known once it is there."""
+    while model := tokens.inputs.get("model"):
+        tokens = model.inputs["tokens"]
+    return tokens
+
+
 def _with_parents(stage: Stage) -> Iterator[Stage]:
     # Depth first, where `graphlib` goes breadth first: the numbers of one variant are there before the next one trains.
     for parent in stage.needs:
@@ -237,7 +244,16 @@ class _Planner:
         body = "paretune.data.audit:audit_data"
         return Stage("audit", config, body, {"data": data}, resources=parts.resources, revision=2)
 
-    def tokens(self, base: str, dataset: Dataset, data: Stage) -> Stage:
+    def tokens_of(self, given: _Given, model: Stage | None) -> Stage:
+        """The data as a model reads it: by the tokenizer of its base, or by that of the last method that rewrote it."""
+        while model is not None:
+            row = methods().get(model.kind)
+            if row is not None and row.rewrites_tokenizer:
+                return self.tokens(given.base, self.study.data[given.dataset], given.tokens.inputs["data"], model)
+            model = model.inputs.get("model") or model.inputs.get("choice") if model.runs else next(iter(model.needs))
+        return given.tokens
+
+    def tokens(self, base: str, dataset: Dataset, data: Stage, model: Stage | None = None) -> Stage:
         locked = self.lock.bases[base]
         config = TokenizeConfig(
             base=BaseConfig(digest=locked.tokenizer_digest, trust_remote_code=self.study.bases[base].trust_remote_code),
@@ -246,7 +262,8 @@ class _Planner:
             control_tokens=dataset.control_tokens,
         )
         body = "paretune.data.examples:tokenize_tasks" if dataset.completes else "paretune.data.tokenizer:tokenize"
-        return Stage("tokenize", config.model_dump(mode="json"), body, {"data": data}, resources={"base": locked.resource})
+        inputs = {"data": data} | ({"model": model} if model else {})
+        return Stage("tokenize", config.model_dump(mode="json"), body, inputs, resources={"base": locked.resource})
 
     def tuning(self, given: _Given, name: str, variant: Variant) -> PlannedTuning:
         seed, end = self.study.seeds[0], variant.last_trained + 1
@@ -289,7 +306,7 @@ class _Planner:
                 length, precision = self.study.train.max_length, self.lock.evaluate
                 config = config.model_copy(update={"max_length": length, "precision": precision, "device": device})
             if use.row.trains or use.row.uses_tokens(use.config):
-                inputs["tokens"] = given.tokens
+                inputs["tokens"] = self.tokens_of(given, before or inputs.get("choice"))
                 after = (given.gate,)
             resources = {"base": self.lock.bases[given.base].resource}
             content = config.model_dump(mode="json")
@@ -324,7 +341,7 @@ class _Planner:
         else:
             parts.resources["base"] = self.lock.bases[given.base].resource
             inputs |= {"model": model} if model else {}
-            inputs |= {"tokens": given.tokens} if row.uses_tokens else {}
+            inputs |= {"tokens": self.tokens_of(given, model)} if row.uses_tokens else {}
             if row.needs_untouched and model:
                 inputs["untouched"] = self._evaluation(given, name, row, spec, None, texts)
             config = EvaluationConfig(

@@ -141,9 +141,7 @@ FOREIGN = (
     ),
     # Making smaller.
     Foreign(
-        "ratio sparsity pruning_ratio prune_ratio fraction amount",
-        "variants:prune.blocks.count",
-        "a number of blocks, no share",
+        "ratio sparsity pruning_ratio prune_ratio amount share", "variants:prune.blocks.fraction variants:prune.mlp.fraction"
     ),
     Foreign(
         "num_layers n_layers num_blocks layers_to_remove num_layers_to_prune drop_layers num_hidden_layers",
@@ -154,10 +152,11 @@ FOREIGN = (
     Foreign(
         "prune pruning prune.layers prune.depth drop_layers layer_drop depth shortgpt shortened_llama", "variants:prune.blocks"
     ),
+    Foreign("prune.width prune.channels prune.neurons prune.ffn width", "variants:prune.mlp"),
+    Foreign("num_heads n_heads heads_to_prune prune.attention_heads", "variants:prune.heads.count"),
     Foreign(
-        "prune.heads prune.width prune.channels prune.mlp width prune.wanda wanda sparsegpt magnitude prune.magnitude",
-        "variants:prune.width variants:prune.heads variants:prune.channels",
-        missing="pruning inside of blocks is not there yet; `prune.blocks` takes out whole ones",
+        "prune.wanda wanda sparsegpt prune.sparse prune.magnitude",
+        missing="single weights are not pruned, which makes no model smaller or faster here; take `prune.mlp` or `prune.heads`",
     ),
     Foreign(
         "quantize quantization quant quantize.int4 quantize.gptq gptq awq quantize.awq bnb bitsandbytes int8 int4 nf4 "

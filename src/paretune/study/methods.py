@@ -59,39 +59,71 @@ class Calibration(Spec):
     """Of the draw."""
 
 
+class Budget(Spec):
+    """What a search for blocks may take, and how it goes about it."""
+
+    LATER: ClassVar = ("minutes",)
+    search: Literal["race", "all"] = "race"
+    """`race`: all sets where the budget pays for them; else one block after the other, by candidates that race on growing text
+    and are dropped when a paired interval shows them worse, with a look back at each block that has left. `all`: all sets of
+    one or two blocks, of more where they are few, on all of the text, whatever it takes; else one block at a time."""
+    passes: int = Field(256, ge=1)
+    """Of one block over the whole calibration text, of a race; the head counts by its weights. A first look at every block is
+    taken in any case."""
+    minutes: float | None = Field(None, gt=0)
+    """Of a race, in the place of `passes`; what is chosen then depends on how fast the machine is."""
+
+
 class PruneBlocks(Spec):
     """Remove whole transformer blocks: named ones, or `count` chosen ones."""
 
-    LATER: ClassVar = ("calibration", "seed")
+    LATER: ClassVar = ("calibration", "seed", "budget", "fraction", "contiguous", "protect")
     blocks: tuple[int, ...] | None = Field(None, min_length=1)
     """Indices into the blocks of the model that the method is given, from 0."""
     count: int | None = Field(None, ge=1)
     """How many to remove."""
-    choose: Literal["last", "first", "loss", "influence", "angular", "random"] = "last"
+    fraction: float | None = Field(None, gt=0, lt=1)
+    """How many in the place of `count`: the nearest whole number of blocks, and one at least."""
+    choose: Literal["last", "first", "loss", "taylor", "influence", "angular", "random"] = "last"
     """Which ones, with `count`: at an end, at random, or measured on training text: those without which the `loss` is lowest
-    (all sets of one or two are tried, of more one block at a time where they are many), which turn the hidden states least
-    (block `influence`, arXiv 2403.03853), or which do so as a run (`angular` distance, arXiv 2403.17887)."""
+    (within `budget`), without which it would be lowest were
+    it linear (`taylor`, as in arXiv 2402.02834), which turn the hidden states least (block `influence`, arXiv 2403.03853), or
+    which do so as a run (`angular` distance, arXiv 2403.17887)."""
     calibration: Calibration | None = None
     """The training text, with a choice that is measured."""
     seed: int | None = Field(None, ge=0)
     """Of `choose: random`; 0 unless given."""
+    budget: Budget | None = None
+    """Of a search by `loss`."""
+    contiguous: bool = False
+    """Whether the blocks of a measured choice stand next to each other; those of `angular` always do."""
+    protect: tuple[int, ...] = ()
+    """Blocks that no choice removes."""
 
     @property
     def is_measured(self) -> bool:
         """Whether the choice needs text."""
-        return self.choose in ("loss", "influence", "angular")
+        return self.choose in ("loss", "taylor", "influence", "angular")
 
     @model_validator(mode="after")
     def _named_or_counted(self, info: ValidationInfo) -> Self:
-        if (self.blocks is None) == (self.count is None):
-            raise ValueError("name either `blocks: [...]` or `count: N`")
+        if sum(value is not None for value in (self.blocks, self.count, self.fraction)) != 1:
+            raise ValueError("name either `blocks: [...]` or `count: N`, or `fraction: SHARE`")
         if self.blocks is not None:
+            if self.protect or self.contiguous:
+                raise ValueError("`protect` and `contiguous` go with a choice; `blocks` names the blocks already")
             if "choose" in self.model_fields_set and info.context != FROM_KEY:
                 raise ValueError("`choose` goes with `count`; `blocks` names the blocks already")
             if len(set(self.blocks)) < len(self.blocks) or min(self.blocks) < 0:
                 raise ValueError("`blocks` are distinct indices from 0")
         if self.calibration is not None and not self.is_measured:
-            raise ValueError("`calibration` goes with `choose: loss`, `influence` or `angular`, which are measured on text")
+            raise ValueError("`calibration` goes with `choose: loss`, `taylor`, `influence` or `angular`, measured on text")
+        if self.budget is not None and self.choose != "loss":
+            raise ValueError("`budget` goes with `choose: loss`, which searches")
+        if self.contiguous and not self.is_measured:
+            raise ValueError("`contiguous` goes with a choice that is measured")
+        if len(set(self.protect)) < len(self.protect) or min(self.protect, default=0) < 0:
+            raise ValueError("`protect` are distinct indices from 0")
         if self.seed is not None and self.choose != "random":
             raise ValueError("`seed` goes with `choose: random`; that of measured choices is `calibration.seed`")
         return self
@@ -103,7 +135,52 @@ class PruneBlocks(Spec):
             object.__setattr__(self, "calibration", Calibration())  # frozen from here on
         if self.choose == "random" and self.seed is None:
             object.__setattr__(self, "seed", 0)
+        if self.choose == "loss" and self.budget is None:
+            object.__setattr__(self, "budget", Budget())
         return self
+
+
+class Narrower(Spec):
+    """How the units are chosen that leave every block."""
+
+    by: Literal["activation", "magnitude", "taylor"] = "activation"
+    """What a unit is worth: what it adds to the output of its projection on training text, activation times norm of the weights
+    (`activation`); the norm of its weights alone (`magnitude`); or how the loss would change without it, were it linear
+    (`taylor`, arXiv 1906.10771)."""
+    compensate: bool = True
+    """Whether the units that stay stand in for those that leave: least squares on training text, folded into the projection."""
+    calibration: Calibration = Calibration()
+    """The training text; read unless the choice is by `magnitude` and nothing compensates."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether training text matters."""
+        return self.compensate or self.by != "magnitude"
+
+
+class PruneMlp(Narrower):
+    """Narrow the MLP of every block alike."""
+
+    STEP: ClassVar = 32
+    fraction: float = Field(0.25, gt=0, lt=1)
+    """Of the channels to remove; what stays is rounded to a multiple of 32, and `plan` tells to how many."""
+
+    def stay(self, width: int) -> int:
+        """Of so many channels."""
+        return self.STEP * round((1 - self.fraction) * width / self.STEP)
+
+
+class PruneHeads(Narrower):
+    """Remove attention heads of every block: as many of each."""
+
+    count: int = Field(1, ge=1)
+    """How many of a block. Of heads that share keys and values in groups, so many whole groups; where all share one, heads."""
+
+
+class PruneVocabulary(Spec):
+    """Remove the tokens that the training text does not need, with their rows of embedding and head: bytes, special tokens and
+    what is merged on the way stay, so any text can still be written, though some with more tokens. What comes after takes the
+    data through the smaller tokenizer; compare by bits per byte."""
 
 
 class QuantizeGguf(Spec):
@@ -145,6 +222,30 @@ METHODS = (
         "paretune.variants.stages:prune_blocks",
         uses_tokens=lambda config: config.is_measured,
         check="paretune.pipeline.checks:check_blocks",
+    ),
+    Method(
+        "prune.heads",
+        PruneHeads,
+        "paretune.variants.width:prune_heads",
+        uses_tokens=lambda config: config.reads_text,
+        check="paretune.pipeline.checks:check_heads",
+        tells="paretune.pipeline.checks:tell_heads",
+    ),
+    Method(
+        "prune.mlp",
+        PruneMlp,
+        "paretune.variants.width:prune_mlp",
+        uses_tokens=lambda config: config.reads_text,
+        check="paretune.pipeline.checks:check_mlp",
+        tells="paretune.pipeline.checks:tell_mlp",
+    ),
+    Method(
+        "prune.vocabulary",
+        PruneVocabulary,
+        "paretune.variants.vocabulary:prune_vocabulary",
+        uses_tokens=lambda _config: True,
+        check="paretune.pipeline.checks:check_vocabulary",
+        rewrites_tokenizer=True,
     ),
     Method(
         "quantize.gguf",

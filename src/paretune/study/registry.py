@@ -76,6 +76,8 @@ class Method:
     config.json as the methods before left it; returns config.json as this one leaves it. Raises UserErrors."""
     tells: str | None = None
     """`module:function(config, base, locked)`: lines that `plan` shows of it, as far as the files of a base say them."""
+    rewrites_tokenizer: bool = False
+    """Its model reads other tokens than the one it is given: what comes after takes the data anew."""
     is_last: bool = False
     """Nothing can be done to its model but measure and ship it."""
     activations: int = 72

@@ -62,10 +62,13 @@ def block_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return outer[0]
 
 
-def choose_blocks(num_blocks: int, *, count: int, choose: Literal["first", "last"]) -> tuple[int, ...]:
-    """The indices of `count` blocks at one end of `num_blocks`; SpecError if that leaves none or removes none."""
+def choose_blocks(
+    num_blocks: int, *, count: int, choose: Literal["first", "last"], protect: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """The indices of `count` blocks, none protected, at one end of `num_blocks`; SpecError if that leaves or removes none."""
     check_count(num_blocks, count)
-    return tuple(range(count)) if choose == "first" else tuple(range(num_blocks - count, num_blocks))
+    free = [block for block in range(num_blocks) if block not in protect]
+    return tuple(free[:count] if choose == "first" else free[-count:])
 
 
 def check_count(num_blocks: int, count: int) -> int:

@@ -19,7 +19,7 @@ from paretune.data.trees import Example
 from paretune.errors import DataError
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
-from paretune.study.methods import Calibration, PruneBlocks
+from paretune.study.methods import Calibration
 from paretune.variants.walk import Removed
 
 
@@ -29,7 +29,7 @@ class Window:
     example: Example
 
 
-def read_windows(context: StageContext, config: MethodConfig[PruneBlocks], prefix_id: int) -> list[Window]:
+def read_windows(context: StageContext, config: MethodConfig[Any], prefix_id: int) -> list[Window]:
     """The windows that a stage's config asks for, from its input `tokens`; DataError if training has no tokens."""
     rows = read_tokens(context.inputs["tokens"].path, "train")
     calibration, max_length = config.method.calibration, config.max_length
@@ -37,7 +37,7 @@ def read_windows(context: StageContext, config: MethodConfig[PruneBlocks], prefi
     assert max_length is not None, "a method that takes the tokens has it"
     windows = draw_windows(rows, calibration, max_length, prefix_id)
     if not windows:
-        raise DataError("the training split has no tokens to measure blocks on; name them with `blocks: [...]`")
+        raise DataError("the training split has no tokens to measure on; name the blocks, or choose by what needs no text")
     return windows
 
 
@@ -73,19 +73,43 @@ def draw_windows(rows: Sequence[Mapping[str, Any]], calibration: Calibration, ma
     return taken
 
 
-def write_block_scores(scores: Mapping[Removed, np.ndarray], windows: Sequence[Window], context: StageContext) -> None:
+def document_numbers(windows: Sequence[Window]) -> tuple[list[str], np.ndarray]:
+    """The documents of some windows, and the number of that of each."""
+    names = list(dict.fromkeys(window.document for window in windows))
+    by_name = {name: number for number, name in enumerate(names)}
+    return names, np.array([by_name[window.document] for window in windows])
+
+
+def write_block_scores(
+    scores: Mapping[Removed, np.ndarray], chosen: Removed, windows: Sequence[Window], context: StageContext
+) -> None:
     """Write `block_scores.parquet`: of each removal and document the sum of its score and the tokens that it is over.
 
-    `scores` holds the sum of each window. Columns `removed` (list of block indices), `document`, `sum`, `tokens`.
+    `scores` holds the sum of each of the first windows, as many as were measured. Columns `removed` (list of block indices),
+    `document`, `sum`, `tokens`, and `reference`, the sum of the set `chosen` over the same windows; what is compared with
+    it, the whole model and sets of its size, is told of as far as both were measured.
     """
-    documents = list(dict.fromkeys(window.document for window in windows))
-    codes_by_document = {document: code for code, document in enumerate(documents)}
-    codes = np.array([codes_by_document[window.document] for window in windows])
-    tokens = np.bincount(codes, [window.example.num_targets for window in windows]).astype(np.int64)
+    names, numbers = document_numbers(windows)
+    targets = np.array([window.example.num_targets for window in windows])
+    reference = scores.get(chosen)
+    parts: dict[str, list[Any]] = {name: [] for name in ("removed", "document", "sum", "tokens", "reference")}
+    for removed, sums in scores.items():
+        compared = reference is not None and len(removed) in (0, len(chosen))
+        stop = min(len(sums), len(reference)) if compared else len(sums)
+        weights = {"sum": sums, "tokens": targets, "reference": reference if compared else None}
+        of_document = {
+            k: None if w is None or len(w) < stop else np.bincount(numbers[:stop], w[:stop]) for k, w in weights.items()
+        }
+        covered = np.unique(numbers[:stop])
+        parts["removed"] += [list(removed)] * len(covered)
+        parts["document"] += [names[number] for number in covered]
+        for key, values in of_document.items():
+            parts[key] += [None] * len(covered) if values is None else values[covered].tolist()
     columns = {
-        "removed": pa.array([list(removed) for removed in scores for _ in documents], pa.list_(pa.int32())),
-        "document": pa.array(documents * len(scores), pa.string()),
-        "sum": pa.array(np.concatenate([np.bincount(codes, sums) for sums in scores.values()]), pa.float64()),
-        "tokens": pa.array(np.tile(tokens, len(scores)), pa.int64()),
+        "removed": pa.array(parts["removed"], pa.list_(pa.int32())),
+        "document": pa.array(parts["document"], pa.string()),
+        "sum": pa.array(parts["sum"], pa.float64()),
+        "tokens": pa.array(np.array(parts["tokens"]).astype(np.int64), pa.int64()),
+        "reference": pa.array(parts["reference"], pa.float64()),
     }
     pq.write_table(pa.table(columns), context.draft / "block_scores.parquet")

@@ -1,7 +1,8 @@
 """Which blocks to remove, measured on training text: by the loss without them, or by how little they turn the hidden states.
 
-`loss` tries all sets of one or two blocks, exactly, in one walk over the depth (`walk.py`); of more blocks all sets where
-they are few, else one block after the other, each time the one whose absence costs least (as SLEB, arXiv 2402.09025).
+`loss` goes by a budget (`paretune.pipeline.block_search`): where it pays for all sets, they are tried, exactly, in one walk
+over the depth (`walk.py`), else candidates race (`race.py`). Asked for all, it tries all sets of one or two blocks, and of more
+where they are few, else one after the other, each time the one whose absence costs least (as SLEB, arXiv 2402.09025).
 `influence` (ShortGPT, arXiv 2403.03853) and `angular` (arXiv 2403.17887) look at the whole model's hidden states alone; both
 are means over all predicting positions here.
 """
@@ -9,7 +10,7 @@ are means over all predicting positions here.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -22,18 +23,30 @@ from paretune.data.trees import Batch, Example, forward_batches
 from paretune.errors import StageError
 from paretune.model.forward import SLOW, head_of
 from paretune.model.load import load_model
-from paretune.model.loss import token_nats
+from paretune.model.loss import loss_of, token_nats
+from paretune.pipeline.block_search import (
+    exhaustive,
+    live_passes,
+    num_calls,
+    num_removed,
+    num_sets,
+    race_passes,
+    runs_of,
+    search_passes,
+)
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, check_count
-from paretune.variants.calibration import read_windows, write_block_scores
-from paretune.variants.walk import Removed, agrees, block_inputs, live_removals, make_walk, num_calls, sets_of
+from paretune.variants.calibration import Window, document_numbers, read_windows, write_block_scores
+from paretune.variants.race import Race, paired_low
+from paretune.variants.walk import Removed, agrees, block_inputs, live_removals, make_walk, sets_of
 
 STATE_BYTES = 1 << 29
 """Of the hidden states that a walk holds at a time."""
-EXACT_SETS = 200
-"""Of three blocks or more all sets are tried if there are no more than these, smaller ones included."""
+
+RESAMPLES = 1000
+"""Of the documents, that a choice is made on again."""
 
 Scores = dict[Removed, np.ndarray]
 """By the blocks removed: the sum over each window's targets (float64, in the order of the windows)."""
@@ -46,7 +59,9 @@ class Choice:
     scores: Scores
     computed: Literal["walk", "one by one", "states"]
     """All removals in one walk; each by itself, where the architecture cannot be walked; no removals, but hidden states."""
-    tried: Literal["all sets", "one at a time", "runs", "blocks"]
+    tried: Literal["all sets", "one at a time", "race", "runs", "blocks"]
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """Of a race, what it took and how far it came."""
 
 
 def choose_measured(context: StageContext, config: MethodConfig[PruneBlocks]) -> tuple[Removed, dict[str, Any]]:
@@ -58,12 +73,23 @@ def choose_measured(context: StageContext, config: MethodConfig[PruneBlocks]) ->
     loaded = load_model(context)
     windows = read_windows(context, config, loaded.tokenizer.prefix_id)
     examples = [window.example for window in windows]
-    count = check_count(len(block_list(loaded.model)[1]), method.count or 0)
+    num_blocks = len(block_list(loaded.model)[1])
+    count = check_count(num_blocks, num_removed(method.model_dump(mode="json"), num_blocks))
     if method.choose == "loss":
-        choice = choose_by_loss(loaded.model, examples, count, forward_tokens=context.options.forward_tokens, emit=context.emit)
+        how = {"forward_tokens": context.options.forward_tokens, "emit": context.emit}
+        head = head_passes(loaded.model)
+        way, passes = search_passes(num_blocks, method.model_dump(mode="json"), head)
+        if way == "race":
+            minutes = method.budget.minutes if method.budget else None
+            choice = race_by_loss(loaded.model, windows, count, passes=passes, minutes=minutes, protect=method.protect, **how)
+        elif way == "runs":
+            choice = choose_run(loaded.model, examples, runs_of(num_blocks, count, method.protect), emit=context.emit)
+        else:
+            choice = choose_by_loss(loaded.model, examples, count, protect=method.protect, **how)
     else:
-        choice = choose_by_turn(loaded.model, examples, count, choose=method.choose, emit=context.emit)
-    write_block_scores(choice.scores, windows, context)
+        given = {"protect": method.protect, "contiguous": method.contiguous, "emit": context.emit}
+        choice = choose_by_turn(loaded.model, examples, count, choose=method.choose, **given)
+    write_block_scores(choice.scores, choice.removed, windows, context)
     tokens = sum(example.num_targets for example in examples)
     means = mean_scores(choice.scores, examples)
     if broken := [list(removed) for removed, score in means.items() if not math.isfinite(score)]:
@@ -76,14 +102,17 @@ def choose_measured(context: StageContext, config: MethodConfig[PruneBlocks]) ->
         "tried": choice.tried,
         "calibration_documents": len({window.document for window in windows}),
         "calibration_tokens": tokens,
+        **({"search": dict(choice.search)} if choice.search else {}),
+        **stability(choice, windows, method.contiguous or method.choose == "angular"),
         "choice_seconds": time.perf_counter() - started,
         "block_scores": [{"removed": list(removed), "score": score} for removed, score in means.items()],
     }
 
 
-def choose_random(num_blocks: int, count: int, seed: int) -> Removed:
-    """`count` blocks drawn without replacement."""
-    drawn = np.random.default_rng(seed).choice(num_blocks, check_count(num_blocks, count), replace=False)
+def choose_random(num_blocks: int, count: int, seed: int, protect: Sequence[int] = ()) -> Removed:
+    """`count` blocks drawn without replacement, of those that are not protected."""
+    free = [block for block in range(num_blocks) if block not in protect]
+    drawn = np.random.default_rng(seed).choice(free, check_count(num_blocks, count), replace=False)
     return tuple(sorted(int(index) for index in drawn))
 
 
@@ -94,10 +123,11 @@ def choose_by_loss(
     count: int,
     *,
     forward_tokens: int,
+    protect: Sequence[int] = (),
     state_bytes: int = STATE_BYTES,
     emit: Emit = lambda **_: None,
 ) -> Choice:
-    """The set of `count` blocks without which the mean loss of `examples` is lowest, and the scores of all that were tried.
+    """The set of `count` blocks, none of them protected, without which the mean loss of `examples` is lowest, and all scores.
 
     The model is in evaluation mode. The whole model and the smaller sets on the way are among the scores. `forward_tokens`
     and `state_bytes` bound memory and move float rounding only.
@@ -111,14 +141,18 @@ def choose_by_loss(
         progress["done"] += rows
         emit(**progress, part="choosing blocks")
 
-    exact = count <= 2 or sum(math.comb(num_blocks, size) for size in range(count + 1)) <= EXACT_SETS
+    free = [block for block in range(num_blocks) if block not in protect]
+    exact = exhaustive(len(free), count) == "all sets"
     at_once, rounds = (count, 1) if exact else (1, count)
     is_walked = agrees(walk, at_once)
     if not is_walked:
         SLOW.warning("each removal is computed by itself: the blocks of %s do not compute apart", type(model).__name__)
     removals = replace(walk, emit=tell).removals if is_walked else partial(_live_removals, model)
-    each = num_calls if is_walked else lambda blocks, size: sum(math.comb(blocks, n) for n in range(size + 1))
-    progress["total"] = len(examples) * sum(each(num_blocks - turn, at_once) for turn in range(rounds))
+    if is_walked:
+        each = [num_calls(num_blocks - turn, at_once, () if turn else protect) for turn in range(rounds)]
+    else:
+        each = [num_sets(len(free) - turn, at_once) for turn in range(rounds)]
+    progress["total"] = len(examples) * sum(each)
     tell(0)
     head = head_of(model)
     scores: Scores = {}
@@ -127,7 +161,7 @@ def choose_by_loss(
         remaining = [block for block in range(num_blocks) if block not in removed]
         sums: Scores = {}
         for indices, batch in _batches(model, examples, num_blocks, state_bytes):
-            for without, final_RTD in removals(batch.ids_RT, remaining, at_once):
+            for without, final_RTD in removals(batch.ids_RT, remaining, at_once, [b for b in free if b not in removed]):
                 hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
                 nats_N = token_nats(head, hidden_ND, batch.targets_N)[0]
                 sums.setdefault(without, np.zeros(len(examples)))[indices] = _sums(nats_N, batch)
@@ -139,20 +173,100 @@ def choose_by_loss(
 
 
 @torch.no_grad()
+def race_by_loss(
+    model: PreTrainedModel,
+    windows: Sequence[Window],
+    count: int,
+    *,
+    passes: float,
+    forward_tokens: int,
+    minutes: float | None = None,
+    protect: Sequence[int] = (),
+    state_bytes: int = STATE_BYTES,
+    emit: Emit = lambda **_: None,
+) -> Choice:
+    """The set of `count` blocks that a race within `passes` passes, or `minutes`, finds, and the scores of all that took part.
+
+    The model is in evaluation mode. With `minutes` the answer depends on the machine.
+    """
+    examples, num_blocks = [window.example for window in windows], len(block_list(model)[1])
+    walk = make_walk(model, forward_tokens=forward_tokens)
+    is_walked = agrees(walk, 1)
+    if not is_walked:
+        SLOW.warning("each removal is computed by itself: the blocks of %s do not compute apart", type(model).__name__)
+    head, began = head_of(model), time.monotonic()
+
+    def measure(part: Sequence[int], remaining: Sequence[int], among: Sequence[int]) -> Scores:
+        total = passes if math.isfinite(passes) else 60 * (minutes or 0)
+        spent = race.spent if math.isfinite(passes) else time.monotonic() - began
+        emit(done=round(spent), total=round(total), part="choosing blocks")
+        sums: Scores = {}
+        gone = [block for block in range(num_blocks) if block not in remaining]
+        sets = [tuple(sorted(gone)), *(tuple(sorted((*gone, block))) for block in among)]
+        for indices, batch in _batches(model, [examples[index] for index in part], num_blocks, state_bytes):
+            walked = walk.removals(batch.ids_RT, remaining, 1, among)
+            for without, final_RTD in walked if is_walked else live_removals(model, batch.ids_RT, sets):
+                hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
+                nats_N = token_nats(head, hidden_ND, batch.targets_N)[0]
+                sums.setdefault(without, np.zeros(len(part)))[indices] = _sums(nats_N, batch)
+        return sums
+
+    race = Race(
+        num_blocks=num_blocks,
+        documents=document_numbers(windows)[1],
+        tokens=np.array([example.num_targets for example in examples]),
+        measure=measure,
+        head=head_passes(model),
+        passes=passes,
+        cost=race_passes if is_walked else live_passes,
+        protect=tuple(protect),
+        deadline=math.inf if minutes is None else began + 60 * minutes,
+    )
+    removed = race.search(count)
+    num_measured = sum(len(without) == count for without in race.scores)
+    search = {
+        "passes": round(race.spent, 1),
+        "budget": {"minutes": minutes} if minutes else {"passes": passes},
+        "races": race.races,
+        "sets_of_this_size": math.comb(num_blocks - len(protect), count),
+        "sets_measured": num_measured,
+        "alike_at_the_end": race.alike,
+        "cut_short": race.cut_short,
+        "share_of_text": len(race.scores[removed]) / len(examples),
+    }
+    told = f"raced {num_measured} of {search['sets_of_this_size']} sets on up to {search['share_of_text']:.0%} of the text"
+    told += ", until the budget ended" if race.cut_short else ""
+    emit(done=0, total=1, part=f"{told}; another may do better (`budget: {{search: all}}` tries all)")
+    return Choice(removed, race.scores, "walk" if is_walked else "one by one", "race", search)
+
+
+def head_passes(model: PreTrainedModel) -> float:
+    """What a call of the head takes, in calls of a block, by their weights."""
+    block, head = block_list(model)[1][0], model.get_output_embeddings()
+    return float(sum(p.numel() for p in head.parameters()) / sum(p.numel() for p in block.parameters()))
+
+
+@torch.no_grad()
 def choose_by_turn(
     model: PreTrainedModel,
     examples: Sequence[Example],
     count: int,
     *,
     choose: str,
+    protect: Sequence[int] = (),
+    contiguous: bool = False,
     state_bytes: int = STATE_BYTES,
     emit: Emit = lambda **_: None,
 ) -> Choice:
-    """`influence`: the `count` blocks with the smallest 1 - cosine of what goes in and comes out. `angular`: the run of
-    `count` blocks with the smallest angle between them, over pi."""
+    """`influence`: the `count` blocks with the smallest 1 - cosine of what goes in and comes out. `taylor`: those without which
+    the loss would be lowest, were it linear. `angular`: the run of `count` blocks with the smallest angle between them, over
+    pi. The blocks are none that is protected, and a run where they are to be contiguous."""
     num_blocks = len(block_list(model)[1])
     span = count if choose == "angular" else 1
-    runs = [tuple(range(first, first + span)) for first in range(num_blocks - span + 1)]
+    runs = runs_of(num_blocks, span, protect)
+    if choose == "taylor":
+        slopes = block_slopes(model, examples, emit=emit)
+        return _lowest({run: slopes[run[0]] for run in runs}, count, num_blocks, protect, contiguous)
     scores = {run: np.zeros(len(examples)) for run in runs}
     done = 0
     emit(done=0, total=len(examples), part="choosing blocks")
@@ -164,17 +278,103 @@ def choose_by_turn(
             scores[run][indices] = _sums(turn_N, batch)
         done += len(indices)
         emit(done=done, total=len(examples), part="choosing blocks")
-    ranked = sorted(runs, key=lambda run: scores[run].sum())
     if choose == "angular":
-        return Choice(ranked[0], scores, "states", "runs")
-    return Choice(tuple(sorted(block for run in ranked[:count] for block in run)), scores, "states", "blocks")
+        return Choice(min(runs, key=lambda run: scores[run].sum()), scores, "states", "runs")
+    return _lowest(scores, count, num_blocks, protect, contiguous)
+
+
+def _lowest(scores: Scores, count: int, num_blocks: int, protect: Sequence[int], contiguous: bool) -> Choice:
+    """The blocks with the lowest scores, or the run of them with the lowest sum."""
+    totals = {run[0]: sums.sum() for run, sums in scores.items()}
+    if contiguous:
+        removed = min(runs_of(num_blocks, count, protect), key=lambda run: sum(totals[block] for block in run))
+    else:
+        removed = tuple(sorted(sorted(totals, key=lambda block: totals[block])[:count]))
+    return Choice(removed, scores, "states", "blocks")
+
+
+@torch.no_grad()
+def choose_run(
+    model: PreTrainedModel, examples: Sequence[Example], runs: Sequence[Removed], *, emit: Emit = lambda **_: None
+) -> Choice:
+    """The run without which the mean loss is lowest, each left out by itself, and their scores and that of the whole model."""
+    num_blocks, head, done = len(block_list(model)[1]), head_of(model), 0
+    sets = [(), *runs]
+    scores: Scores = {without: np.zeros(len(examples)) for without in sets}
+    for indices, batch in _batches(model, examples, num_blocks, STATE_BYTES):
+        for without, final_RTD in live_removals(model, batch.ids_RT, sets):
+            emit(done=done, total=len(sets) * len(examples), part="choosing blocks")
+            hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
+            scores[without][indices] = _sums(token_nats(head, hidden_ND, batch.targets_N)[0], batch)
+            done += len(indices)
+    return Choice(min(runs, key=lambda run: scores[run].sum()), scores, "one by one", "runs")
+
+
+def block_slopes(model: PreTrainedModel, examples: Sequence[Example], *, emit: Emit = lambda **_: None) -> list[np.ndarray]:
+    """Of each block the loss that each example would gain without it, were the loss linear in what the block adds: minus the
+    slope of the loss in a factor of that, at 1."""
+    blocks, loss = block_list(model)[1], loss_of(head_of(model.requires_grad_(False)), model.dtype)
+    gates = torch.ones(len(blocks), device=model.device, requires_grad=True)
+    slopes = np.zeros((len(blocks), len(examples)))
+
+    def scaled(index: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        states = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple | list) else output
+        after = states + gates[index].to(after.dtype) * (after - states)
+        return type(output)((after, *output[1:])) if isinstance(output, tuple | list) else after
+
+    handles = [
+        block.register_forward_hook(
+            lambda _module, args, kwargs, output, index=index: scaled(index, args, kwargs, output), with_kwargs=True
+        )
+        for index, block in enumerate(blocks)
+    ]
+    try:
+        with torch.enable_grad():
+            for done, ((number,), batch) in enumerate(forward_batches(examples, forward_tokens=1, pack=False)):
+                emit(done=done, total=len(examples), part="choosing blocks")
+                on_device = batch.to(model.device)
+                hidden_RTD = model.base_model(input_ids=on_device.ids_RT, use_cache=False).last_hidden_state
+                nats, _ = loss(hidden_RTD.flatten(0, 1).index_select(0, on_device.hidden_N), on_device.targets_N)
+                slopes[:, number] = -torch.autograd.grad(nats, gates)[0].double().cpu().numpy()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(slopes)
+
+
+def stability(choice: Choice, windows: Sequence[Window], is_run: bool) -> dict[str, Any]:
+    """How sure a choice is: `chosen_again`, the share of resamples of the documents that choose the same, and `sets_alike`, the
+    sets of its size, or the blocks that were scored apart, that the text does not tell from the worst that was taken."""
+    numbers = document_numbers(windows)[1]
+    targets = np.array([window.example.num_targets for window in windows])
+    size = len(choice.removed) if choice.removed in choice.scores else 1
+    stop = len(choice.scores.get(choice.removed, targets))
+    sets = [s for s, sums in choice.scores.items() if len(s) == size and len(sums) >= stop]
+    sums_SD = np.stack([np.bincount(numbers[:stop], choice.scores[s][:stop]) for s in sets])
+    tokens_D = np.bincount(numbers[:stop], targets[:stop])
+    count, num_documents = len(choice.removed) // size, len(tokens_D)
+    draws_ND = np.random.default_rng(0).multinomial(num_documents, np.full(num_documents, 1 / num_documents), size=RESAMPLES)
+    totals_NS = draws_ND @ sums_SD.T
+    if is_run and count > 1:
+        runs = [run for run in runs_of(max(sets)[0] + 1, count) if all((block,) in sets for block in run)]
+        totals_NR = np.stack([totals_NS[:, [sets.index((block,)) for block in run]].sum(1) for run in runs], axis=1)
+        again = np.array([runs[index] == choice.removed for index in totals_NR.argmin(1)])
+    else:
+        lowest = np.argsort(totals_NS, axis=1, kind="stable")[:, :count]
+        again = np.array([{*choice.removed} == {block for n in row for block in sets[n]} for row in lowest])
+    taken = [index for index, each in enumerate(sets) if {*each} <= {*choice.removed}]
+    worst = max(taken, key=lambda index: sums_SD[index].sum())
+    others = [index for index in range(len(sets)) if index not in taken]
+    alike = [n for n in others if paired_low(sums_SD[n] - sums_SD[worst], tokens_D, 0.05) <= 0]
+    return {"chosen_again": float(again.mean()), "sets_alike": [list(sets[index]) for index in alike]}
 
 
 def mean_scores(scores: Mapping[Removed, np.ndarray], examples: Sequence[Example]) -> dict[Removed, float]:
-    """The mean over all targets of each removal's score, in order of size and index."""
-    tokens = sum(example.num_targets for example in examples)
+    """The mean of each removal's score over all targets of the windows that it was measured on, in order of size and index."""
+    tokens = np.cumsum([example.num_targets for example in examples])
     order = sorted(scores, key=lambda removed: (len(removed), removed))
-    return {removed: float(scores[removed].sum() / tokens) for removed in order}
+    return {removed: float(scores[removed].sum() / tokens[len(scores[removed]) - 1]) for removed in order}
 
 
 def _batches(
@@ -187,11 +387,11 @@ def _batches(
 
 
 def _live_removals(
-    model: PreTrainedModel, ids_RT: torch.Tensor, remaining: Sequence[int], count: int
+    model: PreTrainedModel, ids_RT: torch.Tensor, remaining: Sequence[int], count: int, among: Sequence[int]
 ) -> Iterator[tuple[Removed, torch.Tensor]]:
     """What `Walk.removals` gives, by one evaluation each."""
     gone = [block for block in range(len(block_list(model)[1])) if block not in remaining]
-    return live_removals(model, ids_RT, [tuple(sorted((*gone, *more))) for more in sets_of(remaining, count)])
+    return live_removals(model, ids_RT, [tuple(sorted((*gone, *more))) for more in sets_of(among, count)])
 
 
 def _sums(values_N: torch.Tensor, batch: Batch) -> np.ndarray:

@@ -175,7 +175,7 @@ def _write_adapter(
         parent.model.save_pretrained(draft / "base")
         parent.tokenizer.hf.save_pretrained(draft / "base")
         base = Resource(path=(to / "base").resolve())  # PEFT looks for a relative path where it is called from, and not here
-    tokenizer = load_tokenizer(last.config["base"], last.resources["base"])
+    tokenizer = load_tokenizer(last.config["base"], last.resources["base"], artifact)
     tokenizer.hf.save_pretrained(draft)
     name, commit = base.hub or str(base), base.commit
     config_file = draft / "adapter_config.json"
@@ -194,7 +194,7 @@ def _write_gguf(
     artifact = store.artifact(last)
     shutil.copyfile(artifact.path / GGUF, draft / GGUF)
     LlamaCpp(draft / GGUF, AutoConfig.from_pretrained(artifact.path))  # what was measured, to the byte; raises if not whole
-    tokenizer = load_tokenizer(last.config["base"], last.resources["base"])
+    tokenizer = load_tokenizer(last.config["base"], last.resources["base"], artifact)
     chats = example is not None and example.get("messages") is not None
     (draft / "Modelfile").write_text(modelfile(tokenizer, chats=chats), encoding="utf-8")
     (draft / CARD).write_text(gguf_card(cell, dataset, artifact.record.metrics, chats=chats), encoding="utf-8")
@@ -205,8 +205,9 @@ def _write_quantized(
     cell: PlannedCell, store: Store, draft: Path, to: Path, dataset: Mapping[str, Any], example: Mapping[str, Any] | None
 ) -> str:
     last = cell.methods[-1]
-    shutil.copytree(store.artifact(last).path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns("record.json"))
-    tokenizer = load_tokenizer(last.config["base"], last.resources["base"])
+    artifact = store.artifact(last)
+    shutil.copytree(artifact.path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns("record.json"))
+    tokenizer = load_tokenizer(last.config["base"], last.resources["base"], artifact)
     if example is not None and example.get("messages"):
         generation = GenerationConfig.from_pretrained(draft)
         generation.eos_token_id = sorted(ending_ids(tokenizer))

@@ -136,9 +136,9 @@ def tolerance_of(model: PreTrainedModel, live: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def compute_at_once(model: PreTrainedModel) -> torch.Tensor:
+def compute_at_once(model: PreTrainedModel, probe: torch.Tensor | None = None) -> torch.Tensor:
     """Logits of the probe without a cache, shape (1, tokens, vocabulary), once more with narrow windows if it has any."""
-    probe = probe_of(model)
+    probe = probe_of(model) if probe is None else probe
     wide = model(probe, use_cache=False).logits
     if not windows_of(model):
         return wide

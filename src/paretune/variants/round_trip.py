@@ -80,7 +80,7 @@ def _measured(cell: PlannedCell, store: Store) -> Iterator[tuple[list[Example], 
     split = scores[0]["split"]
     losses = {score["example"]: score["value"] for score in scores if score["split"] == split}
     config, metrics = stages[0].config, artifact.record.metrics
-    tokenizer = load_tokenizer(config["base"], stages[0].resources["base"])
+    tokenizer = load_tokenizer(config["base"], stages[0].resources["base"], artifact.inputs.get("model"))
     rows = read_tokens(artifact.inputs["tokens"].path, split)
     rows = rows.where(rows.lengths("completion" if rows.has_tasks else "ids") > 0)
     if rows.has_tasks:

@@ -3,14 +3,18 @@
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from paretune.data.tokenizer import TextTokenizer
 from paretune.model.adapters import count_parameters
 from paretune.model.load import cast, load_model
+from paretune.pipeline.block_search import num_removed
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, choose_blocks
 from paretune.variants.choose import choose_measured, choose_random
+from paretune.variants.proof import SurgeryProof
 from paretune.variants.proof import prune_blocks as prune_and_prove
 
 
@@ -24,23 +28,36 @@ def prune_blocks(context: StageContext) -> dict[str, Any]:
     num_blocks = len(block_list(loaded.model)[1])
     if chosen:
         drop = chosen
-    elif method.choose == "random":
-        drop = choose_random(num_blocks, method.count or 0, method.seed or 0)
     else:
-        drop = choose_blocks(num_blocks, count=method.count or 0, choose=method.choose)
+        count = num_removed(method.model_dump(mode="json"), num_blocks)
+        if method.choose == "random":
+            drop = choose_random(num_blocks, count, method.seed or 0, method.protect)
+        else:
+            drop = choose_blocks(num_blocks, count=count, choose=method.choose, protect=method.protect)
     context.emit(done=0, total=1, part="showing that nothing else changed")
     proof = prune_and_prove(loaded.model, drop, context.draft, base_fingerprint=config.base.digest)
-    if config.ships is not None:
-        cast(loaded.model, getattr(torch, config.ships), only_if_exact=True)  # so that what was shown holds of it
-        loaded.model.save_pretrained(context.draft)
-    loaded.tokenizer.hf.save_pretrained(context.draft)
-    after, _ = count_parameters(loaded.model)
     return {
         "removed_blocks": sorted(drop),
         "blocks_before": num_blocks,
         "blocks_after": num_blocks - len(drop),
+        **leave(context, loaded.model, loaded.tokenizer, before, proof),
+        **measured,
+    }
+
+
+def leave(
+    context: StageContext, model: PreTrainedModel, tokenizer: TextTokenizer | None, before: int, proof: SurgeryProof
+) -> dict[str, Any]:
+    """Finish the directory of a model that had `before` parameters and was saved and proven, with the tokenizer unless it is
+    there; what the record says of both models."""
+    if ships := context.config.get("ships"):
+        cast(model, getattr(torch, ships), only_if_exact=True)  # so that what was shown holds of it
+        model.save_pretrained(context.draft)
+    if tokenizer is not None:
+        tokenizer.hf.save_pretrained(context.draft)
+    after, _ = count_parameters(model)
+    return {
         "removed_parameters": before - after,
         "parameters": after,
         "largest_difference": max(proof.identity, proof.cache, proof.reload, proof.reload_cache),
-        **measured,
     }

@@ -140,13 +140,6 @@ def live_removals(
         yield removed, final_RTD
 
 
-def num_calls(num_blocks: int, count: int) -> int:
-    """Calls of a block that a walk makes for a row, to leave out every set of at most `count` of `num_blocks` blocks."""
-    if count <= 1:
-        return num_blocks * (num_blocks + 1) // 2 if count else num_blocks
-    return num_blocks + sum(num_calls(num_blocks - first - 1, count - 1) for first in range(num_blocks))
-
-
 def sets_of(blocks: Sequence[int], count: int) -> list[Removed]:
     """All sets of at most `count` of `blocks`, the empty one first."""
     return [removed for size in range(count + 1) for removed in itertools.combinations(blocks, size)]
