@@ -55,7 +55,7 @@ _OTHER_TOOLS = (
         "field of a method in train",
         "epochs: 2",
         "learning_rate: 1.0e-4",
-        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `train.full` (in `variants`), or `train.lora`",
+        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `train.full` (in `variants`), or `train.last_blocks`",
     ),
     case(
         "field of train in a method",
@@ -344,6 +344,9 @@ _AGAINST_THE_BASE = (
         "{prune.blocks: {count: 1, choose: last}}",
         "{prune.blocks: {count: 2}}, {prune.blocks: {blocks: [2]}}",
         ":16: variants.reduced[1].prune.blocks.blocks: there is no block `2`; base `tiny` has 2 blocks at this point",
+    ),
+    case(
+        "more last blocks than there are", _FULL, "[{train.last_blocks: {count: 5}}]", ":14:", "count: base `tiny` has 4 blocks"
     ),
     case("blocks and count", "choose: last", "blocks: [0]", "prune.blocks: name either `blocks: [...]` or `count: N`"),
     case(

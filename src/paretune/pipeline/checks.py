@@ -14,7 +14,7 @@ from paretune.pipeline.machine import has, way_to
 from paretune.pipeline.preflight import Setting, check_files
 from paretune.pipeline.resources import count_weights, read_tokenizer, weight_shapes
 from paretune.study.evaluations import Generate, Latency, Tasks
-from paretune.study.methods import PruneBlocks, QuantizeGguf, QuantizeNf4, TrainLora
+from paretune.study.methods import PruneBlocks, QuantizeGguf, QuantizeNf4, TrainLastBlocks, TrainLora
 
 _SAME_NAMES = frozenset(
     ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "opt")
@@ -36,6 +36,14 @@ def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase)
         field = "count" if config.count else "blocks"
         raise SpecError(f"{where}.{field}: removing {removed} leaves no block; {has}, so remove at most {count - 1}")
     return with_num_blocks(locked.config, count - removed)
+
+
+def check_last_blocks(config: TrainLastBlocks, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`train.last_blocks`: there are so many."""
+    count = num_blocks(locked.config)
+    if count is not None and config.count > count:
+        raise SpecError(f"{where}.count: base `{base}` has {count} blocks at this point; write at most {count}")
+    return locked.config
 
 
 def _check_rank(config: TrainLora, where: str, base: str, locked: LockedBase) -> None:

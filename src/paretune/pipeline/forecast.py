@@ -256,15 +256,16 @@ def _training(
     )
     if weights is None:
         return cost
-    blocks, rank = num_blocks(config) or 1, stage.config["method"].get("r")
-    # About: the targets of an adapter are known once the model is built.
-    trained = weights if rank is None else 16 * rank * width(config) * blocks
-    row = methods()[stage.kind]
+    row, method, blocks = methods()[stage.kind], stage.config["method"], num_blocks(config) or 1
+    rank, count = (method.get("lora") or method).get("r"), min(method.get("count") or blocks, blocks)
+    # About: the targets of an adapter, and what stands outside of the blocks, are known once the model is built.
+    trained = weights * count // blocks if rank is None else 16 * rank * width(config) * blocks
+    config = with_num_blocks(config, count)  # nothing is kept of those below the first that is trained
 
     def kept(in_pass: int) -> float:
         """Bytes for the backward pass: of every block, or of one and the input of each where the rest is computed again."""
         whole = with_num_blocks(config, 1) if options.recompute else config
-        inputs = float(4 * in_pass * width(config) * blocks) if options.recompute else 0.0
+        inputs = float(4 * in_pass * width(config) * count) if options.recompute else 0.0
         return _pass(whole, in_pass, study.train.max_length, row.activations) + inputs
 
     in_pass = min(options.forward_tokens, round(batch * (study.train.max_length if amount is None else amount.length)))
@@ -277,8 +278,8 @@ def _training(
         least = kept(min(_SHORTEST, in_pass))
         states = min(states, max(least, (budget - 12 * trained) / _TRANSIENT))
     needed = 16 * trained + states + (_TRAINING if libraries else 0)
-    memory = needed if rank is None else max(_LOADING * weights, 4 * weights + needed)
-    return replace(cost, memory=libraries + memory, disk=4 * trained)
+    memory = needed if trained == weights else max(_LOADING * weights, 4 * weights + needed)
+    return replace(cost, memory=libraries + memory, disk=4 * (weights if rank is None else trained))
 
 
 def _pass(config: Mapping[str, Any], tokens: int, length: int, activations: int) -> float:

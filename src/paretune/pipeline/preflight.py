@@ -122,7 +122,7 @@ def _check_memory(study: Study, lock: Lock) -> None:
             if directory is None or not chain or not chain[0].row.trains:  # another method first may make the model smaller
                 continue
             weights = count_weights(directory)
-            needed = weights * (16 if getattr(chain[0].config, "r", None) is None else 2)
+            needed = weights * (16 if chain[0].row.trains_all(chain[0].config) else 2)
             if needed > there:
                 raise SpecError(
                     f"variants.{name}[0].{chain[0].name}: the {weights:,} weights of base `{base}` take {needed / 1e9:,.1f} GB "

@@ -15,6 +15,19 @@ class TrainFull(Spec):
     """At its highest, after the warm-up."""
 
 
+class TrainLastBlocks(Spec):
+    """Training of the last blocks and the final norm, in float32, with everything below them frozen, so that no gradient is
+    taken there: as healing after blocks are removed found better than LoRA (Lu et al. 2024, arXiv 2411.15558)."""
+
+    count: int = Field(4, ge=1)
+    """Blocks that are trained, from the end."""
+    head: bool = False
+    """Whether the head is trained besides. One that shares its matrix with the embedding (tied embeddings) gets a matrix of its
+    own, as the embedding stays as it is, which makes the model larger."""
+    learning_rate: float = Field(3.0e-5, gt=0)
+    """At its highest, after the warm-up."""
+
+
 class TrainLora(Spec):
     """Low-rank adapters on frozen weights (Hu et al. 2021, arXiv 2106.09685), through PEFT."""
 
@@ -164,7 +177,22 @@ METHODS = (
         is_last=True,
         needs=("bitsandbytes", "accelerate"),
     ),
-    Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True, activations=80),
+    Method(
+        "train.full",
+        TrainFull,
+        "paretune.train.stages:train_full",
+        trains=True,
+        trains_all=lambda _config: True,
+        activations=80,
+    ),
+    Method(
+        "train.last_blocks",
+        TrainLastBlocks,
+        "paretune.train.last_blocks:train_last_blocks",
+        trains=True,
+        check="paretune.pipeline.checks:check_last_blocks",
+        activations=80,
+    ),
     Method(
         "train.lora",
         TrainLora,

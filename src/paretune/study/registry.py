@@ -69,6 +69,8 @@ class Method:
     """`module:function`, called with a StageContext; returns the metrics of the record."""
     trains: bool = False
     """Takes the tokens, the study's `train` section and the seed."""
+    trains_all: Callable[[Any], bool] = lambda _config: False
+    """Whether every weight of the model is trained, by its config; for what memory must hold."""
     uses_tokens: Callable[[Any], bool] = lambda _config: False
     """Whether a method that does not train takes the tokens, by its config; then also precision and device of measuring."""
     check: str | None = None
