@@ -55,7 +55,7 @@ _OTHER_TOOLS = (
         "field of a method in train",
         "epochs: 2",
         "learning_rate: 1.0e-4",
-        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `train.full` (in `variants`), or `train.last_blocks`",
+        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `distill.logits` (in `variants`), or `train.full`",
     ),
     case(
         "field of train in a method",
@@ -344,6 +344,19 @@ _AGAINST_THE_BASE = (
         "{prune.blocks: {count: 1, choose: last}}",
         "{prune.blocks: {count: 2}}, {prune.blocks: {blocks: [2]}}",
         ":16: variants.reduced[1].prune.blocks.blocks: there is no block `2`; base `tiny` has 2 blocks at this point",
+    ),
+    case(
+        "a teacher that is not there",
+        _FULL,
+        "[{distill.logits: {teacher: orginal}}]",
+        ":14: variants.full[0].distill.logits.teacher: no variant or base `orginal`; did you mean `original`?",
+    ),
+    case("its own teacher", _FULL, "[{distill.logits: {teacher: full}}]", ":14:", "`full` learns from its own student"),
+    case(
+        "a temperature for the likeliest words",
+        _FULL,
+        "[{distill.logits: {temperature: 2.0}}]",
+        ":14: variants.full[0].distill.logits: `cache: top_k` keeps the mass of the other words at `temperature: 1` alone",
     ),
     case(
         "more last blocks than there are", _FULL, "[{train.last_blocks: {count: 5}}]", ":14:", "count: base `tiny` has 4 blocks"

@@ -25,6 +25,7 @@ from paretune.analysis.decision import (
 )
 from paretune.analysis.deviations import deviations
 from paretune.analysis.findings import Choice, Fact, Facts, Findings, Group, GroupFacts, Limit
+from paretune.analysis.healing import healing_facts
 from paretune.analysis.measure import measure
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.pipeline.records import Results
@@ -367,7 +368,7 @@ def _group_facts(findings: Findings, group: Group) -> GroupFacts:
         recommendation=tuple(recommendation),
         findings=tuple(facts),
         trained=tuple(caveats.trained_shares(findings, group)),
-        training=tuple(caveats.training_notes(findings, group)),
+        training=(*caveats.training_notes(findings, group), *healing_facts(findings, group)),
         tuning=tuple(caveats.tuning_facts(findings, group)),
         blocks=tuple(caveats.block_facts(findings, group)),
         confounded=answers.confounded_facts(findings, group),

@@ -5,6 +5,7 @@ disk are always estimates: weights, gradients and moments are counted; activatio
 """
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,18 +13,20 @@ from typing import Any
 
 import psutil
 
-from paretune.pipeline.config_json import num_blocks, num_heads, width, with_num_blocks
+from paretune.pipeline.config_json import num_blocks, num_heads, vocabulary_size, width, with_num_blocks
 from paretune.pipeline.duration import Rates, Work, durations
 from paretune.pipeline.lock import Lock
-from paretune.pipeline.plan import Plan, pending
+from paretune.pipeline.plan import TEACHER, Plan, pending
 from paretune.pipeline.preflight import Setting
 from paretune.pipeline.resources import count_weights
 from paretune.pipeline.results import describe_documents, small_splits
 from paretune.pipeline.sample import Amount, Sample, amount_of, counted, sample_of
 from paretune.pipeline.stage import RunOptions, Stage
+from paretune.pipeline.stage_configs import TeacherConfig
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import describe_tunings
 from paretune.pipeline.why import review
+from paretune.study.base import FROM_KEY
 from paretune.study.registry import evaluations, load_function, methods
 from paretune.study.study import Study
 
@@ -107,6 +110,9 @@ def describe_plan(
     reused, diverged = (sum(planned.status == status for planned in reviewed) for status in ("reused", "diverged"))
     counts = f"{reused} reused{f', {diverged} diverged' if diverged else ''}, {len(new)} new{_to_run(new, study)}"
     lines += ["", f"{len(reviewed)} stages: {counts}", *describe_tunings(plan)]
+    free = shutil.disk_usage(next(folder for folder in (store.root, *store.root.absolute().parents) if folder.exists())).free
+    if (needed := sum(cost.disk or 0 for cost in new)) > free:
+        lines.append(f"warning: the store needs about {_bytes(needed)}, and its disk has {_bytes(free)} free")
     if rates:
         lines += _time({planned.stage: costs[planned.stage] for planned in reviewed if planned.status == "new"})
     lines += [*describe_documents(study, plan, store), *small_splits(plan, store)]
@@ -162,6 +168,9 @@ def forecast(
                 cost = _training(stage, weights, config, libraries, study, options, amounts.get(stage.inputs["tokens"].key))
             else:
                 cost = _without_training(stage, weights, config, libraries, study, options)
+            if stage.kind == TEACHER and (amount := amounts.get(stage.inputs["tokens"].key)):
+                teacher = TeacherConfig.model_validate(stage.config, context=FROM_KEY)
+                cost = replace(cost, disk=amount.tokens * teacher.bytes_of_target(vocabulary_size(config) or 0))
         duration = expected.get(stage)
         costs[stage] = replace(cost, seconds=duration.seconds, at_most=duration.at_most) if duration else cost
     return costs
@@ -172,7 +181,7 @@ def _time(new: Mapping[Stage, Cost]) -> list[str]:
     seconds: dict[str, float] = {}
     for stage, cost in new.items():
         family = stage.kind.partition(".")[0]
-        named = {"train": "training", "evaluate": "evaluations", "prune": "pruning"}.get(family, "data")
+        named = {"train": "training", "distill": "training", "evaluate": "evaluations", "prune": "pruning"}.get(family, "data")
         seconds[named] = seconds.get(named, 0.0) + (cost.seconds or 0.0)
     if not sum(seconds.values()):
         return []

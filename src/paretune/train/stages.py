@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from paretune.data.examples import examples_of
+from paretune.data.tokenizer import TextTokenizer
 from paretune.data.tokens import read_tokens
-from paretune.data.trees import Example
+from paretune.data.trees import Example, Examples
 from paretune.errors import DivergedError, StageError
 from paretune.model.adapters import (
     adapted_weights,
@@ -28,16 +29,17 @@ from paretune.model.bits import Form, pack
 from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model, merged
+from paretune.model.loss import Head
 from paretune.model.memory import available_bytes
 from paretune.pipeline import signals
 from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import TrainConfig
-from paretune.study.methods import TrainFull, TrainLora
+from paretune.study.methods import Lora, TrainFull, TrainLora
 from paretune.study.train import Train
 from paretune.train.allocator import keep_freed_memory
 from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, write_curves
-from paretune.train.loop import Run, fit, validate
+from paretune.train.loop import Objective, Run, fit, plain_loss, validate
 
 _BIT_OPTIONS = ("forward_tokens", "accumulate", "pack", "recompute")
 
@@ -51,6 +53,15 @@ class Trained:
     save: Callable[[LoadedModel], None]
     load: Form | None = None
     """Number format of the frozen matrices during training."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What is learned beside the text."""
+
+    numbered: Callable[[Examples, TextTokenizer], Examples]
+    """The examples of the training split with the rows of their targets; StageError where they are others."""
+    loss: Callable[[Head, torch.dtype], Objective]
 
 
 def train_full(context: StageContext) -> dict[str, Any]:
@@ -84,7 +95,7 @@ def all_weights(context: StageContext) -> Trained:
     return Trained(choose, save)
 
 
-def adapters(context: StageContext, method: TrainLora, seed: int) -> Trained:
+def adapters(context: StageContext, method: Lora, seed: int) -> Trained:
     """Low-rank adapters, saved as `adapter/`; the numbers are those of `train_lora`."""
     wrapped = {}
 
@@ -108,8 +119,13 @@ def adapters(context: StageContext, method: TrainLora, seed: int) -> Trained:
     return Trained(choose, save, method.load)
 
 
-def train(context: StageContext, config: TrainConfig[Any], learning_rate: float, trained: Trained) -> dict[str, Any]:
-    """Load the model, train what of it `trained` chooses, leave the artifact; returns the record of the training."""
+def train(
+    context: StageContext, config: TrainConfig[Any], learning_rate: float, trained: Trained, teaching: Teaching | None = None
+) -> dict[str, Any]:
+    """Load the model, train what of it `trained` chooses, leave the artifact; returns the record of the training.
+
+    Learned is the text, or beside it what a teacher says of it.
+    """
     settings, asked = config.train, context.options
     # A checkpoint may be there from options that rounded otherwise; the run goes on with those it began with.
     checkpoint = find_checkpoint(context.resume)
@@ -131,11 +147,13 @@ def train(context: StageContext, config: TrainConfig[Any], learning_rate: float,
         made["packed_parameters"] = pack(model, trained.load)
     if config.precision != "float32":
         freeze_in(model, getattr(torch, config.precision))
-    train, validation = (
+    examples, validation = (
         examples_of(read_tokens(context.inputs["tokens"].path, split), loaded.tokenizer, settings.max_length)
         for split in ("train", "validation")
     )
-    _check_layout(settings, packed, train)
+    _check_layout(settings, packed, examples)
+    if teaching:
+        examples = teaching.numbered(examples, loaded.tokenizer)
     budget = available_bytes(loaded.device, asked.workers) if asked.memory is None else asked.memory // asked.workers
     with signals.noted(signals.STOP) as told_to_stop, signals.noted(signals.SAVE) as told_to_save:
         run = Run(
@@ -152,8 +170,9 @@ def train(context: StageContext, config: TrainConfig[Any], learning_rate: float,
             told_to_save=told_to_save,
             memory=None if checkpoint else budget,
             choose_threads=context.threads.choose,
+            loss=teaching.loss if teaching else plain_loss,
         )
-        progress = fit(packed, train, validation, run)
+        progress = fit(packed, examples, validation, run)
     model.eval()
     trained.save(loaded)
     repeated_steps = write_curves(context.resume, context.draft, progress.step)
@@ -185,7 +204,7 @@ def train(context: StageContext, config: TrainConfig[Any], learning_rate: float,
         "train_tokens_per_second": progress.tokens_read / progress.train_seconds,
         "peak_memory_bytes": int(memory),
         "steps": progress.step,
-        "epochs_done": progress.step / math.ceil(len(train) / settings.batch_size),
+        "epochs_done": progress.step / math.ceil(len(examples) / settings.batch_size),
         "best_step": progress.best_step,
         "best_validation_loss": best_loss,
         "stopped_early": progress.stopped_early,
