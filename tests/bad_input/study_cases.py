@@ -55,7 +55,7 @@ _OTHER_TOOLS = (
         "field of a method in train",
         "epochs: 2",
         "learning_rate: 1.0e-4",
-        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `train.full` (in `variants`), or `train.lora`",
+        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `distill.logits` (in `variants`), or `train.full`",
     ),
     case(
         "field of train in a method",
@@ -355,6 +355,22 @@ _AGAINST_THE_BASE = (
         "{prune.blocks: {count: 1, choose: last}}",
         "{prune.heads: {count: 2}}",
         ":16: variants.reduced[0].prune.heads.count: 2 of the 2 groups of 2 heads in a block of base `tiny` leaves none",
+    ),
+    case(
+        "a teacher that is not there",
+        _FULL,
+        "[{distill.logits: {teacher: orginal}}]",
+        ":14: variants.full[0].distill.logits.teacher: no variant or base `orginal`; did you mean `original`?",
+    ),
+    case("its own teacher", _FULL, "[{distill.logits: {teacher: full}}]", ":14:", "`full` learns from its own student"),
+    case(
+        "a temperature for the likeliest words",
+        _FULL,
+        "[{distill.logits: {temperature: 2.0}}]",
+        ":14: variants.full[0].distill.logits: `cache: top_k` keeps the mass of the other words at `temperature: 1` alone",
+    ),
+    case(
+        "more last blocks than there are", _FULL, "[{train.last_blocks: {count: 5}}]", ":14:", "count: base `tiny` has 4 blocks"
     ),
     case("blocks and count", "choose: last", "blocks: [0]", "prune.blocks: name either `blocks: [...]` or `count: N`"),
     case(

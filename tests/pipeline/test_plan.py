@@ -36,7 +36,7 @@ GOLDEN = {
     "small/notes/named: prune.blocks": "cb0675195d5b",
     "small/notes/named: perplexity": "4463d789e371",
 }
-GOLDEN_CHOICE = "3cdb6b6ea2bc"
+GOLDEN_CHOICE = "3f1344f3c7bf"
 """`count: 1, choose: loss` of `small`."""
 
 
@@ -242,6 +242,7 @@ def test_a_measured_choice_of_blocks_takes_training_text_and_others_do_not(tmp_p
         "count": 1,
         "choose": "loss",
         "calibration": {"documents": 64, "tokens": 16384, "seed": 0},
+        "budget": {"passes": 256, "search": "race"},
     }
     assert (chosen.config["max_length"], chosen.config["precision"], chosen.config["device"]) == (64, "float32", "cpu")
     plain = stages["small/notes/reduced seed 0: prune.blocks"]

@@ -21,6 +21,7 @@ from paretune.pipeline.stage import RunOptions, StageContext
 from paretune.pipeline.threads import Threads
 from paretune.pipeline.worker import PRELOAD
 from paretune.train import loop
+from paretune.train.last_blocks import train_last_blocks
 from paretune.train.stages import train_full, train_lora
 from tests.evaluate.stages import make_artifact
 from tests.tiny import VOCABULARY_SIZE, make_model
@@ -28,8 +29,9 @@ from tests.tiny import VOCABULARY_SIZE, make_model
 # Threads that wait for each other sleep: otherwise a second one takes ten times as long where the cores have other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-BODIES = {"full": train_full, "lora": train_lora}
+BODIES = {"full": train_full, "last": train_last_blocks, "lora": train_lora}
 LORA = {"r": 4, "alpha": 8, "dropout": 0.2, "bias": "none", "targets": "all-linear"}
+FIELDS = {"full": {}, "last": {"count": 2, "head": True}, "lora": LORA}
 TRAIN = {
     "epochs": None,
     "max_steps": 12,
@@ -172,7 +174,7 @@ def _context(training: Training, emit: Callable[..., None]) -> StageContext:
     return StageContext(
         config={
             "base": {"digest": "0", "trust_remote_code": False},
-            "method": {"learning_rate": 1e-2} | (LORA if training.method == "lora" else {}),
+            "method": {"learning_rate": 1e-2} | FIELDS[training.method],
             "train": TRAIN | (training.train or {}),
             "seed": 3,
             "precision": training.precision,

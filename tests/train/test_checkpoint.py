@@ -29,6 +29,7 @@ EVERY_STEP, OFTEN = RunOptions(checkpoint_seconds=0.0), RunOptions(checkpoint_se
 TRAININGS = {
     "lora": {"method": "lora"},
     "lora, bfloat16": {"method": "lora", "precision": "bfloat16"},
+    "last blocks, bfloat16": {"method": "last", "precision": "bfloat16"},
     "full, 2 threads": {"method": "full", "threads": 2},
     "full, bfloat16, 2 threads": {"method": "full", "precision": "bfloat16", "threads": 2},
 }

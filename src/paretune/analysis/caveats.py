@@ -3,10 +3,10 @@
 Each caveat is computed and said only where it holds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from paretune.analysis.costs import DISTURBED, cost_name, timed_evaluations, trial_cost, tuning_cost
 from paretune.analysis.decision import as_compared
@@ -14,7 +14,7 @@ from paretune.analysis.deviations import left_out, unequal_tuning, where_of
 from paretune.analysis.findings import Fact, Findings, Group
 from paretune.analysis.scores import Entrant
 from paretune.analysis.training import BlockChoice
-from paretune.pipeline.records import MOST_OF_ALL, Tuning
+from paretune.pipeline.records import MOST_OF_ALL, Record, Tuning
 from paretune.study.data import SPLITS
 
 _MUCH = 0.05
@@ -234,8 +234,8 @@ def remarks(findings: Findings) -> list[Fact]:
     facts += [FewSeeds(num_seeds)] if num_seeds in (1, 2) else []
     rates: dict[str, set[float]] = {}
     for use in (use for variant in study.variants.values() for chain in variant.chains for use in chain):
-        if use.row.trains:
-            rates.setdefault(use.name, set()).add(use.config.model_dump()["learning_rate"])
+        if use.row.trains and (rate := getattr(use.config, "learning_rate", None)):  # none where several methods heal
+            rates.setdefault(use.name, set()).add(rate)
     if len(rates) > 1 and all(len(tried) == 1 for tried in rates.values()):
         facts.append(Untuned(tuple((name, rate) for name, tried in rates.items() for rate in tried)))
     return [*facts, *unequal_tuning(findings), *_edges(findings.results.tunings)]
@@ -299,7 +299,7 @@ def trained_shares(findings: Findings, group: Group) -> list[Fact]:
         for record in (record for cell in findings.cells(entrant) for record in cell.trained):
             metrics = record.metrics
             if "adapted_parameters" in metrics:
-                left_out = 0 if record.config["method"].get("experts") else metrics["expert_parameters"]
+                left_out = 0 if _adapter_of(record).get("experts") else metrics["expert_parameters"]
                 reached = metrics["adapted_parameters"], metrics["base_parameters"], left_out
                 adapted.setdefault(reached, {})[entrant] = None
     facts: list[Fact] = [PartTrained(tuple(entrants), *numbers) for numbers, entrants in trained.items()]
@@ -324,14 +324,20 @@ def training_notes(findings: Findings, group: Group) -> list[Fact]:
         records = [record for cell in cells if runs for record in cell.trained]
         dropouts |= dict.fromkeys(tuple(record.metrics.get("base_dropout") or ()) for record in records)
         merged = [record for record in records if "merged_validation_loss" in record.metrics]
-        for load in sorted({record.config["method"]["load"] for record in merged}):
-            of_load = [record.metrics for record in merged if record.config["method"]["load"] == load]
+        for load in sorted({_adapter_of(record)["load"] for record in merged}):
+            of_load = [record.metrics for record in merged if _adapter_of(record)["load"] == load]
             means = (fmean(each[f"{form}_validation_loss"] for each in of_load) for form in ("packed", "merged"))
             facts.append(MergedFromPacked(entrant, load, *means))
     validation, train = (tuple(map(group.entrant, names)) for names in group.falling)
     facts += [LossStillFalling("validation", validation)] if validation else []
     facts += [LossStillFalling("train", train)] if train else []
     return facts + [BaseDropoutOn(tuple(sorted(set(rates)))) for rates in dropouts if any(rates)]
+
+
+def _adapter_of(record: Record) -> Mapping[str, Any]:
+    """The fields of the adapter that was trained."""
+    method: Mapping[str, Any] = record.config["method"]
+    return method.get("lora") or method
 
 
 def tuning_facts(findings: Findings, group: Group) -> list[Fact]:

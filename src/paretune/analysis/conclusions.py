@@ -23,6 +23,7 @@ from paretune.analysis.decision import (
     where_judged,
 )
 from paretune.analysis.findings import Choice, Fact, Findings, Group, GroupFacts, Limit
+from paretune.analysis.healing import healing_facts
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.study.compare import Bound
 from paretune.study.grid import file_name
@@ -336,7 +337,7 @@ def group_facts(findings: Findings, group: Group) -> GroupFacts:
         recommendation=tuple(recommendation),
         findings=tuple(facts),
         trained=tuple(caveats.trained_shares(findings, group)),
-        training=tuple(caveats.training_notes(findings, group)),
+        training=(*caveats.training_notes(findings, group), *healing_facts(findings, group)),
         tuning=tuple(caveats.tuning_facts(findings, group)),
         blocks=tuple(caveats.block_facts(findings, group)),
         confounded=answers.confounded_facts(findings, group),

@@ -21,7 +21,7 @@ from paretune.study.registry import metric_of
 UNKNOWN = "-"
 _TIMES = "x"
 """Before a number: so many times as much."""
-TEMPLATES = ("conclusions.j2", "answers.j2", "caveats.j2", "setup.j2", "gate.j2", "cards.j2")
+TEMPLATES = ("conclusions.j2", "answers.j2", "caveats.j2", "healing.j2", "setup.j2", "gate.j2", "cards.j2")
 """Files with a macro for each class of facts."""
 
 

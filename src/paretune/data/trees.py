@@ -29,6 +29,8 @@ class Example:
     predicts the first of `ids`."""
     trunk: np.ndarray | None = None
     """int32, not empty: prefix token and context. Examples with the same array (not an equal one) share it."""
+    first_row: int | None = None
+    """Of its targets among those of a split, where something is kept for each of them."""
 
     @property
     def num_targets(self) -> int:
@@ -100,10 +102,12 @@ class Batch:
     sizes: tuple[int, ...]
     """Targets of each example, in the order of the batch."""
     forest: Forest | None = None
+    rows_N: np.ndarray | None = None
+    """Of the targets, where something is kept for each: those of each example from its `first_row` on."""
 
     def to(self, device: torch.device) -> "Batch":
         moved = (t.to(device) for t in (self.ids_RT, self.positions_RT, self.hidden_N, self.targets_N))
-        return Batch(*moved, sizes=self.sizes, forest=self.forest)
+        return Batch(*moved, sizes=self.sizes, forest=self.forest, rows_N=self.rows_N)
 
 
 def windows(ids: np.ndarray, max_length: int, prefix_id: int, eos_id: int) -> list[Example]:
@@ -133,7 +137,8 @@ def unshared(example: Example) -> Example:
     """The same targets after the same tokens, with a trunk of nobody else's: the trunk becomes part of `ids`."""
     if example.trunk is None:
         return example
-    return Example(np.concatenate([example.trunk, example.ids]), len(example.trunk) + example.first_target)
+    ids, first_target = np.concatenate([example.trunk, example.ids]), len(example.trunk) + example.first_target
+    return Example(ids, first_target, first_row=example.first_row)
 
 
 def forward_batches(
@@ -187,8 +192,9 @@ def lay_out(examples: Sequence[Example], trees: Sequence[Tree]) -> Batch:
         numbers[start:begin] = number
         start = begin
     tensors = (ids[None], depths[None], np.concatenate(hidden), np.concatenate(targets))
-    sizes = tuple(examples[i].num_targets for tree in trees for i in tree.examples)
-    return Batch(*(torch.from_numpy(array) for array in tensors), sizes, Forest(numbers, branches, depths))
+    held = [examples[i] for tree in trees for i in tree.examples]
+    sizes = tuple(example.num_targets for example in held)
+    return Batch(*(torch.from_numpy(array) for array in tensors), sizes, Forest(numbers, branches, depths), _rows(held))
 
 
 def rounded(length: int, step: int) -> int:
@@ -230,7 +236,13 @@ def _padded(rows: Sequence[Example], width: int) -> Batch:
     targets = np.concatenate([example.ids[example.first_target :] for example in rows]).astype(np.int64)
     positions = np.broadcast_to(np.arange(width), ids.shape).copy()
     tensors = (ids, positions, np.concatenate(hidden), targets)
-    return Batch(*(torch.from_numpy(array) for array in tensors), sizes=tuple(example.num_targets for example in rows))
+    sizes = tuple(example.num_targets for example in rows)
+    return Batch(*(torch.from_numpy(array) for array in tensors), sizes=sizes, rows_N=_rows(rows))
+
+
+def _rows(examples: Sequence[Example]) -> np.ndarray | None:
+    rows = [np.arange(e.num_targets) + e.first_row for e in examples if e.first_row is not None]
+    return np.concatenate(rows) if rows else None
 
 
 def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

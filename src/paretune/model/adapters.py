@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from paretune.errors import SpecError, StageError
-from paretune.study.methods import TrainLora
+from paretune.study.methods import Lora
 
 _PREFIX = "base_model.model."
 
@@ -33,7 +33,7 @@ class Mixture:
     """Modules that choose among the experts."""
 
 
-def add_lora(model: PreTrainedModel, method: TrainLora, seed: int) -> PeftModel:
+def add_lora(model: PreTrainedModel, method: Lora, seed: int) -> PeftModel:
     """Freeze `model` and put trainable float32 adapters beside its target modules, in place; a target that shares its weight
     with an embedding or a head gets one of its own.
 

@@ -220,10 +220,7 @@ def _shares(head: MatrixHead, logits_RV: torch.Tensor, targets_R: torch.Tensor) 
     targets_R1 = targets_R[:, None]
     scores = logits_RV if head.rows_RV is None else head.rows_RV[: len(targets_R)].copy_(logits_RV)
     highest, of_target = scores.amax(-1, keepdim=True), scores.gather(1, targets_R1)
-    # argmax is slow, and asked only where it can matter: of several highest logits the first is the most likely token.
-    hits = (of_target == highest).flatten()
-    reached = hits.nonzero().flatten()
-    hits[reached] = scores.index_select(0, reached).argmax(-1) == targets_R[reached]
+    hits = most_likely(scores, highest, targets_R)
     scores.sub_(highest).exp_()
     share = scores.gather(1, targets_R1)
     scores.scatter_(1, targets_R1, 0.0)
@@ -232,6 +229,15 @@ def _shares(head: MatrixHead, logits_RV: torch.Tensor, targets_R: torch.Tensor) 
     if head.rows_RV is not None:
         logits_RV.copy_(scores)
     return (whole.log() + highest - of_target).flatten(), hits, others, whole
+
+
+def most_likely(scores_RV: torch.Tensor, highest_R1: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
+    """Whether each target is the most likely token (bool, R), `highest_R1` being the largest of each row of scores."""
+    # argmax is slow, and asked only where it can matter: of several highest logits the first is the most likely token.
+    hits = (scores_RV.gather(1, targets_R[:, None]) == highest_R1).flatten()
+    reached = hits.nonzero().flatten()
+    hits[reached] = scores_RV.index_select(0, reached).argmax(-1) == targets_R[reached]
+    return hits
 
 
 def _states_gradient(head: MatrixHead, chunk: _MatrixChunk, targets_C: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,18 @@ from paretune.pipeline.machine import has, way_to
 from paretune.pipeline.preflight import Setting, check_files
 from paretune.pipeline.resources import count_weights, read_tokenizer, weight_shapes
 from paretune.study.evaluations import Generate, Latency, Tasks
-from paretune.study.methods import PruneBlocks, PruneHeads, PruneMlp, PruneVocabulary, QuantizeGguf, QuantizeNf4, TrainLora
+from paretune.study.methods import (
+    DistillLogits,
+    Lora,
+    PruneBlocks,
+    PruneHeads,
+    PruneMlp,
+    PruneVocabulary,
+    QuantizeGguf,
+    QuantizeNf4,
+    TrainLastBlocks,
+    TrainLora,
+)
 
 _SAME_NAMES = frozenset(
     ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "opt")
@@ -133,7 +144,20 @@ def tell_heads(config: PruneHeads, base: str, locked: LockedBase) -> list[str]:
     return [f"prune.heads with `count: {config.count}` takes {removed} of {heads} heads of a block of `{base}`: whole groups"]
 
 
-def _check_rank(config: TrainLora, where: str, base: str, locked: LockedBase) -> None:
+def check_last_blocks(config: TrainLastBlocks, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`train.last_blocks`: there are so many."""
+    count = num_blocks(locked.config)
+    if count is not None and config.count > count:
+        raise SpecError(f"{where}.count: base `{base}` has {count} blocks at this point; write at most {count}")
+    return locked.config
+
+
+def check_student(config: DistillLogits, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`distill.logits`: its adapters, as those of `train.lora`."""
+    return check_targets(config.lora, f"{where}.lora", base, locked) if config.lora else locked.config
+
+
+def _check_rank(config: Lora, where: str, base: str, locked: LockedBase) -> None:
     """SpecError for a rank that no matrix has."""
     directory = locked.resource.directory()
     if directory is None:
@@ -144,11 +168,11 @@ def _check_rank(config: TrainLora, where: str, base: str, locked: LockedBase) ->
     if config.r > highest:
         raise SpecError(
             f"{where}.r: {config.r:,} is a rank that no matrix of base `{base}` has, nor an update of it: the largest rank is "
-            f"{highest:,}; write at most that, usual are 4 to 64, or take `train.full`"
+            f"{highest:,}; write at most that, usual are 4 to 64, or train all weights"
         )
 
 
-def check_targets(config: TrainLora, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+def check_targets(config: Lora, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
     """`train.lora`: a rank that there can be, and linear modules called as `targets`."""
     if config.load and not has("bitsandbytes", "cpu"):
         raise NeedsError(f"{where}.load: `{config.load}` needs {way_to('bitsandbytes', 'cpu')}; or leave the field out")

@@ -5,6 +5,7 @@ disk are always estimates: weights, gradients and moments are counted; activatio
 """
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,18 +13,20 @@ from typing import Any
 
 import psutil
 
-from paretune.pipeline.config_json import num_blocks, num_heads, width, with_num_blocks
+from paretune.pipeline.config_json import num_blocks, num_heads, vocabulary_size, width, with_num_blocks
 from paretune.pipeline.duration import Rates, Work, durations
 from paretune.pipeline.lock import Lock
-from paretune.pipeline.plan import Plan, first_tokens, pending
+from paretune.pipeline.plan import TEACHER, Plan, first_tokens, pending
 from paretune.pipeline.preflight import Setting
 from paretune.pipeline.resources import count_weights
 from paretune.pipeline.results import describe_documents, small_splits
 from paretune.pipeline.sample import Amount, Sample, amount_of, counted, sample_of
 from paretune.pipeline.stage import RunOptions, Stage
+from paretune.pipeline.stage_configs import TeacherConfig
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import describe_tunings
 from paretune.pipeline.why import review
+from paretune.study.base import FROM_KEY
 from paretune.study.registry import evaluations, load_function, methods
 from paretune.study.study import Study
 
@@ -107,6 +110,9 @@ def describe_plan(
     reused, diverged = (sum(planned.status == status for planned in reviewed) for status in ("reused", "diverged"))
     counts = f"{reused} reused{f', {diverged} diverged' if diverged else ''}, {len(new)} new{_to_run(new, study)}"
     lines += ["", f"{len(reviewed)} stages: {counts}", *describe_tunings(plan)]
+    free = shutil.disk_usage(next(folder for folder in (store.root, *store.root.absolute().parents) if folder.exists())).free
+    if (needed := sum(cost.disk or 0 for cost in new)) > free:
+        lines.append(f"warning: the store needs about {_bytes(needed)}, and its disk has {_bytes(free)} free")
     if rates:
         lines += _time({planned.stage: costs[planned.stage] for planned in reviewed if planned.status == "new"})
     lines += [*describe_documents(study, plan, store), *small_splits(plan, store)]
@@ -164,6 +170,9 @@ def forecast(
                 cost = _training(stage, weights, config, libraries, study, options, amount)
             else:
                 cost = _without_training(stage, weights, config, libraries, study, options)
+            if stage.kind == TEACHER and (amount := amounts.get(stage.inputs["tokens"].key)):
+                teacher = TeacherConfig.model_validate(stage.config, context=FROM_KEY)
+                cost = replace(cost, disk=amount.tokens * teacher.bytes_of_target(vocabulary_size(config) or 0))
         duration = expected.get(stage)
         costs[stage] = replace(cost, seconds=duration.seconds, at_most=duration.at_most) if duration else cost
     return costs
@@ -174,7 +183,7 @@ def _time(new: Mapping[Stage, Cost]) -> list[str]:
     seconds: dict[str, float] = {}
     for stage, cost in new.items():
         family = stage.kind.partition(".")[0]
-        named = {"train": "training", "evaluate": "evaluations", "prune": "pruning"}.get(family, "data")
+        named = {"train": "training", "distill": "training", "evaluate": "evaluations", "prune": "pruning"}.get(family, "data")
         seconds[named] = seconds.get(named, 0.0) + (cost.seconds or 0.0)
     if not sum(seconds.values()):
         return []
@@ -259,15 +268,16 @@ def _training(
     )
     if weights is None:
         return cost
-    blocks, rank = num_blocks(config) or 1, stage.config["method"].get("r")
-    # About: the targets of an adapter are known once the model is built.
-    trained = weights if rank is None else 16 * rank * width(config) * blocks
-    row = methods()[stage.kind]
+    row, method, blocks = methods()[stage.kind], stage.config["method"], num_blocks(config) or 1
+    rank, count = (method.get("lora") or method).get("r"), min(method.get("count") or blocks, blocks)
+    # About: the targets of an adapter, and what stands outside of the blocks, are known once the model is built.
+    trained = weights * count // blocks if rank is None else 16 * rank * width(config) * blocks
+    config = with_num_blocks(config, count)  # nothing is kept of those below the first that is trained
 
     def kept(in_pass: int) -> float:
         """Bytes for the backward pass: of every block, or of one and the input of each where the rest is computed again."""
         whole = with_num_blocks(config, 1) if options.recompute else config
-        inputs = float(4 * in_pass * width(config) * blocks) if options.recompute else 0.0
+        inputs = float(4 * in_pass * width(config) * count) if options.recompute else 0.0
         return _pass(whole, in_pass, study.train.max_length, row.activations) + inputs
 
     in_pass = min(options.forward_tokens, round(batch * (study.train.max_length if amount is None else amount.length)))
@@ -280,8 +290,8 @@ def _training(
         least = kept(min(_SHORTEST, in_pass))
         states = min(states, max(least, (budget - 12 * trained) / _TRANSIENT))
     needed = 16 * trained + states + (_TRAINING if libraries else 0)
-    memory = needed if rank is None else max(_LOADING * weights, 4 * weights + needed)
-    return replace(cost, memory=libraries + memory, disk=4 * trained)
+    memory = needed if trained == weights else max(_LOADING * weights, 4 * weights + needed)
+    return replace(cost, memory=libraries + memory, disk=4 * (weights if rank is None else trained))
 
 
 def _pass(config: Mapping[str, Any], tokens: int, length: int, activations: int) -> float:

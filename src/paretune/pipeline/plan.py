@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paretune.errors import SpecError
 from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.parts import Parts
 from paretune.pipeline.resources import Resource
@@ -25,6 +26,7 @@ from paretune.pipeline.stage_configs import (
     LeakageConfig,
     MethodConfig,
     RatingConfig,
+    TeacherConfig,
     TokenizeConfig,
     TrainConfig,
 )
@@ -32,7 +34,7 @@ from paretune.pipeline.store import Store
 from paretune.study.base import Spec
 from paretune.study.data import Dataset, Source
 from paretune.study.evaluations import SIZE
-from paretune.study.registry import Evaluation, methods
+from paretune.study.registry import Evaluation, Teacher, methods
 from paretune.study.study import Study
 from paretune.study.variants import MethodUse, Variant
 
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 CHOICE = "tune.choose"
 """Kind of the stage that stands for a choice that is not made yet."""
+TEACHER = "distill.teacher"
+"""Kind of the stage of what a teacher says, which all of its students take."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,12 @@ class Plan:
         tried = [
             f"{other.name} trial {trial.name}" for other in self.tunings for trial in other.trials if stage in trial.methods
         ]
-        return of_data + of_tokens + cells + tried
+        taught = [
+            f"student {cell_name(cell)}"
+            for cell in self.cells
+            if stage.kind == TEACHER and any(stage in method.inputs.values() for method in cell.methods)
+        ]
+        return of_data + of_tokens + cells + tried + taught
 
 
 def _as_evaluation(cell: PlannedCell, stage: Stage) -> str:
@@ -162,17 +171,9 @@ def make_plan(study: Study, lock: "Lock", folder: Path) -> Plan:
         if base not in (variant.bases or study.bases):
             continue
         given = _Given(base, dataset, tokens[base, dataset], leakage[dataset])
-        tuning = planner.tuning(given, name, variant) if variant.trials else None
-        tunings += [tuning] if tuning else []
-        seeds: tuple[int | None, ...] = study.seeds if any(use.row.trains for use in variant.methods) else (None,)
-        for seed in seeds:
-            if tuning is None:
-                methods = planner.methods(given, variant.methods, seed)
-            elif seed == tuning.seed:  # the trials are its own
-                rest = variant.methods[variant.last_trained + 1 :]
-                methods = (tuning.choice, *planner.methods(given, rest, seed, model=tuning.choice))
-            else:
-                methods = planner.methods(given, variant.methods, seed, waits={variant.first_tuned: tuning.choice})
+        tunings += [planner.tuning(given, name, variant)] if variant.trials else []
+        for seed in study.seeds if variant.trains else (None,):
+            methods = planner.cell(given, name, seed)
             evaluations = planner.evaluations(given, methods[-1] if methods else None)
             cells.append(PlannedCell(base, dataset, name, seed, methods, evaluations))
     return Plan(data, leakage, tokens, tuple(cells), tuple(tunings), audit)
@@ -265,6 +266,18 @@ class _Planner:
         inputs = {"data": data} | ({"model": model} if model else {})
         return Stage("tokenize", config.model_dump(mode="json"), body, inputs, resources={"base": locked.resource})
 
+    def cell(self, given: _Given, name: str, seed: int | None) -> tuple[Stage, ...]:
+        """The methods of a variant; `seed` matters where one of them trains."""
+        variant = self.study.variants[name]
+        seed = seed if variant.trains else None
+        if not variant.trials:
+            return self.methods(given, variant.methods, seed)
+        tuning = self.tuning(given, name, variant)
+        if seed == tuning.seed:  # the trials are its own
+            rest = variant.methods[variant.last_trained + 1 :]
+            return (tuning.choice, *self.methods(given, rest, seed, model=tuning.choice))
+        return self.methods(given, variant.methods, seed, waits={variant.first_tuned: tuning.choice})
+
     def tuning(self, given: _Given, name: str, variant: Variant) -> PlannedTuning:
         seed, end = self.study.seeds[0], variant.last_trained + 1
         trials = tuple(PlannedTrial(trial.name, self.methods(given, trial.methods[:end], seed)) for trial in variant.trials)
@@ -287,7 +300,7 @@ class _Planner:
             inputs: dict[str, Stage] = {"model": before} if before else {}
             if waits and index in waits:
                 inputs["choice"] = waits[index]
-            base_config, device = self._base(given), self.lock.device
+            base_config, device = self._base(given.base), self.lock.device
             config: TrainConfig[Spec] | MethodConfig[Spec] = MethodConfig(
                 base=base_config, method=use.config, ships=self._ships(given)
             )
@@ -308,10 +321,36 @@ class _Planner:
             if use.row.trains or use.row.uses_tokens(use.config):
                 inputs["tokens"] = self.tokens_of(given, before or inputs.get("choice"))
                 after = (given.gate,)
+            if teacher := use.row.teacher(use.config):
+                inputs["teacher"] = self._teacher(given, teacher, seed)
+                if self.tokens_of(given, inputs["teacher"].inputs.get("model")) != inputs["tokens"]:
+                    raise SpecError(
+                        f"{use.name}: teacher and student of base `{given.base}` read different tokens, as one of them has a smaller "
+                        "vocabulary; put `prune.vocabulary` behind the distillation"
+                    )
             resources = {"base": self.lock.bases[given.base].resource}
             content = config.model_dump(mode="json")
             stages.append(Stage(use.name, content, use.row.body, inputs, after, resources, use.row.revision))
         return tuple(stages)
+
+    def _teacher(self, given: _Given, teacher: Teacher, seed: int | None) -> Stage:
+        """What `teacher` says at the targets of the training split, for a student with `seed`."""
+        base, inputs = given.base, {"tokens": given.tokens}
+        if teacher.name in self.study.variants:
+            methods = self.cell(given, teacher.name, seed if teacher.seed is None else teacher.seed)
+            inputs |= {"model": methods[-1]} if methods else {}
+        elif teacher.name in self.study.bases:
+            base = teacher.name
+        config = TeacherConfig(
+            base=self._base(base),
+            top_k=teacher.top_k,
+            max_length=self.study.train.max_length,
+            precision=self.lock.evaluate,
+            device=self.lock.device,
+        )
+        resources = {"base": self.lock.bases[base].resource, "student": self.lock.bases[given.base].resource}
+        body = "paretune.train.teacher:write_teacher"
+        return Stage(TEACHER, config.model_dump(mode="json"), body, inputs, (given.gate,), resources)
 
     def evaluations(self, given: _Given, model: Stage | None) -> dict[str, Stage]:
         """All that is measured of a model (or the base), by name: what is asked for, and `size`."""
@@ -345,7 +384,7 @@ class _Planner:
             if row.needs_untouched and model:
                 inputs["untouched"] = self._evaluation(given, name, row, spec, None, texts)
             config = EvaluationConfig(
-                base=self._base(given),
+                base=self._base(given.base),
                 **content,
                 precision=self.lock.evaluate,
                 device=self.lock.device,
@@ -361,6 +400,6 @@ class _Planner:
         dtype = self.lock.bases[given.base].dtype
         return None if dtype == "float32" or self.study.precision.export == "float32" else dtype
 
-    def _base(self, given: _Given) -> BaseConfig:
-        trusted = self.study.bases[given.base].trust_remote_code
-        return BaseConfig(digest=self.lock.bases[given.base].digest, trust_remote_code=trusted)
+    def _base(self, name: str) -> BaseConfig:
+        trusted = self.study.bases[name].trust_remote_code
+        return BaseConfig(digest=self.lock.bases[name].digest, trust_remote_code=trusted)

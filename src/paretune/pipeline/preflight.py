@@ -15,7 +15,8 @@ from paretune.errors import NeedsError, SpecError
 from paretune.pipeline.config_json import num_positions, vocabulary_size
 from paretune.pipeline.lock import Lock, LockedBase
 from paretune.pipeline.machine import has, total_memory, way_to
-from paretune.pipeline.resources import count_weights, weight_shapes
+from paretune.pipeline.resources import count_weights, read_tokenizer, weight_shapes
+from paretune.study.grid import grid_of
 from paretune.study.registry import Evaluation, Method, evaluations, load_function, metric_of
 from paretune.study.study import Study
 
@@ -64,6 +65,7 @@ def check_study(study: Study, lock: Lock, folder: Path) -> None:
                     config = check(use.config, f"variants.{name}[{index}].{use.name}", base_name, locked)
                     locked = replace(locked, config=config)
     _check_memory(study, lock)
+    _check_teachers(study, lock)
     if study.safety is not None:
         load_function("paretune.data.checks:check_safety")(study.safety, Setting("safety", study, lock, folder))
     for name, entry in study.evaluate.items():
@@ -122,12 +124,33 @@ def _check_memory(study: Study, lock: Lock) -> None:
             if directory is None or not chain or not chain[0].row.trains:  # another method first may make the model smaller
                 continue
             weights = count_weights(directory)
-            needed = weights * (16 if getattr(chain[0].config, "r", None) is None else 2)
+            needed = weights * (16 if chain[0].row.trains_all(chain[0].config) else 2)
             if needed > there:
                 raise SpecError(
                     f"variants.{name}[0].{chain[0].name}: the {weights:,} weights of base `{base}` take {needed / 1e9:,.1f} GB "
                     f"in training, and this machine has {there / 1e9:,.1f} GB; take `train.lora`, a smaller base or another "
                     "machine"
+                )
+
+
+def _check_teachers(study: Study, lock: Lock) -> None:
+    """SpecError for a teacher with other tokens than its student, as far as files are here; the stages compare again."""
+    for name, variant in study.variants.items():
+        for base, (index, use) in itertools.product(variant.bases or study.bases, enumerate(variant.methods)):
+            teacher = use.row.teacher(use.config)
+            if teacher is None or teacher.name in study.variants or teacher.name not in study.bases:
+                continue
+            pair = lock.bases[base], lock.bases[teacher.name]
+            files = [directory / "tokenizer.json" for each in pair if (directory := each.resource.directory())]
+            if pair[0].tokenizer_digest == pair[1].tokenizer_digest or len(files) < 2 or not all(map(Path.is_file, files)):
+                continue
+            own, other = (read_tokenizer(file).get_vocab() for file in files)
+            if own != other:
+                token = min(own.items() ^ other.items(), key=lambda pair: pair[1])[0]
+                places = (f"token {ids[token]}" if token in ids else "no token" for ids in (other, own))
+                raise SpecError(
+                    f"variants.{grid_of(name)}[{index}].{use.name}.teacher: base `{teacher.name}` has other tokens than base "
+                    f"`{base}`: `{token}` is {' and '.join(places)} of them; name a teacher with the same tokenizer"
                 )
 
 

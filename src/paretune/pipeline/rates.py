@@ -38,6 +38,7 @@ def measure_rates(study: Study, lock: Lock, plan: Plan, store: Store, say: Calla
             if store.find(stage) is None:
                 to_run.add(digest)
             if "train" in stage.config:
+                method = method.get("lora") or method
                 shape = {name: method[name] for name in ("r", "targets") if name in method}
                 trainings[digest].setdefault(stage.kind, shape or None)
     questions = {}

@@ -118,6 +118,24 @@ class TrainConfig(Spec, Generic[SpecT]):
     device: str
 
 
+class TeacherConfig(Spec):
+    """What a teacher says at the targets of the training split."""
+
+    base: BaseConfig
+    """Of the teacher."""
+    top_k: int | None
+    """Words of a target that are kept; None for all."""
+    max_length: int
+    precision: str
+    device: str
+
+    def bytes_of_target(self, num_words: int) -> int:
+        """On disk, of a vocabulary of so many words: numbers of 16 bits, and with `top_k` the words and what is left."""
+        if self.top_k is None:
+            return 2 * num_words
+        return min(self.top_k, num_words) * (2 + (2 if num_words <= 2**16 else 4)) + 4
+
+
 class EvaluationConfig(Spec):
     """A measurement of a model."""
 

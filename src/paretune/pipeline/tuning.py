@@ -43,10 +43,11 @@ def with_choice(plan: Plan, index: int, chosen: int) -> Plan:
                 heads[number] = trial
                 continue
             stages: list[Stage] = []
-            for stage in trial:
+            for stage, own in zip(trial, cell.methods, strict=False):
                 seed = {"seed": cell.seed} if "seed" in stage.config else {}
-                model = {"model": stages[-1]} if stages else {}
-                stages.append(replace(stage, config={**stage.config, **seed}, inputs={**stage.inputs, **model}))
+                given = {"model": stages[-1]} if stages else {}
+                given |= {"teacher": own.inputs["teacher"]} if "teacher" in own.inputs else {}  # of this seed
+                stages.append(replace(stage, config={**stage.config, **seed}, inputs={**stage.inputs, **given}))
             heads[number] = tuple(stages)
             by[cell.methods[len(trial) - 1]] = stages[-1]
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from paretune.study.base import FROM_KEY, Spec
-from paretune.study.registry import Method
+from paretune.study.registry import Method, Teacher
 
 
 class TrainFull(Spec):
@@ -15,12 +15,23 @@ class TrainFull(Spec):
     """At its highest, after the warm-up."""
 
 
-class TrainLora(Spec):
+class TrainLastBlocks(Spec):
+    """Training of the last blocks and the final norm, in float32, with everything below them frozen, so that no gradient is
+    taken there: as healing after blocks are removed found better than LoRA (Lu et al. 2024, arXiv 2411.15558)."""
+
+    count: int = Field(4, ge=1)
+    """Blocks that are trained, from the end."""
+    head: bool = False
+    """Whether the head is trained besides. One that shares its matrix with the embedding (tied embeddings) gets a matrix of its
+    own, as the embedding stays as it is, which makes the model larger."""
+    learning_rate: float = Field(3.0e-5, gt=0)
+    """At its highest, after the warm-up."""
+
+
+class Lora(Spec):
     """Low-rank adapters on frozen weights (Hu et al. 2021, arXiv 2106.09685), through PEFT."""
 
     LATER: ClassVar = ("experts", "load")
-    learning_rate: float = Field(3.0e-4, gt=0)
-    """At its highest, after the warm-up; about ten times that of full fine-tuning."""
     r: int = Field(8, ge=1)
     """Rank of the update."""
     alpha: int = Field(16, ge=1)
@@ -46,6 +57,51 @@ class TrainLora(Spec):
         if self.experts and self.dropout:
             raise ValueError("`experts` goes without `dropout`: the adapters of fused experts take none")
         return self
+
+
+class TrainLora(Lora):
+    """Low-rank adapters on frozen weights (Hu et al. 2021, arXiv 2106.09685), through PEFT."""
+
+    learning_rate: float = Field(3.0e-4, gt=0)
+    """At its highest, after the warm-up; about ten times that of full fine-tuning."""
+
+
+class DistillLogits(Spec):
+    """Training towards what a teacher says of every word at every target (Hinton et al. 2015, arXiv 1503.02531), of all weights
+    or of adapters: the loss is `alpha` T^2 KL(teacher, student), both at temperature T, and 1 - `alpha` cross-entropy."""
+
+    teacher: str = "base"
+    """Name of a variant, which is the teacher on the same base, dataset and seed; or of a base with the same tokens; or `base`,
+    the base as it is before any method. What it says is computed once for all students and kept on disk."""
+    seed: int | None = Field(None, ge=0)
+    """Of a teacher that was trained; one of `seeds`, and that of the student unless given."""
+    temperature: float = Field(1.0, gt=0)
+    """Above 1, what is unlikely counts for more."""
+    alpha: float = Field(0.5, gt=0, le=1)
+    """Share of the teacher in the loss; the rest is that of the text itself."""
+    learning_rate: float | None = Field(None, gt=0)
+    """At its highest, after the warm-up; 3e-5 for all weights, 3e-4 for adapters unless given."""
+    cache: Literal["exact", "top_k"] = "top_k"
+    """Whether every word of the vocabulary is kept at a target, or the `top_k` likeliest and the mass of the others as one."""
+    top_k: int = Field(64, ge=1)
+    """Words of a target that are kept with `cache: top_k`; each takes four bytes, six beyond 65,536 tokens."""
+    lora: Lora | None = None
+    """Adapters with these fields are trained; all weights unless given."""
+
+    @model_validator(mode="after")
+    def _cached_at_one(self, info: ValidationInfo) -> Self:
+        if self.cache == "top_k" and self.temperature != 1:
+            raise ValueError("`cache: top_k` keeps the mass of the other words at `temperature: 1` alone; write `cache: exact`")
+        if self.cache == "exact" and "top_k" in self.model_fields_set and info.context != FROM_KEY:
+            raise ValueError("`top_k` goes with `cache: top_k`; `exact` keeps every word")
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", 3.0e-4 if self.lora else 3.0e-5)  # frozen from here on
+        return self
+
+    @property
+    def asked(self) -> Teacher:
+        """Whose logits it takes."""
+        return Teacher(self.teacher, self.seed, self.top_k if self.cache == "top_k" else None)
 
 
 class Calibration(Spec):
@@ -217,6 +273,16 @@ class QuantizeNf4(Spec):
 
 METHODS = (
     Method(
+        "distill.logits",
+        DistillLogits,
+        "paretune.train.distill:distill_logits",
+        trains=True,
+        trains_all=lambda config: config.lora is None,
+        teacher=lambda config: config.asked,
+        check="paretune.pipeline.checks:check_student",
+        activations=80,
+    ),
+    Method(
         "prune.blocks",
         PruneBlocks,
         "paretune.variants.stages:prune_blocks",
@@ -265,7 +331,22 @@ METHODS = (
         is_last=True,
         needs=("bitsandbytes", "accelerate"),
     ),
-    Method("train.full", TrainFull, "paretune.train.stages:train_full", trains=True, activations=80),
+    Method(
+        "train.full",
+        TrainFull,
+        "paretune.train.stages:train_full",
+        trains=True,
+        trains_all=lambda _config: True,
+        activations=80,
+    ),
+    Method(
+        "train.last_blocks",
+        TrainLastBlocks,
+        "paretune.train.last_blocks:train_last_blocks",
+        trains=True,
+        check="paretune.pipeline.checks:check_last_blocks",
+        activations=80,
+    ),
     Method(
         "train.lora",
         TrainLora,

@@ -59,6 +59,22 @@ class Items:
     """Raised whenever the reader reads the same file otherwise; part of the key."""
 
 
+OWN_BASE = "base"
+"""As the name of a teacher: the base of the student, before any method."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Whose distribution over the vocabulary a method takes at every target of the training split."""
+
+    name: str
+    """A variant of the study, on the same base and dataset; a base; or `base`, the base of the variant as it is."""
+    seed: int | None
+    """Of the variant; None for that of the student."""
+    top_k: int | None
+    """Words of a target that are kept; None for all."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to prune, train, distil or quantize a model."""
@@ -69,8 +85,12 @@ class Method:
     """`module:function`, called with a StageContext; returns the metrics of the record."""
     trains: bool = False
     """Takes the tokens, the study's `train` section and the seed."""
+    trains_all: Callable[[Any], bool] = lambda _config: False
+    """Whether every weight of the model is trained, by its config; for what memory must hold."""
     uses_tokens: Callable[[Any], bool] = lambda _config: False
     """Whether a method that does not train takes the tokens, by its config; then also precision and device of measuring."""
+    teacher: Callable[[Any], Teacher | None] = lambda _config: None
+    """By its config the teacher, whose stage is made once for all students and is the input `teacher`."""
     check: str | None = None
     """`module:function(config, where, base, locked)`, called before the first stage for each base (LockedBase) with its
     config.json as the methods before left it; returns config.json as this one leaves it. Raises UserErrors."""

@@ -17,7 +17,7 @@ from paretune.study.compare import Compare
 from paretune.study.data import Dataset
 from paretune.study.foreign import unknown
 from paretune.study.grid import grid_of, refuse_elsewhere, which_variant
-from paretune.study.registry import Evaluation, evaluations, find_evaluation
+from paretune.study.registry import OWN_BASE, Evaluation, evaluations, find_evaluation
 from paretune.study.safety import Safety
 from paretune.study.track import Track
 from paretune.study.train import Train
@@ -220,9 +220,43 @@ def _check_references(study: Study) -> None:
             )
         if use.row.fits:
             use.row.fits(use.config, study, name)
+    for name in study.variants:
+        _check_teachers(study, name)
     _check_learning_rates(study)
     if "size" in study.evaluate:
         raise SpecError("evaluate.size: the name `size` is taken (parameters and bytes of every variant); choose another")
+
+
+def _check_teachers(study: Study, name: str, students: tuple[str, ...] = ()) -> None:
+    """SpecError for a teacher of variant `name` that there is none of, or that waits for its own student."""
+    variant = study.variants[name]
+    for index, use in enumerate(variant.methods):
+        where = f"variants.{grid_of(name)}[{index}].{use.name}"
+        teachers = {chain[index].row.teacher(chain[index].config) for chain in variant.chains}
+        if len(teachers) > 1:
+            raise SpecError(f"{where}: `tune` cannot choose whom or what to learn from; write `grid`, a variant for each")
+        teacher = teachers.pop()
+        if teacher is None:
+            continue
+        other, is_base = study.variants.get(teacher.name), teacher.name in study.bases
+        if other is None and not is_base and teacher.name != OWN_BASE:
+            known = {*study.variants, *study.bases, OWN_BASE}
+            raise SpecError(f"{where}.teacher: no variant or base `{teacher.name}`{suggestion(teacher.name, known)}")
+        if teacher.seed is not None and (other is None or not other.trains or teacher.seed not in study.seeds):
+            seeds = ", ".join(map(str, study.seeds))
+            raise SpecError(f"{where}.seed: of a variant that is trained, and one of `seeds: [{seeds}]`, not {teacher.seed}")
+        if other is None:
+            continue
+        if is_base:
+            raise SpecError(f"{where}.teacher: `{teacher.name}` is a variant and a base; rename one of them")
+        if other.methods and other.methods[-1].row.is_last:
+            last = other.methods[-1].name
+            raise SpecError(f"{where}.teacher: `{teacher.name}` ends with `{last}`, and is only run; name what it is made of")
+        if missing := sorted({*(variant.bases or study.bases)} - {*(other.bases or study.bases)}):
+            raise SpecError(f"{where}.teacher: `{teacher.name}` is not made of base `{missing[0]}`, as its student is")
+        if teacher.name in (name, *students):
+            raise SpecError(f"{where}.teacher: `{teacher.name}` learns from its own student; name another teacher")
+        _check_teachers(study, teacher.name, (name, *students))
 
 
 def _check_learning_rates(study: Study) -> None:

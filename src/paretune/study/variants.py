@@ -48,6 +48,11 @@ class Variant(Spec):
         return tuple(trial.methods for trial in self.trials) or (self.methods,)
 
     @property
+    def trains(self) -> bool:
+        """Whether it has a seed."""
+        return any(use.row.trains for use in self.methods)
+
+    @property
     def first_tuned(self) -> int:
         """Index of the first method that the choice is about."""
         columns = zip(*self.chains, strict=True)

@@ -22,13 +22,29 @@ from paretune.errors import DivergedError, is_out_of_memory
 from paretune.model.attention import attending
 from paretune.model.forward import PackedModel, hidden_states, score
 from paretune.model.fused import fuse
-from paretune.model.loss import loss_of
+from paretune.model.loss import Head, loss_of
 from paretune.model.memory import fitting_tokens
 from paretune.study.train import Train
 from paretune.train import checkpoint as ckpt
 
 _CHECKPOINT_SHARE = 20
 """A checkpoint may take 1/20 of the time; a slow disk stretches the interval."""
+
+
+Objective = Callable[[torch.Tensor, Batch], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+"""From hidden states [N, D] and their batch, summed over its targets: what is minimized (scalar with gradient), -log p, and how
+many are the most likely token."""
+
+
+def plain_loss(head: Head, dtype: torch.dtype) -> Objective:
+    """-log p of the targets is what is minimized; with products in `dtype`."""
+    loss_function = loss_of(head, dtype)
+
+    def objective(hidden_ND: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        nats, hits = loss_function(hidden_ND, batch.targets_N)
+        return nats, nats, hits
+
+    return objective
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,7 @@ class Run:
     """Asked after each step: leave a checkpoint and go on."""
     choose_threads: Callable[[], object] = lambda: None
     """Called as a checkpoint is made by the clock: how many torch computes on until the next one."""
+    loss: Callable[[Head, torch.dtype], Objective] = plain_loss
     memory: int | None = None
     """Bytes that may be used: where `forward_tokens` would need more, they are lowered."""
 
@@ -73,7 +90,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         model.train()
         with autocast():
             forward_tokens = fitting_tokens(packed, trained.values(), run.memory, forward_tokens)
-    loss_function = loss_of(packed.head, dtype)
+    objective_of = run.loss(packed.head, dtype)
     # Of float16, whose small gradients vanish otherwise; does nothing in other formats.
     scaler = torch.amp.GradScaler(run.device, enabled=dtype == torch.float16)
 
@@ -105,15 +122,15 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
                     batch = batch.to(torch.device(run.device))
                     with attending(model, batch):
                         with autocast():
-                            nats, hits = loss_function(hidden_states(model, batch), batch.targets_N)
-                        scaler.scale(nats / num_targets).backward()
+                            objective, nats, hits = objective_of(hidden_states(model, batch), batch)
+                        scaler.scale(objective / num_targets).backward()
                     loss, correct = loss + nats.item() / num_targets, correct + int(hits)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or progress.forward_tokens <= ROUND_TO:
                     raise
             # The step begins again with passes of half the tokens, once what the one that failed has kept is let go.
-            batch = nats = hits = None
+            batch = objective = nats = hits = None
             model.zero_grad()
             progress.forward_tokens = max(ROUND_TO, progress.forward_tokens // 2)
             progress.out_of_memory += 1

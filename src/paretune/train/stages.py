@@ -4,6 +4,7 @@ import json
 import math
 import resource
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from paretune.data.examples import examples_of
+from paretune.data.tokenizer import TextTokenizer
 from paretune.data.tokens import read_tokens
-from paretune.data.trees import Example
+from paretune.data.trees import Example, Examples
 from paretune.errors import DivergedError, StageError
 from paretune.model.adapters import (
     adapted_weights,
@@ -27,32 +29,45 @@ from paretune.model.bits import Form, pack
 from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model, merged
+from paretune.model.loss import Head
 from paretune.model.memory import available_bytes
 from paretune.pipeline import signals
 from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import TrainConfig
-from paretune.study.methods import TrainFull, TrainLora
+from paretune.study.methods import Lora, TrainFull, TrainLora
 from paretune.study.train import Train
 from paretune.train.allocator import keep_freed_memory
 from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, write_curves
-from paretune.train.loop import Run, fit, validate
+from paretune.train.loop import Objective, Run, fit, plain_loss, validate
 
 _BIT_OPTIONS = ("forward_tokens", "accumulate", "pack", "recompute")
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What of a model a method trains, and what its artifact is made of."""
+
+    choose: Callable[[PreTrainedModel], dict[str, int]]
+    """Lets the parameters that are trained, and no others, require a gradient; returns numbers of the record."""
+    save: Callable[[LoadedModel], None]
+    load: Form | None = None
+    """Number format of the frozen matrices during training."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What is learned beside the text."""
+
+    numbered: Callable[[Examples, TextTokenizer], Examples]
+    """The examples of the training split with the rows of their targets; StageError where they are others."""
+    loss: Callable[[Head, torch.dtype], Objective]
+
+
 def train_full(context: StageContext) -> dict[str, Any]:
     """Stage body: full fine-tuning of float32 weights; the artifact is a model directory."""
-
-    def make_trainable(model: PreTrainedModel) -> dict[str, int]:
-        model.requires_grad_(True)
-        return {}
-
-    def save(loaded: LoadedModel) -> None:
-        loaded.model.save_pretrained(context.draft)
-        loaded.tokenizer.hf.save_pretrained(context.draft)
-
-    return _train(context, context.parse(TrainConfig[TrainFull]), make_trainable, save)
+    config = context.parse(TrainConfig[TrainFull])
+    return train(context, config, config.method.learning_rate, all_weights(context))
 
 
 def train_lora(context: StageContext) -> dict[str, Any]:
@@ -63,13 +78,32 @@ def train_lora(context: StageContext) -> dict[str, Any]:
     to give the head a matrix of its own.
     """
     config = context.parse(TrainConfig[TrainLora])
+    return train(context, config, config.method.learning_rate, adapters(context, config.method, config.seed))
+
+
+def all_weights(context: StageContext) -> Trained:
+    """Every weight, saved as a model directory."""
+
+    def choose(model: PreTrainedModel) -> dict[str, int]:
+        model.requires_grad_(True)
+        return {}
+
+    def save(loaded: LoadedModel) -> None:
+        loaded.model.save_pretrained(context.draft)
+        loaded.tokenizer.hf.save_pretrained(context.draft)
+
+    return Trained(choose, save)
+
+
+def adapters(context: StageContext, method: Lora, seed: int) -> Trained:
+    """Low-rank adapters, saved as `adapter/`; the numbers are those of `train_lora`."""
     wrapped = {}
 
-    def make_trainable(model: PreTrainedModel) -> dict[str, int]:
+    def choose(model: PreTrainedModel) -> dict[str, int]:
         before, mixture = count_parameters(model)[0], mixture_of(model)
         experts = [*mixture.experts, *(f"{name}.weight" for name in mixture.modules)]
         in_experts = sum(model.get_parameter(name).numel() for name in experts)
-        adapted = wrapped["peft"] = add_lora(model, config.method, config.seed)
+        adapted = wrapped["peft"] = add_lora(model, method, seed)
         weights = [p for name, p in adapted.get_base_model().named_parameters() if ".lora_" not in name]
         return {
             "base_parameters": before,
@@ -82,16 +116,16 @@ def train_lora(context: StageContext) -> dict[str, Any]:
         wrapped.pop("peft").save_pretrained(str(context.draft / ADAPTER), save_embedding_layers=False)
         _make_reproducible(context.draft / ADAPTER)
 
-    return _train(context, config, make_trainable, save, config.method.load)
+    return Trained(choose, save, method.load)
 
 
-def _train(
-    context: StageContext,
-    config: TrainConfig[TrainFull] | TrainConfig[TrainLora],
-    make_trainable: Callable[[PreTrainedModel], dict[str, int]],
-    save: Callable[[LoadedModel], None],
-    load: Form | None = None,
+def train(
+    context: StageContext, config: TrainConfig[Any], learning_rate: float, trained: Trained, teaching: Teaching | None = None
 ) -> dict[str, Any]:
+    """Load the model, train what of it `trained` chooses, leave the artifact; returns the record of the training.
+
+    Learned is the text, or beside it what a teacher says of it.
+    """
     settings, asked = config.train, context.options
     # A checkpoint may be there from options that rounded otherwise; the run goes on with those it began with.
     checkpoint = find_checkpoint(context.resume)
@@ -105,24 +139,26 @@ def _train(
     loaded = load_model(context, torch.float32)
     model = loaded.model
     dropout = set_base_dropout(model, settings.base_dropout)
-    made = make_trainable(model)
+    made = trained.choose(model)
     parameters, trainable = count_parameters(model)
     packed = packed_model(model)
     isolates = packed.isolates
-    if load:
-        made["packed_parameters"] = pack(model, load)
+    if trained.load:
+        made["packed_parameters"] = pack(model, trained.load)
     if config.precision != "float32":
         freeze_in(model, getattr(torch, config.precision))
-    train, validation = (
+    examples, validation = (
         examples_of(read_tokens(context.inputs["tokens"].path, split), loaded.tokenizer, settings.max_length)
         for split in ("train", "validation")
     )
-    _check_layout(settings, packed, train)
+    _check_layout(settings, packed, examples)
+    if teaching:
+        examples = teaching.numbered(examples, loaded.tokenizer)
     budget = available_bytes(loaded.device, asked.workers) if asked.memory is None else asked.memory // asked.workers
     with signals.noted(signals.STOP) as told_to_stop, signals.noted(signals.SAVE) as told_to_save:
         run = Run(
             train=settings,
-            learning_rate=config.method.learning_rate,
+            learning_rate=learning_rate,
             seed=config.seed,
             precision=config.precision,
             device=config.device,
@@ -134,10 +170,11 @@ def _train(
             told_to_save=told_to_save,
             memory=None if checkpoint else budget,
             choose_threads=context.threads.choose,
+            loss=teaching.loss if teaching else plain_loss,
         )
-        progress = fit(packed, train, validation, run)
+        progress = fit(packed, examples, validation, run)
     model.eval()
-    save(loaded)
+    trained.save(loaded)
     repeated_steps = write_curves(context.resume, context.draft, progress.step)
     losses = {
         row["step"]: row["validation_loss"] for row in read_lines(context.draft / "curves.jsonl") if "validation_loss" in row
@@ -148,7 +185,7 @@ def _train(
         raise DivergedError(message, steps=progress.step, seconds=progress.train_seconds)
     on_gpu = torch.cuda.is_available()
     memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if load:
+    if trained.load:
         del loaded, model, packed
         whole = packed_model(merged(load_model(context, torch.float32).model, context.draft / ADAPTER))
         told = partial(context.emit, part="validation of the merged model")
@@ -167,7 +204,7 @@ def _train(
         "train_tokens_per_second": progress.tokens_read / progress.train_seconds,
         "peak_memory_bytes": int(memory),
         "steps": progress.step,
-        "epochs_done": progress.step / math.ceil(len(train) / settings.batch_size),
+        "epochs_done": progress.step / math.ceil(len(examples) / settings.batch_size),
         "best_step": progress.best_step,
         "best_validation_loss": best_loss,
         "stopped_early": progress.stopped_early,
