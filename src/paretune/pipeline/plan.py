@@ -325,8 +325,8 @@ class _Planner:
                 inputs["teacher"] = self._teacher(given, teacher, seed)
                 if self.tokens_of(given, inputs["teacher"].inputs.get("model")) != inputs["tokens"]:
                     raise SpecError(
-                        f"{use.name}: teacher and student of base `{given.base}` read different tokens, as one of them has a smaller "
-                        "vocabulary; put `prune.vocabulary` behind the distillation"
+                        f"{use.name}: teacher and student of base `{given.base}` read different tokens, as one of them has a "
+                        "smaller vocabulary; put `prune.vocabulary` behind the distillation"
                     )
             resources = {"base": self.lock.bases[given.base].resource}
             content = config.model_dump(mode="json")
