@@ -56,7 +56,7 @@ HAVE = {
 """Values of what has no fields that any value suits."""
 LEFT_OUT = ("records_empty", "records_duplicate", "records_unsafe", "completions_empty", "documents_removed")
 NAMED: Mapping[tuple[str, str], Sequence[Any]] = {
-    ("PersonalData", "counts"): [(), (("email", 2),), (("email", 2), ("phone", 1), ("ip", 3))],
+    ("PersonalData", "counts"): [(), (("mail addresses", 2),), (("mail addresses", 2), ("IP addresses", 1))],
     ("RecordsLeftOut", "counts"): [tuple((metric, "kind", 2) for metric in LEFT_OUT)],
     ("ExamplesChanged", "metric"): [
         "cut_examples",

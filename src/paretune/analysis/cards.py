@@ -13,6 +13,7 @@ from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.sections import audit_table, data_table, variants_table
 from paretune.analysis.setup import BaseUsed
 from paretune.analysis.tables import Column, comparisons_table, cost_text, estimate_text, make_table, mark_of
+from paretune.study.findings import FINDINGS
 from paretune.study.grid import file_name
 from paretune.study.registry import metric_of
 from paretune.study.study import Base
@@ -46,7 +47,7 @@ class PersonalData(Fact):
 
     dataset: str
     counts: tuple[tuple[str, int], ...]
-    """Records by the name of a finding; empty where nothing was found."""
+    """Records by what was found in them; empty where nothing was found."""
     num_records: int
 
 
@@ -204,7 +205,9 @@ def _personal(findings: Findings, name: str) -> list[Fact]:
     rows = [row for row in findings.audit[name] if row["finding"] in _PERSONAL and row["split"] == "train"]
     record = findings.results.data.get(name)
     total = int(record.metrics.get("examples_train", 0)) if record else 0
-    return [PersonalData(name, tuple((row["finding"], row["count"]) for row in rows), rows[0]["of"] if rows else total)]
+    return [
+        PersonalData(name, tuple((FINDINGS[row["finding"]], row["count"]) for row in rows), rows[0]["of"] if rows else total)
+    ]
 
 
 def _scores(findings: Findings, entrant: Entrant) -> Table:

@@ -13,6 +13,7 @@ from paretune.analysis.compare import Difference
 from paretune.analysis.conclusions import (
     BasesCompared,
     CostDifference,
+    Forbidden,
     Incomplete,
     LikelyMemorised,
     NothingMeasured,
@@ -87,32 +88,33 @@ def find(results: Results, also_against: str | None = None) -> Findings:
             incomplete.append(fact(tuple(dict.fromkeys(variants)), len(set(stages))))
     if not results.cells:
         incomplete.append(NothingMeasured())
-    choices = [group.choice for group in findings.groups if group.choice is not None]
-    recommended = [choice.chosen for choice in choices if choice.verdict == "recommended"]
     all_facts = Facts(
         groups={(group.base, group.dataset): group_facts(findings, group) for group in findings.groups},
         across={dataset: tuple(facts) for dataset in findings.study.data if (facts := across_facts(findings, dataset))},
         remarks=tuple(caveats.remarks(findings)),
         incomplete=tuple(incomplete),
-        use=(ToUse(tuple(export_command(findings, entrant) for entrant in recommended)),) if recommended else (),
         setup=tuple(setup.setup(findings)),
         data=tuple(setup.data_notes(findings)),
         deviations=tuple(deviations(findings)),
         audit=tuple(setup.audit(findings)),
         notes=tuple(setup.notes(findings)),
     )
-    return replace(findings, facts=replace(all_facts, answer=tuple(_answer(findings, all_facts))))
+    taken = [of_dataset for dataset in findings.study.data for of_dataset in _taken(findings, all_facts, dataset)]
+    commands = tuple(export_command(findings, one.entrant) for one in taken if one.entrant is not None)
+    answer, use = tuple(_answer(findings, all_facts, taken)), (ToUse(commands),) if commands else ()
+    return replace(findings, facts=replace(all_facts, answer=answer, use=use))
 
 
-def _answer(findings: Findings, facts: Facts) -> list[Fact]:
+def _answer(findings: Findings, facts: Facts, taken: Sequence[TakenOn]) -> list[Fact]:
     """At most three: a sentence that does not hold is left out."""
     told: list[Fact] = []
     if len(findings.groups) == 1:
         group = findings.groups[0]
-        told += facts.groups[group.base, group.dataset].recommendation[:1]
+        recommendation = facts.groups[group.base, group.dataset].recommendation
+        told += [fact for fact in recommendation if not isinstance(fact, Forbidden)][:1]
         told += _cheaper(findings, group)
     elif findings.groups:
-        told.append(TakeEach(tuple(taken for dataset in findings.study.data for taken in _taken(findings, facts, dataset))))
+        told.append(TakeEach(tuple(taken)))
     of_groups = (fact for group in facts.groups.values() for fact in group.findings)
     return [*told, *_gravest((*facts.incomplete, *facts.remarks, *of_groups))]
 

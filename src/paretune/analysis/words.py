@@ -15,7 +15,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from paretune.analysis.compare import Difference
 from paretune.analysis.findings import Fact
 from paretune.analysis.scores import Entrant, Quantity
-from paretune.study.findings import FINDINGS
 from paretune.study.registry import metric_of
 
 UNKNOWN = "-"
@@ -323,6 +322,6 @@ def _environment() -> Environment:
             ),
         )
     }
-    environment.globals |= {**words, "found_words": FINDINGS.__getitem__}
+    environment.globals |= words
     environment.filters |= words
     return environment
