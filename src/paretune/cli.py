@@ -258,6 +258,33 @@ def export_command(
     typer.echo(told)
 
 
+@app.command("chat")
+def chat_command(
+    study: StudyFile,
+    variant: Annotated[str, typer.Argument(metavar="VARIANT", help="A variant of the study.")],
+    other: Annotated[str | None, typer.Argument(metavar="[VARIANT]", help="Another, beside it.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer, at most.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the draws of a temperature above 0.")] = 0,
+    system: Annotated[str, typer.Option(help="What the model is told before a chat.")] = "",
+    base: Annotated[str | None, typer.Option(help="Needed where the study has several bases.")] = None,
+    data: Annotated[str | None, typer.Option(help="Needed where the study has several datasets.")] = None,
+    trained_with: Annotated[
+        int | None, typer.Option("--trained-with", help="A training seed.  [default: the first of a variant]")
+    ] = None,
+    device: Device = "auto",
+    store: StorePath = None,
+) -> None:
+    """Talk to one or two variants, by the chat template of the base where it has one; prompts may come through a pipe."""
+    from paretune.api import open_study
+    from paretune.app.chat import Asking, chat
+
+    asking = Asking(temperature, max_new_tokens, seed, system)
+    opened = open_study(study, store, device)
+    again = command_line("run", study, store=store)
+    chat(opened, [variant, *([other] if other else [])], asking, (base, data, trained_with), again)
+
+
 @app.command("gate")
 def gate_command(
     study: Annotated[Path | None, typer.Argument(metavar="STUDY", help="The study file.")] = None,

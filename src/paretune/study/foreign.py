@@ -267,11 +267,7 @@ FOREIGN = (
     ),
     Foreign("dry_run $dry_run $check $validate $status $list $ls", "$ plan"),
     Foreign("$results $show $summary $summarize $plot $table", "$ report"),
-    Foreign(
-        "$chat $serve $webui $gradio $ui $web $generate $infer $inference",
-        "$ chat $ dashboard",
-        missing="there is no chat here yet: `paretune export`, and talk to it with `transformers chat` or llama.cpp",
-    ),
+    Foreign("$talk $serve $webui $gradio $ui $web $generate $infer $inference", "$ chat", "in the terminal, or through a pipe"),
     Foreign("$quantize $convert $merge $save $push $upload $download $gguf", "$ export"),
     Foreign("$new $create $setup $scaffold $configure", "$ init"),
     Foreign("$gc $prune_cache $rm $delete $purge", "$ clean"),
