@@ -250,7 +250,7 @@ FOREIGN = (
     Foreign("wandb_mode", "track.wandb.mode"),
     Foreign("logging_dir tensorboard_dir", "track.tensorboard.dir"),
     Foreign("mlflow_tracking_uri tracking_uri", "track.mlflow.uri"),
-    Foreign("push_to_hub hub_strategy hub_token", "$ export", "it writes a directory, which `hf upload` sends"),
+    Foreign("push_to_hub hub_strategy hub_token hub_model_id", "$ export --push"),
     Foreign("store cache cache_dir", "$ run --store"),
     Foreign(
         "sweep hyperparameters hparams search grid_search tune.grid",
@@ -268,7 +268,8 @@ FOREIGN = (
     Foreign("dry_run $dry_run $check $validate $status $list $ls", "$ plan"),
     Foreign("$results $show $summary $summarize $plot $table", "$ report"),
     Foreign("$talk $serve $webui $gradio $ui $web $generate $infer $inference", "$ chat", "in the terminal, or through a pipe"),
-    Foreign("$quantize $convert $merge $save $push $upload $download $gguf", "$ export"),
+    Foreign("$quantize $convert $merge $save $download $gguf", "$ export"),
+    Foreign("$push $upload $publish", "$ export --push"),
     Foreign("$new $create $setup $scaffold $configure", "$ init"),
     Foreign("$gc $prune_cache $rm $delete $purge", "$ clean"),
     Foreign("$info $env $version $system", "$ doctor"),
