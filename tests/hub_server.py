@@ -1,9 +1,11 @@
-"""A hub on 127.0.0.1: as much of its HTTP API as huggingface_hub 2.4 and datasets 5.2 use to read a repository.
+"""A hub on 127.0.0.1: as much of its HTTP API as huggingface_hub 2.4 and datasets 5.2 use to read a repository, and to
+make and fill one.
 
 Repositories are dictionaries of commits; every request is remembered, so that a test can say what was asked for. A download can
 be cut off after so many bytes. Nothing here is a mock of a client: the real ones talk to it through HF_ENDPOINT.
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -26,6 +28,8 @@ class Repository:
     refs: dict[str, str] = field(default_factory=dict)
     token: str | None = None
     gated: bool = False
+    message: str = ""
+    """Of the last commit that was sent."""
 
     def commit(self, files: Mapping[str, bytes], ref: str = "main") -> str:
         """Add a commit of exactly these files and move `ref` to it; returns its id."""
@@ -51,6 +55,8 @@ class Hub:
     cut: dict[str, int] = field(default_factory=dict)
     """By file name: break the next download of it after so many bytes."""
     endpoint: str = ""
+    writers: dict[str, str] = field(default_factory=dict)
+    """By token, the owner whose repositories may be made and written with it."""
 
     def repository(self, kind: str, name: str, token: str | None = None) -> Repository:
         return self.repositories.setdefault((kind, name), Repository(token=token))
@@ -111,7 +117,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self, parts: list[str]) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if parts[0] == "api" and parts[1:2] and parts[1] in KINDS:
+        if parts[:3] == ["api", "repos", "create"]:
+            self._create(json.loads(body))
+        elif parts[:2] == ["api", "validate-yaml"]:
+            self._json({"errors": [], "warnings": []})
+        elif parts[0] == "api" and parts[1:2] and parts[1] in KINDS:
             self._api(KINDS[parts[1]], parts[2:], body)
         elif "resolve" in parts:
             kind = "dataset" if parts[0] == "datasets" else "model"
@@ -143,8 +153,41 @@ class _Handler(BaseHTTPRequestHandler):
             files = repository.commits[self._commit(repository, rest[1])]
             asked = json.loads(body)["paths"]
             self._json([entry for path in asked for entry in _entries(files, path)])
+        elif rest[0] == "preupload":
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            self._json({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]})
+        elif rest[0] == "commit":
+            self._check_writer(name.split("/")[0])
+            lines = [json.loads(line) for line in body.splitlines()]
+            files = dict(repository.commits[self._commit(repository, rest[1])])
+            for line in lines:
+                value = line["value"]
+                if line["key"] == "header":
+                    repository.message = value["summary"]
+                elif line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "deletedFile":
+                    del files[value["path"]]
+            commit = repository.commit(files)
+            self._json({"commitUrl": f"{self.hub.endpoint}/{name}/commit/{commit}", "commitOid": commit, "success": True})
         else:
             raise _Refused(404, None, "no such page")
+
+    def _create(self, asked: Mapping[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        token = self._check_writer(asked["organization"])
+        if ("model", name) in self.hub.repositories:
+            raise _Refused(409, None, "You already created this model repo")
+        self.hub.repository("model", name, token if _is_private(asked) else None).commit({})
+        self._json({"url": f"{self.hub.endpoint}/{name}"})
+
+    def _check_writer(self, owner: str) -> str:
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token not in self.hub.writers:
+            raise _Refused(401, None, "Invalid username or password.")
+        if self.hub.writers[token] != owner:
+            raise _Refused(403, None, f"You don't have the rights to create a model under the namespace {owner}")
+        return token
 
     def _file(self, repository: Repository, revision: str, path: str) -> None:
         commit = self._commit(repository, revision)
@@ -202,6 +245,10 @@ class _Handler(BaseHTTPRequestHandler):
         if broken is not None:
             self.wfile.flush()
             self.close_connection = True
+
+
+def _is_private(asked: Mapping[str, Any]) -> bool:
+    return bool(asked.get("private", asked.get("visibility") == "private"))
 
 
 def _entries(files: Mapping[str, bytes], path: str) -> list[dict[str, Any]]:

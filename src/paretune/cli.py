@@ -237,6 +237,11 @@ def export_command(
     base: Annotated[str | None, typer.Option(help="Needed where the study has several bases.")] = None,
     data: Annotated[str | None, typer.Option(help="Needed where the study has several datasets.")] = None,
     seed: Annotated[int | None, typer.Option(help="Needed where the variant has several seeds.")] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="A repository of the hub that is to hold the directory, private.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see the repository; asks first.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Make it public without asking.")] = False,
     store: StorePath = None,
 ) -> None:
     """Write a variant as a directory that transformers or PEFT loads with no Paretune installed."""
@@ -244,9 +249,19 @@ def export_command(
     from paretune.analysis.facts import find
     from paretune.analysis.scores import Entrant
     from paretune.api import open_study
+    from paretune.pipeline.hub import check_repository_name, push_model
     from paretune.pipeline.results import read_results
     from paretune.variants.export import CARD, Wanted, export_variant, find_cell
 
+    if push is not None:
+        check_repository_name(push, "--push")
+    elif public:
+        raise SpecError("--public: goes with `--push OWNER/NAME`")
+    if public and not yes:
+        if not sys.stdin.isatty():
+            raise SpecError(f"--public: everybody will see `{push}`, which is asked about in a terminal only; add `--yes`")
+        if not typer.confirm(f"let everybody see `{push}`: the weights, and the card with a record of the held-out data?"):
+            raise SpecError("--public: not confirmed, and nothing is written or sent")
     opened, wanted = open_study(study, store), Wanted(variant, base, data, seed)
     told = export_variant(opened.plan, opened.store, wanted, to, form, partial(typer.echo, err=True))
     cell = find_cell(opened.plan, wanted)
@@ -256,6 +271,36 @@ def export_command(
         use = (to / CARD).read_text(encoding="utf-8")
         (to / CARD).write_text(model_card(findings, entrant, use), encoding="utf-8")
     typer.echo(told)
+    if push is not None:
+        address = push_model(to, push, f"Variant {variant} of the study {opened.study.study}", public=public)
+        typer.echo(f"{'public' if public else 'private'}: {address}")
+
+
+@app.command("chat")
+def chat_command(
+    study: StudyFile,
+    variant: Annotated[str, typer.Argument(metavar="VARIANT", help="A variant of the study.")],
+    other: Annotated[str | None, typer.Argument(metavar="[VARIANT]", help="Another, beside it.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer, at most.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the draws of a temperature above 0.")] = 0,
+    system: Annotated[str, typer.Option(help="What the model is told before a chat.")] = "",
+    base: Annotated[str | None, typer.Option(help="Needed where the study has several bases.")] = None,
+    data: Annotated[str | None, typer.Option(help="Needed where the study has several datasets.")] = None,
+    trained_with: Annotated[
+        int | None, typer.Option("--trained-with", help="A training seed.  [default: the first of a variant]")
+    ] = None,
+    device: Device = "auto",
+    store: StorePath = None,
+) -> None:
+    """Talk to one or two variants, by the chat template of the base where it has one; prompts may come through a pipe."""
+    from paretune.api import open_study
+    from paretune.app.chat import Asking, chat
+
+    asking = Asking(temperature, max_new_tokens, seed, system)
+    opened = open_study(study, store, device)
+    again = command_line("run", study, store=store)
+    chat(opened, [variant, *([other] if other else [])], asking, (base, data, trained_with), again)
 
 
 @app.command("gate")

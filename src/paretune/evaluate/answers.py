@@ -70,6 +70,8 @@ class Prompt:
     """What is said to have ended an answer at one of `stops`."""
     seed: int = 0
     """Of what is sampled."""
+    on_text: Callable[[str], None] | None = None
+    """Told the text so far, whole, after each token, without what may become the end of the turn; stop texts stand in it."""
 
     @property
     def num_tokens(self) -> int:
@@ -169,10 +171,14 @@ def continuation_text(tokenizer: TextTokenizer, before: Sequence[int], new_ids: 
     return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(new_ids)
 
 
+def _text_of(tokenizer: TextTokenizer, prompt: Prompt, ids: Sequence[int]) -> str:
+    return continuation_text(tokenizer, [*prompt.context[-1:].tolist(), *prompt.ids.tolist()], ids)
+
+
 def _finished(tokenizer: TextTokenizer, draft: _Draft) -> Answer:
     prompt, ids, stopped_by = draft.prompt, draft.ids, draft.stopped_by
     assert stopped_by is not None
-    text = continuation_text(tokenizer, [*prompt.context[-1:].tolist(), *prompt.ids.tolist()], ids)
+    text = _text_of(tokenizer, prompt, ids)
     if stopped_by == prompt.at_stop:
         text = text[: min((start for stop in prompt.stops if (start := text.find(stop)) >= 0), default=len(text))]
         completed = (n for n in range(len(ids)) if any(stop in tokenizer.decode(ids[:n]) for stop in prompt.stops))
@@ -384,3 +390,6 @@ def _append(tokenizer: TextTokenizer, draft: _Draft, token: int) -> None:
     if len(draft.ids) >= draft.limit or (beyond >= 0 and not ending):
         draft.stopped_by = "max_new_tokens" if beyond >= 0 else "context"
         del draft.ids[draft.prompt.max_new_tokens :]
+    if draft.prompt.on_text:
+        held = max((n for n in range(1, len(end)) if tuple(draft.ids[-n:]) == end[:n]), default=0)
+        draft.prompt.on_text(_text_of(tokenizer, draft.prompt, draft.ids[: len(draft.ids) - held]))

@@ -61,8 +61,11 @@ def generate(
     end_at_line_break: bool = False,
     prefix: Prefix = "auto",
     emit: Callable[..., None] = lambda **_: None,
+    on_text: Callable[[str], None] | None = None,
 ) -> list[Generation]:
     """The continuation of each prompt, in the order of `prompts`; with `end_at_line_break` its first line.
+
+    `on_text`, for a single prompt, is told the text so far after each token.
 
     Prompt and text together stay within the positions of the model; DataError for a prompt that leaves no room for a token.
     """
@@ -76,7 +79,8 @@ def generate(
         # A prompt that is given twice is sampled twice.
         digest = hashlib.sha256(f"{seed}\0{times_seen[text]}\0{text}".encode()).digest()
         times_seen[text] += 1
-        asked.append(Prompt(context, ids, max_new_tokens, turn_end=end, seed=int.from_bytes(digest[:7]), **stops))
+        drawn_by = int.from_bytes(digest[:7])
+        asked.append(Prompt(context, ids, max_new_tokens, turn_end=end, seed=drawn_by, on_text=on_text, **stops))
         if loaded.max_positions is not None and asked[-1].num_tokens >= loaded.max_positions:
             raise DataError(
                 f"the prompt `{text[:60]}...` has {asked[-1].num_tokens} tokens and the model {loaded.max_positions} "

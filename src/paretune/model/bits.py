@@ -78,11 +78,13 @@ def settle_nf4(model: PreTrainedModel, dtype: torch.dtype, *, served: bool = Fal
     """
     layers = [module for module in model.modules() if isinstance(module, bitsandbytes().nn.Linear4bit)]
     by_kernel = served and all(layer.out_features % _KERNEL_OUTPUTS == 0 for layer in layers)
+    rounding = [layer for layer in layers if layer.support_avx512bf16_for_cpu and model.device.type == "cpu" and not by_kernel]
     for layer in layers:
         layer.compute_dtype, layer.compute_type_is_set = dtype, True
-        if layer.support_avx512bf16_for_cpu and model.device.type == "cpu" and not by_kernel:
-            layer.support_avx512bf16_for_cpu = False
-            _SLOW.warning("the kernel of bitsandbytes for 4 bits rounds to bfloat16 here: matrices are unpacked instead")
+    for layer in rounding:
+        layer.support_avx512bf16_for_cpu = False
+    if rounding:
+        _SLOW.warning("the kernel of bitsandbytes for 4 bits rounds to bfloat16 here: matrices are unpacked instead")
 
 
 class PackedLinear(nn.Module):

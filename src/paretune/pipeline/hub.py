@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    RepoFile,
+    constants,
+    get_token,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -23,9 +31,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # public, and not in their __all__
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # type: ignore[attr-defined]  # public, not in __all__
 
-from paretune.errors import NeedsError
+from paretune.errors import NeedsError, SpecError
 
 MODEL = "model"
 DATASET = "dataset"
@@ -121,6 +129,51 @@ def fetch_dataset(name: str, config: str | None, commit: str, say: Callable[[str
         f"reading hub dataset `{name}` at {commit[:8]}; what the cache {datasets.config.HF_DATASETS_CACHE} misses is downloaded"
     )
     open_dataset(name, config, commit)
+
+
+def check_repository_name(name: str, flag: str) -> None:
+    """SpecError, beginning with `flag`, for what cannot be `owner/name`."""
+    try:
+        validate_repo_id(name)
+        if name.count("/") == 1:
+            return
+    except HFValidationError:
+        pass
+    raise SpecError(f"{flag}: `{name}` cannot be a repository of the hub; write `owner/name`")
+
+
+def push_model(directory: Path, name: str, message: str, *, public: bool) -> str:
+    """Make the repository `name` hold exactly what is in `directory`, in a commit with `message`; returns its address.
+
+    The repository is made where there is none, private unless `public`, and one that is there has to be the one or the other
+    already: nothing is shown to others, or hidden from them, by the way. NeedsError where the hub does not take it; `directory`
+    stays as it is.
+    """
+    _quiet_unless_terminal()
+    stays, api = f"`{directory}` stays", HfApi()
+    if get_token() is None:
+        raise NeedsError(f"--push: there is no token of the hub; log in with `hf auth login`, or set HF_TOKEN; {stays}")
+    try:
+        try:
+            api.create_repo(name, private=not public)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:
+                raise
+            if public == api.repo_info(name, timeout=_TIMEOUT_SECONDS).private:
+                seen, way_out = ("private", "leave `--public` out") if public else ("public", "add `--public`")
+                raise NeedsError(f"--push: `{name}` is there, and {seen}; {way_out}, or name another; {stays}") from None
+        # What a former push left beside the new files would be loaded with them.
+        api.upload_folder(repo_id=name, folder_path=directory, commit_message=message, delete_patterns="*")
+    except (*_ERRORS, ValueError, RuntimeError) as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+        if isinstance(error, RepositoryNotFoundError) or status in (403, 404):
+            told = f"`{name}` is of others, or your token may not write there ({_first_line(error)}); name another, or take one"
+        elif status == 401:
+            told = f"the hub does not take your token ({_first_line(error)}); log in with `hf auth login`, or set HF_TOKEN"
+        else:
+            told = f"`{name}` cannot be sent to {constants.ENDPOINT} ({_first_line(error)})"
+        raise NeedsError(f"--push: {told}; {stays}, and `hf upload {name} {directory}` sends it later") from None
+    return f"{constants.ENDPOINT}/{name}"
 
 
 def open_dataset(name: str, config: str | None, commit: str) -> Any:
