@@ -144,7 +144,7 @@ def test_what_was_compared_names_base_data_training_machine_versions_and_date(tm
         "Run: 2026-08-20, with paretune 0.1.0, python 3.12.0, torch 2.13.0",
         "| news | train | 96 | 96 | 192,000 | 43,200 |",
         "Left out of `news`: 2 records without text.",
-        "prune.blocks (count 1), then train.lora (learning\\_rate 0.0003, r 8, alpha 16)",
+        "prune.blocks (count 1), then train.lora (r 8, alpha 16, learning\\_rate 0.0003)",
     ):
         assert words in found
 

@@ -66,7 +66,7 @@ def test_the_same_ignorance_has_the_bits_of_its_tokens_and_another_perplexity(tm
     assert results["bytes", "bits_per_byte"] > results["pieces", "bits_per_byte"]
 
     report = (tmp_path / "out" / "report.txt").read_text(encoding="utf-8")
-    across = report[report.index("Across bases") : report.index("What was compared")]
+    across = report[report.index("Bases on") : report.index("What was compared")]
     assert "The bases have different tokenizers" in across
     assert re.search(r"bytes base +8\.01", across)
     assert not re.search(r"\d.*perplexity|perplexity.*\d", across)
