@@ -447,14 +447,8 @@ def test_how_to_export_names_what_is_not_plain_from_the_study(tmp_path: Path) ->
     (tmp_path / "many").mkdir()
     shape = replace(QUIET, seeds=(0, 1), bases=("novels", "other"), variants={"base": BASE, "original": LORA})
     findings = find(make_results(tmp_path / "many", shape))
-    assert findings.facts.use == (
-        ToUse(
-            tuple(
-                f"paretune export study.yaml original --to {base}-original-exported --base {base} --seed 0"
-                for base in ("novels", "other")
-            )
-        ),
-    )
+    first = "paretune export study.yaml original --to novels-original-exported --base novels --seed 0"
+    assert findings.facts.use == (ToUse((first,)),)  # of the base that is ahead
     of_grid = export_command(findings, Entrant("novels", "news", "rank[r=4]"))
     assert of_grid == "paretune export study.yaml 'rank[r=4]' --to novels-rank-r-4-exported --base novels"
 

@@ -48,7 +48,7 @@ _COMMANDS = (
     command(
         "flag of another tool", "run @ --output_dir 3", "No such option: --output_dir; it is called `paretune run --out` here"
     ),
-    command("command of another tool", "chat @", "No such command 'chat'; "),
+    command("command of another tool", "finetune @", "No such command 'finetune'; "),
     command("memory that is no amount", "plan @ --memory lots", "--memory: `lots` is no amount of memory; write `6GB`, `6GiB`"),
     command("memory of nothing", "plan @ --memory 6", "--memory: `6` is 6 bytes, in which nothing runs"),
     command(
