@@ -64,6 +64,6 @@ def test_a_hub_base_is_named_as_the_hub_wants_it(results: Results) -> None:
 
 def test_an_export_keeps_its_lines_of_use(findings: Findings) -> None:
     text = model_card(findings, FULL, "# full\n\n## Use\n\nfive lines\n")
-    assert ModelCard(text).data.model_name is None or ModelCard(text).data.eval_results
+    assert ModelCard(text).data.eval_results
     assert text.index("five lines") < text.index("# What was measured") < text.index("## Evaluation")
     assert "writes it with the lines that load it" not in text

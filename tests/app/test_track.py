@@ -5,6 +5,7 @@ import json
 import re
 import sqlite3
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from paretune.app.track import _rows
+from paretune.app.track import _read, _rows, _send
 from paretune.cli import main
 from tests.conftest import STUDY, write_study
 
@@ -172,3 +173,15 @@ def test_a_curve_counts_on_from_one_training_to_the_next_and_has_each_step_once(
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["tokens"] for row in rows] == [10, 20, 30, 40]
     assert rows[3]["epoch"] == 2
+
+
+def test_a_message_longer_than_a_pipe_does_not_wait_for_who_never_reads(tmp_path):
+    message = {"cells": ["a" * 1000] * 1000}
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=subprocess.PIPE, text=True)
+    try:
+        _send(process, tmp_path / "message", message)  # a write of all of it would end with the sleep
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    assert _read(f"{tmp_path / 'message'}\n".encode()) == message

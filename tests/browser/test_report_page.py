@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from paretune.analysis.outputs import write_outputs
+from paretune.analysis.render import TEMPLATES
 from tests.analysis.synthetic import VARIANTS, Shape, make_results
 
 pytest.importorskip("playwright")
@@ -206,6 +207,7 @@ def test_the_theme_is_the_readers(page: Page) -> None:
 def test_a_term_says_what_it_means_to_a_keyboard_too(page: Page) -> None:
     page.locator("#answer .term").first.focus()
     expect(page.locator("#tip")).to_be_visible()
+    assert page.locator("#tip").inner_text() in (TEMPLATES / "terms.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

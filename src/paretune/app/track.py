@@ -63,8 +63,8 @@ class Trackers:
         last = {"cells": [asdict(cell) for cell in self.follow(plan)], "files": [str(file.resolve()) for file in files]}
         last["results"] = None if results is None else str(results.resolve())
         deadline = time.monotonic() + self.wait
-        for process in self.processes.values():
-            _send(process, last)
+        for kind, process in self.processes.items():
+            _send(process, self.store.root / f"track-{kind}.last", last)
         for kind, process in self.processes.items():
             try:
                 code = process.wait(max(0.1, deadline - time.monotonic()))
@@ -110,7 +110,8 @@ def tracking(study: Study, plan: Plan, store: Store, folder: Path) -> Iterator[T
         for kind, settings in wanted.items():
             with log_file(store, kind).open("w", encoding="utf-8") as log:
                 processes[kind] = _start(kind, log)
-            _send(processes[kind], {**first, "settings": settings.model_dump(), "folder": str(folder.resolve())})
+            settled = {**first, "settings": settings.model_dump(), "folder": str(folder.resolve())}
+            _send(processes[kind], store.root / f"track-{kind}.first", settled)
         yield Trackers(processes, store, study.track.wait if study.track else 0.0, follow)
     finally:
         for process in processes.values():
@@ -141,10 +142,12 @@ def _start(kind: str, log: IO[str]) -> "subprocess.Popen[str]":
     )
 
 
-def _send(process: "subprocess.Popen[str]", message: Mapping[str, Any]) -> None:
+def _send(process: "subprocess.Popen[str]", file: Path, message: Mapping[str, Any]) -> None:
+    """By a file, and its name in a line: a long message fills the pipe, and the run would wait for one that hangs."""
     assert process.stdin is not None
     with suppress(OSError):  # of one that has died, which is told at the end
-        process.stdin.write(json.dumps(message) + "\n")
+        file.write_text(json.dumps(message), encoding="utf-8")
+        process.stdin.write(f"{file.resolve()}\n")
         process.stdin.flush()
 
 
@@ -339,6 +342,10 @@ _TRACKERS: Mapping[str, Callable[[str, Mapping[str, Any], Path, Path], _Tracker]
 }
 
 
+def _read(line: bytes) -> Any:
+    return json.loads(Path(line.decode().rstrip("\n")).read_text(encoding="utf-8"))
+
+
 def _started(run: Any) -> Any:
     run.start()
     return run
@@ -362,14 +369,14 @@ def _figures(results: Path) -> dict[str, dict[str, float]]:
 
 
 def follow(kind: str, messages: IO[bytes]) -> None:
-    """Follow a run until `messages`, lines of JSON, say that it has ended, or end."""
+    """Follow a run until `messages`, lines that name a file of JSON each, say that it has ended, or end."""
     import select
 
     from accelerate import PartialState
 
     os.nice(10)
     PartialState(cpu=True)  # accelerate's trackers ask for it
-    first = json.loads(messages.readline())
+    first = _read(messages.readline())
     store = Path(first["store"])
     tracker = _TRACKERS[kind](first["study"], first["settings"], store, Path(first["folder"]))
     tracker.file = store / f"track-{kind}.json"
@@ -382,7 +389,7 @@ def follow(kind: str, messages: IO[bytes]) -> None:
         tracker.note()
     if not (line := messages.readline()):  # the run was ended
         return
-    last = json.loads(line)
+    last = _read(line)
     results = None if last["results"] is None else Path(last["results"])
     figures = {} if results is None else _figures(results)
     for cell in last["cells"]:
