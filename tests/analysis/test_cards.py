@@ -31,7 +31,7 @@ def findings(results: Results) -> Findings:
 def test_every_variant_and_dataset_has_a_card_that_the_hub_reads(findings: Findings) -> None:
     texts = cards(findings)
     names = {f"cards/novels-news-{variant}/README.md" for variant in ("base", "full", "original", "reduced")}
-    assert set(texts) == names | {"cards/news/README.md"}
+    assert set(texts) == names | {"cards/data/news/README.md"}
     for name in names:
         card = ModelCard(texts[name])
         entrant = Entrant("novels", "news", name.split("/")[1].removeprefix("novels-news-"))
@@ -40,7 +40,7 @@ def test_every_variant_and_dataset_has_a_card_that_the_hub_reads(findings: Findi
             if quantity.metric in ("perplexity", "accuracy") and quantity.split != "validation" and not quantity.slice:
                 assert found[quantity.metric, quantity.split or None] == pytest.approx(estimate.mean, abs=1e-6)
         assert "paretune" in card.data.tags
-    assert DatasetCard(texts["cards/news/README.md"]).data.pretty_name == "news"
+    assert DatasetCard(texts["cards/data/news/README.md"]).data.pretty_name == "news"
 
 
 def test_a_card_tells_of_methods_scores_limits_and_risks_and_of_no_place(findings: Findings) -> None:

@@ -84,7 +84,7 @@ def cards(findings: Findings) -> dict[str, str]:
                 name = "-".join(map(file_name, entrant))
                 texts[f"cards/{name}/README.md"] = model_card(findings, entrant)
     for name in findings.results.data:
-        texts[f"cards/{file_name(name)}/README.md"] = data_card(findings, name)
+        texts[f"cards/data/{file_name(name)}/README.md"] = data_card(findings, name)
     return texts
 
 
