@@ -32,11 +32,11 @@ from typing import Any, TextIO
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from paretune.analysis.outputs import write_outputs
 from paretune.api import open_results, open_study, run
 from paretune.pipeline import executors
 from paretune.pipeline.stage import RunOptions
 from paretune.pipeline.worker import PRELOAD
+from paretune.report.outputs import write_outputs
 from tests.conftest import write_notes, write_questions
 from tests.tiny import make_model
 

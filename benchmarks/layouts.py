@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from paretune.analysis.figures import COLOURS, STYLE
 from paretune.analysis.training import read_curve
 from paretune.api import open_results, run
+from paretune.report.figures import COLOURS, STYLE
 
 LAYOUTS = ("padded", "trees")
 TASKS = {"summary": "{{ summary }}", "title": "{{ title }}", "tags": "{{ tags | join(', ') }}", "type": "{{ type }}"}

@@ -81,7 +81,9 @@ def serve_training(opened: OpenStudy, turns: Turns, shared: Path, kind: str, _: 
             counter[0].__enter__()
         clock["start"] = now()
 
-    def emit(*, done: int, loss: float, **_: Any) -> None:
+    def emit(*, done: int, loss: float | None = None, **_: Any) -> None:
+        if loss is None:  # no step, but loading or validation
+            return
         said = {"seconds": now() - clock["start"], "loss": loss, "tokens": _num_tokens(steps[done - 1])}
         if counter:
             counter[0].__exit__(None, None, None)

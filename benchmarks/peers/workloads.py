@@ -14,7 +14,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 VOCABULARY = 50257
 END_OF_TEXT = "<|endoftext|>"
-SHAPES = ("gpt2", "llama")
 TASKS = {
     "summary": "{{ summary }}",
     "title": "{{ title }}",
@@ -70,6 +69,8 @@ def _model(shape: str) -> PreTrainedModel:
     if shape == "gpt2":  # 82 million parameters
         rates = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         return GPT2LMHeadModel(GPT2Config(n_layer=6, n_embd=768, n_head=12, vocab_size=VOCABULARY, **rates))
+    if shape == "smollm2":  # 135 million
+        return LlamaForCausalLM(_llama(576, 30, 9, 3, 1536))
     return LlamaForCausalLM(_llama(768, 6, 12, 2, 2048))  # 75 million
 
 
@@ -101,6 +102,13 @@ def write_tasks(data: Path, folder: Path, steps: int) -> str:
     asked = {name: {"prompt": PROMPTS[name], "completion": TASKS[name]} for name in TASKS}
     dataset = {"document": "title", "context": "{{ content }}\n\n", "tasks": asked, "too_long": "cut"}
     return _study("tasks", dataset, "records.jsonl", steps)
+
+
+def write_long_tasks(data: Path, folder: Path, steps: int) -> str:
+    """The same with contexts of up to some 640 tokens."""
+    study = json.loads(write_tasks(data, folder, steps))
+    study["train"]["max_length"] = 768
+    return json.dumps(study, indent=1)
 
 
 def write_generation(data: Path, folder: Path, steps: int) -> str:
@@ -222,4 +230,6 @@ ROWS = (
     Row("openbookqa-llama", "choices", "llama", write_openbookqa, 2.2, per_turn=50),
     Row("reading-llama", "choices", "llama", write_reading, 4, per_turn=8),
     Row("generate-llama", "generate", "llama", write_generation, 3, per_turn=16),
+    Row("tasks-smollm2", "train", "smollm2", write_long_tasks, 4.5),  # in float32; 8 in bfloat16 with AMX
+    Row("generate-smollm2", "generate", "smollm2", write_generation, 3, per_turn=4),
 )

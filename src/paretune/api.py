@@ -73,7 +73,7 @@ def run(
     options: RunOptions | None = None,
     on_event: EventHandler = lambda event: None,
 ) -> Outcome:
-    """Run what is missing of a study; writes no report (see `paretune.analysis.outputs`)."""
+    """Run what is missing of a study; writes no report (see `paretune.report.outputs`)."""
     options = options or RunOptions()
     opened = open_study(file, store, options.device)
     write_lock(opened.lock, opened.file)
@@ -94,7 +94,7 @@ def compare(file: str | Path, reference: str | None = None, store: str | Path | 
     SpecError if the study has no such variant.
     """
     from paretune.analysis.measure import measure
-    from paretune.analysis.outputs import comparisons
+    from paretune.report.outputs import comparisons
 
     results = open_results(file, store)
     if reference is not None and reference not in results.study.variants:

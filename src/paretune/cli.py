@@ -245,12 +245,12 @@ def export_command(
     store: StorePath = None,
 ) -> None:
     """Write a variant as a directory that transformers or PEFT loads with no Paretune installed."""
-    from paretune.analysis.cards import model_card
     from paretune.analysis.facts import find
     from paretune.analysis.scores import Entrant
     from paretune.api import open_study
     from paretune.pipeline.hub import check_repository_name, push_model
     from paretune.pipeline.results import read_results
+    from paretune.report.cards import model_card
     from paretune.variants.export import CARD, Wanted, export_variant, find_cell
 
     if push is not None:
@@ -323,7 +323,7 @@ def gate_command(
     cannot tell."""
     from paretune import api
     from paretune.analysis import gate
-    from paretune.analysis.words import say
+    from paretune.report.words import say
     from paretune.study.compare import parse_bounds
 
     if verify is not None:
@@ -426,8 +426,8 @@ def _ago(seconds: float) -> str:
 
 def _write_report(opened: "OpenStudy", out: Path | None, *, shown: str, figures: bool = True) -> bool:
     """Write the comparison and print the file called `shown`; False, with nothing written, where nothing is measured yet."""
-    from paretune.analysis.outputs import write_outputs
     from paretune.pipeline.results import read_results
+    from paretune.report.outputs import write_outputs
     from paretune.study.evaluations import SIZE
 
     results = read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store)

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from paretune.analysis.outputs import write_outputs
+from paretune.report.outputs import write_outputs
 from tests.analysis.synthetic import Shape, make_results
 
 FOLDER = Path(__file__).parent / "golden"

@@ -11,10 +11,10 @@ import pytest
 
 from paretune.analysis.caveats import BlocksChosen
 from paretune.analysis.facts import find
-from paretune.analysis.making import blocks_section
-from paretune.analysis.render import Paragraph, Section, Table, as_text
-from paretune.analysis.sections import build_report
 from paretune.pipeline.records import Cell, Results
+from paretune.report.making import blocks_section
+from paretune.report.render import Paragraph, Section, Table, as_text
+from paretune.report.sections import build_report
 from tests.analysis.synthetic import Shape, make_results
 
 TRUE_LOSS = {(): 4.0, (0,): 6.0, (1,): 4.1, (2,): 4.11, (3,): 4.5}

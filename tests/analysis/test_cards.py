@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
-from paretune.analysis.cards import cards, model_card
 from paretune.analysis.facts import find
 from paretune.analysis.findings import Findings
 from paretune.analysis.scores import Entrant
 from paretune.pipeline.records import Results
+from paretune.report.cards import cards, model_card
 from paretune.study.study import load_study
 from tests.analysis.synthetic import Shape, make_results
 

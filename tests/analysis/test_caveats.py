@@ -82,8 +82,8 @@ from paretune.analysis.setup import (
     setup,
 )
 from paretune.analysis.training import BlockChoice
-from paretune.analysis.words import say
 from paretune.pipeline.records import Cell, Divergence, Record, Results, Trial, Tuning
+from paretune.report.words import say
 from paretune.study.study import Study
 from tests.analysis.synthetic import MACHINE, VARIANTS, Shape, Truth, make_results
 from tests.analysis.test_answers import OF_PEOPLE, PEOPLE, PROMPTS, fair, rated

@@ -48,8 +48,8 @@ from paretune.analysis.facts import find
 from paretune.analysis.findings import Fact, Findings, Limit
 from paretune.analysis.inference import Errors
 from paretune.analysis.scores import Entrant, Quantity
-from paretune.analysis.words import say
 from paretune.pipeline.records import Results
+from paretune.report.words import say
 from paretune.study.compare import Bound
 from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results
 

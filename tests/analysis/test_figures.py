@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from paretune.analysis import figures
 from paretune.analysis.findings import Findings
 from paretune.analysis.measure import measure
 from paretune.pipeline.records import Results
+from paretune.report import figures
 from paretune.study import registry
 from paretune.study.metrics import Metric
 from paretune.study.study import load_study
@@ -40,7 +40,7 @@ def test_nothing_trained_has_no_curves_and_nothing_measured_no_figure(tmp_path: 
 
 
 def test_names_of_files_need_no_matplotlib() -> None:
-    code = "import sys, paretune.analysis.figures as f; f.comparison_name('news'); sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, paretune.report.figures as f; f.comparison_name('news'); sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from paretune.analysis.facts import find
 from paretune.analysis.findings import Findings
-from paretune.analysis.outputs import findings_json
-from paretune.analysis.words import say
+from paretune.report.outputs import findings_json
+from paretune.report.words import say
 from tests.analysis.synthetic import Shape, make_results
 from tests.analysis.test_answers import OF_PEOPLE, fair, rated
 

@@ -10,10 +10,10 @@ import pytest
 
 from paretune.analysis.gate import EXIT_CODES, Gate, as_json, judge, read_json, verify, write_json
 from paretune.analysis.scores import entrant_of
-from paretune.analysis.words import say
 from paretune.errors import SpecError, StoreError
 from paretune.pipeline.records import Results
 from paretune.pipeline.store import describe_files
+from paretune.report.words import say
 from paretune.study.compare import parse_bounds
 from tests.analysis.synthetic import VARIANTS, Shape, make_results, write_scores
 

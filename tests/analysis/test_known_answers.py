@@ -8,7 +8,7 @@ import pytest
 from paretune.analysis.compare import Difference, difference
 from paretune.analysis.inference import fisher_p, holm, ratio_interval, sign_flip_p, standard_error, wilson_interval
 from paretune.analysis.scores import Entrant, Items, Quantity, Scores
-from paretune.analysis.words import detectable
+from paretune.report.words import detectable
 
 DOCUMENTS = np.array([0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 5, 5])
 VALUES = np.array([1.2, 1.5, 0.9, 1.1, 1.0, 2.0, 1.8, 1.4, 1.3, 1.6, 1.2, 0.7, 0.8, 1.9, 2.1])

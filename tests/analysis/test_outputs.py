@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from paretune.analysis.measure import measure
-from paretune.analysis.outputs import comparisons, csv_tables, generations
+from paretune.report.outputs import comparisons, csv_tables, generations
 from tests.analysis.synthetic import Shape, make_results
 
 SMALL = Shape(documents=8, epochs=1)

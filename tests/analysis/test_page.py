@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from paretune.analysis import charts
 from paretune.analysis.findings import Findings
 from paretune.analysis.measure import measure
-from paretune.analysis.page import page_data
 from paretune.analysis.scores import Entrant, Quantity
+from paretune.report import charts
+from paretune.report.page import page_data
 from tests.analysis.synthetic import Shape, make_results
 
 SMALL = Shape(documents=12, epochs=2)

@@ -7,10 +7,10 @@ import pandas as pd
 
 from paretune.analysis.compare import WITHHELD
 from paretune.analysis.facts import find
-from paretune.analysis.outputs import csv_tables
-from paretune.analysis.qualities import comparisons_section, ratings_section
-from paretune.analysis.render import Paragraph, Section, Table
 from paretune.pipeline.records import Results
+from paretune.report.outputs import csv_tables
+from paretune.report.qualities import comparisons_section, ratings_section
+from paretune.report.render import Paragraph, Section, Table
 from tests.analysis.test_answers import OF_JUDGE, OF_PEOPLE, PROMPTS, fair, mixed, rated
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from paretune.analysis.render import (
+from paretune.report.render import (
     Block,
     Bullets,
     Document,

@@ -14,10 +14,10 @@ import pytest
 from rich.cells import cell_len
 
 from paretune.analysis.facts import find
-from paretune.analysis.outputs import write_outputs
-from paretune.analysis.render import Section, as_markdown, as_text
-from paretune.analysis.sections import build_report
 from paretune.pipeline.records import Cell, Record, Results
+from paretune.report.outputs import write_outputs
+from paretune.report.render import Section, as_markdown, as_text
+from paretune.report.sections import build_report
 from paretune.study.registry import evaluations
 from paretune.study.study import load_study
 from tests.analysis.synthetic import VARIANTS, Shape, Truth, make_results, write_scores

@@ -16,7 +16,7 @@ from paretune.analysis.conclusions import CostDifference
 from paretune.analysis.findings import LEAKED, LOSSY, Fact, Limit
 from paretune.analysis.inference import Errors
 from paretune.analysis.scores import Entrant, Quantity
-from paretune.analysis.words import say
+from paretune.report.words import say
 from paretune.study.compare import Bound
 from paretune.study.study import Base
 from paretune.study.train import Train

@@ -9,7 +9,7 @@ from paretune.analysis.compare import Estimate
 from paretune.analysis.costs import Cost
 from paretune.analysis.facts import find
 from paretune.analysis.scores import Quantity
-from paretune.analysis.tables import (
+from paretune.report.tables import (
     Column,
     answers_column,
     cost_text,

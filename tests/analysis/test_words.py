@@ -1,9 +1,9 @@
 import pytest
 
-from paretune.analysis import words
 from paretune.analysis.compare import Difference
 from paretune.analysis.inference import Errors
 from paretune.analysis.scores import Entrant, Quantity
+from paretune.report import words
 
 
 def between(metric: str, mean: float, low: float, high: float) -> Difference:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from paretune.analysis import outputs
-from paretune.analysis.outputs import write_outputs
 from paretune.errors import StoreError
 from paretune.pipeline.records import Results
 from paretune.pipeline.signals import Terminated, ended_by_signals
+from paretune.report import outputs
+from paretune.report.outputs import write_outputs
 
 FILES = ("report.txt", "report.html", "results.csv")
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from paretune.analysis.render import visible
 from paretune.api import open_study, run
 from paretune.app.chat import Asking, Conversation, Reply, conversation
 from paretune.cli import main
 from paretune.data.chat import chat_prompt, turn_end
 from paretune.evaluate.answers import Prompt, _append, _Draft
 from paretune.evaluate.generate import generate
+from paretune.report.render import visible
 from paretune.variants.export import Wanted
 from tests.conftest import write_notes
 from tests.data.chat_templates import CHATML, QUOTED

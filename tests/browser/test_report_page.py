@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from paretune.analysis.outputs import write_outputs
-from paretune.analysis.render import TEMPLATES
+from paretune.report.outputs import write_outputs
+from paretune.report.render import TEMPLATES
 from tests.analysis.synthetic import VARIANTS, Shape, make_results
 
 pytest.importorskip("playwright")

@@ -1,5 +1,6 @@
 """Control tokens that records hold as text: told, and taken out, read as characters or learned, as the study says."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,12 @@ def test_messages_are_treated_and_the_chat_template_is_not(tmp_path: Path, rule:
 def test_pieces_that_make_up_a_token_once_others_are_out_go_too(base: Path) -> None:
     control = ControlTokens(load_tokenizer(BASE, Resource(path=base)), "strip", {})
     assert control.treated("text", "a<b<bos>os>b") == "ab"
+
+
+def test_an_end_that_the_tokenizer_does_not_have_is_none_of_its_tokens(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"eos_token_id": 10**6}))
+    tokens = ControlTokens(load_tokenizer(BASE, Resource(path=base)), None, {}).tokens
+    assert END in tokens
+    assert None not in tokens

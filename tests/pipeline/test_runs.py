@@ -12,7 +12,6 @@ import pytest
 
 from paretune.analysis.conclusions import Incomplete, Running
 from paretune.analysis.facts import find
-from paretune.analysis.words import say
 from paretune.cli import main
 from paretune.errors import SpecError, StoreError
 from paretune.pipeline import clean, runs
@@ -22,6 +21,7 @@ from paretune.pipeline.runner import run_plan
 from paretune.pipeline.runs import announced, clock, holder, known_studies, live_runs
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
+from paretune.report.words import say
 from tests.analysis.synthetic import Shape, make_results
 from tests.pipeline.bodies import make_plan, make_stage
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -20,8 +21,6 @@ from rich.table import Table
 from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
-from paretune.analysis.render import visible
-from paretune.api import OpenStudy
 from paretune.data.chat import Message, chat_prompt, turn_of
 from paretune.errors import DataError, SpecError, StoreError, UserError
 from paretune.evaluate.answers import Decoding
@@ -30,7 +29,11 @@ from paretune.evaluate.outputs import StoppedBy
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.plan import cell_name
 from paretune.pipeline.stage import RunOptions, StageContext
+from paretune.report.render import visible
 from paretune.variants.export import Wanted, find_cell
+
+if TYPE_CHECKING:
+    from paretune.api import OpenStudy
 
 COMMANDS = ("/new", "/system", "/quit")
 _COMMANDS_TOLD = "`/new` begins anew, `/system TEXT` too with another system prompt, `/quit` ends"
@@ -135,7 +138,7 @@ class Conversation:
         return chat_prompt(self.loaded.tokenizer, messages, where=self.name)
 
 
-def conversation(opened: OpenStudy, wanted: Wanted, again: str, say: Say) -> Conversation:
+def conversation(opened: "OpenStudy", wanted: Wanted, again: str, say: Say) -> Conversation:
     """The variant that is wanted, not loaded yet; the first of its training seeds unless one is wanted.
 
     SpecError for one that is not in the study or not the only one; StoreError where it is not trained yet, with `again`, the
@@ -164,7 +167,7 @@ def conversation(opened: OpenStudy, wanted: Wanted, again: str, say: Say) -> Con
 
 
 def chat(
-    opened: OpenStudy,
+    opened: "OpenStudy",
     variants: Sequence[str],
     asking: Asking,
     chosen: tuple[str | None, str | None, int | None],

@@ -73,7 +73,8 @@ class ControlTokens:
     """Of the pieces."""
 
     def __post_init__(self) -> None:
-        self.tokens = tuple(sorted(self.tokenizer.hf.convert_ids_to_tokens(sorted(self.tokenizer.special_ids))))
+        tokens = self.tokenizer.hf.convert_ids_to_tokens(sorted(self.tokenizer.special_ids))
+        self.tokens = tuple(sorted(filter(None, tokens)))  # config.json may name an id that the tokenizer does not have
         self.pattern = pattern_of(self.tokens)
         self.num_examples = 0
         """That held some."""

@@ -286,7 +286,7 @@ EVALUATIONS = (
         fits=_check_stride,
         check="paretune.data.checks:check_outside",
         revision=2,
-        section="paretune.analysis.qualities:forgetting_section",
+        section="paretune.report.qualities:forgetting_section",
         measures=lambda _config, _study: (*LIKELIHOODS, "forgetting"),
     ),
     Evaluation(
@@ -298,7 +298,7 @@ EVALUATIONS = (
         texts_are_rated=True,
         check="paretune.pipeline.checks:check_prompts",
         revision=2,
-        section="paretune.analysis.qualities:generations_section",
+        section="paretune.report.qualities:generations_section",
         measures=lambda _config, _study: (),
     ),
     Evaluation(
@@ -308,7 +308,7 @@ EVALUATIONS = (
         content=judge_content,
         rates_texts=True,
         fits=judge_fits,
-        section="paretune.analysis.qualities:ratings_section",
+        section="paretune.report.qualities:ratings_section",
         measures=lambda config, _study: config.criteria,
     ),
     Evaluation(
@@ -319,7 +319,7 @@ EVALUATIONS = (
         uses_tokens=True,
         measures_time=True,
         check="paretune.pipeline.checks:check_latency",
-        section="paretune.analysis.making:cost_section",
+        section="paretune.report.making:cost_section",
         measures=lambda _config, _study: ("ms_per_token", "first_token_ms"),
     ),
     Evaluation(
@@ -333,7 +333,7 @@ EVALUATIONS = (
             package="lm_eval",
         ),
         needs=("lm_eval",),
-        section="paretune.analysis.qualities:harness_section",
+        section="paretune.report.qualities:harness_section",
     ),
     Evaluation(
         "perplexity",
@@ -342,7 +342,7 @@ EVALUATIONS = (
         uses_tokens=True,
         scores_texts=True,
         fits=_check_stride,
-        section="paretune.analysis.qualities:held_out_section",
+        section="paretune.report.qualities:held_out_section",
         measures=lambda _config, _study: LIKELIHOODS,
     ),
     Evaluation(
@@ -360,7 +360,7 @@ EVALUATIONS = (
         check="paretune.data.checks:check_questions",
         tells="paretune.data.checks:tell_questions",
         revision=3,
-        section="paretune.analysis.qualities:questions_section",
+        section="paretune.report.qualities:questions_section",
         measures=lambda _config, _study: QUESTION_METRICS,
     ),
     Evaluation(
@@ -370,7 +370,7 @@ EVALUATIONS = (
         content=ratings_content,
         rates_texts=True,
         check="paretune.data.checks:check_sheets",
-        section="paretune.analysis.qualities:ratings_section",
+        section="paretune.report.qualities:ratings_section",
         measures=lambda config, _study: config.criteria,
     ),
     Evaluation(
@@ -385,7 +385,7 @@ EVALUATIONS = (
         fits=_check_encoder_is_named,
         check="paretune.pipeline.checks:check_encoder",
         revision=3,
-        section="paretune.analysis.qualities:tasks_section",
+        section="paretune.report.qualities:tasks_section",
         measures=lambda _config, study: _task_metrics(study),
     ),
 )

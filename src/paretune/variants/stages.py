@@ -1,20 +1,18 @@
-"""The stage bodies of the methods that change a model without training it."""
+"""The stage body of removing blocks."""
 
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from paretune.data.tokenizer import TextTokenizer
 from paretune.model.adapters import count_parameters
-from paretune.model.load import cast, load_model
+from paretune.model.load import load_model
 from paretune.pipeline.block_search import num_removed
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, choose_blocks
 from paretune.variants.choose import choose_measured, choose_random
-from paretune.variants.proof import SurgeryProof
+from paretune.variants.finish import leave
 from paretune.variants.proof import prune_blocks as prune_and_prove
 
 
@@ -42,22 +40,4 @@ def prune_blocks(context: StageContext) -> dict[str, Any]:
         "blocks_after": num_blocks - len(drop),
         **leave(context, loaded.model, loaded.tokenizer, before, proof),
         **measured,
-    }
-
-
-def leave(
-    context: StageContext, model: PreTrainedModel, tokenizer: TextTokenizer | None, before: int, proof: SurgeryProof
-) -> dict[str, Any]:
-    """Finish the directory of a model that had `before` parameters and was saved and proven, with the tokenizer unless it is
-    there; what the record says of both models."""
-    if ships := context.config.get("ships"):
-        cast(model, getattr(torch, ships), only_if_exact=True)  # so that what was shown holds of it
-        model.save_pretrained(context.draft)
-    if tokenizer is not None:
-        tokenizer.hf.save_pretrained(context.draft)
-    after, _ = count_parameters(model)
-    return {
-        "removed_parameters": before - after,
-        "parameters": after,
-        "largest_difference": max(proof.identity, proof.cache, proof.reload, proof.reload_cache),
     }

@@ -36,8 +36,8 @@ from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import Narrower, PruneHeads, PruneMlp
 from paretune.variants.blocks import BASE_FINGERPRINT, block_list, refusing
 from paretune.variants.calibration import read_windows
+from paretune.variants.finish import leave
 from paretune.variants.proof import SurgeryProof, compute_at_once, prove_saved
-from paretune.variants.stages import leave
 
 MOMENT_BYTES = 1 << 30
 """Of the second moments that are held at a time; blocks that do not fit are measured after those before them were narrowed."""

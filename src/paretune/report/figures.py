@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from paretune.analysis import words
 from paretune.analysis.compare import Difference, Estimate
 from paretune.analysis.costs import DISTURBED, Cost
 from paretune.analysis.decision import as_compared, where_judged
 from paretune.analysis.findings import Choice, Findings, Group
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.training import running_mean
+from paretune.report import words
 from paretune.study.registry import metric_of
 from paretune.study.study import Study
 from paretune.study.tasks import METRICS

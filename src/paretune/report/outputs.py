@@ -22,20 +22,20 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
-from paretune.analysis.cards import cards
 from paretune.analysis.compare import Difference
 from paretune.analysis.facts import find
-from paretune.analysis.figures import write_figures
 from paretune.analysis.findings import Fact, Findings
-from paretune.analysis.page import page_data, reproduction
-from paretune.analysis.render import NARROW, as_html, as_markdown, as_text
 from paretune.analysis.scores import Entrant, Quantity, read_generations
-from paretune.analysis.sections import build_report
 from paretune.analysis.training import CURVE_COLUMNS, read_curve
-from paretune.analysis.words import say
 from paretune.errors import StoreError
 from paretune.pipeline import signals
 from paretune.pipeline.records import Cell, Results
+from paretune.report.cards import cards
+from paretune.report.figures import write_figures
+from paretune.report.page import page_data, reproduction
+from paretune.report.render import NARROW, as_html, as_markdown, as_text
+from paretune.report.sections import build_report
+from paretune.report.words import say
 from paretune.study.registry import metric_of
 
 ANSWER = "answer.txt"

@@ -5,20 +5,22 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from paretune.analysis import words
 from paretune.analysis.costs import DISTURBED, cost_name, timed_evaluations, trial_cost
 from paretune.analysis.decision import as_compared
-from paretune.analysis.figures import comparison_name, curves_name
 from paretune.analysis.findings import Findings, Group
-from paretune.analysis.render import (
+from paretune.analysis.scores import Entrant, Quantity
+from paretune.analysis.training import BlockScore, Epoch
+from paretune.pipeline.records import Trial, Tuning
+from paretune.report import words
+from paretune.report.figures import comparison_name, curves_name
+from paretune.report.render import (
     Block,
     Paragraph,
     Picture,
     Section,
     as_blocks,
 )
-from paretune.analysis.scores import Entrant, Quantity
-from paretune.analysis.tables import (
+from paretune.report.tables import (
     VARIANT,
     Column,
     Subject,
@@ -29,8 +31,6 @@ from paretune.analysis.tables import (
     signed,
     subjects,
 )
-from paretune.analysis.training import BlockScore, Epoch
-from paretune.pipeline.records import Trial, Tuning
 from paretune.study.evaluations import Latency
 from paretune.study.registry import metric_of
 

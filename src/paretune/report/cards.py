@@ -5,14 +5,23 @@ A card is a report of one variant (or one dataset) under the hub's metadata, `mo
 
 from dataclasses import dataclass
 
-from paretune.analysis import words
 from paretune.analysis.conclusions import export_command
 from paretune.analysis.findings import Fact, Findings
-from paretune.analysis.render import Block, Document, Section, Table, as_blocks, as_markdown
 from paretune.analysis.scores import Entrant, Quantity
-from paretune.analysis.sections import audit_table, data_table, variants_table
 from paretune.analysis.setup import BaseUsed
-from paretune.analysis.tables import Column, comparisons_table, cost_text, estimate_text, make_table, mark_of
+from paretune.report import words
+from paretune.report.render import Block, Document, Section, Table, as_blocks, as_markdown
+from paretune.report.tables import (
+    Column,
+    audit_table,
+    comparisons_table,
+    cost_text,
+    data_table,
+    estimate_text,
+    make_table,
+    mark_of,
+    variants_table,
+)
 from paretune.study.findings import FINDINGS
 from paretune.study.grid import file_name
 from paretune.study.registry import metric_of

@@ -8,15 +8,13 @@ base, are left out.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
 
-from paretune.analysis import words
 from paretune.analysis.compare import NO_DIFFERENCE, Difference
 from paretune.analysis.costs import cost_name, timed_evaluations
-from paretune.analysis.figures import PARETO_NAME
 from paretune.analysis.findings import Fact, Findings, Group
-from paretune.analysis.render import (
+from paretune.report import words
+from paretune.report.figures import PARETO_NAME
+from paretune.report.render import (
     Block,
     Bullets,
     Document,
@@ -26,45 +24,43 @@ from paretune.analysis.render import (
     Table,
     as_blocks,
 )
-from paretune.analysis.tables import (
+from paretune.report.tables import (
     VARIANT,
     Column,
     Subject,
+    audit_table,
     cost_column,
+    data_table,
     estimate_cell,
     estimate_column,
     interval_name,
     make_table,
     subjects,
+    variants_table,
 )
-from paretune.study.data import SPLITS
-from paretune.study.findings import FINDINGS
 from paretune.study.registry import load_function, metric_of
-from paretune.study.variants import Variant
 
 _OF_GROUP = (
-    "paretune.analysis.qualities:held_out_section",
-    "paretune.analysis.qualities:comparisons_section",
-    "paretune.analysis.qualities:questions_section",
-    "paretune.analysis.qualities:tasks_section",
-    "paretune.analysis.qualities:harness_section",
-    "paretune.analysis.qualities:forgetting_section",
-    "paretune.analysis.qualities:ratings_section",
-    "paretune.analysis.making:cost_section",
-    "paretune.analysis.making:training_section",
-    "paretune.analysis.making:tuning_section",
-    "paretune.analysis.making:blocks_section",
+    "paretune.report.qualities:held_out_section",
+    "paretune.report.qualities:comparisons_section",
+    "paretune.report.qualities:questions_section",
+    "paretune.report.qualities:tasks_section",
+    "paretune.report.qualities:harness_section",
+    "paretune.report.qualities:forgetting_section",
+    "paretune.report.qualities:ratings_section",
+    "paretune.report.making:cost_section",
+    "paretune.report.making:training_section",
+    "paretune.report.making:tuning_section",
+    "paretune.report.making:blocks_section",
 )
 """Sections of results, `module:function`; those of evaluations of others come behind them."""
-_TEXTS = "paretune.analysis.qualities:generations_section"
+_TEXTS = "paretune.report.qualities:generations_section"
 """Comes last."""
 _MOST_TOLD = 5
 """Of what was found beside the answer; the rest begins the results."""
 _COSTS_SHOWN = 2
 _SHORT = {NO_DIFFERENCE: "not told apart"}
 """Verdicts in a narrow column."""
-_RECORDS_SHOWN = 3
-"""Numbers of records in the table of an audit."""
 
 
 def build_report(findings: Findings, figures: frozenset[str]) -> Document:
@@ -190,75 +186,6 @@ def _compared(findings: Findings) -> list[Block]:
     return [*blocks, *deviations]
 
 
-def variants_table(variants: Mapping[str, Variant]) -> Table:
-    def methods(row: tuple[str, Variant]) -> str:
-        parts = []
-        for uses in zip(*row[1].chains, strict=True):
-            use, dumps = uses[0], [use.config.model_dump() for use in uses]
-            fields = [name for name in dumps[0] if name in use.config.model_fields_set or name == "learning_rate"]
-            values = {name: list(dict.fromkeys(_setting(dump[name]) for dump in dumps)) for name in fields}
-            settings = [f"{name} {'tuned over ' if len(one) > 1 else ''}{'/'.join(one)}" for name, one in values.items()]
-            parts.append(f"{use.name} ({', '.join(settings)})" if fields else use.name)
-        return ", then ".join(parts) or "the base as it is"
-
-    columns = [Column[tuple[str, Variant]]("variant", lambda row: row[0]), Column("methods", methods)]
-    return make_table(variants.items(), columns, "Variants", words=2)
-
-
-def _setting(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_setting(item)}" for name, item in value.items())
-    return ", ".join(str(item) for item in value) if isinstance(value, tuple | list) else str(value)
-
-
-def data_table(findings: Findings, names: Iterable[str]) -> Table:
-    """What of the datasets called `names` is trained and scored on, base by base where they differ: tokenizers make
-    different texts too long.
-
-    Bytes are counted as in the data where nothing was left out: of a dataset with tasks these hold contexts and prompts too.
-    """
-    data, tokens, bases = findings.results.data, findings.results.tokens, list(findings.study.bases)
-    skipping = {where: record for where, record in tokens.items() if record.metrics.get("skipped_examples")}
-
-    def kept(what: str) -> Callable[[tuple[str, str]], str]:
-        def cell(row: tuple[str, str]) -> str:
-            dataset, split = row
-            whole = data[dataset].metrics.get(f"{what}_{split}", 0)
-            records = [skipping.get((base, dataset)) for base in bases]
-            counts = [whole if record is None else record.metrics.get(f"kept_{what}_{split}", whole) for record in records]
-            return " / ".join(words.count(count) for count in dict.fromkeys(counts))
-
-        return cell
-
-    def num_tokens(base: str, what: str) -> Column[tuple[str, str]]:
-        def cell(row: tuple[str, str]) -> str | None:
-            record = tokens.get((base, row[0]))
-            if record is None:
-                return None
-            learned = record.metrics.get(f"tokens_{row[1]}", 0)
-            return words.count(record.metrics.get(f"read_tokens_{row[1]}", learned) if what == "tokens read" else learned)
-
-        return Column(f"{what} ({base})" if len(bases) > 1 else what, cell)
-
-    # All of a text is learned, of a task its completion alone.
-    completes = any(dataset.completes for dataset in findings.study.data.values())
-    columns = [
-        Column[tuple[str, str]]("data", lambda row: row[0]),
-        Column("split", lambda row: row[1]),
-        *(Column(what, kept(what)) for what in ("documents", "examples", "bytes")),
-        *(
-            num_tokens(base, what)
-            for base in bases
-            for what in (("tokens read", "tokens learned") if completes else ("tokens",))
-        ),
-    ]
-    known = all("kept_examples_train" in record.metrics for record in skipping.values())
-    counted = "as trained and scored on" if known else "documents, examples and bytes before what is too long was left out"
-    return make_table(itertools.product(names, SPLITS), columns, f"Data, {counted}", words=2, grouped=True)
-
-
 def _other_section(findings: Findings, group: Group) -> Section | None:
     """What evaluations without a section of their own have measured: their metrics with every variant."""
     blocks: list[Block] = []
@@ -278,49 +205,8 @@ def _other_section(findings: Findings, group: Group) -> Section | None:
     return Section("Other measurements", blocks, level=3) if blocks else None
 
 
-class _AuditRow(NamedTuple):
-    dataset: str
-    finding: str
-    task: str
-    """Of a finding that is of one task."""
-    by_split: Mapping[str, Mapping[str, Any]]
-
-
 def _audit_section(findings: Findings) -> Section | None:
     """What cleaning did and what the audit found, dataset by dataset."""
     table = audit_table(findings, findings.audit)
     blocks = [*([table] if table else []), *as_blocks(findings.facts.audit)]
     return Section("Audit of the data", blocks) if blocks else None
-
-
-def audit_table(findings: Findings, names: Iterable[str]) -> Table | None:
-    """What was found in the datasets called `names`; None for nothing."""
-    rows, order = list[_AuditRow](), list(FINDINGS)
-    for dataset, of_dataset in ((name, findings.audit[name]) for name in names if name in findings.audit):
-        kinds: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
-        for row in of_dataset:
-            if row["finding"] in order:
-                kind = (row["finding"], row["detail"] if row["finding"] == "answer_in_prompt" else "")
-                kinds.setdefault(kind, {})[row["split"]] = row
-        for kind in sorted(kinds, key=lambda kind: (order.index(kind[0]), kind[1])):
-            rows.append(_AuditRow(dataset, *kind, kinds[kind]))
-
-    def in_split(split: str) -> Column[_AuditRow]:
-        def cell(row: _AuditRow) -> str:
-            found = row.by_split.get(split)
-            return "0" if found is None else f"{words.count(found['count'])} ({words.share(found['count'] / found['of'])})"
-
-        return Column(split, cell)
-
-    def examples(row: _AuditRow) -> str:
-        numbers = [str(number) for found in row.by_split.values() for number in found["records"]]
-        return ", ".join(numbers[:_RECORDS_SHOWN])
-
-    columns = [
-        Column[_AuditRow]("data", lambda row: row.dataset),
-        Column("records with", lambda row: FINDINGS[row.finding] + (f" ({row.task})" if row.task else "")),
-        *map(in_split, SPLITS),
-        Column("for example", examples),
-    ]
-    caption = "Audit before training; `audit.csv` names more records"
-    return make_table(rows, columns, caption, words=2, grouped=True) if rows else None

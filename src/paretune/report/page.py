@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from paretune.analysis import charts, words
 from paretune.analysis.decision import as_compared, weighed_costs, where_judged
-from paretune.analysis.figures import short_names
 from paretune.analysis.findings import Findings, Group
-from paretune.analysis.render import visible
 from paretune.analysis.scores import Entrant, Quantity, entrant_of, read_generations
-from paretune.analysis.tables import cost_text, estimate_text, mark_of, signed
 from paretune.analysis.training import running_mean
 from paretune.pipeline.records import CHOICES, SLICE_PREFIX, Record, Results, read_lines
+from paretune.report import charts, words
+from paretune.report.figures import short_names
+from paretune.report.render import visible
+from paretune.report.tables import cost_text, estimate_text, mark_of, signed
 from paretune.study.registry import metric_of, metrics
 
 Json = dict[str, Any]

@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text as RichText
 
-from paretune.analysis.charts import REPLACED, vega_bundle
 from paretune.analysis.findings import Fact
-from paretune.analysis.words import say
+from paretune.report.charts import REPLACED, vega_bundle
+from paretune.report.words import say
 
 WIDTH = 120
 NARROW = 80
@@ -281,7 +281,7 @@ def _render(
     template: str, filters: dict[str, Callable[..., object]], document: Document, more: Mapping[str, object] | None = None
 ) -> str:
     environment = Environment(
-        loader=PackageLoader("paretune.analysis", "templates"),
+        loader=PackageLoader("paretune.report", "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

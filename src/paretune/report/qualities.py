@@ -5,12 +5,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from paretune.analysis import words
 from paretune.analysis.agreement import RELIABLE, TENTATIVE, Agreement
 from paretune.analysis.answers import ANSWER_METRICS, forgotten, learned
-from paretune.analysis.figures import tasks_name
 from paretune.analysis.findings import Findings, Group
-from paretune.analysis.render import (
+from paretune.analysis.scores import Entrant, Quantity, read_generations
+from paretune.report import words
+from paretune.report.figures import tasks_name
+from paretune.report.render import (
     Block,
     Paragraph,
     Picture,
@@ -20,8 +21,7 @@ from paretune.analysis.render import (
     Text,
     as_blocks,
 )
-from paretune.analysis.scores import Entrant, Quantity, read_generations
-from paretune.analysis.tables import (
+from paretune.report.tables import (
     SLICE,
     UNKNOWN,
     VARIANT,

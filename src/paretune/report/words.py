@@ -292,7 +292,7 @@ def _with_unit(number: str, unit: str) -> str:
 @functools.cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("paretune.analysis", "templates"),
+        loader=PackageLoader("paretune.report", "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
