@@ -5,6 +5,7 @@ from paretune.analysis.costs import Cost, noise_of, ratio, read_costs
 from paretune.analysis.deviations import OptionsUnequal, deviations
 from paretune.analysis.measure import measure
 from paretune.analysis.scores import Entrant
+from paretune.pipeline.records import Record
 from tests.analysis.synthetic import Shape, make_results
 
 SMALL = Shape(documents=6, evaluations=("latency",), epochs=1)
@@ -152,3 +153,30 @@ def test_runs_under_other_options_have_no_ratio(tmp_path: Path) -> None:
     (fact,) = (fact for fact in deviations(measure(limited)) if isinstance(fact, OptionsUnequal))
     assert fact.option == "memory"
     assert dict(fact.values) == {"2000000000": ("full",), "none": ("original", "reduced")}
+
+
+def test_seeds_that_were_held_up_alike_make_no_training_slower(tmp_path: Path) -> None:
+    """Wall time over processor time is compared with the least of the study: 2 seconds a second for `original` alone."""
+    results = make_results(tmp_path, SMALL)
+
+    def timed(record: Record, waited: float) -> Record:
+        seconds = record.metrics["train_seconds"]
+        return replace(record, metrics=record.metrics | {"train_cpu_seconds": seconds / waited})
+
+    def noise(waited: float) -> float | None:
+        cells = tuple(
+            replace(
+                cell,
+                methods=tuple(
+                    timed(r, waited if cell.variant == "original" else 1.0) if "train_seconds" in r.metrics else r
+                    for r in cell.methods
+                ),
+            )
+            for cell in results.cells
+        )
+        return noise_of(read_costs(replace(results, cells=cells)), "train_seconds", LORA)
+
+    undisturbed = noise_of(read_costs(results), "train_seconds", LORA)
+    assert undisturbed is not None
+    assert noise(1.0) == undisturbed
+    assert noise(2.0) == 2.0

@@ -4,6 +4,7 @@ Times and memory belong to a machine and the options of a run: a ratio across di
 more than once is charged for all of it.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +36,10 @@ class Cost:
     machines: frozenset[str] = frozenset()
     """Fingerprints that it was measured on and options that it was run under; empty for what depends on neither."""
     disturbance: float | None = None
-    """Of a training's time the largest ratio between the speeds of parts of one training, of a latency the ratio of wall to
-    processor time, which is 1 where the machine does nothing else; None where that is unknown."""
+    """Of a training's time the largest ratio between the speeds of parts of one training; None where that is unknown."""
+    waited: float | None = None
+    """Wall over processor time, which is 1 where the machine does nothing else; of a training's time as a multiple of the least
+    under the same conditions. None where that is unknown."""
 
     @property
     def mean(self) -> float:
@@ -70,18 +73,23 @@ def read_costs(
 ) -> dict[Entrant, dict[str, Cost]]:
     """All costs by seed; `disturbances` are ratios between the speeds of parts of each training (`training.disturbance`)."""
     latencies = timed_evaluations(results.study)
+    of_training = _waits(results)
     by_entrant: dict[Entrant, dict[str, Cost]] = {}
     for cell in results.cells:
         entrant = entrant_of(cell)
         costs = by_entrant.setdefault(entrant, {})
         waited = _wall_by_cpu(cell, latencies)
+        held_up = max((of_training[record.key] for record in cell.trained if record.key in of_training), default=None)
         for name, (value, machine) in _cell_costs(cell, latencies).items():
             before = costs.get(name, Cost({}))
             machines = before.machines if machine is None else before.machines | {machine}
-            in_training = (disturbances or {}).get((entrant, cell.seed)) if _is_training_time(name) else None
-            own = waited.get(name, in_training)
-            disturbed = max((ratio for ratio in (before.disturbance, own) if ratio is not None), default=None)
-            costs[name] = Cost({**before.by_seed, cell.seed: value}, machines, disturbed)
+            own = (
+                ((disturbances or {}).get((entrant, cell.seed)), held_up)
+                if _is_training_time(name)
+                else (None, waited.get(name))
+            )
+            parts, waits = itertools.starmap(_larger, zip((before.disturbance, before.waited), own, strict=True))
+            costs[name] = Cost({**before.by_seed, cell.seed: value}, machines, parts, waits)
     for tuning in results.tunings:
         if tuning.chosen is not None:
             seconds, steps, machines = tuning_cost(tuning)
@@ -155,22 +163,25 @@ def same_network(costs: Costs, variant: Entrant, reference: Entrant) -> bool:
 def noise_of(costs: Costs, name: str, entrant: Entrant) -> float | None:
     """The largest ratio between two measurements beside `entrant` (same base and dataset) that should have been equal.
 
-    These are the seeds of one variant; for latency, variants whose exported models have the same size, and wall and processor
-    time; for training of one seed, parts of one run, which scatter more than whole ones. A busy machine shows here, and a ratio
-    of variants that is not clearly larger than this says nothing. None where nothing was measured twice.
+    These are the seeds of one variant; for latency, variants whose exported models have the same size; for training of one
+    seed, parts of one run, which scatter more than whole ones; and wall and processor time, as seeds that ran side by side
+    were held up alike. A busy machine shows here, and a ratio of variants that is not clearly larger than this says nothing.
+    None where nothing was measured twice.
     """
     runs: dict[object, list[Cost]] = {}
-    ratios, parts = [], []
+    ratios, parts, waits = list[float](), list[float](), list[float]()
     for other, known in costs.items():
         if other[:2] == entrant[:2] and name in known:
             size = known["model_bytes"].mean if metric_of(name).unit == "ms" and "model_bytes" in known else other
             runs.setdefault((size, known[name].machines), []).append(known[name])
-            if (disturbance := known[name].disturbance) is not None:
-                parts.append(disturbance)
+            parts += filter(None, [known[name].disturbance])
+            waits += filter(None, [known[name].waited])
     for equal in runs.values():
         if sum(len(cost.by_seed) for cost in equal) > 1:
             ratios.append(max(cost.high for cost in equal) / min(cost.low for cost in equal))
-    return max(ratios + parts if metric_of(name).unit == "ms" else ratios or parts, default=None)
+    of_latency = metric_of(name).unit == "ms"
+    measured = ratios if of_latency else ratios or parts
+    return max(measured + waits, default=None) if measured or of_latency else None
 
 
 def fingerprint(record: Record) -> str:
@@ -223,6 +234,21 @@ def _wall_by_cpu(cell: Cell, latencies: Sequence[str]) -> dict[str, float]:
         for metric in metrics
         if metrics.get(f"cpu_{metric}")
     }
+
+
+def _larger(*ratios: float | None) -> float | None:
+    return max((ratio for ratio in ratios if ratio is not None), default=None)
+
+
+def _waits(results: Results) -> dict[str, float]:
+    """By key of a training on a CPU its wall time over its processor time, as a multiple of the least of those under the same
+    conditions: above 1 it has waited for cores that other work had."""
+    by_conditions: dict[str, dict[str, float]] = {}
+    for record in (record for cell in results.cells for record in cell.trained):
+        had = record.metrics.get("train_cpu_seconds")
+        if had and record.config.get("device", "cpu") == "cpu":
+            by_conditions.setdefault(_conditions(record), {})[record.key] = record.metrics["train_seconds"] / had
+    return {key: ratio / min(alike.values()) for alike in by_conditions.values() for key, ratio in alike.items()}
 
 
 def _is_training_time(name: str) -> bool:

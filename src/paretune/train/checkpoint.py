@@ -45,6 +45,8 @@ class Progress:
     """State of the scaler of float16; empty in other formats."""
     train_seconds: float = 0.0
     """Optimizer steps only."""
+    cpu_seconds: float = 0.0
+    """That all threads of the process had of the cores in these steps."""
     wall_seconds: float = 0.0
     threads: list[int] = field(default_factory=list)
     """Each number of threads that a step was computed on."""

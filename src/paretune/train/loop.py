@@ -111,7 +111,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
     run.emit(done=progress.step, total=num_steps)
 
     for step in range(progress.step + 1, num_steps + 1):
-        started = time.perf_counter()
+        started, had = time.perf_counter(), time.process_time()
         model.train()
         examples = step_examples(train, step, settings.batch_size, run.seed)
         num_targets = sum(example.num_targets for example in examples)
@@ -151,6 +151,7 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         progress.step, progress.tokens = step, progress.tokens + num_targets
         progress.tokens_read += sum(example.num_tokens for example in examples)
         progress.train_seconds += time.perf_counter() - started
+        progress.cpu_seconds += time.process_time() - had
         position = {"step": step, "epoch": step / steps_per_epoch, "seconds": progress.train_seconds, "tokens": progress.tokens}
         learned = {"train_loss": loss, "train_token_accuracy": correct / num_targets, "learning_rate": learning_rate}
         ckpt.write_line(journal, position | learned)

@@ -198,6 +198,7 @@ def train(
         "trainable_parameters": trainable,
         **made,
         "train_seconds": progress.train_seconds,
+        "train_cpu_seconds": progress.cpu_seconds,
         "wall_seconds": progress.wall_seconds,
         "train_tokens": progress.tokens,
         "train_tokens_read": progress.tokens_read,
