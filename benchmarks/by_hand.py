@@ -167,7 +167,7 @@ def work_of(opened: OpenStudy, threads: int) -> dict[str, Any]:
     prompts = prompts_of(questions_of(rows), next(iter(opened.study.data.values())).scored, loaded)
     settings = Qa.model_validate({"path": str(opened.study.evaluate["qa"].config.path)}, strict=False)
     prompt, answer = parse_template(settings.prompt), parse_template(settings.answer)
-    requests = [request_of(question, prompt, answer) for question in read_questions(str(settings.path)).questions]
+    requests = [request_of(question, prompt, answer) for question in read_questions(str(settings.path))]
     encode = loaded.tokenizer.encode
     asked = [([loaded.tokenizer.prefix_id, *encode(one.prompt)], encode(text)) for one in requests for text in one.answers]
     return {

@@ -20,6 +20,7 @@ from paretune.analysis.caveats import (
     LeakedFigures,
     LossStillFalling,
     MergedFromPacked,
+    NotSmaller,
     OneDocument,
     Overfitted,
     PartTrained,
@@ -246,6 +247,19 @@ def test_an_adapter_that_was_trained_beside_fewer_bits_is_told_with_what_merging
     findings = measure(results)
     (fact,) = of_class(training_notes(findings, findings.groups[0]), MergedFromPacked)
     assert fact == MergedFromPacked(LORA, "nf4", pytest.approx(4.1), pytest.approx(3.9))
+
+
+def test_fewer_bits_that_save_nothing_are_told(tmp_path: Path) -> None:
+    variants = dict(VARIANTS)
+    original = variants["original"].methods.removesuffix("]")
+    variants |= {
+        name: replace(variants["original"], methods=f"{original}, {{quantize.{name}: {{}}}}]", parameters=parameters)
+        for name, parameters in (("int8", 7_073_728), ("nf4", 6_000_000))
+    }
+    findings = measure(make_results(tmp_path, replace(SMALL, variants=variants)))
+    (fact,) = of_class(remarks(findings), NotSmaller)
+    assert (fact.entrant.variant, fact.made_of, fact.where) == ("int8", LORA, None)
+    assert fact.num_bytes == fact.bytes_before
 
 
 def test_validation_that_chose_something_is_no_fair_judge(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Each caveat is computed and said only where it holds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
@@ -68,6 +68,18 @@ class RecordsShared(Fact):
     num_records: int
     """Of the earlier split."""
     removed: bool
+
+
+@dataclass(frozen=True)
+class NotSmaller(Fact):
+    """A variant of fewer bits that takes no less room than what it was made of."""
+
+    entrant: Entrant
+    made_of: Entrant
+    where: tuple[str, str] | None
+    """Base and dataset; None where the study has one of each."""
+    num_bytes: float
+    bytes_before: float
 
 
 @dataclass(frozen=True)
@@ -230,6 +242,7 @@ def remarks(findings: Findings) -> list[Fact]:
     for group in findings.groups:
         factors = disturbed_times(findings, group)
         facts += [TimesDisturbed(where_of(findings, group), tuple(factors.items()))] if factors else []
+        facts += _not_smaller(findings, group)
     num_seeds = len({cell.seed for cell in findings.results.cells if cell.trained})
     facts += [FewSeeds(num_seeds)] if num_seeds in (1, 2) else []
     rates: dict[str, set[float]] = {}
@@ -239,6 +252,17 @@ def remarks(findings: Findings) -> list[Fact]:
     if len(rates) > 1 and all(len(tried) == 1 for tried in rates.values()):
         facts.append(Untuned(tuple((name, rate) for name, tried in rates.items() for rate in tried)))
     return [*facts, *unequal_tuning(findings), *_edges(findings.results.tunings)]
+
+
+def _not_smaller(findings: Findings, group: Group) -> Iterator[NotSmaller]:
+    sizes = {
+        each: costs["model_bytes"].mean for each in group.entrants if "model_bytes" in (costs := findings.costs.get(each, {}))
+    }
+    chains = {each: [(use.name, use.config) for use in findings.study.variants[each.variant].methods] for each in sizes}
+    for entrant, chain in chains.items():
+        if chain and chain[-1][0].startswith("quantize."):
+            for other in (each for each in sizes if chains[each] == chain[:-1] and sizes[each] <= sizes[entrant]):
+                yield NotSmaller(entrant, other, where_of(findings, group), sizes[entrant], sizes[other])
 
 
 def _of_documents(findings: Findings, name: str) -> list[Fact]:
