@@ -1,5 +1,6 @@
 """The methods that a study can chain: one config class each, and the table of their rows."""
 
+import math
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -239,6 +240,61 @@ class PruneVocabulary(Spec):
     data through the smaller tokenizer; compare by bits per byte."""
 
 
+class Heal(Spec):
+    """How what is left is trained after each removal: one of `lora`, `last_blocks` and `full`."""
+
+    lora: TrainLora | None = None
+    """As `train.lora`; the adapter is merged before the next removal."""
+    last_blocks: TrainLastBlocks | None = None
+    """As `train.last_blocks`."""
+    full: TrainFull | None = None
+    """As `train.full`."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps after each removal; as `train` says unless given."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if sum(way is not None for way in (self.lora, self.last_blocks, self.full)) != 1:
+            raise ValueError("name one of `lora: {...}`, `last_blocks: {...}` and `full: {...}`")
+        return self
+
+    @property
+    def method(self) -> TrainLora | TrainLastBlocks | TrainFull:
+        """The one that is named."""
+        way = self.lora or self.last_blocks or self.full
+        assert way is not None, "refused as it is read"
+        return way
+
+
+class ShrinkStop(Spec):
+    """The bound of a removal."""
+
+    bits_per_byte: float = Field(gt=0)
+    """How much more of them the validation text may take than by the model that is shrunk."""
+
+
+class Shrink(Spec):
+    """Progressive removal: a block is taken away, what is left is healed and measured on validation, then the next one goes,
+    until so much is left or a bound is crossed; the smallest model within the bound is the result (as arXiv 2503.06291)."""
+
+    to: float = Field(0.7, gt=0, lt=1)
+    """Share of the blocks that are left at the end, at least."""
+    by: Literal["blocks"] = "blocks"
+    """What is taken away."""
+    choose: Literal["loss", "influence", "angular"] = "loss"
+    """Which block, as in `prune.blocks`, measured anew at each stop."""
+    calibration: Calibration = Calibration()
+    """The training text that the choice is measured on."""
+    heal: Heal = Heal(lora=TrainLora())
+    """How what is left is trained."""
+    stop: ShrinkStop | None = None
+    """Where it ends before `to`, by the difference on validation, which then has chosen the size; no bound unless given."""
+
+    def num_stops(self, num_blocks: int) -> int:
+        """Blocks that may go, of so many."""
+        return max(0, num_blocks - math.ceil(self.to * num_blocks - 1e-9))
+
+
 class QuantizeGguf(Spec):
     """A GGUF file, written by llama.cpp's converter and measured in llama.cpp: what Ollama, LM Studio and phones run."""
 
@@ -330,6 +386,16 @@ METHODS = (
         check="paretune.pipeline.checks:check_nf4",
         is_last=True,
         needs=("bitsandbytes", "accelerate"),
+    ),
+    Method(
+        "shrink",
+        Shrink,
+        "paretune.train.shrink:shrink",
+        trains=True,
+        trains_all=lambda config: config.heal.full is not None,
+        stops=lambda config, num_blocks: config.num_stops(num_blocks),
+        check="paretune.pipeline.checks:check_shrink",
+        activations=80,
     ),
     Method(
         "train.full",
