@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,17 @@ class Distilled(Fact):
     """Share of the teacher's probability on the words that were kept."""
     rounding: float
     """Nats a target that keeping it in 16 bits has moved the teacher."""
+
+
+@dataclass(frozen=True)
+class Seamed(Fact):
+    """What was done for want of a run of removed blocks, from before them."""
+
+    entrant: Entrant
+    seam: Literal["scale", "linear"]
+    removed: tuple[int, ...]
+    explained: float
+    """Share of the squares of what they added; 0 where nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,10 @@ def healing_facts(findings: Findings, group: Group) -> list[Fact]:
     for entrant in group.entrants:
         cells = findings.cells(entrant)
         facts += [fact for cell in cells if (fact := _shrunk(findings, entrant, cell))]
+        for record in cells[0].methods if cells else ():
+            way = record.config["method"].get("seam")
+            seams = record.metrics.get("seams", ())
+            facts += [Seamed(entrant, way, tuple(seam["removed"]), seam["explained"]) for seam in seams]
         taught = [record.metrics["teacher"] for cell in cells for record in cell.trained if "teacher" in record.metrics]
         if taught:
             first = taught[0]

@@ -69,6 +69,13 @@ def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase)
         raise SpecError(
             f"{where}.protect: {len(config.protect)} protected blocks leave fewer than the {removed} to remove; {has}"
         )
+    if config.seam != "none" and mlp_width(locked.config) is None:
+        raise SpecError(
+            f"{where}.seam: base `{base}` ({', '.join(architectures(locked.config))}) has no single width of its MLPs, whose "
+            "last projection would make up for the blocks; write `seam: none`"
+        )
+    if config.seam != "none" and 0 in (config.blocks or ()):
+        raise SpecError(f"{where}.seam: nothing stands before block 0 that could make up for it; write `seam: none`")
     return with_num_blocks(locked.config, count - removed)
 
 

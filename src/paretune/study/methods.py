@@ -134,7 +134,7 @@ class Budget(Spec):
 class PruneBlocks(Spec):
     """Remove whole transformer blocks: named ones, or `count` chosen ones."""
 
-    LATER: ClassVar = ("calibration", "seed", "budget", "fraction", "contiguous", "protect")
+    LATER: ClassVar = ("calibration", "seed", "budget", "fraction", "contiguous", "protect", "seam")
     blocks: tuple[int, ...] | None = Field(None, min_length=1)
     """Indices into the blocks of the model that the method is given, from 0."""
     count: int | None = Field(None, ge=1)
@@ -156,11 +156,20 @@ class PruneBlocks(Spec):
     """Whether the blocks of a measured choice stand next to each other; those of `angular` always do."""
     protect: tuple[int, ...] = ()
     """Blocks that no choice removes."""
+    seam: Literal["none", "scale", "linear"] = "none"
+    """Whether the MLP before each run of removed blocks makes up for what they added, by least squares on training text folded
+    into its weights: a factor for each channel that it writes (`scale`), or all of its last projection (`linear`, as in arXiv
+    2505.02819). What that explains of held-out documents is reported; where it is nothing, nothing is changed."""
 
     @property
     def is_measured(self) -> bool:
         """Whether the choice needs text."""
         return self.choose in ("loss", "taylor", "influence", "angular")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether training text matters."""
+        return self.is_measured or self.seam != "none"
 
     @model_validator(mode="after")
     def _named_or_counted(self, info: ValidationInfo) -> Self:
@@ -173,8 +182,8 @@ class PruneBlocks(Spec):
                 raise ValueError("`choose` goes with `count`; `blocks` names the blocks already")
             if len(set(self.blocks)) < len(self.blocks) or min(self.blocks) < 0:
                 raise ValueError("`blocks` are distinct indices from 0")
-        if self.calibration is not None and not self.is_measured:
-            raise ValueError("`calibration` goes with `choose: loss`, `taylor`, `influence` or `angular`, measured on text")
+        if self.calibration is not None and not self.reads_text:
+            raise ValueError("`calibration` goes with a `seam`, and `choose: loss`, `taylor`, `influence` or `angular`")
         if self.budget is not None and self.choose != "loss":
             raise ValueError("`budget` goes with `choose: loss`, which searches")
         if self.contiguous and not self.is_measured:
@@ -188,7 +197,7 @@ class PruneBlocks(Spec):
     @model_validator(mode="after")
     def _defaults_of_the_choice(self) -> Self:
         """What a choice depends on is written out, into the key too, where it is left to the defaults."""
-        if self.is_measured and self.calibration is None:
+        if self.reads_text and self.calibration is None:
             object.__setattr__(self, "calibration", Calibration())  # frozen from here on
         if self.choose == "random" and self.seed is None:
             object.__setattr__(self, "seed", 0)
@@ -281,7 +290,7 @@ class Shrink(Spec):
     """Share of the blocks that are left at the end, at least."""
     by: Literal["blocks"] = "blocks"
     """What is taken away."""
-    choose: Literal["loss", "influence", "angular"] = "loss"
+    choose: Literal["loss", "taylor", "influence", "angular"] = "loss"
     """Which block, as in `prune.blocks`, measured anew at each stop."""
     calibration: Calibration = Calibration()
     """The training text that the choice is measured on."""
@@ -342,7 +351,7 @@ METHODS = (
         "prune.blocks",
         PruneBlocks,
         "paretune.variants.stages:prune_blocks",
-        uses_tokens=lambda config: config.is_measured,
+        uses_tokens=lambda config: config.reads_text,
         check="paretune.pipeline.checks:check_blocks",
     ),
     Method(
