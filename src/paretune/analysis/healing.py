@@ -73,9 +73,8 @@ def healing_facts(findings: Findings, group: Group) -> list[Fact]:
         cells = findings.cells(entrant)
         facts += [fact for cell in cells if (fact := _shrunk(findings, entrant, cell))]
         for record in cells[0].methods if cells else ():
-            way = record.config["method"].get("seam")
-            seams = record.metrics.get("seams", ())
-            facts += [Seamed(entrant, way, tuple(seam["removed"]), seam["explained"]) for seam in seams]
+            for seam in record.metrics.get("seams", ()):
+                facts.append(Seamed(entrant, record.config["method"]["seam"], tuple(seam["removed"]), seam["explained"]))
         taught = [record.metrics["teacher"] for cell in cells for record in cell.trained if "teacher" in record.metrics]
         if taught:
             first = taught[0]

@@ -183,7 +183,7 @@ class PruneBlocks(Spec):
             if len(set(self.blocks)) < len(self.blocks) or min(self.blocks) < 0:
                 raise ValueError("`blocks` are distinct indices from 0")
         if self.calibration is not None and not self.reads_text:
-            raise ValueError("`calibration` goes with a `seam`, and `choose: loss`, `taylor`, `influence` or `angular`")
+            raise ValueError("`calibration` goes with `choose: loss`, `taylor`, `influence` or `angular`, or a `seam`")
         if self.budget is not None and self.choose != "loss":
             raise ValueError("`budget` goes with `choose: loss`, which searches")
         if self.contiguous and not self.is_measured:
