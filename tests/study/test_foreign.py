@@ -48,7 +48,12 @@ def test_no_name_of_ours_is_taken_for_one_of_another_tool() -> None:
         ),
         ("batch_size", "variants.a[0].train.lora", "`batch_size` belongs in `train`, or `latency` (in `evaluate`)"),
         ("path", "data.news", "`path` belongs in `data.NAME.source`"),
-        ("r", "", "`r` belongs in `distill.logits.lora` (in `variants`), or `train.lora` (in `variants`)"),
+        (
+            "r",
+            "",
+            "`r` belongs in `train.lora` (in `variants`), or `distill.logits.lora` (in `variants`), or `shrink.heal.lora` (in "
+            "`variants`)",
+        ),
         ("patience", "train", "`patience` belongs in `train.early_stopping`"),
         ("nothing", "train", ""),
     ],

@@ -1,10 +1,17 @@
-"""How models were made smaller and healed: what a student learned from whom."""
+"""How models were made smaller and healed: what a student learned from whom, and what each stop of a removal came to."""
 
+import math
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
+
+import numpy as np
+import pandas as pd
 
 from paretune.analysis.findings import Fact, Findings, Group
+from paretune.analysis.inference import ratio_interval
 from paretune.analysis.scores import Entrant
+from paretune.pipeline.records import Cell
 
 
 @dataclass(frozen=True)
@@ -24,10 +31,50 @@ class Distilled(Fact):
     """Nats a target that keeping it in 16 bits has moved the teacher."""
 
 
+@dataclass(frozen=True)
+class Seamed(Fact):
+    """What was done for want of a run of removed blocks, from before them."""
+
+    entrant: Entrant
+    seam: Literal["scale", "linear"]
+    removed: tuple[int, ...]
+    explained: float
+    """Share of the squares of what they added; 0 where nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A model on the way of a progressive removal."""
+
+    num_blocks: int
+    num_parameters: int
+    more: float
+    """Bits per byte of validation text beyond the model that is shrunk."""
+    low: float
+    high: float
+    """Interval over documents; NaN of one document."""
+
+
+@dataclass(frozen=True)
+class Shrunk(Fact):
+    """What a progressive removal came to at each stop; the last one may be beyond its bound, and is then not the result."""
+
+    entrant: Entrant
+    seed: int | None
+    """None where the study has one."""
+    stops: tuple[Stop, ...]
+    bound: float | None
+    beyond: bool
+
+
 def healing_facts(findings: Findings, group: Group) -> list[Fact]:
     facts: list[Fact] = []
     for entrant in group.entrants:
         cells = findings.cells(entrant)
+        facts += [fact for cell in cells if (fact := _shrunk(findings, entrant, cell))]
+        for record in cells[0].methods if cells else ():
+            for seam in record.metrics.get("seams", ()):
+                facts.append(Seamed(entrant, record.config["method"]["seam"], tuple(seam["removed"]), seam["explained"]))
         taught = [record.metrics["teacher"] for cell in cells for record in cell.trained if "teacher" in record.metrics]
         if taught:
             first = taught[0]
@@ -36,3 +83,21 @@ def healing_facts(findings: Findings, group: Group) -> list[Fact]:
             size = first["targets"], first["words"], first["cache"] == "exact"
             facts.append(Distilled(entrant, first["name"], *share, *size, *means))
     return facts
+
+
+def _shrunk(findings: Findings, entrant: Entrant, cell: Cell) -> Shrunk | None:
+    stops, records = [], [record for record in cell.methods if "bits_per_byte_start" in record.metrics]
+    for record in records:
+        table = pd.read_parquet(record.path / "validation.parquet")
+        table["more"] = (table["nats"] - table["start"]) / math.log(2)
+        sums = table.groupby("document", sort=True)[["more", "bytes"]].sum().to_numpy(dtype=np.float64)
+        more, size = sums[:, 0], sums[:, 1]
+        interval = ratio_interval(more, size, findings.level)
+        metrics = record.metrics
+        stops.append(Stop(metrics["blocks_left"], metrics["parameters_left"], float(more.sum() / size.sum()), *interval))
+    if not stops:
+        return None
+    bound = (records[-1].config["method"]["stop"] or {}).get("bits_per_byte")
+    return Shrunk(
+        entrant, cell.seed if len(findings.study.seeds) > 1 else None, tuple(stops), bound, records[-1].metrics["beyond"]
+    )

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from paretune.study.methods import (
     PruneVocabulary,
     QuantizeGguf,
     QuantizeNf4,
+    Shrink,
     TrainLastBlocks,
     TrainLora,
 )
@@ -67,6 +69,13 @@ def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase)
         raise SpecError(
             f"{where}.protect: {len(config.protect)} protected blocks leave fewer than the {removed} to remove; {has}"
         )
+    if config.seam != "none" and mlp_width(locked.config) is None:
+        raise SpecError(
+            f"{where}.seam: base `{base}` ({', '.join(architectures(locked.config))}) has no single width of its MLPs, whose "
+            "last projection would make up for the blocks; write `seam: none`"
+        )
+    if config.seam != "none" and 0 in (config.blocks or ()):
+        raise SpecError(f"{where}.seam: nothing stands before block 0 that could make up for it; write `seam: none`")
     return with_num_blocks(locked.config, count - removed)
 
 
@@ -142,6 +151,23 @@ def tell_heads(config: PruneHeads, base: str, locked: LockedBase) -> list[str]:
         return []
     removed = config.count * heads // shared
     return [f"prune.heads with `count: {config.count}` takes {removed} of {heads} heads of a block of `{base}`: whole groups"]
+
+
+def check_shrink(config: Shrink, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`shrink`: the blocks can be counted, one of them goes, and `last_blocks` are there at the end."""
+    count = num_blocks(locked.config)
+    if count is None:
+        raise SpecError(f"{where}: config.json of base `{base}` does not say how many blocks it has; take `prune.blocks`")
+    left = count - config.num_stops(count)
+    if left == count:
+        most = (count - 1) / count
+        raise SpecError(f"{where}.to: {config.to:g} of {count} blocks is all of them; write at most {most:.3g}")
+    config_left = with_num_blocks(locked.config, left)
+    if config.heal.last_blocks:
+        check_last_blocks(config.heal.last_blocks, f"{where}.heal.last_blocks", base, replace(locked, config=config_left))
+    if config.heal.lora:
+        check_targets(config.heal.lora, f"{where}.heal.lora", base, locked)
+    return config_left
 
 
 def check_last_blocks(config: TrainLastBlocks, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:

@@ -252,7 +252,9 @@ def _training(
     options: RunOptions,
     amount: Amount | None,
 ) -> Cost:
-    batch, steps = study.train.batch_size, study.train.max_steps
+    heal = stage.config["method"].get("heal") or {}
+    method = next((heal[way] for way in ("lora", "last_blocks", "full") if heal.get(way)), stage.config["method"])
+    batch, steps = study.train.batch_size, heal.get("max_steps") or study.train.max_steps
     epochs = study.train.num_epochs or 0.0
     if amount is not None:
         per_epoch = max(1, math.ceil(amount.windows / batch))
@@ -268,7 +270,7 @@ def _training(
     )
     if weights is None:
         return cost
-    row, method, blocks = methods()[stage.kind], stage.config["method"], num_blocks(config) or 1
+    row, blocks = methods()[stage.kind], num_blocks(config) or 1
     rank, count = (method.get("lora") or method).get("r"), min(method.get("count") or blocks, blocks)
     # About: the targets of an adapter, and what stands outside of the blocks, are known once the model is built.
     trained = weights * count // blocks if rank is None else 16 * rank * width(config) * blocks
@@ -291,7 +293,7 @@ def _training(
         states = min(states, max(least, (budget - 12 * trained) / _TRANSIENT))
     needed = 16 * trained + states + (_TRAINING if libraries else 0)
     memory = needed if trained == weights else max(_LOADING * weights, 4 * weights + needed)
-    return replace(cost, memory=libraries + memory, disk=4 * (weights if rank is None else trained))
+    return replace(cost, memory=libraries + memory, disk=4 * (weights if rank is None or heal else trained))
 
 
 def _pass(config: Mapping[str, Any], tokens: int, length: int, activations: int) -> float:

@@ -9,11 +9,12 @@ a stage `tune.choose`, which has no body and never runs.
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paretune.errors import SpecError
+from paretune.pipeline.config_json import num_blocks
 from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.parts import Parts
 from paretune.pipeline.resources import Resource
@@ -34,7 +35,7 @@ from paretune.pipeline.store import Store
 from paretune.study.base import Spec
 from paretune.study.data import Dataset, Source
 from paretune.study.evaluations import SIZE
-from paretune.study.registry import Evaluation, Teacher, methods
+from paretune.study.registry import Evaluation, Teacher, load_function, methods
 from paretune.study.study import Study
 from paretune.study.variants import MethodUse, Variant
 
@@ -295,7 +296,7 @@ class _Planner:
     ) -> tuple[Stage, ...]:
         """The stages of `chain`, applied to `model` (or the base); `waits` are choices that have to be made before a method."""
         stages: list[Stage] = []
-        for index, use in enumerate(chain):
+        for index, use in [(i, use) for i, use in enumerate(chain) for _ in range(self._stops(given, chain, i))]:
             before = stages[-1] if stages else model
             inputs: dict[str, Stage] = {"model": before} if before else {}
             if waits and index in waits:
@@ -332,6 +333,17 @@ class _Planner:
             content = config.model_dump(mode="json")
             stages.append(Stage(use.name, content, use.row.body, inputs, after, resources, use.row.revision))
         return tuple(stages)
+
+    def _stops(self, given: _Given, chain: tuple[MethodUse, ...], index: int) -> int:
+        """How many stages a method of `chain` has: of those that go on until so much is left, as config.json says."""
+        if chain[index].row.stops(chain[index].config, 2**20) == 1:
+            return 1
+        locked = self.lock.bases[given.base]
+        for number, use in enumerate(chain[:index]):
+            if use.row.check:
+                config = load_function(use.row.check)(use.config, f"[{number}].{use.name}", given.base, locked)
+                locked = replace(locked, config=config)
+        return chain[index].row.stops(chain[index].config, num_blocks(locked.config) or 1)
 
     def _teacher(self, given: _Given, teacher: Teacher, seed: int | None) -> Stage:
         """What `teacher` says at the targets of the training split, for a student with `seed`."""

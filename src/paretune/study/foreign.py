@@ -155,6 +155,22 @@ FOREIGN = (
     Foreign("prune.width prune.channels prune.neurons prune.ffn width", "variants:prune.mlp"),
     Foreign("num_heads n_heads heads_to_prune prune.attention_heads", "variants:prune.heads.count"),
     Foreign(
+        "iterative progressive prune.iterative gradual",
+        "variants:shrink",
+        "one block after the other, each healed and measured",
+    ),
+    Foreign("replaceme linear_patch linearpatch seam_fix compensation", "variants:prune.blocks.seam"),
+    Foreign(
+        "prune.attention prune.mlp_blocks prune.sublayers drop_attention drop_mlp",
+        "variants:prune.blocks variants:prune.heads variants:prune.mlp",
+        "a block without its attention or its MLP is no model that transformers loads",
+    ),
+    Foreign(
+        "skip.blocks early_exit layer_skip dynamic_depth",
+        "variants:prune.blocks variants:shrink",
+        "depth is fixed here: what is skipped for some texts alone needs code of its own wherever it is served",
+    ),
+    Foreign(
         "prune.wanda wanda sparsegpt prune.sparse prune.magnitude",
         missing="single weights are not pruned, which makes no model smaller or faster here; take `prune.mlp` or `prune.heads`",
     ),
@@ -164,7 +180,7 @@ FOREIGN = (
         "variants:quantize.int8 variants:quantize.nf4 variants:quantize.gguf",
     ),
     Foreign(
-        "distill distillation knowledge_distillation distill.logits distill.text kd teacher teacher_model",
+        "distill distillation knowledge_distillation distill.logits kd teacher teacher_model",
         "variants:distill.*",
         missing="distillation is not there yet",
     ),
@@ -360,6 +376,7 @@ def belongs(name: str, where: str = "") -> str:
     owners = {address.rpartition(".")[0]: address for address, last in addresses().items() if last == name and "." in address}
     # Those of `source.train` are those of `source` again.
     outer = [each for owner, each in owners.items() if not any(owner.startswith(f"{other}.") for other in owners)]
+    outer.sort(key=lambda address: address.count("."))  # a method of one step before one that takes it among others
     most = max((_shared(address, where) for address in outer), default=0)
     told = list(dict.fromkeys(_owner(address) for address in outer if _shared(address, where) == most))
     more = ", or elsewhere" if len(told) > _NEAREST else ""

@@ -1,5 +1,6 @@
 """The methods that a study can chain: one config class each, and the table of their rows."""
 
+import math
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -133,7 +134,7 @@ class Budget(Spec):
 class PruneBlocks(Spec):
     """Remove whole transformer blocks: named ones, or `count` chosen ones."""
 
-    LATER: ClassVar = ("calibration", "seed", "budget", "fraction", "contiguous", "protect")
+    LATER: ClassVar = ("calibration", "seed", "budget", "fraction", "contiguous", "protect", "seam")
     blocks: tuple[int, ...] | None = Field(None, min_length=1)
     """Indices into the blocks of the model that the method is given, from 0."""
     count: int | None = Field(None, ge=1)
@@ -155,11 +156,20 @@ class PruneBlocks(Spec):
     """Whether the blocks of a measured choice stand next to each other; those of `angular` always do."""
     protect: tuple[int, ...] = ()
     """Blocks that no choice removes."""
+    seam: Literal["none", "scale", "linear"] = "none"
+    """Whether the MLP before each run of removed blocks makes up for what they added, by least squares on training text folded
+    into its weights: a factor for each channel that it writes (`scale`), or all of its last projection (`linear`, as in arXiv
+    2505.02819). What that explains of held-out documents is reported; where it is nothing, nothing is changed."""
 
     @property
     def is_measured(self) -> bool:
         """Whether the choice needs text."""
         return self.choose in ("loss", "taylor", "influence", "angular")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether training text matters."""
+        return self.is_measured or self.seam != "none"
 
     @model_validator(mode="after")
     def _named_or_counted(self, info: ValidationInfo) -> Self:
@@ -172,8 +182,8 @@ class PruneBlocks(Spec):
                 raise ValueError("`choose` goes with `count`; `blocks` names the blocks already")
             if len(set(self.blocks)) < len(self.blocks) or min(self.blocks) < 0:
                 raise ValueError("`blocks` are distinct indices from 0")
-        if self.calibration is not None and not self.is_measured:
-            raise ValueError("`calibration` goes with `choose: loss`, `taylor`, `influence` or `angular`, measured on text")
+        if self.calibration is not None and not self.reads_text:
+            raise ValueError("`calibration` goes with `choose: loss`, `taylor`, `influence` or `angular`, or a `seam`")
         if self.budget is not None and self.choose != "loss":
             raise ValueError("`budget` goes with `choose: loss`, which searches")
         if self.contiguous and not self.is_measured:
@@ -187,7 +197,7 @@ class PruneBlocks(Spec):
     @model_validator(mode="after")
     def _defaults_of_the_choice(self) -> Self:
         """What a choice depends on is written out, into the key too, where it is left to the defaults."""
-        if self.is_measured and self.calibration is None:
+        if self.reads_text and self.calibration is None:
             object.__setattr__(self, "calibration", Calibration())  # frozen from here on
         if self.choose == "random" and self.seed is None:
             object.__setattr__(self, "seed", 0)
@@ -239,6 +249,61 @@ class PruneVocabulary(Spec):
     data through the smaller tokenizer; compare by bits per byte."""
 
 
+class Heal(Spec):
+    """How what is left is trained after each removal: one of `lora`, `last_blocks` and `full`."""
+
+    lora: TrainLora | None = None
+    """As `train.lora`; the adapter is merged before the next removal."""
+    last_blocks: TrainLastBlocks | None = None
+    """As `train.last_blocks`."""
+    full: TrainFull | None = None
+    """As `train.full`."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps after each removal; as `train` says unless given."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if sum(way is not None for way in (self.lora, self.last_blocks, self.full)) != 1:
+            raise ValueError("name one of `lora: {...}`, `last_blocks: {...}` and `full: {...}`")
+        return self
+
+    @property
+    def method(self) -> TrainLora | TrainLastBlocks | TrainFull:
+        """The one that is named."""
+        way = self.lora or self.last_blocks or self.full
+        assert way is not None, "refused as it is read"
+        return way
+
+
+class ShrinkStop(Spec):
+    """The bound of a removal."""
+
+    bits_per_byte: float = Field(gt=0)
+    """How much more of them the validation text may take than by the model that is shrunk."""
+
+
+class Shrink(Spec):
+    """Progressive removal: a block is taken away, what is left is healed and measured on validation, then the next one goes,
+    until so much is left or a bound is crossed; the smallest model within the bound is the result (as arXiv 2503.06291)."""
+
+    to: float = Field(0.7, gt=0, lt=1)
+    """Share of the blocks that are left at the end, at least."""
+    by: Literal["blocks"] = "blocks"
+    """What is taken away."""
+    choose: Literal["loss", "taylor", "influence", "angular"] = "loss"
+    """Which block, as in `prune.blocks`, measured anew at each stop."""
+    calibration: Calibration = Calibration()
+    """The training text that the choice is measured on."""
+    heal: Heal = Heal(lora=TrainLora())
+    """How what is left is trained."""
+    stop: ShrinkStop | None = None
+    """Where it ends before `to`, by the difference on validation, which then has chosen the size; no bound unless given."""
+
+    def num_stops(self, num_blocks: int) -> int:
+        """Blocks that may go, of so many."""
+        return max(0, num_blocks - math.ceil(self.to * num_blocks - 1e-9))
+
+
 class QuantizeGguf(Spec):
     """A GGUF file, written by llama.cpp's converter and measured in llama.cpp: what Ollama, LM Studio and phones run."""
 
@@ -286,7 +351,7 @@ METHODS = (
         "prune.blocks",
         PruneBlocks,
         "paretune.variants.stages:prune_blocks",
-        uses_tokens=lambda config: config.is_measured,
+        uses_tokens=lambda config: config.reads_text,
         check="paretune.pipeline.checks:check_blocks",
     ),
     Method(
@@ -330,6 +395,16 @@ METHODS = (
         check="paretune.pipeline.checks:check_nf4",
         is_last=True,
         needs=("bitsandbytes", "accelerate"),
+    ),
+    Method(
+        "shrink",
+        Shrink,
+        "paretune.train.shrink:shrink",
+        trains=True,
+        trains_all=lambda config: config.heal.full is not None,
+        stops=lambda config, num_blocks: config.num_stops(num_blocks),
+        check="paretune.pipeline.checks:check_shrink",
+        activations=80,
     ),
     Method(
         "train.full",

@@ -80,7 +80,7 @@ def markdown() -> str:
 def _entry(name: str, row: Method | Evaluation) -> list[str]:
     parts = [f"### `{name}`", _summary(row.config) + _needs(row), _table(row.config)]
     for field in row.config.model_fields.values():
-        for model in get_args(field.annotation):
+        for model in (field.annotation, *get_args(field.annotation)):
             if isinstance(model, type) and issubclass(model, Spec):
                 parts += [f"**{model.__name__}.** {_summary(model)}", _table(model)]
     return parts

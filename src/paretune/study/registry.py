@@ -89,6 +89,8 @@ class Method:
     """Whether every weight of the model is trained, by its config; for what memory must hold."""
     uses_tokens: Callable[[Any], bool] = lambda _config: False
     """Whether a method that does not train takes the tokens, by its config; then also precision and device of measuring."""
+    stops: Callable[[Any, int], int] = lambda _config, _num_blocks: 1
+    """By its config and the blocks of the model that it is given, how many stages of it follow each other, all alike."""
     teacher: Callable[[Any], Teacher | None] = lambda _config: None
     """By its config the teacher, whose stage is made once for all students and is the input `teacher`."""
     check: str | None = None

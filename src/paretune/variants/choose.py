@@ -197,14 +197,22 @@ def race_by_loss(
     head, began = head_of(model), time.monotonic()
 
     def measure(part: Sequence[int], remaining: Sequence[int], among: Sequence[int]) -> Scores:
-        total = passes if math.isfinite(passes) else 60 * (minutes or 0)
-        spent = race.spent if math.isfinite(passes) else time.monotonic() - began
-        emit(done=round(spent), total=round(total), part="choosing blocks")
+        rows = 0
+
+        def tell(count: int) -> None:
+            nonlocal rows
+            rows += count
+            spent = race.spent + rows / len(examples)
+            if minutes is None:
+                emit(done=round(min(spent, passes)), total=round(passes), part="choosing blocks")
+            else:
+                emit(done=round(time.monotonic() - began), total=round(60 * minutes), part="choosing blocks")
+
         sums: Scores = {}
         gone = [block for block in range(num_blocks) if block not in remaining]
         sets = [tuple(sorted(gone)), *(tuple(sorted((*gone, block))) for block in among)]
         for indices, batch in _batches(model, [examples[index] for index in part], num_blocks, state_bytes):
-            walked = walk.removals(batch.ids_RT, remaining, 1, among)
+            walked = replace(walk, emit=tell).removals(batch.ids_RT, remaining, 1, among)
             for without, final_RTD in walked if is_walked else live_removals(model, batch.ids_RT, sets):
                 hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
                 nats_N = token_nats(head, hidden_ND, batch.targets_N)[0]

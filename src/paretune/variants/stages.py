@@ -1,5 +1,6 @@
 """The stage body of removing blocks."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, choose_blocks
+from paretune.variants.calibration import read_windows
 from paretune.variants.choose import choose_measured, choose_random
 from paretune.variants.finish import leave
 from paretune.variants.proof import prune_blocks as prune_and_prove
+from paretune.variants.seam import Seam, sew
 
 
 def prune_blocks(context: StageContext) -> dict[str, Any]:
@@ -32,12 +35,18 @@ def prune_blocks(context: StageContext) -> dict[str, Any]:
             drop = choose_random(num_blocks, count, method.seed or 0, method.protect)
         else:
             drop = choose_blocks(num_blocks, count=count, choose=method.choose, protect=method.protect)
+    seams: list[Seam] = []
+    if method.seam != "none":
+        windows = read_windows(context, config, loaded.tokenizer.prefix_id)
+        how = {"forward_tokens": context.options.forward_tokens, "emit": context.emit}
+        seams = sew(loaded.model, drop, windows, seam=method.seam, **how)
     context.emit(done=0, total=1, part="showing that nothing else changed")
     proof = prune_and_prove(loaded.model, drop, context.draft, base_fingerprint=config.base.digest)
     return {
         "removed_blocks": sorted(drop),
         "blocks_before": num_blocks,
         "blocks_after": num_blocks - len(drop),
+        **({"seams": [asdict(seam) for seam in seams]} if seams else {}),
         **leave(context, loaded.model, loaded.tokenizer, before, proof),
         **measured,
     }
