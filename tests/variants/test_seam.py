@@ -14,10 +14,10 @@ from paretune.pipeline.checks import check_blocks
 from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, skipped_blocks
 from paretune.variants.calibration import Window
+from paretune.variants.cuts import find_cuts, narrow_mlp
 from paretune.variants.seam import runs_in, sew
 from paretune.variants.stages import prune_blocks
 from paretune.variants.walk import block_inputs
-from paretune.variants.width import find_cuts, narrow_mlp
 from tests.tiny import ARCHITECTURES, VOCABULARY_SIZE, make_model
 from tests.variants.test_choose import context_of
 from tests.variants.test_width import locked

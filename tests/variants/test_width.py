@@ -17,7 +17,8 @@ from paretune.pipeline.checks import check_heads, check_mlp
 from paretune.pipeline.lock import LockedBase
 from paretune.pipeline.resources import Resource
 from paretune.study.methods import PruneHeads, PruneMlp
-from paretune.variants.width import find_cuts, loss_slopes, narrow, narrow_heads, narrow_mlp, prune_heads, prune_mlp
+from paretune.variants.cuts import find_cuts, narrow_heads, narrow_mlp
+from paretune.variants.width import loss_slopes, narrow, prune_heads, prune_mlp
 from tests.surgery_table import measure_change
 from tests.tiny import ARCHITECTURES, MIXTURES, VOCABULARY_SIZE, make_model
 from tests.variants.test_choose import context_of

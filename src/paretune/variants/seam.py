@@ -19,9 +19,9 @@ from paretune.data.trees import Batch, forward_batches
 from paretune.errors import StageError
 from paretune.variants.blocks import block_list, skipped_blocks
 from paretune.variants.calibration import Window, document_numbers
+from paretune.variants.cuts import Cut, find_cuts, narrow_mlp
 from paretune.variants.proof import probe_of
 from paretune.variants.walk import Removed
-from paretune.variants.width import Cut, find_cuts, narrow_mlp
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Of the mean second moment of a channel, added to each: that is taken which does best on documents that were not fit to."""

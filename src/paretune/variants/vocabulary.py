@@ -30,9 +30,10 @@ from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.data import SPLITS
 from paretune.study.methods import PruneVocabulary
+from paretune.variants.cuts import narrower_shapes
 from paretune.variants.finish import leave
 from paretune.variants.proof import compute_at_once, probe_of, prove_saved
-from paretune.variants.width import built, narrower_shapes
+from paretune.variants.width import built
 
 IDS = ("ids", "context", "prompt", "completion", "end")
 """Columns of the tokens."""
