@@ -327,8 +327,8 @@ def _of_records(data: Path, rows: Rows, group: str | None, turn: Turn) -> Shape:
     for field in asked:
         prompt = _request(field, told[field]) + turn.after if turn.templated else f"{field.capitalize()}:"
         learned += f"      {_task(field, prompt, told[field], lead='' if turn.templated else ' ')}\n"
-    if len(told) > len(asked):
-        learned += f"    # no task yet: {listed([field for field in told if field not in asked])}\n"
+    if left := [field for field in told if field not in (*asked, *read)]:
+        learned += f"    # no task yet: {listed(left)}\n"
     learned += f'    # or text to continue, in place of `too_long`, `context` and `tasks`: text: "{text}"\n'
     shown = min((row for row in rows if all(is_filled(row.get(f)) for f in read)), key=lambda r: len(_flat(r[read[-1]])))
     prompt = render(parse_template(context), shown, "the shortest record")
@@ -449,8 +449,8 @@ def mean_words(rows: Rows, field: str) -> float:
 
 def _is_prose(rows: Rows, field: str) -> bool:
     values = [row.get(field) for row in rows]
-    items = [item for value in values if _is_texts(value) for item in value]
-    of_words = items and sum(len(item.split()) for item in items) <= _ITEM_WORDS * len(items)
+    items = [item for value in values if isinstance(value, list) and _is_texts(value) for item in value]
+    of_words = bool(items) and sum(len(item.split()) for item in items) <= _ITEM_WORDS * len(items)
     return mean_words(rows, field) >= PROSE_WORDS and not of_words
 
 
