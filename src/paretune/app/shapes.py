@@ -218,7 +218,9 @@ def _asking_and_answering(rows: Rows) -> tuple[list[str], str] | None:
             ]
             asks.sort(key=lambda field: not is_always_filled(rows, field))
             if answers and sum(any(is_filled(row.get(field)) for field in asks) for row in rows) >= _ASKED * len(rows):
-                return asks, max(answers, key=lambda field: (names[field] == [answer], mean_words(rows, field)))
+                best = max(answers, key=lambda field: (names[field] == [answer], mean_words(rows, field)))
+                # Of `summary1` and `summary2` the first.
+                return asks, next(field for field in answers if field.rstrip("0123456789") == best.rstrip("0123456789"))
     return None
 
 
