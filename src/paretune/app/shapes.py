@@ -314,7 +314,7 @@ def _of_records(data: Path, rows: Rows, group: str | None, turn: Turn) -> Shape:
     article = mean_words(rows, longest) >= _ARTICLE_WORDS or any(set(_words(field)) & _TOLD for field in told)
     if not labels and not (article and told):
         why = f"{listed(used)} {'are' if len(used) > 1 else 'is'} prose, and no other field tells about it"
-        learned = f'    text: "{text}"'.ljust(44) + "# <- what is learned, field after field\n"
+        learned = f'    text: "{text}"'.ljust(43) + " # <- what is learned, field after field\n"
         stratum = _stratum(rows, document)
         return Shape("plain text", why, learned, opening, needs=tuple(used), document=document, stratify=stratum)
     if article:
