@@ -336,7 +336,7 @@ def _base_line(base: str, file: Path) -> str:
     else:
         where = f"hub: {base}"
     name = path.resolve().name.removesuffix(".gguf")
-    return f"  {_name(name, 'base')}: {{{where}}}".ljust(44) + "# <- the model"
+    return f"  {_name(name, 'base')}: {{{where}}}".ljust(43) + " # <- the model"
 
 
 def _notes(rows: Rows, written: str, *, of_columns: bool, drops_empty: bool) -> str:
