@@ -1,6 +1,7 @@
 """The commands around a run: init, why, methods, doctor, clean, plan; and how light the command line is."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 
 from paretune.cli import main
+from paretune.data.chat import chat_prompt
 from paretune.data.sources import iterate_rows
+from paretune.data.tokenizer import load_tokenizer
+from paretune.pipeline.resources import Resource
 from paretune.study.reference import markdown
 from paretune.study.study import load_study
 from tests.conftest import write_notes, write_study
@@ -202,7 +206,6 @@ def test_init_recognises_what_asks_and_what_answers(tmp_path, name):
     (dataset,) = load_study(file).data.values()
     assert (dataset.completes, dataset.length_rule) == (True, "skip")
     assert dataset.scored
-    assert main(["plan", str(file)]) == 0
 
 
 ANSWERED = {
@@ -222,7 +225,6 @@ def test_init_scores_answers_by_what_they_look_like(tmp_path, name):
     file = tmp_path / "study.yaml"
     assert main(["init", str(tmp_path / "data.jsonl"), "--to", str(file)]) == 0
     assert expected in file.read_text()
-    assert main(["plan", str(file)]) == 0
 
 
 SHAPES: dict[str, tuple[dict[str, Any], str]] = {
@@ -254,7 +256,7 @@ def test_init_recognises_the_shape(tmp_path, capsys, name):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = tmp_path / "study.yaml"
     assert main(["init", str(tmp_path / "data.jsonl"), "--to", str(file)]) == 0
-    assert expected.replace("references: [target]", "references: [target]") in file.read_text()
+    assert expected in file.read_text()
     (dataset,) = load_study(file).data.values()
     assert dataset.scored
     printed = capsys.readouterr().out
@@ -279,24 +281,27 @@ def test_init_writes_prompts_in_the_chat_template_of_the_base(tmp_path, capsys):
     file = tmp_path / "study.yaml"
     assert main(["init", str(tmp_path / "data.jsonl"), "--to", str(file), "--base", str(tmp_path / "model")]) == 0
     (dataset,) = load_study(file).data.values()
-    assert dataset.tasks["answer"].prompt == "[user] {{ question }}\n[assistant] "
+    asked = chat_prompt(
+        load_tokenizer({"trust_remote_code": False}, Resource(path=tmp_path / "model")),
+        [{"role": "user", "content": "{{ question }}"}],
+    )
+    assert dataset.tasks["answer"].prompt == asked == "[user] {{ question }}\n[assistant] "
     assert "in the chat template of the base" in capsys.readouterr().out
 
 
-def test_init_fits_a_study_to_minutes_by_the_forecast(tmp_path, capsys, monkeypatch):
-    def seconds(opened, rates):
-        return 60 + (opened.study.train.max_steps or 400), opened.study.train.max_steps or 400
-
-    monkeypatch.setattr("paretune.app.init.measure_rates", lambda *_: {"a base": {"a rate": 1.0}})
-    monkeypatch.setattr("paretune.app.init._seconds", seconds)
-    (tmp_path / "plain.txt").write_text(DATA["plain.txt"])
-    arguments = ["init", str(tmp_path / "plain.txt"), "--to", str(tmp_path / "study.yaml")]
-    assert main([*arguments, "--minutes", "1"]) == 2
-    assert "the shortest study on this base takes about" in capsys.readouterr().err
+def test_init_fits_a_study_to_minutes_and_measures_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("measures the machine"))
+    rows = [{"question": f"What is n{n}?", "answer": f"It is n{n}, and not {n + 1}. " * 20} for n in range(400)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["init", str(tmp_path / "data.jsonl"), "--to", str(tmp_path / "study.yaml")]
+    assert main([*arguments, "--minutes", "0.1"]) == 2
+    assert "the shortest study takes about" in capsys.readouterr().err
     assert not (tmp_path / "study.yaml").exists()
     assert main([*arguments, "--minutes", "3"]) == 0
-    assert load_study(tmp_path / "study.yaml").train.max_steps == 120
-    assert "time: about 3 min of 3 min" in capsys.readouterr().out
+    study = load_study(tmp_path / "study.yaml")
+    assert study.train.max_steps
+    assert re.search(r"time: about [12](\.\d)? min|time: about \d+ s", capsys.readouterr().out)
+    assert "`paretune plan" in (tmp_path / "study.yaml").read_text().splitlines()[1]
 
 
 @pytest.mark.parametrize(
@@ -361,7 +366,8 @@ def chats(group: Callable[[int], Any], count: int = 120) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def test_init_proposes_the_column_that_groups_and_plan_names_it_to_who_has_not(tmp_path, capsys):
+def test_init_proposes_the_column_that_groups_and_plan_names_it_to_who_has_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("paretune.pipeline.rates.measure_rates", lambda *_: {})
     (tmp_path / "chats.jsonl").write_text(chats(lambda n: {"conversation_id": n // 4}))
     file = tmp_path / "study.yaml"
     assert main(["init", str(tmp_path / "chats.jsonl"), "--to", str(file)]) == 0
@@ -411,7 +417,7 @@ def test_init_of_ten_thousand_columns_is_short(tmp_path):
     text = file.read_text()
     assert len(text) < 6000
     assert "of 10,000 columns" in text
-    assert "9,971 more" in text
+    assert "9,972 more" in text
     assert load_study(file).data
 
 

@@ -78,7 +78,7 @@ def init_command(
         raise SpecError(f"--to: `{to}` exists; name another file")
     if (data / "config.json").is_file():
         raise DataError(f"{data}: is the directory of a model, which goes with `--base`; name a data file, or a folder of some")
-    told = write_first_study(data, to, base, minutes, partial(typer.echo, err=True))
+    told = write_first_study(data, to, base, minutes)
     typer.echo(to.read_text(encoding="utf-8"))
     typer.echo("\n".join([*told, f"written to {to}; look at it, then: {command_line('run', to)}"]))
 

@@ -5,61 +5,75 @@ before it is told that it runs, and for `--minutes` trained for as many steps, o
 `paretune plan` fits. The base is the one that ships or the one that is named; with a chat template, prompts are written in it.
 """
 
+import functools
+import itertools
 import json
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from paretune.api import OpenStudy, open_study
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from paretune.app.shapes import PROSE_WORDS, Rows, Shape, Turn, is_filled, listed, quoted, recognise, shape_of_text
 from paretune.data.audit import HTML, found_in
 from paretune.data.control import KNOWN
-from paretune.data.groups import FEWEST, Grouping, groupings
+from paretune.data.groups import FEWEST, Grouping, groupings, words_of_name
 from paretune.data.sources import DELIMITERS, iterate_rows
 from paretune.errors import DataError, NeedsError, StoreError
-from paretune.pipeline.config_json import read_config
+from paretune.pipeline.config_json import num_positions
 from paretune.pipeline.data_files import data_files, format_of_file
-from paretune.pipeline.duration import Rates
 from paretune.pipeline.forecast import duration_words, forecast
-from paretune.pipeline.rates import measure_rates
+from paretune.pipeline.lock import Lock, resolve_lock
+from paretune.pipeline.machine import device_kind
+from paretune.pipeline.plan import Plan, make_plan
+from paretune.pipeline.preflight import check_study
+from paretune.pipeline.rates import kept_rates, rough_rates
 from paretune.pipeline.resources import SMOLLM2
-from paretune.pipeline.why import review
+from paretune.pipeline.store import Store
 from paretune.study.base import validate
 from paretune.study.data import Source
 from paretune.study.findings import FINDINGS, proposed_clean
+from paretune.study.study import Study, load_study, located
 
 _LOOK = 1000
 """Records that are looked at."""
-_OPTIONS = ("options", "choices", "endings")
+_OPTIONS = {"option", "choice", "ending"}
 _HTML_SHARE = 0.1
 _SHIPPED = ("newsroom-base", SMOLLM2)
 """Bases that `--base` takes by name."""
-_FEW_STEPS, _ENOUGH_STEPS = 10, 50
-"""Of a training for `--minutes`: at least, and from which on no records are given up for more of them."""
-_SMALLEST = 1 / 64
-"""Share of the records, at least."""
+_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+"""That a chat template may write."""
+_FEW_RECORDS = 100
+"""Of which a tenth is held out, at least where there are so many."""
+_FEW_STEPS = 10
+"""Of a training for `--minutes`, at least."""
 _GROUPS = 8
 """Columns that group, in comments, at most."""
 _LISTED = 20
 """Columns that a comment names, at most."""
+_BLOCK = 2000
+"""Characters of a text that count as a record, about."""
 _FAR = 3
 """Directories up from the study; a path that goes further is written whole."""
 
 _STUDY = """\
 # A first comparison on your data, made by `paretune init`. It runs as it is: `paretune run {file}`.
-study: {name}
+{time}study: {name}
 bases:
 {base}
 data:
   {name}:
     source: {source}
-{about}    split: {{train: {shares[0]:g}, validation: {shares[1]:g}, test: {shares[1]:g}, seed: 13}}{of_all}
+{about}    split: {split}
     leakage: remove                         # duplicates between the splits leave the training side; block | allow
 {learned}{notes}{train}
 seeds: [0]                                  # three or more to say something about a method and not just these weights
@@ -71,13 +85,11 @@ variants:
 evaluate:
   perplexity: {{}}
 {answers}  generate: {{prompts: [{prompt}], max_new_tokens: 60}}
-  latency: {{}}
+  latency: {{{latency}}}
 """
 _LORA = "{{r: 16, alpha: 32, targets: all-linear, learning_rate: {rate}}}"
-_BUILTIN_BASE = "  small: {builtin: newsroom-base}".ljust(44) + "# <- the model: this one ships; yours: init with `--base`"
 _RATES = {"builtin": ("1.0e-3", "3.0e-3"), "named": ("5.0e-5", "2.0e-4")}
 """Of full training and of adapters: for the small base that ships, and usual ones for other models."""
-_ANSWERS = "  tasks: {max_documents: 50}".ljust(44) + "# so many held-out documents are answered and scored\n"
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,8 @@ class _Table:
     rows: Rows
     written: str
     """Fields of its source that say how it is read."""
+    num_records: int
+    """In all; of a text, blocks."""
     groups: Sequence[Grouping] = ()
     is_text: bool = False
 
@@ -100,44 +114,101 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Amount:
-    """How much is learned from."""
+    """How much is learned from, and measured."""
 
     share: float = 1.0
     """Of the records."""
+    documents: int = 50
+    """That are held out, and whose tasks are answered."""
+    latency: str = ""
+    batch_size: int = 8
+    length: int = 512
+    """Tokens of an example, at most."""
     steps: int | None = None
     """Two epochs unless given."""
 
+    def __str__(self) -> str:
+        learned = f"{self.steps:,} steps" if self.steps else "two epochs"
+        return f"{learned} on {f'{self.share:.1%} of the' if self.share < 1 else 'all'} records"
 
-def write_first_study(
-    data: Path, file: Path, base: str | None = None, minutes: float | None = None, say: Callable[[str], None] = print
-) -> list[str]:
+    def written(self, shape: Shape, longest: int | None) -> dict[str, str]:
+        """The lines of a study that say so, about data of a `shape`, of a base that reads `longest` tokens at most."""
+        train, held_out = (round(part * self.share, 4) for part in (0.8, 0.1))
+        how_long = f"max_steps: {self.steps}" if self.steps else "epochs: 2"
+        # Examples that are skipped where they are too long are not skipped to save time.
+        length = min(shape.length, longest or shape.length, shape.length if shape.skips else self.length)
+        answers = f"  tasks: {{max_documents: {self.documents}}}".ljust(44) + "# so many held-out documents are answered\n"
+        size = f"batch_size: {self.batch_size}, max_length: {length}"
+        return {
+            "split": f"{{train: {train:g}, validation: {held_out:g}, test: {held_out:g}, seed: 13}}",
+            "train": f"train: {{{how_long}, {size}}}".ljust(60) + "# <- how long is trained",
+            "answers": answers if shape.scored else "",
+            "latency": self.latency,
+        }
+
+
+_AMOUNTS = (
+    _Amount(),
+    _Amount(1 / 4, 20, "repeats: 5"),
+    _Amount(1 / 16, 10, "repeats: 3", 4, 256),
+    _Amount(1 / 64, 5, "repeats: 3, new_tokens: 16", 2, 256),
+)
+"""That `--minutes` tries: the first that takes no more than half of the time to prepare and to measure."""
+
+
+@dataclass(frozen=True)
+class _Forecast:
+    seconds: float
+    training: float
+    """Seconds of them."""
+    steps: int
+    """Of the longest training."""
+    is_timed: bool
+    """By what a token was measured to take on this machine, and not by arithmetic."""
+
+
+def write_first_study(data: Path, file: Path, base: str | None = None, minutes: float | None = None) -> list[str]:
     """Write a study `file` about `data` and `base`: a directory, a GGUF file, a name of the hub or of a base that ships.
 
-    It is planned before this returns, but for a base of the hub, and runs for `minutes` at most by the forecast of its plan.
+    It is checked as `paretune plan` checks it before this returns, but for a base of the hub, and takes `minutes` at most by
+    the forecast, for which nothing is run: of rates that an earlier plan has kept, or else by arithmetic.
     Returns what was recognised, left out and can be changed. DataError for data that cannot be read or holds no prose,
     NeedsError for a base that is not there or a time that is too short, StoreError where nothing can be written.
     """
-    table, base_line = _look_at(data), _base_line(base, file) if base else _BUILTIN_BASE
-    is_here = base is None or "{hub:" not in base_line
+    table, where = _look_at(data), _where(base or _SHIPPED[0], file)
+    is_here = not where.startswith("hub")
     if minutes is not None and not is_here:
-        raise NeedsError(f"--minutes: `{base}` is of the hub, and is timed once it is here; name its directory by `--base`")
-    turn = Turn()
+        raise NeedsError(f"--minutes: `{base}` is of the hub, and has no time before it is here; name its directory")
+    shape, told = table.shape(Turn()), []
+    text = _study(table, shape, file, base, where)
 
-    def opened(amount: _Amount) -> OpenStudy:
-        file.write_text(_study(table, table.shape(turn), file, base, base_line, amount), encoding="utf-8")
-        return open_study(file)
+    def write(amount: _Amount, time: str = "") -> None:
+        file.write_text(text(time=time, **amount.written(shape, longest)), encoding="utf-8")
 
-    told = []
+    def forecast_of(amount: _Amount) -> _Forecast:
+        write(amount)
+        return _forecast(study := load_study(file), lock, make_plan(study, lock, file.parent), store)
+
+    amount, longest, store = _AMOUNTS[0], None, Store(file.parent / ".paretune")
     try:
+        write(amount)
         if is_here:
-            study = opened(_Amount())
-            if table.shape(turn).asks and (turn := _turn_of(study)).templated:
-                study = opened(_Amount())
+            lock = _lock(file, store)
+            (locked,) = lock.bases.values()
+            longest = num_positions(locked.config)
+            if shape.asks and (turn := _turn_of(locked.resource.directory() or Path())).is_templated:
+                shape = table.shape(turn)
+                text = _study(table, shape, file, base, where)
                 told.append("prompts: in the chat template of the base")
-            if minutes is not None:
-                told.append(_fit(study, opened, minutes, say))
+            least = min(1.0, _FEW_RECORDS / max(1, table.num_records))
+            amounts = [replace(amount, share=max(amount.share, least)) for amount in _AMOUNTS]
+            amount, expected = _fit(forecast_of, amounts, minutes)
+            how = "" if expected.is_timed else " by a rough estimate"
+            told.append(f"time: about {duration_words(expected.seconds)}{how}, with {amount}")
+            write(amount, f"# It takes about {duration_words(expected.seconds)}{how}; `paretune plan {file}` times it.\n")
+            with located(file):
+                check_study(load_study(file), lock, file.parent)
         else:
-            file.write_text(_study(table, table.shape(turn), file, base, base_line, _Amount()), encoding="utf-8")
             told.append(f"not planned yet: `{base}` is fetched from the hub; `--base DIR` uses its chat template if it has one")
     except OSError as error:
         raise StoreError(
@@ -146,7 +217,6 @@ def write_first_study(
     except BaseException:
         file.unlink(missing_ok=True)
         raise
-    shape = table.shape(turn)
     unused = _unused(table, shape)
     return [
         f"recognised: {shape.name}: {shape.why}",
@@ -156,72 +226,75 @@ def write_first_study(
     ]
 
 
-def _turn_of(opened: OpenStudy) -> Turn:
-    """What the chat template of the base writes around what a user says."""
-    (base,) = opened.lock.bases.values()
-    directory = base.resource.directory()
-    files = [directory / name for name in ("chat_template.jinja", "tokenizer_config.json")] if directory else []
-    if not any(file.is_file() and (file.suffix == ".jinja" or "chat_template" in file.read_text()) for file in files):
-        return Turn()
-    from paretune.data.chat import chat_prompt
-    from paretune.data.tokenizer import load_tokenizer
+def _lock(file: Path, store: Store) -> Lock:
+    """Of a study on a CPU in float32, so that nothing is measured of the machine, which takes torch; then on its own device."""
+    study = load_study(file)
+    study = study.model_copy(update={"precision": study.precision.model_copy(update={"compute": "float32"})})
+    with located(file):
+        return replace(resolve_lock(study, file, "cpu", store.root), device=device_kind("auto", None))
 
+
+def _turn_of(directory: Path) -> Turn:
+    """What the chat template of a base writes around what a user says: nothing where it has none, or one that wants more."""
+    file, template_file = directory / "tokenizer_config.json", directory / "chat_template.jinja"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    template = template_file.read_text(encoding="utf-8") if template_file.is_file() else settings.get("chat_template")
+    if isinstance(template, list):
+        template = next((each["template"] for each in template if each["name"] == "default"), None)
+    if not template:
+        return Turn()
+    tokens = {name: token["content"] if isinstance(token := settings.get(name), Mapping) else token or "" for name in _TOKENS}
+    # As transformers makes it, which takes torch (https://github.com/huggingface/transformers, chat_template_utils.py).
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     said = "\U000f8003"
-    tokenizer = load_tokenizer({"trust_remote_code": False}, base.resource)
-    if tokenizer.hf.chat_template is None:
-        return Turn()
     try:
-        before, seen, after = chat_prompt(tokenizer, [{"role": "user", "content": said}], where="--base").partition(said)
-    except DataError:  # a template that wants more than a question: prompts stay plain
-        return Turn()
-    literal = [f"{{% raw %}}{text}{{% endraw %}}" if re.search(r"\{[{%#]", text) else text for text in (before, after)]
-    return Turn(literal[0], literal[1], templated=True) if seen else Turn()
-
-
-def _fit(study: OpenStudy, opened: Callable[[_Amount], OpenStudy], minutes: float, say: Callable[[str], None]) -> str:
-    """Leave a study `opened` that takes `minutes` at most by the forecast of its plan, and tell how long and by what.
-
-    First fewer steps, then fewer records. NeedsError where the smallest of them takes longer.
-    """
-    rates = measure_rates(study.study, study.lock, study.plan, study.store, say)
-    if not rates:
-        return "time: not known, because the base could not be timed; `--minutes` changed nothing"
-    limit, share, possible = 60 * minutes, 1.0, []
-    shortest = float("inf")
-    while share >= _SMALLEST:
-        seconds, steps = _seconds(study := opened(_Amount(share)), rates)
-        fitting, least = _Amount(share), min(steps, _FEW_STEPS)
-        if seconds > limit:
-            fewest, _ = _seconds(opened(_Amount(share, least)), rates)
-            shortest = min(shortest, fewest)
-            more = (steps - least) * (limit - fewest) / max(seconds - fewest, 1e-9)
-            fitting = _Amount(share, least + int(more))
-            while fewest <= limit < _seconds(opened(fitting), rates)[0]:
-                fitting = _Amount(share, max(least, int(0.9 * (fitting.steps or 0))))
-        if min(seconds, shortest) <= limit:
-            possible.append(fitting)
-            if fitting.steps is None or fitting.steps >= min(steps, _ENOUGH_STEPS):
-                break
-        share /= 2
-    if not possible:
-        raise NeedsError(
-            f"--minutes {minutes:g}: the shortest study on this base takes about {duration_words(shortest)} by the forecast; "
-            "allow for more, or name a smaller `--base`"
+        rendered = environment.from_string(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)).render(
+            messages=[{"role": "user", "content": said}], add_generation_prompt=True, **tokens
         )
-    chosen = max(possible, key=lambda amount: amount.steps or float("inf"))
-    seconds, _ = _seconds(opened(chosen), rates)
-    how = [f"{chosen.steps:,} steps in place of two epochs"] if chosen.steps else []
-    how += [f"{chosen.share:.0%} of the records"] if chosen.share < 1 else []
-    return f"time: about {duration_words(seconds)} of {minutes:g} min by the forecast of `plan`, with " + (
-        " on ".join(how) or "two epochs on all records"
-    )
+    except (TemplateError, TypeError):
+        return Turn()
+    # BOS stands before every example anyhow.
+    before, seen, after = rendered.removeprefix(tokens["bos_token"]).partition(said)
+    literal = [f"{{% raw %}}{text}{{% endraw %}}" if re.search(r"\{[{%#]", text) else text for text in (before, after)]
+    return Turn(*literal, is_templated=True) if seen else Turn()
 
 
-def _seconds(opened: OpenStudy, rates: Mapping[str, Rates]) -> tuple[float, int]:
-    """What is forecast for all that is to run, and the steps of the longest training."""
-    costs = forecast(opened.study, opened.lock, opened.plan, opened.store, rates=rates)
-    new = [costs[planned.stage] for planned in review(opened.plan, opened.store) if planned.status == "new"]
-    return sum(cost.seconds or 0 for cost in new), max((cost.steps or 0 for cost in costs.values()), default=0)
+def _fit(
+    forecast_of: Callable[[_Amount], _Forecast], amounts: Sequence[_Amount], minutes: float | None
+) -> tuple[_Amount, _Forecast]:
+    """How much takes `minutes` at most: the first of `amounts` that is measured in half of them, and then in fewer steps.
+
+    NeedsError where the shortest takes longer.
+    """
+    limit = 60 * minutes if minutes else math.inf
+    for amount in amounts:
+        expected = forecast_of(amount)
+        if expected.seconds <= limit:
+            return amount, expected
+        if expected.seconds - expected.training <= limit / 2:
+            break
+    least, left = min(expected.steps, _FEW_STEPS), limit - (expected.seconds - expected.training)
+    steps = max(least, int(expected.steps * left / max(expected.training, 1e-9)))
+    while True:
+        expected = forecast_of(replace(amount, steps=steps))
+        if expected.seconds <= limit:
+            return replace(amount, steps=steps), expected
+        if steps == least:
+            raise NeedsError(
+                f"--minutes: is {minutes:g}, and the shortest study takes about {duration_words(expected.seconds)} on this "
+                "base by the forecast; allow for more, or name a smaller `--base`"
+            )
+        steps = max(least, int(0.8 * steps))
+
+
+def _forecast(study: Study, lock: Lock, plan: Plan, store: Store) -> _Forecast:
+    """Of all the stages of a study."""
+    kept = kept_rates(study, lock, plan, store)
+    costs = forecast(study, lock, plan, store, rates=kept or rough_rates(lock))
+    training = [cost for stage, cost in costs.items() if "train" in stage.config]
+    seconds, trained = (sum(cost.seconds or 0 for cost in some) for some in (costs.values(), training))
+    return _Forecast(seconds, trained, max(cost.steps or 0 for cost in training), bool(kept))
 
 
 def _look_at(data: Path) -> _Table:
@@ -244,12 +317,15 @@ def _look_at(data: Path) -> _Table:
     rows = _look(source, data)
     # Of a folder the files say the format, and not its name.
     columns = ("" if source.resolved_format or format not in ("csv", "text") else f", format: {format}") + columns
-    groups = [] if format == "text" else groupings(row.values for row in iterate_rows(source, str(data)))
-    return _Table(data, rows, columns, groups, format == "text")
+    if format == "text":
+        return _Table(data, rows, columns, sum(len(row["text"]) for row in rows) // _BLOCK, is_text=True)
+    num = itertools.count()
+    groups = groupings(row.values for row, _ in zip(iterate_rows(source, str(data)), num, strict=False))
+    return _Table(data, rows, columns, next(num), groups)
 
 
-def _study(table: _Table, shape: Shape, file: Path, base: str | None, base_line: str, amount: _Amount) -> str:
-    """The text of a study."""
+def _study(table: _Table, shape: Shape, file: Path, base: str | None, where: str) -> Callable[..., str]:
+    """Makes the text of a study of the base that is `where`, once it is known how much is learned and how long that takes."""
     data, rows, about = table.path, table.rows, ""
     if shape.document:
         name = shape.document if re.fullmatch(r"[^\W\d][\w. -]*", shape.document) else quoted(shape.document)
@@ -262,33 +338,24 @@ def _study(table: _Table, shape: Shape, file: Path, base: str | None, base_line:
     if num_empty := sum(not all(is_filled(row.get(field)) for field in shape.needs) for row in rows):
         about += "    clean: {drop: [empty]}".ljust(44) + f"# {num_empty:,} of {len(rows):,} records lack something\n"
     full_rate, lora_rate = _RATES["builtin" if base in (None, _SHIPPED[0]) else "named"]
-    length = shape.length
-    if base is not None and (config_file := Path(base) / "config.json").is_file():
-        config = read_config(config_file, "--base")
-        positions = (config.get(name) for name in ("max_position_embeddings", "n_positions"))
-        length = min(length, next(filter(None, positions), length))
-    how_long = f"max_steps: {amount.steps}" if amount.steps else "epochs: 2"
     written = about + shape.learned
     if unused := _unused(table, shape):
         of_all = f" of {len(rows[0]):,} columns" if len(rows[0]) > _LISTED else ""
         written_unused = f"    # not used{of_all}: {listed(unused, _LISTED)}\n"
-    return _STUDY.format(
+    return partial(
+        _STUDY.format,
         file=file,
         name=_name(data.stem, "data"),
-        base=base_line,
+        base=f"  {_base_name(base)}: {{{where}}}".ljust(43) + f" # <- the model{'' if base else '; this one ships'}",
         source=f"{{path: {quoted(_path_from(file, data))}{table.written}{shape.source}}}",
         about=about,
-        shares=(round(0.8 * amount.share, 4), round(0.1 * amount.share, 4)),
-        of_all="" if amount.share == 1 else f"  # {amount.share:.0%} of the records",
         learned=shape.learned,
         notes=_choices_note(rows, data)
         + _group_notes(table.groups, shape.document)
         + (written_unused if unused else "")
         + _notes(rows, written, of_columns=not table.is_text, drops_empty=num_empty > 0),
-        train=f"train: {{{how_long}, batch_size: 8, max_length: {length}}}".ljust(60) + "# <- how long is trained",
         rate=full_rate,
         lora=_LORA.format(rate=lora_rate),
-        answers=_ANSWERS if shape.scored else "",
         prompt=quoted(shape.prompt),
     )
 
@@ -303,7 +370,7 @@ def _unused(table: _Table, shape: Shape) -> list[str]:
 
 
 def _look(source: Source, data: Path) -> Rows:
-    return [row.values for row in islice(iterate_rows(source, str(data)), _LOOK)]
+    return [row.values for row in itertools.islice(iterate_rows(source, str(data)), _LOOK)]
 
 
 def _cut_right(source: Source, data: Path) -> Source:
@@ -325,18 +392,20 @@ def _path_from(file: Path, target: Path) -> str:
     return str(target.resolve()) if path.startswith(os.path.join(*[os.pardir] * _FAR)) else path
 
 
-def _base_line(base: str, file: Path) -> str:
+def _where(base: str, file: Path) -> str:
+    """The field of a study `file` that says where a base is; NeedsError for a directory or file that is not there."""
     path = Path(base)
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
-        where = f"path: {quoted(_path_from(file, path))}"
-    elif base in _SHIPPED:
-        where = f"builtin: {base}"
-    elif base.startswith((".", "/", "~")) or base.count("/") > 1 or path.suffix == ".gguf":
+        return f"path: {quoted(_path_from(file, path))}"
+    if base in _SHIPPED:
+        return f"builtin: {base}"
+    if base.startswith((".", "/", "~")) or base.count("/") > 1 or path.suffix == ".gguf":
         raise NeedsError(f"--base: no directory `{base}`; name one that holds config.json, a GGUF file, or a model of the hub")
-    else:
-        where = f"hub: {base}"
-    name = path.resolve().name.removesuffix(".gguf")
-    return f"  {_name(name, 'base')}: {{{where}}}".ljust(43) + " # <- the model"
+    return f"hub: {base}"
+
+
+def _base_name(base: str | None) -> str:
+    return _name(Path(base).resolve().name.removesuffix(".gguf"), "base") if base else "small"
 
 
 def _notes(rows: Rows, written: str, *, of_columns: bool, drops_empty: bool) -> str:
@@ -349,7 +418,7 @@ def _notes(rows: Rows, written: str, *, of_columns: bool, drops_empty: bool) -> 
             notes += f"    # {100 * share:.0f} % of the values of `{field}` hold HTML, which is learned as it stands\n"
     named = ([field for field in row if _names(written, field)] or list(row) for row in rows)
     texts = ["\n".join(t for field in fields for t in _texts(row[field])) for row, fields in zip(rows, named, strict=True)]
-    findings = Counter(name for text in texts for name in found_in(text) if name not in ("html", "encoding_lost"))
+    findings = Counter(name for text in texts for name in _found(text) if name not in ("html", "encoding_lost"))
     if repeated := len(texts) - len(set(texts)):
         findings["duplicate"] = repeated
     if findings:
@@ -359,9 +428,14 @@ def _notes(rows: Rows, written: str, *, of_columns: bool, drops_empty: bool) -> 
     return notes
 
 
+@functools.cache
+def _found(text: str) -> list[str]:
+    return list(found_in(text))
+
+
 def _choices_note(rows: Rows, data: Path) -> str:
     """A comment where records are questions with options, which are rather for measuring than for learning."""
-    if not any(isinstance(rows[0].get(field), list | Mapping) for field in _OPTIONS):
+    if not any(_OPTIONS & set(words_of_name(field)) for field in rows[0]):
         return ""
     return (
         f"    # multiple choice is mostly to measure with: `qa: {{path: {quoted(data.name)}}}` in the `evaluate` of a study\n"
@@ -381,7 +455,7 @@ def _group_notes(groups: Sequence[Grouping], document: str | None) -> str:
 
 def _names(written: str, field: str) -> bool:
     """Whether `written`, a part of a study, names a column."""
-    return re.search(rf"\b{re.escape(field)}\b", written) is not None
+    return field in written and re.search(rf"\b{re.escape(field)}\b", written) is not None
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -85,7 +85,7 @@ class Turn:
 
     before: str = ""
     after: str = "\n\n"
-    templated: bool = False
+    is_templated: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,11 @@ class Shape:
     """There are tasks whose answers are scored."""
     asks: bool = False
     """It has prompts, which a chat template fits."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether examples that are too long are left out."""
+        return _SKIP in self.learned
 
 
 def recognise(data: Path, rows: Rows, group: str | None, turn: Turn) -> Shape:
@@ -166,9 +171,9 @@ def _of_pairs(rows: Rows, group: str | None, turn: Turn) -> Shape | None:
     given = [field for field in _INPUTS if field in rows[0] and field not in (*asks, answers)][:1]
     first, answered = asks[0], [row.get(answers) for row in rows]
     always_asked = is_always_filled(rows, first)
-    if (asks, answers, given) == (["instruction"], "output", ["input"]) and not turn.templated:
+    if (asks, answers, given) == (["instruction"], "output", ["input"]) and not turn.is_templated:
         template, learned = ALPACA, _ready("alpaca", answered, "`instruction`, `input` and `output`")
-    elif (asks, answers) == (["prompt"], "completion") and not turn.templated and 2 * sum(map(_is_joined, rows)) > len(rows):
+    elif (asks, answers) == (["prompt"], "completion") and not turn.is_templated and 2 * sum(map(_is_joined, rows)) > len(rows):
         template = "{{ prompt }}"
         learned = _ready("prompt_completion", answered, "the completion follows the prompt as it is")
     else:
@@ -179,7 +184,7 @@ def _of_pairs(rows: Rows, group: str | None, turn: Turn) -> Shape | None:
             template = turn.before + "".join(parts.values())[2:] + turn.after
         else:
             parts = {field: f"{{% if {field} %}}{_written(rows, field)}\n\n{{% endif %}}" for field in [*asks, *given]}
-            template = turn.before + "".join(parts.values()) + (turn.after if turn.templated else "")
+            template = turn.before + "".join(parts.values()) + (turn.after if turn.is_templated else "")
         learned = "    tasks:".ljust(44) + f"{_YOURS}; the loss is taken on the completion alone\n"
         learned += f"      {_task(answers, template, answered, further=_further(rows, answers))}\n"
     shortest = min((row for row in rows if is_filled(row.get(first))), key=lambda row: len(str(row[first])))
@@ -214,7 +219,10 @@ def _asking_and_answering(rows: Rows) -> tuple[list[str], str] | None:
             asks = [
                 field
                 for field, words in names.items()
-                if ask in words and field not in answers and (words == [ask] or mean_words(rows, field) >= _ASKING_WORDS)
+                if ask in words
+                and field not in answers
+                and not isinstance(rows[0][field], Mapping)
+                and (words == [ask] or mean_words(rows, field) >= _ASKING_WORDS)
             ]
             asks.sort(key=lambda field: not is_always_filled(rows, field))
             if answers and sum(any(is_filled(row.get(field)) for field in asks) for row in rows) >= _ASKED * len(rows):
@@ -327,14 +335,14 @@ def _of_records(data: Path, rows: Rows, group: str | None, turn: Turn) -> Shape:
     learned = "    too_long: cut".ljust(44) + "# the end of the context; skip | error\n"
     learned += f"    context: {quoted(context)}\n" + "    tasks:".ljust(44) + f"{_YOURS}, of the context\n"
     for field in asked:
-        prompt = _request(field, told[field]) + turn.after if turn.templated else f"{field.capitalize()}:"
-        learned += f"      {_task(field, prompt, told[field], lead='' if turn.templated else ' ')}\n"
+        prompt = _request(field, told[field]) + turn.after if turn.is_templated else f"{field.capitalize()}:"
+        learned += f"      {_task(field, prompt, told[field], lead='' if turn.is_templated else ' ')}\n"
     if left := [field for field in told if field not in (*asked, *read)]:
         learned += f"    # no task yet: {listed(left)}\n"
     learned += f'    # or text to continue, in place of `too_long`, `context` and `tasks`: text: "{text}"\n'
     shown = min((row for row in rows if all(is_filled(row.get(f)) for f in read)), key=lambda r: len(_flat(r[read[-1]])))
     prompt = render(parse_template(context), shown, "the shortest record")
-    prompt += _request(asked[0], told[asked[0]]) + turn.after if turn.templated else f"{asked[0].capitalize()}:"
+    prompt += _request(asked[0], told[asked[0]]) + turn.after if turn.is_templated else f"{asked[0].capitalize()}:"
     return Shape(
         name,
         why,
