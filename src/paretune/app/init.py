@@ -196,7 +196,8 @@ def write_first_study(data: Path, file: Path, base: str | None = None, minutes: 
             lock = _lock(file, store)
             (locked,) = lock.bases.values()
             longest = num_positions(locked.config)
-            if shape.asks and (turn := _turn_of(locked.resource.directory() or Path())).is_templated:
+            directory = locked.resource.directory()
+            if shape.asks and directory and (turn := _turn_of(directory)).is_templated:
                 shape = table.shape(turn)
                 text = _study(table, shape, file, base, where)
                 told.append("prompts: in the chat template of the base")
@@ -236,26 +237,23 @@ def _lock(file: Path, store: Store) -> Lock:
 
 def _turn_of(directory: Path) -> Turn:
     """What the chat template of a base writes around what a user says: nothing where it has none, or one that wants more."""
-    file, template_file = directory / "tokenizer_config.json", directory / "chat_template.jinja"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    template = template_file.read_text(encoding="utf-8") if template_file.is_file() else settings.get("chat_template")
-    if isinstance(template, list):
-        template = next((each["template"] for each in template if each["name"] == "default"), None)
-    if not template:
-        return Turn()
-    tokens = {name: token["content"] if isinstance(token := settings.get(name), Mapping) else token or "" for name in _TOKENS}
+    file, template_file, said = directory / "tokenizer_config.json", directory / "chat_template.jinja", "\U000f8003"
     # As transformers makes it, which takes torch (https://github.com/huggingface/transformers, chat_template_utils.py).
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    said = "\U000f8003"
     try:
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else settings.get("chat_template") or ""
+        if isinstance(template, list):
+            template = next((each["template"] for each in template if each["name"] == "default"), "")
+        tokens = {name: token["content"] if isinstance(token := settings.get(name), Mapping) else token for name in _TOKENS}
         rendered = environment.from_string(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)).render(
             messages=[{"role": "user", "content": said}], add_generation_prompt=True, **tokens
         )
-    except (TemplateError, TypeError):
+    except (TemplateError, TypeError, ValueError, KeyError):  # what is damaged is told where the study is checked
         return Turn()
     # BOS stands before every example anyhow.
-    before, seen, after = rendered.removeprefix(tokens["bos_token"]).partition(said)
+    before, seen, after = rendered.removeprefix(tokens["bos_token"] or "").partition(said)
     literal = [f"{{% raw %}}{text}{{% endraw %}}" if re.search(r"\{[{%#]", text) else text for text in (before, after)]
     return Turn(*literal, is_templated=True) if seen else Turn()
 
