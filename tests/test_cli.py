@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from paretune.cli import main
+from paretune.data.chat import chat_prompt
 from paretune.data.sources import iterate_rows
+from paretune.data.tokenizer import load_tokenizer
+from paretune.pipeline.resources import Resource
 from paretune.study.reference import markdown
 from paretune.study.study import load_study
 from tests.conftest import write_notes, write_study
@@ -203,7 +206,6 @@ def test_init_recognises_what_asks_and_what_answers(tmp_path, name):
     (dataset,) = load_study(file).data.values()
     assert (dataset.completes, dataset.length_rule) == (True, "skip")
     assert dataset.scored
-    assert main(["plan", str(file)]) == 0
 
 
 ANSWERED = {
@@ -223,30 +225,91 @@ def test_init_scores_answers_by_what_they_look_like(tmp_path, name):
     file = tmp_path / "study.yaml"
     assert main(["init", str(tmp_path / "data.jsonl"), "--to", str(file)]) == 0
     assert expected in file.read_text()
-    assert main(["plan", str(file)]) == 0
 
 
-def test_the_tasks_that_init_suggests_can_be_planned(tmp_path):
-    (tmp_path / "notes.jsonl").write_text(DATA["notes.jsonl"])
+SHAPES: dict[str, tuple[dict[str, Any], str]] = {
+    "articles": (
+        {"title": "On the number {}", "content": "word {} " * 50, "kind": "ab", "tags": ["x {}", "y"], "url": "http://x/{}"},
+        'context: "{{ content }}\\n\\n"',
+    ),
+    "labels": (
+        {"text": "It is the number {} again", "label": 10},
+        'label: {prompt: "Label:", completion: " {{ label }}", score: [acc',
+    ),
+    "several": (
+        {"source": ["One is {}.", "Two is not."], "target": ["It is the number {} alone.", "Only {} of them is."]},
+        "references: [target]",
+    ),
+    "numbered": ({"input": "Say {}", "output1": "It is {}", "output2": "So it is {}"}, "references: [output2]"),
+    "questions": ({"one": "What is the number {}?", "other": "It is the number {}."}, 'other: {prompt: "{{ one }}\\n\\n"'),
+    "preferred": ({"prompt": "Say {}", "chosen": "{}", "rejected": "no"}, 'completion: "{{ chosen }}"'),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_init_recognises_the_shape(tmp_path, capsys, name):
+    record, expected = SHAPES[name]
+    rows = [json.loads(json.dumps(record).replace("{}", f"n{n}")) for n in range(40)]
+    for n, row in enumerate(rows):
+        row |= {field: value[n % 2] for field, value in row.items() if field == "kind"}
+        row |= {field: n % 3 for field in row if field == "label"}
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = tmp_path / "study.yaml"
-    assert main(["init", str(tmp_path / "notes.jsonl"), "--to", str(file)]) == 0
-    text = file.read_text()
-    kept = [line for line in text.splitlines() if not line.startswith(("    text:", "    # or", "    # not used"))]
-    file.write_text("\n".join(re.sub("^    # ", "    ", line) for line in kept) + "\n")
+    assert main(["init", str(tmp_path / "data.jsonl"), "--to", str(file)]) == 0
+    assert expected in file.read_text()
     (dataset,) = load_study(file).data.values()
-    assert {name: (task.score, task.labels) for name, task in dataset.tasks.items()} == {
-        "heading": (("rouge_l",), None),
-        "kind": (("accuracy",), "from_train"),
-    }
-    assert main(["plan", str(file)]) == 0
+    assert dataset.scored
+    printed = capsys.readouterr().out
+    assert "recognised: " in printed
+    if name == "articles":
+        assert {task: (use.score, use.labels) for task, use in dataset.tasks.items()} == {
+            "title": (("rouge_l",), None),
+            "kind": (("accuracy",), "from_train"),
+            "tags": (("set_f1",), None),
+        }
+        assert "left out: `url`" in printed
+
+
+def test_init_writes_prompts_in_the_chat_template_of_the_base(tmp_path, capsys):
+    rows = [{"question": f"What is n{n}?", "answer": f"It is n{n}."} for n in range(40)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_model("llama", tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    file = tmp_path / "study.yaml"
+    assert main(["init", str(tmp_path / "data.jsonl"), "--to", str(file), "--base", str(tmp_path / "model")]) == 0
+    (dataset,) = load_study(file).data.values()
+    asked = chat_prompt(
+        load_tokenizer({"trust_remote_code": False}, Resource(path=tmp_path / "model")),
+        [{"role": "user", "content": "{{ question }}"}],
+    )
+    assert dataset.tasks["answer"].prompt == asked == "[user] {{ question }}\n[assistant] "
+    assert "in the chat template of the base" in capsys.readouterr().out
+
+
+def test_init_fits_a_study_to_minutes_and_measures_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("measures the machine"))
+    rows = [{"question": f"What is n{n}?", "answer": f"It is n{n}, and not {n + 1}. " * 20} for n in range(400)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["init", str(tmp_path / "data.jsonl"), "--to", str(tmp_path / "study.yaml")]
+    assert main([*arguments, "--minutes", "0.1"]) == 2
+    assert "the shortest study takes about" in capsys.readouterr().err
+    assert not (tmp_path / "study.yaml").exists()
+    assert main([*arguments, "--minutes", "3"]) == 0
+    study = load_study(tmp_path / "study.yaml")
+    assert study.train.max_steps
+    assert re.search(r"time: about [12](\.\d)? min|time: about \d+ s", capsys.readouterr().out)
+    assert "`paretune plan" in (tmp_path / "study.yaml").read_text().splitlines()[1]
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("notes.jsonl", {"document": "heading", "stratify": "kind", "text": "{{ heading }}\n\n{{ body }}"}),
+        ("notes.jsonl", {"document": "heading", "stratify": "kind", "context": "{{ body }}\n\n"}),
         ("answers.csv", {"document": "questionID", "stratify": None, "text": "{{ answer }}"}),
-        ("bare.csv", {"document": "column2", "text": "{{ column2 }}\n\n{{ column3 }}"}),
+        ("bare.csv", {"document": "column2", "context": "{{ column2 }}\n\n{{ column3 }}\n\n"}),
         ("book.txt", {"document": None, "text": "{{ text }}"}),
         ("short.txt", {"text": "{{ text }}"}),
         ("plain.txt", {"text": "{{ text }}"}),
@@ -303,7 +366,8 @@ def chats(group: Callable[[int], Any], count: int = 120) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def test_init_proposes_the_column_that_groups_and_plan_names_it_to_who_has_not(tmp_path, capsys):
+def test_init_proposes_the_column_that_groups_and_plan_names_it_to_who_has_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("paretune.pipeline.rates.measure_rates", lambda *_: {})
     (tmp_path / "chats.jsonl").write_text(chats(lambda n: {"conversation_id": n // 4}))
     file = tmp_path / "study.yaml"
     assert main(["init", str(tmp_path / "chats.jsonl"), "--to", str(file)]) == 0
@@ -337,7 +401,7 @@ def test_init_suggests_a_label_of_which_some_are_empty_and_knows_questions_with_
     ]
     (tmp_path / "data.csv").write_text("\n".join(["message,state", *rows]) + "\n")
     assert main(["init", str(tmp_path / "data.csv"), "--to", str(tmp_path / "study.yaml")]) == 0
-    assert "#   state: {prompt" in (written := capsys.readouterr().out)
+    assert " state: {prompt" in (written := capsys.readouterr().out)
     assert "multiple choice" not in written
     quiz = [{"question": f"What is {n} and {n}?", "options": ["4", "5"], "answer": "A"} for n in range(20)]
     (tmp_path / "quiz.json").write_text(json.dumps(quiz))
@@ -353,7 +417,7 @@ def test_init_of_ten_thousand_columns_is_short(tmp_path):
     text = file.read_text()
     assert len(text) < 6000
     assert "of 10,000 columns" in text
-    assert "9,971 more" in text
+    assert "9,972 more" in text
     assert load_study(file).data
 
 

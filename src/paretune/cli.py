@@ -64,24 +64,23 @@ def init_command(
     ],
     to: Annotated[Path, typer.Option("--to", help="The study file to write.")] = Path("study.yaml"),
     base: Annotated[
-        str | None, typer.Option(help="A model: its directory, or its name on the hub.  [default: the one that ships]")
+        str | None,
+        typer.Option(help="A model: its directory, a .gguf file, or its name on the hub.  [default: the one that ships]"),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Train so little that a run is forecast to take no longer.")
     ] = None,
 ) -> None:
     """Look at a data file and write a study file that runs as it is."""
-    from paretune.app.init import first_study
+    from paretune.app.init import write_first_study
 
     if to.exists():
         raise SpecError(f"--to: `{to}` exists; name another file")
     if (data / "config.json").is_file():
         raise DataError(f"{data}: is the directory of a model, which goes with `--base`; name a data file, or a folder of some")
-    text = first_study(data, to, base)
-    try:
-        to.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(
-            f"--to: `{to}` cannot be written ({error.strerror}); name a file in a directory that is there"
-        ) from None
-    typer.echo(f"{text}\nwritten to {to}; look at it, then: {command_line('run', to)}")
+    told = write_first_study(data, to, base, minutes)
+    typer.echo(to.read_text(encoding="utf-8"))
+    typer.echo("\n".join([*told, f"written to {to}; look at it, then: {command_line('run', to)}"]))
 
 
 @app.command("plan")

@@ -114,6 +114,17 @@ _COMMANDS = (
     command(
         "first study into nowhere", "init notes.jsonl --to a/new.yaml", "--to: `a/new.yaml` cannot be written", "that is there"
     ),
+    command(
+        "first study in no time",
+        "init notes.jsonl --to new.yaml --minutes 0.1",
+        "--minutes: is 0.1, and the shortest study takes",
+    ),
+    command(
+        "first study in minutes on a base that is not here",
+        "init notes.jsonl --to new.yaml --base owner/model --minutes 10",
+        "--minutes: `owner/model` is of the hub",
+        "name its directory",
+    ),
     command("first study over another", "init notes.jsonl --to study.yaml", "--to: `study.yaml` exists; name another file"),
     command("why of no stage", "why @ trian.full", "`trian.full` is no stage of this study"),
 )

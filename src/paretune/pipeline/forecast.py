@@ -101,7 +101,7 @@ def describe_plan(
         tokens = tokens if cost.read is None else f"{mark}{cost.read:,} read, {tokens} learned"
         uses = f"{users[0]}{f' and {len(users) - 1} more' if len(users) > 1 else ''}" if users else ""
         because = "; ".join(filter(None, (uses, planned.reason)))
-        time = "" if cost.seconds is None else f"{'<' if cost.at_most else '~'}{_duration(cost.seconds)}"
+        time = "" if cost.seconds is None else f"{'<' if cost.at_most else '~'}{duration_words(cost.seconds)}"
         memory, disk = _bytes(cost.memory), _bytes(cost.disk)
         rows.append((planned.stage.name, planned.status, time, steps, tokens, memory, disk, because))
     widths = [max(len(row[column]) for row in rows) for column in range(7)]
@@ -189,11 +189,11 @@ def _time(new: Mapping[Stage, Cost]) -> list[str]:
         return []
     bounds = dict.fromkeys(cost.at_most for cost in new.values() if cost.at_most)
     unknown = dict.fromkeys(stage.kind for stage, cost in new.items() if cost.seconds is None and stage.runs)
-    parts = ", ".join(f"{name} {_duration(each)}" for name, each in seconds.items() if each)
+    parts = ", ".join(f"{name} {duration_words(each)}" for name, each in seconds.items() if each)
     less = f"; less where {', '.join(bounds)}" if bounds else ""
     without = f"; without {', '.join(unknown)}, whose time is not known" if unknown else ""
     lines = [
-        f"time: about {_duration(sum(seconds.values()))} ({parts}), one stage at a time with nothing beside{less}{without}"
+        f"time: about {duration_words(sum(seconds.values()))} ({parts}), one stage at a time with nothing beside{less}{without}"
     ]
     for stage, cost in new.items():
         method = stage.config.get("method", {})
@@ -203,7 +203,7 @@ def _time(new: Mapping[Stage, Cost]) -> list[str]:
             ways += ["`budget: {passes: 64}`"] if cost.at_most else []
             ways += ["`choose: influence`"] if method["choose"] == "loss" else []
             lines.append(
-                f"warning: {stage.name}: choosing the blocks takes about {_duration(cost.seconds or 0)}; "
+                f"warning: {stage.name}: choosing the blocks takes about {duration_words(cost.seconds or 0)}; "
                 f"shorter with {', '.join(ways)}"
             )
     return lines
@@ -304,7 +304,8 @@ def _pass(config: Mapping[str, Any], tokens: int, length: int, activations: int)
     )
 
 
-def _duration(seconds: float) -> str:
+def duration_words(seconds: float) -> str:
+    """`40 s`, `3 min`, `2.5 h`."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.{seconds < 10 * length:d}f} {unit}"

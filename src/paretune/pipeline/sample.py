@@ -1,5 +1,6 @@
 """What a dataset holds, in tokens of a base, by a sample of its records: what training and evaluations will read."""
 
+import functools
 import itertools
 import json
 import math
@@ -166,8 +167,13 @@ def count_tokens(texts: Sequence[str], base: Resource) -> list[int]:
     definition = directory / "tokenizer.json" if directory else None
     if definition is None or not definition.is_file():
         return [math.ceil(len(text.encode()) * _TOKENS_PER_BYTE) for text in texts]
+    return list(_counts(tuple(texts), definition))
+
+
+@functools.lru_cache(maxsize=8)
+def _counts(texts: tuple[str, ...], definition: Path) -> tuple[int, ...]:
     encodings = read_tokenizer(definition).encode_batch(list(texts), add_special_tokens=False)
-    return [len(encoding.ids) for encoding in encodings]
+    return tuple(len(encoding.ids) for encoding in encodings)
 
 
 def _plain(records: Sequence[Any], base: Resource, length: int, rule: str) -> tuple[Text, ...]:
