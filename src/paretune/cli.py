@@ -89,8 +89,8 @@ def plan_command(
 ) -> None:
     """Show every stage as new or reused, with the reason, and what a run would take."""
     from paretune.api import open_study
-    from paretune.pipeline.forecast import describe_plan
     from paretune.pipeline.machine import memory_limit
+    from paretune.pipeline.plan_text import describe_plan
     from paretune.pipeline.rates import measure_rates
     from paretune.pipeline.stage import RunOptions
 

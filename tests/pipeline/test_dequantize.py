@@ -9,8 +9,8 @@ import pytest
 
 from paretune.errors import NeedsError
 from paretune.pipeline import dequantize
-from paretune.pipeline.forecast import describe_plan
 from paretune.pipeline.plan import make_plan
+from paretune.pipeline.plan_text import describe_plan
 from paretune.pipeline.store import Store
 from paretune.study.study import load_study
 from tests.pipeline.planned import GPT2, STUDY, lock_of, write_base, write_planned

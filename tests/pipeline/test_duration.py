@@ -10,8 +10,9 @@ from paretune.api import OpenStudy, open_study
 from paretune.cli import main
 from paretune.pipeline import duration, rates
 from paretune.pipeline.duration import Rates
-from paretune.pipeline.forecast import Cost, describe_plan, forecast
+from paretune.pipeline.forecast import Cost, forecast
 from paretune.pipeline.lock import Lock
+from paretune.pipeline.plan_text import describe_plan
 from paretune.pipeline.sample import count_tokens
 from tests.conftest import STUDY, real_probe, write_study
 from tests.pipeline.planned import described, write_planned

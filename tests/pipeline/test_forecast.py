@@ -14,9 +14,10 @@ from paretune.cli import main
 from paretune.errors import SpecError
 from paretune.model.adapters import adapted_weights, add_lora
 from paretune.pipeline.checks import check_targets, tell_reach
-from paretune.pipeline.forecast import Cost, describe_plan, forecast
+from paretune.pipeline.forecast import Cost, forecast
 from paretune.pipeline.lock import LockedBase, resolve_lock
 from paretune.pipeline.plan import make_plan
+from paretune.pipeline.plan_text import describe_plan
 from paretune.pipeline.records import Record
 from paretune.pipeline.resources import Resource, count_weights
 from paretune.pipeline.stage import RunOptions, Stage

@@ -10,8 +10,8 @@ import pytest
 
 from paretune.api import open_study
 from paretune.pipeline import plan as planning
-from paretune.pipeline.forecast import describe_plan
 from paretune.pipeline.plan import CHOICE, Plan, PlannedCell, PlannedTrial, PlannedTuning
+from paretune.pipeline.plan_text import describe_plan
 from paretune.pipeline.records import Divergence, Record
 from paretune.pipeline.runner import Outcome, run_plan
 from paretune.pipeline.stage import RunOptions, Stage
