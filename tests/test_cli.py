@@ -374,6 +374,7 @@ def test_init_proposes_the_column_that_groups_and_plan_names_it_to_who_has_not(t
     text = file.read_text()
     (dataset,) = load_study(file).data.values()
     assert dataset.document == "talk.conversation_id"
+    assert dataset.split.test == 0.2  # of 30 documents
     assert "(30 in 120 records)" in text
     assert "# not used: `turn`" in text
     capsys.readouterr()

@@ -52,8 +52,10 @@ _SHIPPED = ("newsroom-base", SMOLLM2)
 """Bases that `--base` takes by name."""
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 """That a chat template may write."""
-_FEW_RECORDS = 100
-"""Of which a tenth is held out, at least where there are so many."""
+_FEW_DOCUMENTS = 100
+"""That a study for `--minutes` has, at least where there are so many."""
+_MANY_DOCUMENTS = 300
+"""From which on a tenth is enough to tell variants apart by; of fewer a fifth is tested on."""
 _FEW_STEPS = 10
 """Of a training for `--minutes`, at least."""
 _GROUPS = 8
@@ -111,6 +113,9 @@ class _Table:
         group = self.groups[0].column if self.groups and self.groups[0].splits else None
         return recognise(self.path, self.rows, group, turn)
 
+    def num_documents(self, shape: Shape) -> int:
+        return next((group.num_values for group in self.groups if group.column == shape.document), self.num_records)
+
 
 @dataclass(frozen=True)
 class _Amount:
@@ -131,9 +136,10 @@ class _Amount:
         learned = f"{self.steps:,} steps" if self.steps else "two epochs"
         return f"{learned} on {f'{self.share:.1%} of the' if self.share < 1 else 'all'} records"
 
-    def written(self, shape: Shape, longest: int | None) -> dict[str, str]:
+    def written(self, shape: Shape, num_documents: int, longest: int | None) -> dict[str, str]:
         """The lines of a study that say so, about data of a `shape`, of a base that reads `longest` tokens at most."""
-        train, held_out = (round(part * self.share, 4) for part in (0.8, 0.1))
+        parts = (0.6, 0.2) if num_documents < _MANY_DOCUMENTS else (0.8, 0.1)
+        train, held_out = (round(part * self.share, 4) for part in parts)
         how_long = f"max_steps: {self.steps}" if self.steps else "epochs: 2"
         # Examples that are skipped where they are too long are not skipped to save time.
         length = min(shape.length, longest or shape.length, shape.length if shape.skips else self.length)
@@ -183,7 +189,7 @@ def write_first_study(data: Path, file: Path, base: str | None = None, minutes: 
     text = _study(table, shape, file, base, where)
 
     def write(amount: _Amount, time: str = "") -> None:
-        file.write_text(text(time=time, **amount.written(shape, longest)), encoding="utf-8")
+        file.write_text(text(time=time, **amount.written(shape, table.num_documents(shape), longest)), encoding="utf-8")
 
     def forecast_of(amount: _Amount) -> _Forecast:
         write(amount)
@@ -201,7 +207,7 @@ def write_first_study(data: Path, file: Path, base: str | None = None, minutes: 
                 shape = table.shape(turn)
                 text = _study(table, shape, file, base, where)
                 told.append("prompts: in the chat template of the base")
-            least = min(1.0, _FEW_RECORDS / max(1, table.num_records))
+            least = min(1.0, _FEW_DOCUMENTS / max(1, table.num_documents(shape)))
             amounts = [replace(amount, share=max(amount.share, least)) for amount in _AMOUNTS]
             amount, expected = _fit(forecast_of, amounts, minutes)
             how = "" if expected.is_timed else " by a rough estimate"
