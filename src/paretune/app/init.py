@@ -1,8 +1,9 @@
 """A first study file from a look at a data file: `paretune init`.
 
 What the data is taken for (`paretune.app.shapes`) is said in the study and in what is printed; the study is loaded and planned
-before it is told that it runs, and for `--minutes` trained for as many steps, on as many of the records, as the forecast of
-`paretune plan` fits. The base is the one that ships or the one that is named; with a chat template, prompts are written in it.
+before it is told that it runs, and for `--minutes` trained for as many steps, on as many of the records, as fits by the
+forecast of `paretune plan`, for which nothing is timed here. The base is the one that ships or the one that is named; with a
+chat template, prompts are written in it.
 """
 
 import functools
@@ -159,8 +160,8 @@ _AMOUNTS = (
     _Amount(1 / 16, 12, "repeats: 3", 4, 256),
     _Amount(1 / 64, 10, "repeats: 3, new_tokens: 16", 2, 256),
 )
-"""That `--minutes` tries: the first that takes no more than half of the time to prepare and to measure. Fewer than ten documents
-tell nothing apart."""
+"""That `--minutes` tries: the first that takes no more than half of the time to prepare and to measure. Fewer than ten
+documents tell nothing apart."""
 
 
 @dataclass(frozen=True)
