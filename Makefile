@@ -37,7 +37,7 @@ check: install
 
 # The site in site/; nothing of it is fetched, neither here nor by who reads it.
 docs: install
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install
 	$(BIN)/python benchmarks/leakage.py --scale 20000
