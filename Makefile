@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo demo-real test test-browser check bench clean
+.PHONY: install demo demo-real test test-browser check docs bench clean
 
 install: .venv/installed
 
@@ -35,6 +35,10 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/codespell
 
+# The site in site/; nothing of it is fetched, neither here nor by who reads it.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: install
 	$(BIN)/python benchmarks/leakage.py --scale 20000
 	$(BIN)/python benchmarks/audit.py --scale 20000
@@ -44,4 +48,4 @@ bench: install
 	$(if $(PARETUNE_BENCH_DATA),$(BIN)/python benchmarks/against_peers.py,@echo "against_peers.py is left out: set PARETUNE_BENCH_DATA")
 
 clean:
-	rm -rf .venv results examples/.paretune studies/.paretune
+	rm -rf .venv results site examples/.paretune studies/.paretune

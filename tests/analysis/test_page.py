@@ -8,11 +8,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from paretune.analysis.facts import find
 from paretune.analysis.findings import Findings
 from paretune.analysis.measure import measure
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.report import charts
-from paretune.report.page import page_data
+from paretune.report.page import page_data, reproduction
+from paretune.report.render import as_html
+from paretune.report.sections import build_report
 from tests.analysis.synthetic import Shape, make_results
 
 SMALL = Shape(documents=12, epochs=2)
@@ -41,6 +44,19 @@ def data(findings: Findings) -> dict[str, Any]:
 
 def examples(data: dict[str, Any], task: str) -> list[dict[str, Any]]:
     return [example for example in data["examples"]["news"] if example["task"] == task]
+
+
+def test_the_page_says_how_many_examples_it_leaves_out(
+    tmp_path: Path, findings: Findings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert page_data(findings)["left_out"] == []
+    monkeypatch.setattr("paretune.report.page._EXAMPLES", 4)
+    data = page_data(findings)
+    assert {"dataset": "news", "task": "qa", "shown": 4, "of": 20} in data["left_out"]
+    assert len(examples(data, "qa")) == 4
+    assert len(examples(data, "qa")[0]["by"]) > 1
+    page = as_html(build_report(find(findings.results), frozenset()), tmp_path, data, reproduction(findings.results))
+    assert "Of 20 examples of qa on news the first 4 stand here" in page
 
 
 def test_every_estimate_and_cost_is_on_the_page_as_it_was_found(findings: Findings, data: dict[str, Any]) -> None:

@@ -57,7 +57,9 @@ def markdown(outcomes: Iterable[tuple[Case, Outcome]]) -> str:
             .replace("\n", " ⏎ ")
             .replace("|", "\\|")
         )
-        lines.append(f"| {case.name} | {told if len(told) <= LONGEST else told[: LONGEST - 3] + '...'} | {outcome.exit_code} |")
+        told = told if len(told) <= LONGEST else told[: LONGEST - 3] + "..."
+        shown = re.sub(r"`[^`]*`|<", lambda found: "&lt;" if found[0] == "<" else found[0], told)  # outside of code it is a tag
+        lines.append(f"| {case.name} | {shown} | {outcome.exit_code} |")
     return "\n".join(lines) + "\n"
 
 

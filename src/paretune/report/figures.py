@@ -72,7 +72,7 @@ class _Panel:
 
 
 def write_figures(findings: Findings, out: Path) -> list[Path]:
-    """Draw every figure that there are numbers for into `out`/figures and return the files."""
+    """Draw every figure that there are numbers for into `out`/figures, as PNG and as SVG, and return the files."""
     import matplotlib as mpl
 
     folder = out / "figures"
@@ -87,8 +87,9 @@ def write_figures(findings: Findings, out: Path) -> list[Path]:
     with mpl.rc_context(fname=STYLE):
         for name, draw in drawings.items():
             if (figure := draw()) is not None:
-                figure.savefig(folder / name)
-                written.append(folder / name)
+                for file in (folder / name, (folder / name).with_suffix(".svg")):
+                    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+                    written.append(file)
     return written
 
 

@@ -44,6 +44,7 @@ def page_data(findings: Findings) -> Json:
     order = {entrant: index for index, entrant in enumerate(entrants)}
     measures: dict[str, Json] = {}
     values = [_values(findings, group, entrant, measures) for group in findings.groups for entrant in group.entrants]
+    examples = {name: _examples(findings.results, name, order) for name in findings.study.data}
     return {
         "entrants": [_entrant(findings, group, entrant) for group in findings.groups for entrant in group.entrants],
         "measures": measures,
@@ -52,7 +53,13 @@ def page_data(findings: Findings) -> Json:
         "bars": list(_bars(findings, order)),
         "curves": list(_curves(findings, order)),
         "blocks": [_blocks(choice, base, dataset) for (base, dataset), of in findings.block_choices.items() for choice in of],
-        "examples": {name: _examples(findings.results, name, order) for name in findings.study.data},
+        "examples": {name: shown for name, (shown, _) in examples.items()},
+        "left_out": [
+            {"dataset": name, "task": task, "shown": _EXAMPLES, "of": num}
+            for name, (_, nums) in examples.items()
+            for task, num in nums.items()
+            if num > _EXAMPLES
+        ],
         "metrics": {
             row.name: {"label": row.column, "better": row.better, "unit": row.unit, "from_zero": (row.low, row.high) == (0, 1)}
             for row in map(metric_of, _metrics_of(findings))
@@ -287,11 +294,12 @@ class _Example:
     by: dict[int, dict[str, Json]] | None = None
 
 
-def _examples(results: Results, dataset: str, order: Mapping[Entrant, int]) -> list[Json]:
-    """Every scored record and question of a dataset, what was asked for a text first, with what each variant made of it."""
+def _examples(results: Results, dataset: str, order: Mapping[Entrant, int]) -> tuple[list[Json], dict[str, int]]:
+    """The scored records and questions of a dataset, what was asked for a text first, with what each variant made of it: of a
+    task the first `_EXAMPLES`, and how many there are."""
     found: dict[tuple[str, str, str], _Example] = {}
     read: dict[str, list[tuple[_Example, Json]]] = {}
-    counts: dict[str, int] = {}
+    keys: dict[str, set[tuple[str, str, str]]] = {}
     for cell in (cell for cell in results.cells if cell.dataset == dataset):
         index, seed = order[entrant_of(cell)], "" if cell.seed is None else str(cell.seed)
         for evaluation, record in cell.evaluations.items():
@@ -299,17 +307,16 @@ def _examples(results: Results, dataset: str, order: Mapping[Entrant, int]) -> l
                 read[record.key] = _scored(record, evaluation, read_generations(cell, evaluation))
             for example, made in read[record.key]:
                 key = (example.task, example.document, example.example)
-                if key not in found:
-                    counts[example.task] = counts.get(example.task, 0) + 1
-                    if counts[example.task] > _EXAMPLES:
-                        continue
-                    found[key] = example
-                known = found[key]
+                of_task = keys.setdefault(example.task, set())
+                of_task.add(key)
+                if key not in found and len(of_task) > _EXAMPLES:
+                    continue
+                known = found.setdefault(key, example)
                 known.prompt, known.references = known.prompt or example.prompt, known.references or example.references
                 known.by = known.by if known.by is not None else {}
                 known.by.setdefault(index, {})[seed] = made
     texts = _records(results.data.get(dataset))
-    return [
+    shown = [
         {
             "task": example.task,
             "split": example.split,
@@ -324,6 +331,7 @@ def _examples(results: Results, dataset: str, order: Mapping[Entrant, int]) -> l
         for example in sorted(found.values(), key=lambda example: example.prompt is None)
         if example.by
     ]
+    return shown, {task: len(of_task) for task, of_task in keys.items()}
 
 
 def _scored(record: Record, evaluation: str, texts: Sequence[Mapping[str, Any]]) -> list[tuple[_Example, Json]]:

@@ -191,6 +191,7 @@ def as_html(
         # No `<` of a text ends the script that it stands in.
         text = json.dumps({**data, "terms": glossary}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         page["data"] = Markup(text.replace("<", "\\u003c"))
+        page["left_out"] = data.get("left_out", ())
     own = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     page["scripts"] = [Markup(script) for script in (vega_bundle(), own)] if data is not None else []
     return _render("report.html.j2", filters, document, page)
