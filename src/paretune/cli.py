@@ -318,13 +318,13 @@ def dashboard_command(
     store: StorePath = None,
 ) -> None:
     """Show the comparison in a browser: curves while it runs, variants to talk to side by side, texts to rate blindly."""
-    from paretune.pipeline.machine import has, memory_limit, way_to
+    from paretune.pipeline.machine import has, way_to
 
     if not has("streamlit", "cpu"):
         raise NeedsError(f"dashboard: needs {way_to('streamlit', 'cpu')}")
     from paretune.app.dashboard import Served, serve
 
-    serve(Served(study, store, device, memory_limit(memory, "cpu")), port, partial(typer.echo, err=True))
+    serve(Served(study, store, device, memory), port, partial(typer.echo, err=True))
 
 
 @app.command("gate")

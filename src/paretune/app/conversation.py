@@ -299,8 +299,12 @@ class Answers:
     Two write at once where both models fit into memory. What is said is read at any time; `stop` ends it.
     """
 
-    def __init__(self, talks: Sequence[Conversation], said: str, asking: Asking, seed: int, *, at_once: bool) -> None:
-        self.talks, self.said, self.asking, self.seed, self.at_once = talks, said, asking, seed, at_once
+    def __init__(
+        self, talks: Sequence[Conversation], said: str, asking: Asking, seed: int, *, begins: bool, at_once: bool
+    ) -> None:
+        """`begins` where nothing was said before: with the system prompt of `asking`."""
+        self.talks, self.said, self.asking, self.seed = talks, said, asking, seed
+        self.begins, self.at_once = begins, at_once
         self.texts = [""] * len(talks)
         self.replies: list[Reply | None] = [None] * len(talks)
         self.failures = [""] * len(talks)
@@ -316,6 +320,12 @@ class Answers:
     def stop(self) -> None:
         """After the token that is under way; what was said so far is no reply."""
         self._stopped.set()
+
+    def keep(self) -> None:
+        """Make what was said a turn of each conversation."""
+        for talk, reply in zip(self.talks, self.replies, strict=True):
+            if reply is not None:
+                talk.keep(self.said, reply)
 
     def _run(self) -> None:
         if not self.at_once:
@@ -345,6 +355,8 @@ class Answers:
         if self.failures[index]:
             return
         torch.set_num_threads(num_threads)
+        if self.begins:
+            self.talks[index].begin(self.asking.system)
         reply = self.talks[index].answer(self.said, self.asking, self.seed, heard)
         self.texts[index], self.replies[index] = reply.text, reply
 
