@@ -10,7 +10,7 @@ from paretune.analysis.outputs import write_outputs
 from paretune.analysis.scores import Quantity
 from paretune.api import open_study, run
 from paretune.app.rating import RatingSheet, sheet_file
-from paretune.data.sheets import Text, read_preferences, read_sheet
+from paretune.data.sheets import Text, read_preferences, read_sheet, read_texts
 from paretune.errors import DataError, SpecError
 from paretune.evaluate.ratings import comparable_texts
 from paretune.pipeline.results import read_results
@@ -116,14 +116,15 @@ evaluate:
     assert run(file).exit_code == 0
     opened = open_study(file)
     texts = comparable_texts(opened.study, opened.plan, opened.store, "notes")
-    own = {text.text for text in texts[7:]}
+    (cell,) = (cell for cell in opened.plan.cells if cell.variant == "full")
+    own = [text.item() for text in read_texts("generate", opened.store.artifact(cell.evaluations["generate"]).path, {})]
     for person in ("anna", "ben"):
         sheet = RatingSheet(sheet_file(file, person), texts)
         for number, item in enumerate(sheet.items):
             for criterion in ("coherence", "relevance"):
                 sheet.rate(item, criterion, 1 + (len(sheet.texts[item].text) + number % 2) % 5)
         for pair in sheet.pairs:
-            sheet.prefer(pair, next(text for text in pair if text.text in own))
+            sheet.prefer(pair, next(text for text in pair if text.item() in own))
     assert len(sheet.pairs) == 7
     file.write_text(study + STUDY_ENTRY)
     assert run(file).exit_code == 0

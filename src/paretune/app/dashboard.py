@@ -6,6 +6,7 @@ models write is untrusted: it is shown as text, or escaped where Markdown is.
 """
 
 import json
+import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +95,7 @@ def _free_port(port: int | None) -> int:
         try:
             socket.create_server((HOST, tried)).close()
         except OSError as error:
-            reason = error.strerror
+            reason = os.strerror(error.errno or 0)
         else:
             return tried
     raise SpecError(f"--port: {tried} cannot be had ({reason}); name another")
@@ -168,7 +169,8 @@ def _page_at(seen: tuple[Any, ...]) -> dict[str, Any]:
 def markdown(words: Words) -> str:
     """Words for Streamlit, whose Markdown has a syntax of colons besides; literals as code, all else taken literally."""
     parts = escaped(words).split("`")
-    return "`".join(part if index % 2 else part.replace(":", "\\:") for index, part in enumerate(parts))
+    text = "`".join(part if index % 2 else part.replace(":", "\\:") for index, part in enumerate(parts))
+    return f"\\{text}" if text.startswith(("-", "+")) else text  # a lone one begins a list
 
 
 def show_text(text: str, label: str = "") -> None:

@@ -120,15 +120,15 @@ def _axis(measure: Json, values: Sequence[float]) -> dict[str, Any]:
 
 def _place_labels(rows: list[dict[str, Any]]) -> None:
     """Beside their points on the side that has room, one above the other where they would meet."""
-    left, wide, high = (
-        min(row["x"] for row in rows),
-        *(max(row[channel] for row in rows) - min(row[channel] for row in rows) or 1.0 for channel in ("x", "y")),
-    )
+    left = min(row["x"] for row in rows)
+    wide = max(row["x"] for row in rows) - left or 1.0
+    ends = [row[end] for row in rows for end in ("y", "y_low", "y_high") if row[end] is not None]
+    line = (max(ends) - min(ends) or 1.0) / 18
     placed: list[tuple[float, float]] = []
     for row in sorted(rows, key=lambda row: row["y"]):
         label = row["y"]
-        while any(abs(row["x"] - x) < wide / 2 and abs(label - y) < high / 14 for x, y in placed):
-            label += high / 50
+        while any(abs(row["x"] - x) < wide / 2 and abs(label - y) < line for x, y in placed):
+            label += line / 4
         placed.append((row["x"], label))
         row |= {"y_label": label, "to_left": row["x"] > left + wide / 2}
 
@@ -307,15 +307,18 @@ def _rate_one(sheet: RatingSheet) -> None:
     item = items[index]
     _show_asked(sheet.texts[item])
     show_text(sheet.texts[item].text)
+    state, changed = st.session_state, False
     for criterion, meaning in RUBRIC.items():
         given, field = rows[item].get(criterion), f"{criterion} {item} {sheet.file.stem}"
-        st.session_state.setdefault(field, int(given) if given else None)
-
-        def save(criterion: str = criterion, field: str = field) -> None:
-            sheet.rate(item, criterion, st.session_state[field])
-
+        state.setdefault(field, int(given) if given else None)
+        known = state.setdefault(f"{field} saved", state[field])
         options = range(LOWEST, HIGHEST + 1)
-        st.segmented_control(criterion.capitalize(), options, key=field, on_change=save, help=markdown(meaning))
+        value = st.segmented_control(criterion.capitalize(), options, key=field, help=markdown(meaning))
+        if value != known:  # no callback: that of a widget which was clicked before its first run has ended is never called
+            sheet.rate(item, criterion, value)
+            state[f"{field} saved"], changed = value, True
+    if changed:
+        st.rerun()
     _steps(key, index)
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -60,26 +60,22 @@ def side_by_side() -> None:
         talks = [_talk(shipped[name], plain=mode == _PLAIN) for name in picked]
         state.talks = (key, talks, list[Answers]())
     _, talks, turns = state.talks
-    columns = st.columns(len(talks), border=True)
-    for column, talk in zip(columns, talks, strict=True):
-        column.markdown(f"**{markdown(talk.name)}**")
     # Of a conversation its end is seen.
-    places = [column.container(height=_HEIGHT if turns else "content", border=False, autoscroll=True) for column in columns]
-    for answers in turns:
-        for index, place in enumerate(places):
-            with place:
-                _show_said(answers.said)
-                _show_answer(answers, index)
-    if wanted and state.prompt.strip():
-        stopping.button("Stop", width="stretch")
-        fit = models().fit_together([shipped[name] for name in picked])
-        if at_once and not fit:
-            st.caption("They answer one after the other: together they do not fit into `--memory`.")
-        seed = asking.seed + len(turns)  # the same prompt again draws another answer
-        answers = Answers(talks, state.prompt, asking, seed, begins=not turns, at_once=at_once and fit)
-        _follow(answers, places)
-        turns.append(answers)
-        stopping.empty()
+    with st.container(height=_HEIGHT if turns else "content", border=False, autoscroll=True):
+        for answers in turns:
+            for index, place in enumerate(_places(answers)):
+                with place.container():
+                    _show_answer(answers, index)
+        if wanted and state.prompt.strip():
+            stopping.button("Stop", width="stretch")
+            fit = models().fit_together([shipped[name] for name in picked])
+            if at_once and not fit:
+                st.caption("One after the other: together they do not fit into `--memory`.")
+            seed = asking.seed + len(turns)  # the same prompt again draws another answer
+            answers = Answers(talks, state.prompt, asking, seed, begins=not turns, at_once=at_once and fit)
+            _follow(answers)
+            turns.append(answers)
+            stopping.empty()
 
 
 def _talk(shipped: Shipped, *, plain: bool) -> Conversation:
@@ -100,14 +96,10 @@ def _controls() -> tuple[Asking, bool]:
     return Asking(float(temperature), int(most), int(seed), system, top_p, int(top_k), penalty), at_once
 
 
-def _follow(answers: Answers, places: Sequence[Any]) -> None:
+def _follow(answers: Answers) -> None:
     """Show the answers as they are written; whatever is clicked meanwhile ends them, and they are taken back."""
     try:
-        texts, drawn = [], [""] * len(places)
-        for place in places:
-            with place:
-                _show_said(answers.said)
-                texts.append(st.empty())
+        texts, drawn = _places(answers), [""] * len(answers.talks)
         while not answers.done:
             for index, text in enumerate(texts):
                 if answers.texts[index] != drawn[index]:
@@ -122,9 +114,15 @@ def _follow(answers: Answers, places: Sequence[Any]) -> None:
     answers.keep()
 
 
-def _show_said(said: str) -> None:
+def _places(answers: Answers) -> list[Any]:
+    """Show what was said, and make a place for each answer to it."""
     with st.container(border=True):
-        show_text(said)
+        show_text(answers.said)
+    places = []
+    for talk, column in zip(answers.talks, st.columns(len(answers.talks), border=True), strict=True):
+        column.markdown(f"**{markdown(talk.name)}**")
+        places.append(column.empty())
+    return places
 
 
 def _show_answer(answers: Answers, index: int) -> None:
