@@ -17,6 +17,7 @@ streamlit = pytest.importorskip("streamlit")
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
     assert main(["dashboard", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""

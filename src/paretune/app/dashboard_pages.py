@@ -152,7 +152,7 @@ def _run_now() -> None:
         part, total = event.get("part", ""), event.get("total") or 0
         known = f"{part} {event['done']:,} of {total:,}".strip() if total > 1 else part
         begun = clock(since[name]) if name in since else ""
-        rows.append({"stage": name, "of": ", ".join(study.plan.uses(stage)), "state": state, "progress": known, "since": begun})
+        rows.append({"state": state, "of": ", ".join(study.plan.uses(stage)), "progress": known, "since": begun, "stage": name})
     counts = {state: sum(row["state"] == state for row in rows) for state in _STATES}
     st.progress(counts["done"] / max(1, len(rows)), ", ".join(f"{count} {state}" for state, count in counts.items() if count))
     if runs:
@@ -258,9 +258,15 @@ def _texts_at(seen: tuple[Any, ...]) -> list[Text]:
 
 def blind_rating() -> None:
     """Texts one by one, and two after the same prompt, of nobody knows whom; each click is on the disk."""
-    texts = _texts_at(seen())
+    again = served().command("run")
+    try:
+        texts = _texts_at(seen())
+    except StoreError:
+        st.info(markdown(f"Not all variants have written their texts yet. `{again}` goes on."))
+        return
     if not texts:
-        raise StoreError("the study writes no text that could be rated; add `generate: {prompts: [...]}` to `evaluate`")
+        st.info("The study writes no text that could be rated; add `generate: {prompts: [...]}` to `evaluate`.")
+        return
     person = st.text_input("Your name", key="person", help="The sheet goes by it.", persist_state="session").strip()
     if not person:
         st.markdown("Texts come in random order, and nobody is told who wrote what. Each click is saved at once.")
@@ -271,7 +277,7 @@ def blind_rating() -> None:
         _rate_one(sheet)
     with two:
         _rate_two(sheet)
-    named, again = f"{sheet.file.parent.name}/{sheet.file.name}", served().command("run")
+    named = f"{sheet.file.parent.name}/{sheet.file.name}"
     if any(named in getattr(use.config, "files", ()) for use in opened().study.evaluate.values()):
         st.caption(markdown(f"Saved in `{named}`, which the study names: `{again}` counts it."))
     else:

@@ -44,8 +44,9 @@ def side_by_side() -> None:
         mode = st.segmented_control("How they are asked", (_TURNS, _PLAIN), required=True, key="mode", persist_state="session")
         asking, at_once = _controls()
     with left:
-        if picked:
-            _test_prompts(study.store.artifact(study.plan.data[shipped[picked[0]].cell.dataset]).path)
+        data = study.plan.data[shipped[picked[0]].cell.dataset] if picked else None
+        if data is not None and study.store.find(data):
+            _test_prompts(study.store.artifact(data).path)
         with st.form("ask", border=False):
             st.text_area("Prompt", key="prompt", height=120, persist_state="session")
             wanted = st.form_submit_button("Ask", type="primary", disabled=not picked, width="stretch")
