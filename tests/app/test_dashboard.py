@@ -1,5 +1,6 @@
 """What the dashboard refuses before it serves anything, each in one line."""
 
+import http.client
 import signal
 import socket
 import subprocess
@@ -50,6 +51,21 @@ def test_what_cannot_be_opened_is_told(
     assert message in refusal(capsys, str(file), *arguments)
 
 
+def handshake(to: str, host: str, origin: str) -> int:
+    """The status with which the socket that a page talks through is opened, or not."""
+    connection = http.client.HTTPConnection(to, timeout=10)
+    key = {
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Protocol": "streamlit",
+    }
+    headers = {"Host": host, "Origin": origin, "Connection": "Upgrade", "Upgrade": "websocket", **key}
+    connection.request("GET", "/_stcore/stream", headers=headers)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_it_serves_this_machine_alone_and_ends_by_a_signal(study_file: Path, number: signal.Signals, code: int) -> None:
     command = [sys.executable, "-m", "paretune.cli", "dashboard", str(study_file)]
@@ -64,6 +80,10 @@ def test_it_serves_this_machine_alone_and_ends_by_a_signal(study_file: Path, num
                 break
             except OSError:
                 time.sleep(0.1)
+        host = address.removeprefix("http://")
+        assert handshake(host, host, address) == 101
+        assert handshake(host, host, "http://elsewhere.example") == 403
+        assert handshake(host, "elsewhere.example:8501", "http://elsewhere.example:8501") == 403
         process.send_signal(number)
         rest = process.stderr.read()
         assert process.wait(20) == code

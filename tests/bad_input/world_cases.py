@@ -115,7 +115,7 @@ _COMMANDS = (
         "first study into nowhere", "init notes.jsonl --to a/new.yaml", "--to: `a/new.yaml` cannot be written", "that is there"
     ),
     command("first study over another", "init notes.jsonl --to study.yaml", "--to: `study.yaml` exists; name another file"),
-    command("dashboard at no port", "dashboard @ --port 99999", "'--port'", "1<=x<=65535"),
+    command("dashboard at no port", "dashboard @ --port 99999", "'--port'", "less than or equal to 65535"),
     command("dashboard in no memory", "dashboard @ --memory much", "--memory: `much` is no amount of memory"),
     command("why of no stage", "why @ trian.full", "`trian.full` is no stage of this study"),
 )
