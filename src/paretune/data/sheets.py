@@ -165,7 +165,7 @@ def read_rows(file: Path, criteria: Sequence[str] = ()) -> list[tuple[int, dict[
     text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig", errors="replace")
     first = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=first.count)
-    csv.field_size_limit(len(text) + 1)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # the process's: another sheet may be read meanwhile
     try:
         reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
         columns = [name.strip().lower() for name in next(reader, [])]
