@@ -200,8 +200,8 @@ def test_ten_blind_ratings_and_preferences_are_in_the_report(browser: Browser, a
             expect(page.get_by_text(f", {number + 1} rated")).to_be_visible()
             page.get_by_role("button", name="Next").first.click()
         page.get_by_role("tab", name="Two texts").click()
-        for number, choice in enumerate(("Left", "Right", "Neither"), 1):
-            page.get_by_role("button", name=choice).click()
+        for number, choice in enumerate(("A", "B", "Neither"), 1):
+            page.get_by_role("button", name=choice, exact=True).click()
             expect(page.get_by_text(f"Pair {number + 1} of")).to_be_visible()
         assert not any(name in page.get_by_test_id("stMain").inner_text() for name in ("llama", "neox", "lora"))
         page.reload()

@@ -294,7 +294,7 @@ def _position(key: str, is_rated: Sequence[bool], what: str) -> int:
 
 
 def _steps(key: str, index: int) -> None:
-    for place, label, step in zip(st.columns(2), ("Back", "Next"), (-1, 1), strict=True):
+    for place, label, step in zip(st.columns(2, wrap=False), ("Back", "Next"), (-1, 1), strict=True):
         move = {key: index + step}
         place.button(label, on_click=st.session_state.update, args=(move,), key=f"{label} {key}", width="stretch")
 
@@ -337,15 +337,15 @@ def _rate_two(sheet: RatingSheet) -> None:
     index = _position(key, [name in said for name in names], "Pair")
     pair, known = pairs[index], said.get(names[index])
     _show_asked(pair[0])
-    for column, text in zip(st.columns(2, border=True), pair, strict=True):
+    for column, label, text in zip(st.columns(2, border=True), "AB", pair, strict=True):
         with column:
-            show_text(text.text)
+            show_text(text.text, label)
 
     def prefer(choice: Text | None) -> None:
         sheet.prefer(pair, choice)
         st.session_state[key] = index + 1
 
-    for column, label, choice in zip(st.columns(3), ("Left", "Neither", "Right"), (pair[0], None, pair[1]), strict=True):
+    for column, label, choice in zip(st.columns(3, wrap=False), ("A", "Neither", "B"), (pair[0], None, pair[1]), strict=True):
         kind = "primary" if known == (choice.item() if choice else "") else "secondary"
         column.button(label, on_click=prefer, args=(choice,), key=f"{label} {key}", width="stretch", type=kind)
     _steps(key, index)

@@ -1,6 +1,6 @@
 """A person's sheet of blind ratings while it is filled in: the form of `paretune rate`, and on the disk at every click.
 
-Texts and pairs come in an order that the name of the person draws, and so do the sides of a pair. A sheet that is there goes
+Texts and pairs come in an order that the name of the person draws, and so do which of a pair is A. A sheet that is there goes
 on: texts of variants that were trained meanwhile are added to it.
 """
 
