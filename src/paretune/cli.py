@@ -294,12 +294,36 @@ def chat_command(
 ) -> None:
     """Talk to one or two variants, by the chat template of the base where it has one; prompts may come through a pipe."""
     from paretune.api import open_study
-    from paretune.app.chat import Asking, chat
+    from paretune.app.chat import chat
+    from paretune.app.conversation import Asking
 
     asking = Asking(temperature, max_new_tokens, seed, system)
     opened = open_study(study, store, device)
     again = command_line("run", study, store=store)
     chat(opened, [variant, *([other] if other else [])], asking, (base, data, trained_with), again)
+
+
+@app.command("dashboard")
+def dashboard_command(
+    study: StudyFile,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of this machine alone.  [default: the first free one from 8501 on]")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Of all models that are loaded: 6GB, 6GiB, or 50%.  [default: most of what is free]"),
+    ] = None,
+    device: Device = "auto",
+    store: StorePath = None,
+) -> None:
+    """Show the comparison in a browser: curves while it runs, variants to talk to side by side, texts to rate blindly."""
+    from paretune.pipeline.machine import has, way_to
+
+    if not has("streamlit", "cpu"):
+        raise NeedsError(f"dashboard: needs {way_to('streamlit', 'cpu')}")
+    from paretune.app.dashboard import Served, serve
+
+    serve(Served(study, store, device, memory), port, partial(typer.echo, err=True))
 
 
 @app.command("gate")

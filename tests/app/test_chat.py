@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from paretune.api import open_study, run
-from paretune.app.chat import Asking, Conversation, Reply, conversation
+from paretune.app.conversation import Asking, Conversation, Models, Reply, conversation
 from paretune.cli import main
 from paretune.data.chat import chat_prompt, turn_end
 from paretune.evaluate.answers import Prompt, _append, _Draft
@@ -59,7 +59,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def talk_to(study: Path, variant: str) -> Conversation:
-    return conversation(open_study(study), Wanted(variant), "", lambda _: None)
+    return conversation(open_study(study), Wanted(variant), "", Models(None))
 
 
 def written(study: Path, variant: str) -> dict[str, str]:
@@ -95,8 +95,8 @@ def test_turns_and_the_system_prompt_are_kept_until_it_begins_anew(study: Path) 
     for question in ("One?", "Two?", "Three?"):
         reply = talk.answer(question, asking, 0, lambda _: None)
         said.append({"role": "user", "content": question})
-        prompt = chat_prompt(talk.loaded.tokenizer, said)
-        assert reply.text == generate(talk.loaded, [prompt], 6)[0].text
+        with talk.use() as loaded:
+            assert reply.text == generate(loaded, [chat_prompt(loaded.tokenizer, said)], 6)[0].text
         talk.keep(question, reply)
         said.append({"role": "assistant", "content": reply.text})
     assert talk.messages == said
@@ -191,14 +191,16 @@ def test_what_is_not_trained_yet_says_what_to_run(tmp_path: Path, capsys: pytest
     file = make_study(tmp_path, CHATML)
     file.write_text(STUDY.replace("seeds: [3]", "seeds: [3, 4]"))
     assert main(["chat", str(file), "lora"]) == 2
-    assert capsys.readouterr().err == f"error: `tiny/d/lora seed 3` is not trained yet; first: `paretune run {file}`\n"
+    missing = f"`tiny/d/lora seed 3` is not trained yet, or was removed; first: `paretune run {file}`"
+    assert capsys.readouterr().err == f"error: {missing}\n"
 
 
 def test_without_a_template_chats_have_the_form_they_were_trained_in(tmp_path: Path) -> None:
     talk = talk_to(make_study(tmp_path, None), "base")
     assert "as `User: ... Assistant:`, as it was trained" in talk.manner
     reply = talk.answer("Where to?", Asking(max_new_tokens=5), 0, lambda _: None)
-    assert reply.text == generate(talk.loaded, ["User: Where to?\n\nAssistant:"], 5)[0].text
+    with talk.use() as loaded:
+        assert reply.text == generate(loaded, ["User: Where to?\n\nAssistant:"], 5)[0].text
 
 
 def test_without_template_or_chats_a_prompt_is_continued_by_itself(
@@ -212,7 +214,8 @@ def test_without_template_or_chats_a_prompt_is_continued_by_itself(
     for prompt in ("The train", "A lamp"):
         reply = talk.answer(prompt, asking, 0, lambda _: None)
         talk.keep(prompt, reply)
-        assert reply.text == generate(talk.loaded, [prompt], 5)[0].text
+        with talk.use() as loaded:
+            assert reply.text == generate(loaded, [prompt], 5)[0].text
     pipe(monkeypatch, "The train\n")
     assert main(["chat", str(file), "base", "--system", "Be brief."]) == 2
     assert "so there is no system prompt; write it into the prompt" in capsys.readouterr().err
@@ -220,7 +223,8 @@ def test_without_template_or_chats_a_prompt_is_continued_by_itself(
 
 def test_what_may_end_a_turn_is_not_shown_before_it_is_known(tmp_path: Path) -> None:
     """The end of a turn is text of many tokens here."""
-    loaded = talk_to(make_study(tmp_path, QUOTED), "base").loaded
+    with talk_to(make_study(tmp_path, QUOTED), "base").use() as loaded:
+        pass
     end = turn_end(loaded.tokenizer)
     assert len(end) > 3
     heard: list[str] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from paretune.app.track import _read, _rows, _send
+from paretune.app.track import _read, _send, curve_rows
 from paretune.cli import main
 from tests.conftest import STUDY, write_study
 
@@ -169,7 +169,7 @@ def test_a_curve_counts_on_from_one_training_to_the_next_and_has_each_step_once(
     again = {**lines[1], "seconds": 9}
     first.write_text("".join(json.dumps(row) + "\n" for row in (*lines, again)) + '{"step": 3, "ep')
     second.write_text("".join(json.dumps({**row, "validation_loss": 3}) + "\n" for row in lines))
-    rows = _rows({"curves": [[str(tmp_path / "missing"), str(first)], [str(second)]]})
+    rows = curve_rows([[str(tmp_path / "missing"), str(first)], [str(second)]])
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["tokens"] for row in rows] == [10, 20, 30, 40]
     assert rows[3]["epoch"] == 2

@@ -36,6 +36,16 @@ CASES = (
     sheet("a sheet with a changed item", _SHEET.replace("abcdefghijkl", "12"), "line 2: `12` is no item", "as it was written"),
     sheet("a sheet that nobody filled in", _SHEET.replace("4,5", ","), "holds no rating; fill in `coherence` and `relevance`"),
     sheet("a sheet with a torn row", _SHEET.replace(",5", ""), "line 2: 2 fields, the header names 3"),
+    sheet(
+        "a text that is better than none",
+        "item,coherence,relevance,better_than\nabcdefghijkl,4,5,12\n",
+        "line 2: better_than: `12` is no other item of the sheet",
+    ),
+    sheet(
+        "two texts each better than the other",
+        "item,coherence,relevance,better_than\nabcdefghijkl,,,bbcdefghijkl\nbbcdefghijkl,,,abcdefghijkl\n",
+        "line 3: better_than: the opposite stands in the row of `abcdefghijkl`; remove one",
+    ),
     raters("a judge without an address", "judge: {model: m}", ":21: evaluate.judge.url: missing"),
     raters(
         "a judge at no address", "judge: {url: localhost, model: m}", "`url` begins with http:// or https://, got `localhost`"

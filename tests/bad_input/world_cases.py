@@ -126,6 +126,8 @@ _COMMANDS = (
         "name its directory",
     ),
     command("first study over another", "init notes.jsonl --to study.yaml", "--to: `study.yaml` exists; name another file"),
+    command("dashboard at no port", "dashboard @ --port 99999", "'--port'", "less than or equal to 65535"),
+    command("dashboard in no memory", "dashboard @ --memory much", "--memory: `much` is no amount of memory"),
     command("why of no stage", "why @ trian.full", "`trian.full` is no stage of this study"),
 )
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from paretune.analysis.inference import SEED, Floats, Ints
 from paretune.pipeline.records import Cell, read_lines
-from paretune.study.ratings import Judge, Ratings
+from paretune.study.ratings import PREFERENCE, Judge, Ratings
 
 if TYPE_CHECKING:
     from paretune.study.study import Study
@@ -92,15 +92,16 @@ def read_ratings(study: "Study", cells: Sequence[Cell]) -> dict[str, Rating]:
         table = tables[name]
         unread: dict[str, tuple[int, int]] = {}
         for rater in config.by_rater if isinstance(config, Ratings) and records[name] else ():
-            size = records[name][0].metrics[f"items_{rater}"]
-            seen = len(table[table["rater"] == rater].drop_duplicates(["item", "occasion"]))
+            size, of_rater = records[name][0].metrics[f"items_{rater}"], table["rater"] == rater
+            seen = len(table[of_rater & (table["criterion"] != PREFERENCE)].drop_duplicates(["item", "occasion"]))
             unread |= {rater: (size - seen, size)} if seen < size else {}
         others = of_people if isinstance(config, Judge) else None
+        criteria = (*config.criteria, *([PREFERENCE] if (table["criterion"] == PREFERENCE).any() else []))
         found[name] = Rating(
-            criteria=tuple(config.criteria),
+            criteria=criteria,
             raters=(config.model,) if isinstance(config, Judge) else tuple(config.by_rater),
             by_judge=isinstance(config, Judge),
-            trust={criterion: _trust(table, others, criterion, study.compare.interval) for criterion in config.criteria},
+            trust={criterion: _trust(table, others, criterion, study.compare.interval) for criterion in criteria},
             num_ratings=len(table),
             num_missing=int(table["value"].isna().sum()),
             unread=unread,

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -91,19 +92,7 @@ def tracking(study: Study, plan: Plan, store: Store, folder: Path) -> Iterator[T
         if missing:
             raise NeedsError(f"track.{kind}: needs the package `{missing}`: `pip install 'paretune[track]'`")
 
-    def follow(plan: Plan) -> list[Followed]:
-        cells = []
-        for cell in plan.cells:
-            stages = [stage for stage in cell.methods if stage not in plan.undecided]
-            methods = {f"{index}.{stage.kind}": stage.config["method"] for index, stage in enumerate(stages)}
-            train = next((stage.config["train"] for stage in stages if "train" in stage.config), {})
-            config = {"study": study.study, "base": cell.base, "dataset": cell.dataset, "variant": cell.variant}
-            config |= {"seed": cell.seed, "methods": methods, "train": train}
-            key = hashlib.sha256(" ".join(stage.key for stage in cell.stages).encode()).hexdigest()
-            curves = [[str(path / "curves.jsonl") for path in store.places(stage)] for stage in stages]
-            cells.append(Followed(cell_name(cell), config, curves, key))
-        return cells
-
+    follow = partial(followed, study, store)
     processes = {}
     first = {"study": study.study, "cells": [asdict(cell) for cell in follow(plan)], "store": str(store.root.resolve())}
     try:
@@ -123,6 +112,21 @@ def tracking(study: Study, plan: Plan, store: Store, folder: Path) -> Iterator[T
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def followed(study: Study, store: Store, plan: Plan) -> list[Followed]:
+    """Every variant and seed of a plan."""
+    cells = []
+    for cell in plan.cells:
+        stages = [stage for stage in cell.methods if stage not in plan.undecided]
+        methods = {f"{index}.{stage.kind}": stage.config["method"] for index, stage in enumerate(stages)}
+        train = next((stage.config["train"] for stage in stages if "train" in stage.config), {})
+        config = {"study": study.study, "base": cell.base, "dataset": cell.dataset, "variant": cell.variant}
+        config |= {"seed": cell.seed, "methods": methods, "train": train}
+        key = hashlib.sha256(" ".join(stage.key for stage in cell.stages).encode()).hexdigest()
+        curves = [[str(path / "curves.jsonl") for path in store.places(stage)] for stage in stages]
+        cells.append(Followed(cell_name(cell), config, curves, key))
+    return cells
 
 
 def log_file(store: Store, kind: str) -> Path:
@@ -165,11 +169,12 @@ class _Sent:
     """Of the figures that were sent at the end."""
 
 
-def _rows(cell: Mapping[str, Any]) -> list[dict[str, float]]:
-    """The curve as far as it is written, a row a step and one an evaluation, each once, counting on over trainings."""
+def curve_rows(curves: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+    """A curve as far as it is written (`Followed.curves`), a row a step and one an evaluation, each once, counting on over
+    trainings."""
     rows: list[dict[str, float]] = []
     done = dict.fromkeys(_COUNTED, 0.0)
-    for places in cell["curves"]:
+    for places in curves:
         seen: dict[tuple[float, bool], dict[str, float]] = {}
         for place in places:
             lines: list[str] = []
@@ -206,7 +211,7 @@ class _Tracker:
         return self.runs[name]
 
     def send_curve(self, cell: Mapping[str, Any]) -> None:
-        rows, sent = _rows(cell), self.sent.get(cell["name"])
+        rows, sent = curve_rows(cell["curves"]), self.sent.get(cell["name"])
         for row in rows[sent.rows if sent else 0 :]:
             run = self.run(cell["name"], cell["config"])
             step = int(row["step"])

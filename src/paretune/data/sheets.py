@@ -3,6 +3,8 @@
 An item of a sheet is a context, a prompt and a text; its name is a digest of these, so nothing on a sheet tells who wrote the
 text, no key has to be kept, and two variants that wrote the same are rated once. A text can stand on a sheet twice, under two
 names, which shows whether a rater agrees with himself. Names are letters: spreadsheets turn `1e5` into a number.
+
+Which of two texts a person prefers stands in the row of one of them, by the name of the other.
 """
 
 import csv
@@ -27,6 +29,8 @@ _NAME = re.compile(r"[a-z]{12}")
 _FORMULA = ("=", "+", "-", "@")
 """What a spreadsheet takes a field for a formula by."""
 _DELIMITERS = (",", ";", "\t")
+BETTER, EQUAL = "better_than", "as_good_as"
+"""Columns of preferences, which a sheet may have: items, a space between two."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Text:
 
 Sheet = Mapping[str, Mapping[str, int | None]]
 """Item to criterion to rating, None where there is none."""
+Preferences = Mapping[tuple[str, str], float]
+"""Two items in the order of their names, to 1 where the first is preferred, 0 where the second is, 0.5 where neither."""
 
 
 def read_texts(name: str, generations: Path, contexts: Mapping[tuple[str, str], str]) -> list[Text]:
@@ -94,7 +100,7 @@ def write_sheet(texts: Sequence[Text], criteria: Sequence[str], twice: float, se
     draw = random.Random(seed)
     distinct = list({text.item(): text for text in texts}.values())
     again = draw.sample(distinct, min(len(distinct), round(twice * len(distinct) + 0.5))) if twice else []
-    rows = [_row(text, 0) for text in distinct] + [_row(text, 1) for text in again]
+    rows = [row_of(text, 0) for text in distinct] + [row_of(text, 1) for text in again]
     draw.shuffle(rows)
     try:
         # With a byte order mark, by which Excel knows UTF-8.
@@ -112,7 +118,7 @@ def read_sheet(file: Path, criteria: Sequence[str]) -> Sheet:
 
     Commas, semicolons or tabs, as spreadsheets write them; columns besides `item` and the criteria are for the rater.
     """
-    rows = _rows(file, criteria)
+    rows = read_rows(file, criteria)
     sheet: dict[str, dict[str, int | None]] = {}
     for line, row in rows:
         item = row["item"].strip()
@@ -121,18 +127,36 @@ def read_sheet(file: Path, criteria: Sequence[str]) -> Sheet:
         if item in sheet:
             raise DataError(f"{file}: line {line}: item `{item}` stands there twice; remove the copied row")
         sheet[item] = {name: _rating(row[name], f"{file}: line {line}: {name}") for name in criteria}
-    if not any(value is not None for ratings in sheet.values() for value in ratings.values()):
+    rated = any(value is not None for ratings in sheet.values() for value in ratings.values())
+    if not rated and not read_preferences(file):
         raise DataError(f"{file}: holds no rating; fill in {' and '.join(f'`{name}`' for name in criteria)}")
     return sheet
 
 
-def _row(text: Text, occasion: int) -> dict[str, str]:
+def read_preferences(file: Path) -> Preferences:
+    """What a sheet says of pairs of texts; empty where it has no such columns. DataError for what names no item, or contradicts
+    itself."""
+    found: dict[tuple[str, str], float] = {}
+    for line, row in read_rows(file):
+        item = row["item"].strip()
+        for column, share in ((BETTER, 1.0), (EQUAL, 0.5)):
+            for other in row.get(column, "").split():
+                if not _NAME.fullmatch(other) or other == item:
+                    raise DataError(f"{file}: line {line}: {column}: `{other[:40]}` is no other item of the sheet")
+                pair, value = ((item, other), share) if item < other else ((other, item), 1 - share)
+                if found.setdefault(pair, value) != value:
+                    raise DataError(f"{file}: line {line}: {column}: the opposite stands in the row of `{other}`; remove one")
+    return found
+
+
+def row_of(text: Text, occasion: int) -> dict[str, str]:
+    """What a sheet shows of a text."""
     shown = {"context": text.context, "prompt": text.prompt, "text": text.text}
     return {"item": text.item(occasion)} | {k: f" {v}" if v.startswith(_FORMULA) else v for k, v in shown.items()}
 
 
-def _rows(file: Path, criteria: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Each row with the line on which it ends."""
+def read_rows(file: Path, criteria: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
+    """Each row of a sheet with the line on which it ends; DataError for what is none, or lacks a criterion."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -141,7 +165,7 @@ def _rows(file: Path, criteria: Sequence[str]) -> list[tuple[int, dict[str, str]
     text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig", errors="replace")
     first = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=first.count)
-    csv.field_size_limit(len(text) + 1)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # the process's: another sheet may be read meanwhile
     try:
         reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
         columns = [name.strip().lower() for name in next(reader, [])]

@@ -3,29 +3,42 @@
 A sheet holds texts after the same prompts, in random order and without the names of their variants. A score is one rating: so
 two variants are compared within each rater, and all ratings of a document stay one cluster. `ratings.jsonl` keeps every
 rating, and the items that a sheet left empty, for the agreement of raters.
+
+What is preferred of two texts is a score of both, 1 and 0 or twice 0.5, of an example of the pair's own: so two variants are
+compared in `preference` on the pairs that they stood in against each other, which makes the paired test of right and wrong
+answers a sign test; the mean of a variant is its share over all pairs that it stood in.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paretune.data.sheets import OCCASIONS, Text, choose, read_contexts, read_sheet, read_texts, write_sheet
+from paretune.data.sheets import (
+    OCCASIONS,
+    Text,
+    choose,
+    read_contexts,
+    read_preferences,
+    read_sheet,
+    read_texts,
+    write_sheet,
+)
 from paretune.errors import SpecError, StoreError
 from paretune.evaluate.outputs import Score, write_outputs
 from paretune.pipeline.plan import Plan, cell_name
 from paretune.pipeline.stage import Artifact, StageContext
 from paretune.pipeline.store import Store
 from paretune.study.base import suggestion
-from paretune.study.ratings import RUBRIC, Ratings
+from paretune.study.ratings import PREFERENCE, RUBRIC, Ratings
 from paretune.study.study import Study
 
 _TEXTS = "texts."
 """What the roles of inputs that hold texts begin with."""
-_TWICE = 0.1
+TWICE = 0.1
 """Share of the texts of a sheet that stand there twice: what shows whether a rater agrees with himself."""
 
 
@@ -34,12 +47,12 @@ class Rating:
     """One rating of one text; `value` is None where a sheet is empty or a judge gave none."""
 
     item: str
-    """`Text.item()` of the text, whichever variant wrote it."""
+    """`Text.item()` of the text, whichever variant wrote it; of a preference those of both."""
     rater: str
     occasion: int
     """0, and from 1 on where the same rater was asked again."""
     criterion: str
-    value: int | None
+    value: float | None
 
 
 def evaluate_ratings(context: StageContext) -> dict[str, Any]:
@@ -54,6 +67,10 @@ def evaluate_ratings(context: StageContext) -> dict[str, Any]:
             for occasion in range(OCCASIONS):
                 for criterion, value in sheet.get(text.item(occasion), {}).items():
                     ratings.append((text, Rating(text.item(), rater, occasion, criterion, value)))
+        for pair, share in read_preferences(Path(str(context.resources[f"sheet.{rater}"]))).items():
+            name = " ".join(pair)
+            of_pair = (replace(text, example=f"{text.example}, {name}") for text in texts if text.item() in pair)
+            ratings += [(text, Rating(name, rater, 0, PREFERENCE, share)) for text in of_pair]
     return counts | write_ratings(ratings, context.draft)
 
 
@@ -68,10 +85,12 @@ def write_ratings(ratings: Sequence[tuple[Text, Rating]], directory: Path) -> di
     """Write `ratings.jsonl` and `scores.parquet`, a rater's mean where he rated twice; returns the metrics of the record."""
     with (directory / "ratings.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(rating)) + "\n" for _, rating in ratings)
-    values: dict[tuple[Text, str, str], list[int]] = {}
+    values: dict[tuple[Text, str, str], list[float]] = {}
     for text, rating in ratings:
         if rating.value is not None:
-            values.setdefault((text, rating.rater, rating.criterion), []).append(rating.value)
+            is_second = rating.criterion == PREFERENCE and not rating.item.startswith(text.item())
+            value = 1 - rating.value if is_second else rating.value
+            values.setdefault((text, rating.rater, rating.criterion), []).append(value)
     seen = {"rater": {rating.rater for _, rating in ratings}, "text": {text.source for text, _ in ratings}}
     scores = [
         Score(
@@ -84,7 +103,7 @@ def write_ratings(ratings: Sequence[tuple[Text, Rating]], directory: Path) -> di
         for (text, rater, criterion), given in values.items()
     ]
     write_outputs(directory, scores, slice_by=[name for name, names in seen.items() if len(names) > 1])
-    rated = {text.example for text, _, _ in values}
+    rated = {text.example for text, _, criterion in values if criterion != PREFERENCE}
     return {"rated": len(rated), "missing": sum(rating.value is None for _, rating in ratings)}
 
 
@@ -99,14 +118,14 @@ def write_blind_sheet(
         raise SpecError(f"--to: `{to}` exists, and may be filled in; name another file")
     if to.suffix != ".csv":
         raise SpecError(f"--to: a sheet is a .csv file, got `{to}`")
-    by_dataset = {dataset: _comparable_texts(study, plan, store, dataset, every_seed=every_seed) for dataset in study.data}
+    by_dataset = {dataset: comparable_texts(study, plan, store, dataset, every_seed=every_seed) for dataset in study.data}
     known = {text.source for texts in by_dataset.values() for text in texts}
     if unknown := sorted(set(of) - known):
         raise SpecError(f"--of: no generation or task `{unknown[0]}`{suggestion(unknown[0], known)}")
     chosen = [text for texts in by_dataset.values() for text in choose(texts, of, num_prompts, seed)]
     if not chosen:
         raise SpecError("there is no text to rate; add `generate: {prompts: [...]}` to `evaluate`, or a task with `score`")
-    rows = write_sheet(chosen, list(RUBRIC), _TWICE, seed, to)
+    rows = write_sheet(chosen, list(RUBRIC), TWICE, seed, to)
     rules = to.with_suffix(".txt")
     rules.write_text(f"{Ratings(files=(to.name,)).rubric}\n", encoding="utf-8")
     return (
@@ -115,8 +134,9 @@ def write_blind_sheet(
     )
 
 
-def _comparable_texts(study: Study, plan: Plan, store: Store, dataset: str, *, every_seed: bool) -> list[Text]:
-    """The texts of all variants on a dataset after the prompts that all of them were given."""
+def comparable_texts(study: Study, plan: Plan, store: Store, dataset: str, *, every_seed: bool = False) -> list[Text]:
+    """The texts of all variants on a dataset after the prompts that all of them were given; StoreError where one has not
+    written its texts yet."""
     cells = [cell for cell in plan.cells if cell.dataset == dataset]
     first = {(cell.base, cell.variant): cell for cell in reversed(cells)}
     contexts = read_contexts(store.artifact(plan.data[dataset]).path)

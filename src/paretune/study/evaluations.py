@@ -8,7 +8,7 @@ from paretune.errors import SpecError
 from paretune.study.base import DATA, FILE, FOLDER, OtherModel, Spec, listed
 from paretune.study.data import Source
 from paretune.study.formats import Format
-from paretune.study.ratings import Judge, Ratings, judge_content, judge_fits, ratings_content
+from paretune.study.ratings import PREFERENCE, Judge, Ratings, judge_content, judge_fits, ratings_content
 from paretune.study.registry import Evaluation, Items, StageParts
 from paretune.study.tasks import BERT_SCORE, task_metrics
 
@@ -371,7 +371,7 @@ EVALUATIONS = (
         rates_texts=True,
         check="paretune.data.checks:check_sheets",
         section="paretune.report.qualities:ratings_section",
-        measures=lambda config, _study: config.criteria,
+        measures=lambda config, _study: (*config.criteria, PREFERENCE),
     ),
     Evaluation(
         "tasks",

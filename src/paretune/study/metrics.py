@@ -152,6 +152,7 @@ METRICS = (
     Metric("forgetting", "forgetting", "lower", ranks=False),
     _rating("coherence"),
     _rating("relevance"),
+    _share("preference", "share of pairs in which its text is preferred", heading="preferred", ranks=False),
     # The shape of answers.
     _share("stopped_by_eos", better="", heading="ended by itself"),
     Metric("length_ratio", heading="length ratio", low=0.0),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Criterion = Literal["coherence", "relevance"]
 LOWEST, HIGHEST = 1, 5
+PREFERENCE = "preference"
+"""The metric of which of two texts a person prefers, where sheets say so."""
 RUBRIC: dict[str, str] = {
     "coherence": (
         "Coherence: does the text hold together in itself? 1: disconnected words, or the same again and again; 2: sentences "
