@@ -130,7 +130,7 @@ def write_blind_sheet(
     rules.write_text(f"{Ratings(files=(to.name,)).rubric}\n", encoding="utf-8")
     return (
         f"{rows} rows written to {to}, what the numbers mean to {rules}; give each person a copy under a name of its own, "
-        f"then write `evaluate: {{ratings: {{files: [ANNA.csv, BEN.csv]}}}}` and run the study again"
+        f"then write `evaluate: {{ratings: {{files: [RATER-1.csv, RATER-2.csv]}}}}` and run the study again"
     )
 
 
