@@ -157,7 +157,7 @@ def test_text_is_cut_at_a_separator(tmp_path: Path) -> None:
 def test_blocks_end_at_blank_lines_and_lose_nothing(tmp_path: Path) -> None:
     paragraphs = [f"Paragraph {n}. " + "It has some words. " * (5 + n % 7) for n in range(60)]
     text = "\n\n".join(paragraphs)
-    pieces = blocks(text, 500)
+    pieces = list(blocks([text], 500))
     assert "".join(pieces) == text
     assert all(250 <= len(piece) <= 750 for piece in pieces[:-1])
     assert all(piece.endswith("\n\n") for piece in pieces[:-1])
@@ -171,10 +171,35 @@ def test_blocks_end_at_blank_lines_and_lose_nothing(tmp_path: Path) -> None:
     [("a line of text\n" * 200, "\n"), ("Some words here. " * 200, ". "), ("word " * 700, " "), ("x" * 3000, "x")],
 )
 def test_blocks_without_blank_lines_end_at_lines_sentences_words_or_anywhere(text: str, end: str) -> None:
-    pieces = blocks(text, 400)
+    pieces = list(blocks([text], 400))
     assert "".join(pieces) == text
     assert len(pieces) > 1
     assert all(piece.endswith(end) and 100 <= len(piece) <= 600 for piece in pieces)
+
+
+@pytest.mark.parametrize("length", [1, 7, 333, 5000])
+def test_blocks_are_the_same_wherever_the_chunks_of_a_text_end(length: int) -> None:
+    paragraphs = [f"Paragraph {n}. " + "It has some words. " * (5 + n % 7) for n in range(30)]
+    text = "\n\n".join(paragraphs)
+    chunks = [text[begin : begin + length] for begin in range(0, len(text), length)]
+    assert list(blocks(chunks, 500)) == list(blocks([text], 500))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_text_in_chunks_is_the_text_with_line_ends_alike(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_CHUNK", 5)
+    file = tmp_path / "a.txt"
+    file.write_bytes("one\r\ntwo \u00e9\rthree\n\r\nfour".encode(encoding))
+    assert "".join(files.text_chunks(file)) == "one\ntwo \u00e9\nthree\n\nfour"
+
+
+def test_a_byte_that_is_none_of_a_text_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"one\n" * 400_000 + b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"a\.txt: line 400001: byte offset 1600003 \(0xe9\) is not UTF-8"):
+        list(iterate_rows(Source(path=str(file)), str(file)))
 
 
 def test_text_without_a_way_to_cut_it_is_blocks_of_4000_characters(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ MAX_EXPANSION = 200
 _HARMLESS = 64 * 2**20
 """Bytes that may come out of a packed file of any size."""
 _SAMPLE = 4 * 2**20
+_CHUNK = 2**20
 _ZEROS = 0.05
 """With so small a share of zero bytes a text holds the character U+0000."""
 _CLEARLY = 10
@@ -162,6 +163,20 @@ def whole_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].decode(encoding, errors="replace").count("\n") + 1
         raise _badly_encoded(path, line, encoding) from None
+
+
+def text_chunks(path: Path) -> Iterator[str]:
+    """The same a mebibyte of characters at a time, of a file of any size, all line ends as `\n`."""
+    with opened(path) as file:
+        encoding = _encoding(file.peek(4096))  # type: ignore[attr-defined]
+        with io.TextIOWrapper(file, encoding=encoding, newline=None) as text:
+            try:
+                yield text.read(_CHUNK).removeprefix("\ufeff")
+                while chunk := text.read(_CHUNK):
+                    yield chunk
+            except UnicodeDecodeError:
+                whole_text(path)  # tells where
+                raise _badly_encoded(path, 1, encoding) from None
 
 
 def size_as_text(path: Path) -> float:

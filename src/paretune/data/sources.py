@@ -1,7 +1,7 @@
 """Records of a source: files of the formats that people have, hub datasets, and what ships with the package.
 
-`iterate_rows` holds one record at a time of all but json and text files, which are read whole: ten million lines need no more
-memory than the longest. Every complaint names file, line or row, what stands there, and a way out.
+`iterate_rows` holds one record at a time of all but json files, and texts that are cut at marks, which are read whole: ten
+million lines need no more memory than the longest. Every complaint names file, line or row, what stands there, and a way out.
 """
 
 import csv
@@ -11,11 +11,11 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from paretune.data.files import MAX_LINE_BYTES, MAX_WHOLE_BYTES, lines, opened, opened_as_is, whole_text
+from paretune.data.files import MAX_LINE_BYTES, MAX_WHOLE_BYTES, lines, opened, opened_as_is, text_chunks, whole_text
 from paretune.data.json_text import UnusableJson, parse_json
 from paretune.data.newsroom import articles
 from paretune.errors import DataError, NeedsError
@@ -346,11 +346,15 @@ def _hub_rows(source: Source) -> Iterator[Row]:
 
 def _text_rows(source: Source, path: Path, file: str = "") -> Iterator[Row]:
     """Pieces of a text; of several files each is named by its `file`, and is the whole unless it is said how it is cut."""
-    text = whole_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    by_marks = (source.start, source.end, source.chapters, source.separator)
+    text = ""
+    if any(mark is not None for mark in by_marks) or (file and source.is_uncut):
+        text = whole_text(path).replace("\r\n", "\n").replace("\r", "\n")
     if source.start is not None:
         text = text[_first_match(source.start, text, path, "start").end() :]
     if source.end is not None:
         text = text[: _first_match(source.end, text, path, "end").start()]
+    parts: Iterable[tuple[str, str]]
     if file and source.is_uncut:
         parts = [("", text)]
     elif source.chapters is not None:
@@ -371,7 +375,9 @@ def _text_rows(source: Source, path: Path, file: str = "") -> Iterator[Row]:
         pieces = [piece for piece in text.split(source.separator) if piece.strip()]
         parts = [(f"part {number}", piece) for number, piece in enumerate(pieces, 1)]
     else:
-        parts = [(f"block {n}", part) for n, part in enumerate(blocks(text, source.blocks or BLOCK_CHARACTERS), 1)]
+        chunks = [text] if source.start is not None or source.end is not None else text_chunks(path)
+        cut = blocks(chunks, source.blocks or BLOCK_CHARACTERS)
+        parts = ((f"block {number}", part) for number, part in enumerate(cut, 1))
     used: Counter[str] = Counter()
     for name, part in parts:
         if part.strip():
@@ -390,19 +396,22 @@ def _first_match(pattern: str, text: str, path: Path, field: str) -> re.Match[st
     return match
 
 
-def blocks(text: str, size: int) -> list[str]:
-    """`text` cut at the best places near every `size` characters: pieces of `size / 4` to `1.5 * size`, nothing lost."""
-    position, pieces = 0, []
-    while len(text) - position > size * 3 // 2:
-        target = position + size
-        cuts = (
-            [match.end() for match in pattern.finditer(text, position + size // 2, position + size * 5 // 4)]
-            for pattern in _CUTS
-        )
-        cut = min(next(filter(None, cuts), [target]), key=lambda end, target=target: abs(end - target))
-        pieces.append(text[position:cut])
-        position = cut
-    return [*pieces, text[position:]]
+def blocks(chunks: Iterable[str], size: int) -> Iterator[str]:
+    """A text that comes in chunks, cut at the best places near every `size` characters, wherever the chunks end: pieces of
+    `size / 4` to `1.5 * size`, nothing lost."""
+    text, position = "", 0
+    for chunk in chunks:
+        text, position = text[position:] + chunk, 0
+        while len(text) - position > size * 3 // 2:
+            target = position + size
+            cuts = (
+                [match.end() for match in pattern.finditer(text, position + size // 2, position + size * 5 // 4)]
+                for pattern in _CUTS
+            )
+            cut = min(next(filter(None, cuts), [target]), key=lambda end, target=target: abs(end - target))
+            yield text[position:cut]
+            position = cut
+    yield text[position:]
 
 
 _READERS: dict[str, Callable[[Source, Path], Iterator[Row]]] = {
