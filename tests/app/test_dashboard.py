@@ -69,7 +69,11 @@ def handshake(to: str, host: str, origin: str) -> int:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_it_serves_this_machine_alone_and_ends_by_a_signal(study_file: Path, number: signal.Signals, code: int) -> None:
     command = [sys.executable, "-m", "paretune.cli", "dashboard", str(study_file)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed() -> None:  # a shell that puts the tests into the background lets them ignore SIGINT, and all that they start
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         assert process.stderr is not None
         address = process.stderr.readline().split()[0]
         assert address.startswith("http://127.0.0.1:")

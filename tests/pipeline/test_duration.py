@@ -126,7 +126,7 @@ def test_a_long_search_is_warned_of_with_a_way_out(tmp_path: Path, monkeypatch: 
     text = STUDY.replace("{count: 1, choose: last}", "{count: 2, choose: loss, calibration: {tokens: 4000}}")
     opened = open_study(write_study(tmp_path, text))
     assert "warning: prune.blocks" not in told_of(opened)
-    monkeypatch.setattr("paretune.pipeline.forecast._SLOW_SEARCH", 1)
+    monkeypatch.setattr("paretune.pipeline.plan_text._SLOW_SEARCH", 1)
     (line,) = (line for line in told_of(opened).splitlines() if line.startswith("warning: prune.blocks"))
     assert line.endswith("shorter with `calibration: {tokens: 1000}`, `count: 1`, `choose: influence`")
 
