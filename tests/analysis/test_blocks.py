@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,13 @@ from paretune.pipeline.records import Cell, Results
 from paretune.report.making import blocks_section
 from paretune.report.render import Paragraph, Section, Table, as_text
 from paretune.report.sections import build_report
+from paretune.study.methods import PruneBlocks
 from tests.analysis.synthetic import Shape, make_results
+
+
+def is_measured(choose: str) -> bool:
+    return PruneBlocks(count=1, choose=choose).is_measured
+
 
 TRUE_LOSS = {(): 4.0, (0,): 6.0, (1,): 4.1, (2,): 4.11, (3,): 4.5}
 DOCUMENTS = 30
@@ -139,6 +145,21 @@ def test_it_stands_in_the_report(documents: int, tmp_path: Path, monkeypatch: py
     assert max(map(len, text.splitlines())) <= 120
 
 
+@pytest.mark.parametrize("choose", [c for c in get_args(PruneBlocks.model_fields["choose"].annotation) if is_measured(c)])
+def test_every_measured_choice_has_its_table(choose: str, tmp_path: Path) -> None:
+    losses = {removed: loss for removed, loss in TRUE_LOSS.items() if removed or choose == "loss"}
+    found = find(results_with_choice(tmp_path, losses=losses, method={"choose": choose}))
+    assert "Removed blocks" in as_text(build_report(found, frozenset()))
+
+
 def test_a_study_without_measured_choices_has_no_such_section(tmp_path: Path) -> None:
     findings = find(make_results(tmp_path, Shape(documents=12, epochs=1, evaluations=("perplexity",))))
     assert blocks_section(findings, findings.groups[0]) is None
+
+
+def test_what_makes_up_for_blocks_stands_below(tmp_path: Path) -> None:
+    seams = [{"removed": [1], "ridge": 0.1, "explained": 0.343}, {"removed": [3], "ridge": None, "explained": 0.0}]
+    found = find(results_with_choice(tmp_path, method={"choose": "loss", "seam": "linear"}, seams=seams))
+    text = " ".join(as_text(build_report(found, frozenset())).split())
+    assert "The MLP before block 1 of `reduced` makes up for 34.3 % of what was added there (`seam: linear`" in text
+    assert "The MLP before block 3 of `reduced` was left as it is" in text

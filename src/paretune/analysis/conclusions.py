@@ -23,7 +23,7 @@ from paretune.analysis.decision import (
     where_judged,
 )
 from paretune.analysis.findings import Choice, Fact, Findings, Group, GroupFacts, Limit
-from paretune.analysis.healing import healing_facts
+from paretune.analysis.healing import healing_facts, seam_facts
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.study.compare import Bound
 from paretune.study.grid import file_name
@@ -339,7 +339,7 @@ def group_facts(findings: Findings, group: Group) -> GroupFacts:
         trained=tuple(caveats.trained_shares(findings, group)),
         training=(*caveats.training_notes(findings, group), *healing_facts(findings, group)),
         tuning=tuple(caveats.tuning_facts(findings, group)),
-        blocks=tuple(caveats.block_facts(findings, group)),
+        blocks=(*caveats.block_facts(findings, group), *seam_facts(findings, group)),
         confounded=answers.confounded_facts(findings, group),
     )
 

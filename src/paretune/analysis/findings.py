@@ -144,7 +144,7 @@ class GroupFacts:
     training: tuple[Fact, ...] = ()
     tuning: tuple[Fact, ...] = ()
     blocks: tuple[Fact, ...] = ()
-    """One for each of the `block_choices`: what was removed and how it was chosen."""
+    """One for each of the `block_choices`, what was removed and how it was chosen; then what makes up for blocks."""
     confounded: Mapping[str, tuple[Fact, ...]] = field(default_factory=dict)
     """By evaluation of questions: slices that cannot be told apart."""
 

@@ -67,14 +67,22 @@ class Shrunk(Fact):
     beyond: bool
 
 
+def seam_facts(findings: Findings, group: Group) -> list[Seamed]:
+    """What stands before removed blocks, which is the same in every run of a variant."""
+    return [
+        Seamed(entrant, record.config["method"]["seam"], tuple(seam["removed"]), seam["explained"])
+        for entrant in group.entrants
+        for cell in findings.cells(entrant)[:1]
+        for record in cell.methods
+        for seam in record.metrics.get("seams", ())
+    ]
+
+
 def healing_facts(findings: Findings, group: Group) -> list[Fact]:
     facts: list[Fact] = []
     for entrant in group.entrants:
         cells = findings.cells(entrant)
         facts += [fact for cell in cells if (fact := _shrunk(findings, entrant, cell))]
-        for record in cells[0].methods if cells else ():
-            for seam in record.metrics.get("seams", ()):
-                facts.append(Seamed(entrant, record.config["method"]["seam"], tuple(seam["removed"]), seam["explained"]))
         taught = [record.metrics["teacher"] for cell in cells for record in cell.trained if "teacher" in record.metrics]
         if taught:
             first = taught[0]

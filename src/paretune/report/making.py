@@ -39,7 +39,7 @@ _DISTURBED = "~"
 _EPOCHS_SHOWN = 12
 _SETS_SHOWN = 16
 """Of the sets of blocks that could have been removed, the best first."""
-_BLOCK_SCORES = {"loss": "loss", "influence": "block influence", "angular": "angular distance"}
+_BLOCK_SCORES = {"loss": "loss", "taylor": "loss by its slope", "influence": "block influence", "angular": "angular distance"}
 
 
 def cost_section(findings: Findings, group: Group) -> Section | None:
@@ -248,7 +248,7 @@ def blocks_section(findings: Findings, group: Group) -> Section | None:
     blocks, interval = list[Block](), interval_name(findings)
     choices = findings.block_choices[group.base, group.dataset]
     facts = findings.facts.groups[group.base, group.dataset].blocks
-    for choice, fact in zip(choices, facts, strict=True):
+    for choice, fact in zip(choices, facts[: len(choices)], strict=True):
         reference = next(score for score in choice.scores if score.is_reference)
         whole = [score for score in choice.scores if not score.removed]
         tried = [score for score in choice.scores if score.removed]
@@ -264,6 +264,7 @@ def blocks_section(findings: Findings, group: Group) -> Section | None:
         told = f"the best {_SETS_SHOWN} of {len(tried)}" if len(tried) > _SETS_SHOWN else f"all {len(tried)}"
         caption = f"Sets of blocks by {choice.criterion}, {told}; an interval around 0: this text does not tell the two apart"
         blocks += [Paragraph(fact), make_table([*whole, *tried[:_SETS_SHOWN]], columns, caption)]
+    blocks += as_blocks(facts[len(choices) :])
     return Section("Removed blocks", blocks, level=3) if blocks else None
 
 
