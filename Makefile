@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo demo-real test test-browser check docs bench clean
+.PHONY: install demo demo-real test test-browser test-dashboard check docs bench clean
 
 install: .venv/installed
 
@@ -26,7 +26,11 @@ test: install
 
 # report.html in Chromium (Debian: apt-get install chromium); skipped where there is none.
 test-browser: install
-	$(BIN)/python -m pytest -m browser tests/browser
+	$(BIN)/python -m pytest -m browser tests/browser/test_report_page.py
+
+# The dashboard, from end to end in Chromium: minutes, and not part of CI, as its waits are too short on a busy machine.
+test-dashboard: install
+	$(BIN)/python -m pytest -m browser tests/browser/test_dashboard.py
 
 check: install
 	$(BIN)/ruff format --check .

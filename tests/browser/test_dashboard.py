@@ -107,8 +107,7 @@ def pick(page: Page, *names: str) -> None:
     """These variants, and no others, are asked."""
     field = page.get_by_test_id("stMultiSelect")
     field.get_by_role("button", name="Clear all").click()
-    expect(page.get_by_role("button", name="Ask")).to_have_count(1)
-    expect(page.get_by_role("button", name="Ask")).to_be_disabled()
+    expect(page.get_by_role("button", name="Ask").last).to_be_disabled()  # while it is drawn anew there are two
     for name in names:
         field.locator("input").click()
         page.get_by_role("option", name=name, exact=True).click()
@@ -120,7 +119,7 @@ def pick(page: Page, *names: str) -> None:
 
 def ask(page: Page, prompt: str) -> None:
     page.get_by_role("textbox", name="Prompt", exact=True).fill(prompt)
-    page.get_by_role("button", name="Ask").click()
+    page.get_by_role("button", name="Ask").last.click()
 
 
 def answered(page: Page, count: int) -> None:
@@ -193,6 +192,7 @@ def test_ten_blind_ratings_and_preferences_are_in_the_report(browser: Browser, a
         page.keyboard.press("Enter")
         for number in range(5):  # texts, in two criteria each
             expect(page.get_by_text(f"Text {number + 1} of")).to_be_visible()
+            expect(page.get_by_role("radio", checked=True)).to_have_count(0)  # those of the text before are gone
             groups = page.get_by_test_id("stButtonGroup")
             for index, value in enumerate((1 + number % 5, 5 - number % 5)):
                 groups.nth(index).get_by_role("radio", name=str(value)).click()
