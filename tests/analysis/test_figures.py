@@ -115,6 +115,14 @@ def test_names_of_equal_variants_do_not_stand_on_each_other(tmp_path: Path) -> N
         assert not any("times" in label.get_text() for label in axes.get_xticklabels(minor=True))
 
 
+def test_of_many_variants_the_frontier_and_the_base_are_named(tmp_path: Path) -> None:
+    cut = replace(VARIANTS["base"], methods="[{prune.blocks: {count: 1}}]", loss=6.0)  # untrained, but not untouched
+    many = {"base": VARIANTS["base"]} | {f"cut{n}": replace(cut, loss=6 + n / 10) for n in range(12)}
+    figure = figures.draw_pareto(measure(make_results(tmp_path, Shape(many, documents=12, epochs=1))))
+    assert figure is not None
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes if axes.texts] == [["base"]] * 2
+
+
 def test_each_of_two_latencies_has_its_panels(tmp_path: Path) -> None:
     findings = measure(_with_second_latency(make_results(tmp_path, SMALL), tmp_path))
     comparison, pareto = figures.draw_comparison(findings, "news"), figures.draw_pareto(findings)

@@ -41,7 +41,7 @@ _NAME_LENGTH = 30
 _COSTS = ("model_bytes", "train_seconds", "ms_per_token")
 """What is compared beside quality."""
 _LABELLED = 8
-"""Variants up to which each is named beside its point; of more, the frontier and what was not trained."""
+"""Variants up to which each is named beside its point; of more, the frontier and untouched bases."""
 _LINE = 9.0
 """Points from one line of labels to the next."""
 _WIDE_RANGE = 8
@@ -388,7 +388,8 @@ def _draw_frontier(
     axes.xaxis.set_major_formatter(lambda value, _: words.cost_text(name, value) if value > 0 else "0")
     taken: list[tuple[float, float, float]] = []
     for entrant in sorted(points, key=lambda entrant: points[entrant][1]):
-        if len(points) > _LABELLED and beaten[entrant] is not None and findings.is_trained(entrant):
+        is_touched = bool(findings.study.variants[entrant.variant].methods)
+        if len(points) > _LABELLED and beaten[entrant] is not None and is_touched:
             continue
         look, up = style[entrant.variant], 4.0
         x, y = (72 / axes.figure.dpi * at for at in axes.transData.transform(points[entrant]))
