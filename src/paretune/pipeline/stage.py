@@ -22,6 +22,8 @@ ENVIRONMENT = "environment"
 """Among a stage's settings, the name of an environment variable that must be set."""
 CHECKPOINT = "checkpoint-"
 """Begins the name of a checkpoint in `resume`; the step that it stands at follows."""
+Emit = Callable[..., None]
+"""Told how far a stage is: `done`, `total`, `part`."""
 
 
 @dataclass(frozen=True)

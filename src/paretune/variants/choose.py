@@ -9,7 +9,7 @@ are means over all predicting positions here.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -34,7 +34,7 @@ from paretune.pipeline.block_search import (
     runs_of,
     search_passes,
 )
-from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage import Emit, StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, check_count
@@ -50,7 +50,6 @@ RESAMPLES = 1000
 
 Scores = dict[Removed, np.ndarray]
 """By the blocks removed: the sum over each window's targets (float64, in the order of the windows)."""
-Emit = Callable[..., None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ channel by channel (`scale`, as in LinearPatch, arXiv 2505.24680, without its ro
 Legend: N tokens, C channels that the projection reads, D width of the hidden states.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from paretune.data.trees import Batch, forward_batches
 from paretune.errors import StageError
+from paretune.pipeline.stage import Emit
 from paretune.variants.blocks import block_list, skipped_blocks
 from paretune.variants.calibration import Window, document_numbers
 from paretune.variants.cuts import Cut, find_cuts, narrow_mlp
@@ -25,7 +26,6 @@ from paretune.variants.walk import Removed
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Of the mean second moment of a channel, added to each: that is taken which does best on documents that were not fit to."""
-Emit = Callable[..., None]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from paretune.model.adapters import count_parameters
 from paretune.model.forward import head_of
 from paretune.model.load import load_model
 from paretune.model.loss import loss_of
-from paretune.pipeline.stage import StageContext
+from paretune.pipeline.stage import Emit, StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import Narrower, PruneHeads, PruneMlp
 from paretune.variants.blocks import BASE_FINGERPRINT, refusing
@@ -42,7 +42,6 @@ RIDGE = 1e-3
 """Of the mean second moment of the channels that stay, added to each in the least squares."""
 
 By = Literal["activation", "magnitude", "taylor"]
-Emit = Callable[..., None]
 
 
 def prune_mlp(context: StageContext) -> dict[str, Any]:
