@@ -73,6 +73,15 @@ def test_a_tree_beyond_the_budget_is_cut_between_its_branches():
     assert all(batch.ids_RT[0, :3].tolist() == [1, 2, 3] for _, batch in batches)
 
 
+def test_texts_share_a_shorter_row_than_a_tree_may_be():
+    tree = [Example(np.full(20, n, np.int32), 0, TRUNK) for n in range(5)]
+    texts = [Example(np.arange(30, dtype=np.int32)) for _ in range(6)]
+    for pack, together in ((True, [5, 2, 2, 2]), (False, [1] * 11)):
+        batches = list(forward_batches([*tree, *texts], forward_tokens=256, row_tokens=64, pack=pack))
+        assert [len(indices) for indices, _ in batches] == together, pack
+    assert [len(i) for i, _ in forward_batches(tree + texts, forward_tokens=64, row_tokens=256)] == [3, 2, 2, 2, 2]
+
+
 def test_best_fit_leaves_little_empty():
     random = np.random.default_rng(1)
     items = [Example(np.arange(n, dtype=np.int32)) for n in random.integers(5, 100, 400)]

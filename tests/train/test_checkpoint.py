@@ -129,6 +129,7 @@ def test_it_goes_on_with_the_options_that_it_began_with(folder):
     assert metrics(killed)["resumed_from"] > 0
     assert metrics(killed)["options"] == {
         "forward_tokens": 4096,
+        "row_tokens": 1024,
         "accumulate": 1,
         "pack": True,
         "recompute": False,

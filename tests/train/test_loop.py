@@ -115,7 +115,14 @@ def reference_losses(model, examples: list[Example]) -> list[float]:
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize(
     "options",
-    [{"pack": True}, {"pack": False}, {"accumulate": 8}, {"accumulate": 3, "pack": False}, {"forward_tokens": 32}],
+    [
+        {"pack": True},
+        {"pack": False},
+        {"accumulate": 8},
+        {"accumulate": 3, "pack": False},
+        {"forward_tokens": 32},
+        {"row_tokens": 64},
+    ],
     ids=lambda options: "-".join(f"{name}={value}" for name, value in options.items()),
 )
 def test_losses_equal_a_plain_padded_reference(directory, tmp_path, method, options):

@@ -142,13 +142,15 @@ def unshared(example: Example) -> Example:
 
 
 def forward_batches(
-    examples: Sequence[Example], *, forward_tokens: int, pack: bool = True
+    examples: Sequence[Example], *, forward_tokens: int, row_tokens: int | None = None, pack: bool = True
 ) -> Iterator[tuple[list[int], Batch]]:
     """Batches of at most `forward_tokens` positions (or one example), with the indices of the examples in each.
 
     Trees are packed into rows best-fit, and a row is a batch. With `pack` False (the architecture cannot keep examples apart)
-    a row holds one example with its trunk, and as many rows are a batch as fit.
+    a row holds one example with its trunk, and as many rows are a batch as fit. Where `row_tokens` are fewer, only one tree or
+    example may be longer than they are.
     """
+    row_tokens = min(forward_tokens, row_tokens or forward_tokens)
     if not examples:
         return
     if not pack:
@@ -158,12 +160,12 @@ def forward_batches(
         start = 0
         while start < len(order):
             width = rounded(len(plain[order[start]].ids), ROUND_TO)
-            row = order[start : start + max(1, forward_tokens // width)]
+            row = order[start : start + max(1, row_tokens // width)]
             yield row, _padded([plain[i] for i in row], width)
             start += len(row)
         return
-    capacity = max(ROUND_TO, forward_tokens // ROUND_TO * ROUND_TO)
-    trees = _trees(examples, capacity)
+    limit, capacity = (max(ROUND_TO, tokens // ROUND_TO * ROUND_TO) for tokens in (forward_tokens, row_tokens))
+    trees = _trees(examples, limit)
     for row in _best_fit([tree.num_tokens for tree in trees], capacity):
         chosen = [trees[i] for i in row]
         yield [i for tree in chosen for i in tree.examples], lay_out(examples, chosen)

@@ -161,7 +161,10 @@ def _training(
         inputs = float(4 * in_pass * width(config) * count) if options.recompute else 0.0
         return _pass(whole, in_pass, study.train.max_length, row.activations) + inputs
 
-    in_pass = min(options.forward_tokens, round(batch * (study.train.max_length if amount is None else amount.length)))
+    longest = study.train.max_length
+    # Without libraries it is a GPU's memory.
+    in_row = max(options.row_tokens, longest) if libraries else options.forward_tokens
+    in_pass = min(options.forward_tokens, in_row, round(batch * (longest if amount is None else amount.length)))
     states = kept(in_pass)
     budget = options.memory
     if budget is None and libraries:  # of a GPU nothing is known before a run

@@ -36,6 +36,9 @@ class RunOptions:
     """Micro-batches that an optimizer step is cut into; moves float rounding only."""
     forward_tokens: int = 4096
     """Tokens of one forward pass at most (but one example always), fewer where memory asks so; moves float rounding only."""
+    row_tokens: int = 1024
+    """Tokens up to which texts share a pass of training on a CPU, where longer passes are no faster and keep more; moves float
+    rounding only."""
     pack: bool = True
     """Several examples in a row, kept apart; moves float rounding only."""
     recompute: bool = False

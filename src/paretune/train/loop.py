@@ -57,7 +57,7 @@ class Run:
     precision: str
     device: str
     options: Mapping[str, Any]
-    """Those that move bits: `forward_tokens`, `accumulate`, `pack`, `recompute`, `threads`."""
+    """Those that move bits: `forward_tokens`, `row_tokens`, `accumulate`, `pack`, `recompute`, `threads`."""
     checkpoint_seconds: float
     resume: Path
     """What a killed run left to go on from, and where this one leaves it; holds the journal `curves.jsonl`."""
@@ -215,9 +215,11 @@ def _micro_batches(examples: Sequence[Example], run: Run, forward_tokens: int, i
     if run.train.layout == "padded":
         examples = [unshared(example) for example in examples]
     size = math.ceil(len(examples) / run.options["accumulate"])
+    row_tokens = run.options.get("row_tokens") if run.device == "cpu" else None
+    pack = run.options["pack"] and isolates
     for start in range(0, len(examples), size):
         part = examples[start : start + size]
-        for _, batch in forward_batches(part, forward_tokens=forward_tokens, pack=run.options["pack"] and isolates):
+        for _, batch in forward_batches(part, forward_tokens=forward_tokens, row_tokens=row_tokens, pack=pack):
             yield batch
 
 

@@ -41,7 +41,7 @@ from paretune.train.allocator import keep_freed_memory
 from paretune.train.checkpoint import checkpoint_options, checkpoint_step, find_checkpoint, write_curves
 from paretune.train.loop import Objective, Run, fit, plain_loss, validate
 
-_BIT_OPTIONS = ("forward_tokens", "accumulate", "pack", "recompute")
+_BIT_OPTIONS = ("forward_tokens", "row_tokens", "accumulate", "pack", "recompute")
 
 
 @dataclass(frozen=True)
