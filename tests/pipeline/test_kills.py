@@ -246,7 +246,7 @@ def test_a_store_that_is_removed_ends_the_run_with_a_word(folder):
         shutil.rmtree(folder.parent / "store")
         _, errors = process.communicate(timeout=WAIT_SECONDS)
         wait_until_all_ended(process)
-    assert re.search(r"StoreError: .*/store: the store was removed while the study ran", errors), errors
+    assert re.search(r"StoreError: .*/store: the store is gone, removed while the study ran", errors), errors
     assert not (folder.parent / "store").exists()
 
 

@@ -1,5 +1,6 @@
 """The store: an artifact is whole or not there, whatever was left by whom."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -221,3 +222,14 @@ def test_the_lock_of_a_killed_process_is_free(store):
     other.join()
     with store.lock(STAGE, on_wait=lambda: pytest.fail("the lock is held by nobody")):
         pass
+
+
+def test_a_share_that_is_gone_is_told_as_such(store, monkeypatch):
+    store.check_there()
+
+    def gone(self: Path, **_: object) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    monkeypatch.setattr(Path, "stat", gone)
+    with pytest.raises(StoreError, match=r"cannot be reached any more \(Transport endpoint is not connected\); run again"):
+        store.check_there()

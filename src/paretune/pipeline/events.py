@@ -45,8 +45,8 @@ class EventTail:
         self.position = log.file.stat().st_size if log.file.exists() else 0
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The events since the last call; a line that a full disk cut off is passed over."""
-        with contextlib.suppress(FileNotFoundError), self.log.file.open("rb") as stream:
+        """The events since the last call, none where they cannot be read; a line that a full disk cut off is passed over."""
+        with contextlib.suppress(OSError), self.log.file.open("rb") as stream:
             stream.seek(self.position)
             for line in stream:
                 if not line.endswith(b"\n"):

@@ -86,12 +86,12 @@ def announced(store: Store, run: str, study: Path | None, stages: Sequence[str])
         raise StoreError(
             f"{store.root}: the store cannot be written ({error.strerror}); free some of its disk, or name another with --store"
         ) from None
-    with held:
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # the store is removed
-                file.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the store is removed, or its share is gone
+            held.close()
+            file.unlink(missing_ok=True)
 
 
 def live_runs(store: Store) -> list[LiveRun]:

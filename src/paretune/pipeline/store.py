@@ -24,6 +24,9 @@ from paretune.pipeline.stage import CHECKPOINT, Artifact, Stage, resume_of
 SCHEMA = 1
 
 
+_BACK = "run again once it is back, to go on, or to begin anew"
+
+
 class Store:
     """Artifacts below `root`."""
 
@@ -49,11 +52,13 @@ class Store:
         self.check()
 
     def check_there(self) -> None:
-        """StoreError if the store was removed, which a run that is on finds out so."""
-        if not self.exists():
-            raise StoreError(
-                f"{self.root}: the store was removed while the study ran, and what it held is lost; run again to begin anew"
-            )
+        """StoreError if the store was removed, or its share is gone, which a run that is on finds out so."""
+        try:
+            there = self.exists()
+        except OSError as error:
+            raise StoreError(f"{self.root}: the store cannot be reached any more ({error.strerror}); {_BACK}") from None
+        if not there:
+            raise StoreError(f"{self.root}: the store is gone, removed while the study ran, or with its disk or share; {_BACK}")
 
     def exists(self) -> bool:
         """Whether the directory is a store."""
