@@ -19,6 +19,13 @@ def _a_directory(folder: Path) -> None:
     (folder / "study.yaml").mkdir()
 
 
+def _seam_of_a_normed_mlp(folder: Path) -> None:
+    edit("choose: last}}, {", "choose: last, seam: linear}}, {")(folder)
+    file = folder / "model" / "config.json"
+    config = json.loads(file.read_text()) | {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]}
+    file.write_text(json.dumps(config))
+
+
 _TEMPLATE = '"{{ title }}\\n\\n{{ content }}"'
 _LORA = "{r: 4, targets: all-linear, learning_rate: 5.0e-3}"
 _FULL = "[{train.full: {learning_rate: 1.0e-3}}]"
@@ -343,6 +350,14 @@ _AGAINST_THE_BASE = (
         "{prune.blocks: {count: 1, choose: last}}",
         "{prune.blocks: {count: 2}}, {prune.blocks: {blocks: [2]}}",
         ":16: variants.reduced[1].prune.blocks.blocks: there is no block `2`; base `tiny` has 2 blocks at this point",
+    ),
+    Case(
+        "a seam of an MLP whose output is normed",
+        _seam_of_a_normed_mlp,
+        (
+            "study.yaml:16: variants.reduced[0].prune.blocks.seam: base `tiny` (Olmo2ForCausalLM) norms or scales",
+            "`seam: none`",
+        ),
     ),
     case(
         "a narrower MLP that is none",

@@ -13,6 +13,7 @@ from paretune.errors import NeedsError, SpecError
 from paretune.pipeline.block_search import num_removed
 from paretune.pipeline.config_json import (
     REWRITTEN,
+    adds_mlps_as_written,
     architectures,
     head_counts,
     mlp_width,
@@ -73,6 +74,11 @@ def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase)
         raise SpecError(
             f"{where}.seam: base `{base}` ({', '.join(architectures(locked.config))}) has no single width of its MLPs, whose "
             "last projection would make up for the blocks; write `seam: none`"
+        )
+    if config.seam != "none" and not adds_mlps_as_written(locked.config):
+        raise SpecError(
+            f"{where}.seam: base `{base}` ({', '.join(architectures(locked.config))}) norms or scales what its MLPs write, so "
+            "they cannot make up for removed blocks; write `seam: none`"
         )
     if config.seam != "none" and 0 in (config.blocks or ()):
         raise SpecError(f"{where}.seam: nothing stands before block 0 that could make up for it; write `seam: none`")

@@ -58,9 +58,7 @@ def sew(
     blocks, runs = block_list(model)[1], runs_in(drop)
     if runs[0][0] == 0:
         raise StageError("nothing stands before block 0 that could make up for it: write `protect: [0]`, or `seam: none`")
-    cuts = find_cuts(model, narrow_mlp(model.config, lambda width: width - 1))
-    for run in runs:
-        _check_adds(model, blocks[run[0] - 1], cuts[run[0] - 1].projection)
+    cuts = projections_that_add(model)
     folds = torch.from_numpy(document_numbers(windows)[1] % 2)
     examples, lengths = [w.example for w in windows], torch.tensor([len(w.example.ids) for w in windows])
     batches = list(forward_batches(examples, forward_tokens=forward_tokens, pack=False))
@@ -81,6 +79,15 @@ def sew(
                 moment.add(*(x.index_select(0, kept) for x in (read_NC, goal[number] - after_ND)))
         seams.append(_sewn(cut, run, moments, seam))
     return seams
+
+
+@torch.no_grad()
+def projections_that_add(model: PreTrainedModel) -> list[Cut]:
+    """The last projection of the MLP of each block; StageError unless what it writes is added as it is."""
+    cuts = find_cuts(model, narrow_mlp(model.config, lambda width: width - 1))
+    for block, cut in zip(block_list(model)[1], cuts, strict=True):
+        _check_adds(model, block, cut.projection)
+    return cuts
 
 
 def runs_in(drop: Sequence[int]) -> list[Removed]:
