@@ -32,7 +32,7 @@ def load(directory: Path) -> PreTrainedModel:
 
 def some_windows(count: int = 60) -> list[Window]:
     generator = np.random.default_rng(0)
-    return [Window(str(n % 6), Example(generator.integers(2, VOCABULARY_SIZE, 24).astype(np.int32))) for n in range(count)]
+    return [Window(str(n % 6), (Example(generator.integers(2, VOCABULARY_SIZE, 24).astype(np.int32)),)) for n in range(count)]
 
 
 def at(model: PreTrainedModel, windows: Sequence[Window], depth: int, skip: Sequence[int] = ()) -> np.ndarray:
@@ -40,7 +40,7 @@ def at(model: PreTrainedModel, windows: Sequence[Window], depth: int, skip: Sequ
     states = []
     with skipped_blocks(model, skip):
         for window in windows:
-            states.append(block_inputs(model, torch.from_numpy(window.example.ids).long()[None])[depth][0])
+            states.append(block_inputs(model, torch.from_numpy(window.examples[0].ids).long()[None])[depth][0])
     return torch.cat(states).double().numpy()
 
 
@@ -121,9 +121,7 @@ def test_the_stage_leaves_an_ordinary_model_and_tells_what_was_explained(bases: 
     assert len(block_list(load(context.draft))[1]) == 3
 
 
-@pytest.mark.parametrize(
-    "kind", ["gemma2", "gemma3_text", "granite", "glm4", "exaone4", "llama", "olmo2", "olmo3", "phi3", "qwen2"]
-)
+@pytest.mark.parametrize("kind", ["exaone4", "gemma2", "gemma3_text", "glm4", "granite", "llama", "olmo2", "olmo3", "phi3"])
 def test_the_plan_refuses_what_the_stage_would(kind: str, tmp_path: Path) -> None:
     fields = {"num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 300}
     more = {"num_key_value_heads": 4, "head_dim": 8, "pad_token_id": None}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paretune.errors import ParetuneError
-from paretune.pipeline.block_search import num_removed, search_passes
+from paretune.pipeline.block_search import LEAST_DOCUMENTS, SHARES, num_removed, search_passes
 from paretune.pipeline.config_json import num_blocks
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.machine import fingerprint
@@ -149,7 +149,9 @@ def search_seconds(stage: Stage, model: "_Model", sample: Sample) -> Duration:
     of_head = passes * rest_pass + (1.0 if sample.plain else share) * tokens * rest_token
     if method["choose"] != "loss":
         return Duration((4 if method["choose"] == "taylor" else 1) * num * of_call)
-    way, most = search_passes(num, method, of_head / of_call)
+    window = min(stage.config["max_length"], sum(text.read for text in sample.texts) / max(1, len(sample.texts)))
+    first = min(1.0, max(SHARES[0], LEAST_DOCUMENTS * window / max(1, tokens)))
+    way, most = search_passes(num, method, of_head / of_call, first)
     if way != "race":
         return Duration(most * of_call)
     minutes = (method["budget"] or {}).get("minutes")

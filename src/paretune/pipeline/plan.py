@@ -306,6 +306,7 @@ class _Planner:
                 base=base_config, method=use.config, ships=self._ships(given)
             )
             after: tuple[Stage, ...] = ()
+            revision = use.row.revision
             if use.row.trains:
                 assert seed is not None, "a variant that trains has seeds"
                 config = TrainConfig(
@@ -322,6 +323,7 @@ class _Planner:
             if use.row.trains or use.row.uses_tokens(use.config):
                 inputs["tokens"] = self.tokens_of(given, before or inputs.get("choice"))
                 after = (given.gate,)
+                revision += use.row.task_revision if self.study.data[given.dataset].completes else 0
             if teacher := use.row.teacher(use.config):
                 inputs["teacher"] = self._teacher(given, teacher, seed)
                 if self.tokens_of(given, inputs["teacher"].inputs.get("model")) != inputs["tokens"]:
@@ -331,7 +333,7 @@ class _Planner:
                     )
             resources = {"base": self.lock.bases[given.base].resource}
             content = config.model_dump(mode="json")
-            stages.append(Stage(use.name, content, use.row.body, inputs, after, resources, use.row.revision))
+            stages.append(Stage(use.name, content, use.row.body, inputs, after, resources, revision))
         return tuple(stages)
 
     def _stops(self, given: _Given, chain: tuple[MethodUse, ...], index: int) -> int:

