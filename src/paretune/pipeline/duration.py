@@ -18,7 +18,7 @@ from paretune.pipeline.block_search import LEAST_DOCUMENTS, SHARES, num_removed,
 from paretune.pipeline.config_json import num_blocks
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.machine import fingerprint
-from paretune.pipeline.plan import Plan, first_tokens
+from paretune.pipeline.plan import TEACHER, Plan, first_tokens
 from paretune.pipeline.records import Record
 from paretune.pipeline.resources import Resource, count_weights
 from paretune.pipeline.sample import Amount, Sample, count_tokens
@@ -40,6 +40,8 @@ _WALK_TOKENS = 1024
 _PROMPT = 64
 """Tokens of the prompt that `decode` was timed with."""
 _NO_TEXT = Sample((), {}, True, 0.0, 0.0, 0.0)
+_KEPT_WORDS = 1.0
+"""What a teacher's words at a target take beside scoring it, as a multiple of the head's part of that."""
 _PER_RECORD = 2
 """Encoding a text, decoding it to see whether it comes back, and writing it, as a multiple of encoding."""
 
@@ -104,6 +106,11 @@ class Work:
             return Duration(made + model.load + passes * model.reading(read))
         if stage.kind == "prune.vocabulary":
             return Duration(made + model.load)
+        if stage.kind == TEACHER:
+            amount = self.amounts.get(first)
+            # Of each target besides what scoring it takes: all words sorted by likelihood, rounded and written.
+            kept = _KEPT_WORDS * self.rates[base.digest]["score"][3] * amount.tokens if amount else 0.0
+            return Duration(made + model.reading(_read(sample, "train")) + kept) if amount and sample else None
         row = evaluations().get(stage.kind.removeprefix("evaluate."))
         measured = _EVALUATIONS.get(stage.kind)
         if row is None or measured is None:
