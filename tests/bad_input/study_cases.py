@@ -62,7 +62,7 @@ _OTHER_TOOLS = (
         "field of a method in train",
         "epochs: 2",
         "learning_rate: 1.0e-4",
-        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `distill.logits` (in `variants`), or `train.full`",
+        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `distill.logits` (in `variants`), or `distill.text`",
     ),
     case(
         "field of train in a method",
@@ -376,6 +376,19 @@ _AGAINST_THE_BASE = (
         _FULL,
         "[{distill.logits: {teacher: orginal}}]",
         ":14: variants.full[0].distill.logits.teacher: no variant or base `orginal`; did you mean `original`?",
+    ),
+    case(
+        "a teacher's answers to plain text",
+        _FULL,
+        "[{distill.text: {teacher: original}}]",
+        ":14: variants.full[0].distill.text: dataset `notes` is plain text, which has no prompts that a teacher could answer",
+        "take `distill.logits`",
+    ),
+    case(
+        "answers that end at nothing",
+        _FULL,
+        '[{distill.text: {stop: [""]}}]',
+        ":14: variants.full[0].distill.text: `stop` holds an empty text",
     ),
     case("its own teacher", _FULL, "[{distill.logits: {teacher: full}}]", ":14:", "`full` learns from its own student"),
     case(

@@ -33,6 +33,7 @@ from paretune.pipeline.resources import count_weights, read_tokenizer, weight_sh
 from paretune.study.evaluations import Generate, Latency, Tasks
 from paretune.study.methods import (
     DistillLogits,
+    DistillText,
     Lora,
     PruneBlocks,
     PruneHeads,
@@ -184,8 +185,8 @@ def check_last_blocks(config: TrainLastBlocks, where: str, base: str, locked: Lo
     return locked.config
 
 
-def check_student(config: DistillLogits, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
-    """`distill.logits`: its adapters, as those of `train.lora`."""
+def check_student(config: DistillLogits | DistillText, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`distill.logits` and `distill.text`: their adapters, as those of `train.lora`."""
     return check_targets(config.lora, f"{where}.lora", base, locked) if config.lora else locked.config
 
 
