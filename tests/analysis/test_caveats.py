@@ -294,7 +294,7 @@ def test_the_share_of_trained_parameters_is_told_where_it_is_not_all(tmp_path: P
 def test_blocks_that_were_chosen_by_measuring_are_told(tmp_path: Path) -> None:
     findings = measure(make_results(tmp_path, QUIET))
     assert block_facts(findings, findings.groups[0]) == []
-    choice = BlockChoice((("reduced", None),), (1,), 4, "loss", "all sets", 1000, 30, ())
+    choice = BlockChoice((("reduced", None),), (1,), 4, "loss", "all sets", 1000, 1000, 30, ())
     findings = replace(findings, block_choices={("novels", "news"): [choice]})
     assert block_facts(findings, findings.groups[0]) == [BlocksChosen(choice)]
 

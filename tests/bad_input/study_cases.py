@@ -19,6 +19,13 @@ def _a_directory(folder: Path) -> None:
     (folder / "study.yaml").mkdir()
 
 
+def _seam_of_a_normed_mlp(folder: Path) -> None:
+    edit("choose: last}}, {", "choose: last, seam: linear}}, {")(folder)
+    file = folder / "model" / "config.json"
+    config = json.loads(file.read_text()) | {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]}
+    file.write_text(json.dumps(config))
+
+
 _TEMPLATE = '"{{ title }}\\n\\n{{ content }}"'
 _LORA = "{r: 4, targets: all-linear, learning_rate: 5.0e-3}"
 _FULL = "[{train.full: {learning_rate: 1.0e-3}}]"
@@ -55,7 +62,7 @@ _OTHER_TOOLS = (
         "field of a method in train",
         "epochs: 2",
         "learning_rate: 1.0e-4",
-        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `distill.logits` (in `variants`), or `train.full`",
+        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `distill.logits` (in `variants`), or `distill.text`",
     ),
     case(
         "field of train in a method",
@@ -344,6 +351,14 @@ _AGAINST_THE_BASE = (
         "{prune.blocks: {count: 2}}, {prune.blocks: {blocks: [2]}}",
         ":16: variants.reduced[1].prune.blocks.blocks: there is no block `2`; base `tiny` has 2 blocks at this point",
     ),
+    Case(
+        "a seam of an MLP whose output is normed",
+        _seam_of_a_normed_mlp,
+        (
+            "study.yaml:16: variants.reduced[0].prune.blocks.seam: base `tiny` (Olmo2ForCausalLM) norms or scales",
+            "`seam: none`",
+        ),
+    ),
     case(
         "a narrower MLP that is none",
         "{prune.blocks: {count: 1, choose: last}}",
@@ -361,6 +376,19 @@ _AGAINST_THE_BASE = (
         _FULL,
         "[{distill.logits: {teacher: orginal}}]",
         ":14: variants.full[0].distill.logits.teacher: no variant or base `orginal`; did you mean `original`?",
+    ),
+    case(
+        "a teacher's answers to plain text",
+        _FULL,
+        "[{distill.text: {teacher: original}}]",
+        ":14: variants.full[0].distill.text: dataset `notes` is plain text, which has no prompts that a teacher could answer",
+        "take `distill.logits`",
+    ),
+    case(
+        "answers that end at nothing",
+        _FULL,
+        '[{distill.text: {stop: [""]}}]',
+        ":14: variants.full[0].distill.text: `stop` holds an empty text",
     ),
     case("its own teacher", _FULL, "[{distill.logits: {teacher: full}}]", ":14:", "`full` learns from its own student"),
     case(

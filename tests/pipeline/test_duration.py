@@ -12,6 +12,7 @@ from paretune.pipeline import duration, rates
 from paretune.pipeline.duration import Rates
 from paretune.pipeline.forecast import Cost, forecast
 from paretune.pipeline.lock import Lock
+from paretune.pipeline.plan import TEACHER
 from paretune.pipeline.plan_text import describe_plan
 from paretune.pipeline.sample import count_tokens
 from tests.conftest import STUDY, real_probe, write_study
@@ -80,6 +81,25 @@ def test_a_training_takes_its_tokens_and_validations_and_a_shorter_model_less(fi
     assert least < full.seconds - 2.6 < 1.5 * least, "an epoch's tokens, prefixes, and two validations"
     assert reduced.seconds is not None
     assert (reduced.seconds - 2.6) / (full.seconds - 2.6) == pytest.approx(blocks / (blocks + 1))
+
+
+def test_a_teacher_reads_the_training_text_once_and_keeps_words_of_every_target(tmp_path: Path) -> None:
+    text = f"{STUDY.partition('variants:')[0]}variants: {{full: [{{train.full: {{}}}}], own: [{{distill.logits: {{}}}}]}}\n"
+    opened = open_study(write_study(tmp_path, f"{text}evaluate: {{perplexity: {{}}}}\n"))
+    blocks = json.loads((tmp_path / "model" / "config.json").read_text())["num_hidden_layers"]
+
+    def seconds(rest: float) -> tuple[float, int]:
+        rated = rates_of(opened.lock, EVEN | {"score": (0.0, 0.001, 0.0, rest)})
+        costs = forecast(opened.study, opened.lock, opened.plan, opened.store, rates=rated)
+        teacher, full = (next(stage for stage in costs if stage.kind == kind) for kind in (TEACHER, "train.full"))
+        took, learned = costs[teacher].seconds, costs[full].tokens
+        assert took is not None
+        assert learned is not None
+        return took, learned // 2  # epochs
+
+    (with_head, learned), (without, _) = seconds(0.001), seconds(0.0)
+    assert without == pytest.approx(1.6 + 1e-3 * blocks * learned, rel=0.1)
+    assert with_head - without == pytest.approx((1 + duration._KEPT_WORDS) * 1e-3 * learned, rel=0.1)
 
 
 def test_what_may_end_sooner_is_counted_to_its_end_and_said(file: Path, tmp_path: Path) -> None:

@@ -77,6 +77,18 @@ def test_the_keys_of_the_example_study_are_frozen(tmp_path: Path) -> None:
     assert chosen["small/notes/shorter: prune.blocks"][:12] == GOLDEN_CHOICE
 
 
+def test_an_answer_over_tasks_that_changed_has_another_key_and_that_over_text_has_not(tmp_path: Path) -> None:
+    chosen = STUDY.replace(
+        "shorter: [{prune.blocks: {count: 1, choose: last}}]", "shorter: [{prune.blocks: {count: 1, choose: loss}}]"
+    )
+    tasks = chosen.replace('text: "{{ title }}\\n\\n{{ content }}"', TASKS)
+    assert tasks != chosen
+    for number, (text, revisions) in enumerate(((chosen, (1, 1)), (tasks, (1, 2)))):
+        stages = described(plan_of(write_planned(tmp_path / str(number), text)))
+        of_blocks = (stages[f"small/notes/{name}: prune.blocks"] for name in ("reduced seed 0", "shorter"))
+        assert tuple(stage.revision for stage in of_blocks) == revisions
+
+
 def test_keys_do_not_know_where_and_when_and_by_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys(plan_of(write_planned(tmp_path / "here")))
     shutil.copytree(tmp_path / "here", tmp_path / "there" / "deeper")

@@ -42,6 +42,10 @@ def some_examples(lengths: Sequence[int] = (21, 40, 5, 33, 2), seed: int = 0) ->
     return [Example(generator.integers(2, VOCABULARY_SIZE, length).astype(np.int32)) for length in lengths]
 
 
+def windows_of(examples: Sequence[Example]) -> list[Window]:
+    return [Window(str(number), (example,)) for number, example in enumerate(examples)]
+
+
 def losses_of(model: PreTrainedModel, examples: Sequence[Example]) -> np.ndarray:
     return np.array([one.nats.sum() for one in score(model, examples, forward_tokens=4096)])
 
@@ -49,7 +53,7 @@ def losses_of(model: PreTrainedModel, examples: Sequence[Example]) -> np.ndarray
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_losses_are_those_of_the_model_without_the_blocks(architecture: str, bases: dict[str, Path]) -> None:
     examples = some_examples()
-    choice = choose_by_loss(load(bases[architecture]), examples, 2, forward_tokens=80)
+    choice = choose_by_loss(load(bases[architecture]), windows_of(examples), 2, forward_tokens=80)
     assert (choice.computed, choice.tried) == ("walk", "all sets")
     assert len(choice.scores) == 1 + 4 + 6
     for removed in ((), (0,), (1,), (2,), (3,), (0, 1), (1, 3), (2, 3)):
@@ -57,14 +61,14 @@ def test_losses_are_those_of_the_model_without_the_blocks(architecture: str, bas
         if removed:
             remove_blocks(model, removed, base_fingerprint="")
         np.testing.assert_allclose(choice.scores[removed], losses_of(model, examples), rtol=1e-5)
-    means = mean_scores(choice.scores, examples)
+    means = mean_scores(choice.scores, windows_of(examples))
     assert means[choice.removed] == min(mean for removed, mean in means.items() if len(removed) == 2)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_losses_are_those_of_float64(architecture: str, bases: dict[str, Path], tmp_path: Path) -> None:
     examples = some_examples()
-    choice = choose_by_loss(load(bases[architecture]), examples, 1, forward_tokens=4096)
+    choice = choose_by_loss(load(bases[architecture]), windows_of(examples), 1, forward_tokens=4096)
     for block in range(NUM_BLOCKS):
         pruned = load(bases[architecture])
         remove_blocks(pruned, [block], base_fingerprint="")
@@ -79,8 +83,10 @@ def test_losses_are_those_of_float64(architecture: str, bases: dict[str, Path], 
 @pytest.mark.parametrize(("forward_tokens", "state_bytes"), [(1, 1), (64, 1 << 16), (1 << 20, 1 << 30)])
 def test_memory_does_not_change_the_answer(forward_tokens: int, state_bytes: int, bases: dict[str, Path]) -> None:
     examples = some_examples()
-    expected = choose_by_loss(load(bases["qwen2"]), examples, 2, forward_tokens=4096)
-    found = choose_by_loss(load(bases["qwen2"]), examples, 2, forward_tokens=forward_tokens, state_bytes=state_bytes)
+    expected = choose_by_loss(load(bases["qwen2"]), windows_of(examples), 2, forward_tokens=4096)
+    found = choose_by_loss(
+        load(bases["qwen2"]), windows_of(examples), 2, forward_tokens=forward_tokens, state_bytes=state_bytes
+    )
     assert found.removed == expected.removed
     for removed, sums in expected.scores.items():
         np.testing.assert_allclose(found.scores[removed], sums, rtol=1e-5)
@@ -90,11 +96,11 @@ def test_of_many_sets_blocks_go_one_at_a_time(tmp_path: Path) -> None:
     num_blocks = 7
     assert 1 + 7 + 21 + 35 + 35 + 21 <= EXACT_SETS < 1000
     base, examples = make_model("llama", tmp_path, num_hidden_layers=num_blocks), some_examples((20, 20))
-    exact = choose_by_loss(load(base), examples, 3, forward_tokens=4096)
+    exact = choose_by_loss(load(base), windows_of(examples), 3, forward_tokens=4096)
     assert exact.tried == "all sets"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block_search, "EXACT_SETS", 10)
-        greedy = choose_by_loss(load(base), examples, 3, forward_tokens=4096)
+        greedy = choose_by_loss(load(base), windows_of(examples), 3, forward_tokens=4096)
     assert greedy.tried == "one at a time"
     assert {len(removed): sum(len(one) == len(removed) for one in greedy.scores) for removed in greedy.scores} == {
         0: 1,
@@ -112,16 +118,16 @@ def test_of_many_sets_blocks_go_one_at_a_time(tmp_path: Path) -> None:
 
 def test_what_cannot_be_walked_is_evaluated_one_by_one(bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     examples = some_examples()
-    expected = choose_by_loss(load(bases["smollm3"]), examples, 2, forward_tokens=4096)
+    expected = choose_by_loss(load(bases["smollm3"]), windows_of(examples), 2, forward_tokens=4096)
     monkeypatch.setattr(choose, "agrees", lambda *_: False)
     for exact_sets in (EXACT_SETS, 0):
         monkeypatch.setattr(block_search, "EXACT_SETS", exact_sets)
-        found = choose_by_loss(load(bases["smollm3"]), examples, 2, forward_tokens=4096)
+        found = choose_by_loss(load(bases["smollm3"]), windows_of(examples), 2, forward_tokens=4096)
         assert (found.computed, found.removed) == ("one by one", expected.removed)
         assert found.scores.keys() == expected.scores.keys()
         for removed, sums in expected.scores.items():
             np.testing.assert_allclose(found.scores[removed], sums, rtol=1e-5)
-    greedy = choose_by_loss(load(bases["smollm3"]), examples, 3, forward_tokens=4096)
+    greedy = choose_by_loss(load(bases["smollm3"]), windows_of(examples), 3, forward_tokens=4096)
     assert greedy.tried == "one at a time"
     assert len(greedy.removed) == 3
 
@@ -140,7 +146,7 @@ def test_architectures_nobody_named_are_walked_or_evaluated_one_by_one(name: str
     fields, computed = BEYOND_THE_TABLE[name]
     model, examples = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields)).eval(), some_examples()
     randomise(model)
-    choice = choose_by_loss(model, examples, 1, forward_tokens=64)
+    choice = choose_by_loss(model, windows_of(examples), 1, forward_tokens=64)
     assert choice.computed == computed
     np.testing.assert_allclose(choice.scores[()], losses_of(model, examples), rtol=1e-5)
     for index in range(NUM_BLOCKS):
@@ -160,8 +166,8 @@ def test_influence_and_angle_are_those_of_the_hidden_states(bases: dict[str, Pat
     x = [state[0, :-1].double() / state[0, :-1].double().norm(dim=-1, keepdim=True) for state in states]
     influence = [(1 - (x[i] * x[i + 1]).sum(-1)).sum().item() for i in range(NUM_BLOCKS)]
     angles = [(torch.arccos((x[i] * x[i + 2]).sum(-1)) / torch.pi).sum().item() for i in range(NUM_BLOCKS - 1)]
-    by_influence = choose_by_turn(load(bases["gpt2"]), examples, 2, choose="influence")
-    by_angle = choose_by_turn(load(bases["gpt2"]), examples, 2, choose="angular")
+    by_influence = choose_by_turn(load(bases["gpt2"]), windows_of(examples), 2, choose="influence")
+    by_angle = choose_by_turn(load(bases["gpt2"]), windows_of(examples), 2, choose="angular")
     assert [by_influence.scores[(i,)][0] for i in range(NUM_BLOCKS)] == pytest.approx(influence, rel=1e-5)
     assert by_influence.removed == tuple(sorted(np.argsort(influence)[:2]))
     assert [by_angle.scores[(i, i + 1)][0] for i in range(NUM_BLOCKS - 1)] == pytest.approx(angles, rel=1e-5)
@@ -235,8 +241,8 @@ def test_a_count_that_leaves_nothing_is_refused_before_anything_is_measured(base
 
 
 def test_a_loss_that_is_no_number_is_told(bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def choose_broken(_: object, examples: Sequence[Example], *__: object, **___: object) -> choose.Choice:
-        scores = {(): np.ones(len(examples)), (2,): np.full(len(examples), np.inf)}
+    def choose_broken(_: object, windows: Sequence[Window], *__: object, **___: object) -> choose.Choice:
+        scores = {(): np.ones(len(windows)), (2,): np.full(len(windows), np.inf)}
         return choose.Choice((2,), scores, "walk", "all sets")
 
     monkeypatch.setattr(choose, "choose_by_loss", choose_broken)
@@ -249,8 +255,8 @@ def test_a_loss_that_is_no_number_is_told(bases: dict[str, Path], tmp_path: Path
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
 def test_half_precision_is_walked_within_its_rounding(architecture: str, bases: dict[str, Path]) -> None:
     examples = some_examples()
-    exact = choose_by_loss(load(bases[architecture]), examples, 1, forward_tokens=64)
-    half = choose_by_loss(load(bases[architecture]).to(torch.bfloat16), examples, 1, forward_tokens=64)
+    exact = choose_by_loss(load(bases[architecture]), windows_of(examples), 1, forward_tokens=64)
+    half = choose_by_loss(load(bases[architecture]).to(torch.bfloat16), windows_of(examples), 1, forward_tokens=64)
     assert half.computed == "walk"
     for removed, sums in exact.scores.items():
         assert half.scores[removed].sum() == pytest.approx(sums.sum(), rel=0.02)
@@ -259,7 +265,7 @@ def test_half_precision_is_walked_within_its_rounding(architecture: str, bases: 
 def test_slopes_of_blocks_are_those_of_finite_differences(bases: dict[str, Path]) -> None:
     examples, step = some_examples((21, 33)), 1e-3
     for name in ("gpt2", "gemma3"):
-        slopes = choose_by_turn(load(bases[name]).double(), examples, 1, choose="taylor").scores
+        slopes = choose_by_turn(load(bases[name]).double(), windows_of(examples), 1, choose="taylor").scores
         model = load(bases[name]).double()
         _, blocks = block_list(model)
         for index in (0, 2):
@@ -292,8 +298,8 @@ def test_protected_blocks_stay_and_runs_are_runs(chosen: str, bases: dict[str, P
 
 def test_the_run_is_the_one_without_which_the_loss_is_lowest(bases: dict[str, Path]) -> None:
     examples = some_examples()
-    choice = choose_run(load(bases["qwen3"]), examples, runs_of(NUM_BLOCKS, 2))
-    exact = choose_by_loss(load(bases["qwen3"]), examples, 2, forward_tokens=4096)
+    choice = choose_run(load(bases["qwen3"]), windows_of(examples), runs_of(NUM_BLOCKS, 2))
+    exact = choose_by_loss(load(bases["qwen3"]), windows_of(examples), 2, forward_tokens=4096)
     for run in ((0, 1), (1, 2), (2, 3)):
         np.testing.assert_allclose(choice.scores[run], exact.scores[run], rtol=1e-5)
     assert choice.removed == min(((0, 1), (1, 2), (2, 3)), key=lambda run: exact.scores[run].sum())
@@ -303,8 +309,8 @@ def test_a_race_measures_what_all_sets_would_and_its_record_says_how_far_it_came
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
     examples = some_examples((30,) * 12)
-    windows = [Window(str(number % 6), example) for number, example in enumerate(examples)]
-    exact = choose_by_loss(load(bases["smollm3"]), examples, 2, forward_tokens=64)
+    windows = [Window(str(number % 6), (example,)) for number, example in enumerate(examples)]
+    exact = choose_by_loss(load(bases["smollm3"]), windows_of(examples), 2, forward_tokens=64)
     race = race_by_loss(load(bases["smollm3"]), windows, 2, passes=1e9, forward_tokens=64)
     assert (race.tried, race.computed) == ("race", "walk")
     for removed, sums in race.scores.items():
@@ -320,7 +326,7 @@ def test_a_race_measures_what_all_sets_would_and_its_record_says_how_far_it_came
 
 def test_a_choice_is_as_stable_as_its_documents() -> None:
     generator = np.random.default_rng(0)
-    windows = [Window(str(number), Example(np.zeros(11, np.int32))) for number in range(40)]
+    windows = [Window(str(number), (Example(np.zeros(11, np.int32)),)) for number in range(40)]
     sure = {(block,): 20 + block + generator.normal(0, 0.1, 40) for block in range(4)}
     told = stability(choose.Choice((0,), sure, "walk", "all sets"), windows, False)
     assert told == {"chosen_again": 1.0, "sets_alike": []}

@@ -130,12 +130,12 @@ def test_the_bits_of_a_tensor_are_those_of_llama_quantize(name, shape, form, exp
 
 def test_importance_is_the_mean_square_of_what_a_module_is_given(base):
     model = in_torch(base).model
-    windows = [Window("d", each) for each in examples()[:1]]
+    windows = [Window("d", (each,)) for each in examples()[:1]]
     importance = importance_of(model, windows)
     given = []
     name, module = next((n, m) for n, m in model.named_modules() if n in importance and "0" in n)
     hook = module.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].double().flatten(0, -2)))
-    model(input_ids=torch.from_numpy(windows[0].example.ids.astype(np.int64))[None])
+    model(input_ids=torch.from_numpy(windows[0].examples[0].ids.astype(np.int64))[None])
     hook.remove()
     np.testing.assert_allclose(importance[name], given[0].square().mean(0).detach().numpy(), rtol=1e-5)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from paretune.pipeline.block_search import SHARES, least_passes, race_passes, search_passes, whole_search
+from paretune.pipeline.block_search import SHARES, least_passes, race_passes, round_ends, search_passes, whole_search
 from paretune.variants.race import Race, Removed, paired_low
 
 NUM_BLOCKS, WINDOWS = 8, 96
@@ -64,6 +64,21 @@ def test_a_budget_is_kept_and_what_was_left_out_is_told() -> None:
         assert race.alike > 1
 
 
+def test_a_first_round_reads_three_documents_if_there_are() -> None:
+    assert round_ends([0, 1, 2] * 32) == [6, 12, 24, 48, 96]
+    assert round_ends([0, 1, 2, 0, 1, 2, 0, 1]) == [3, 4, 8]
+    assert round_ends([0, 0, 1, 0, 1, 0, 2, 0]) == [7, 8]
+    assert round_ends([0, 1, 0, 1, 0, 1, 0, 1]) == [2, 4, 8]
+    assert round_ends([0]) == [1]
+    few = race_of(SINGLES, noise=0.001)
+    few.documents, few.tokens = np.array([0, 1, 2, 0, 1, 2, 0, 1]), few.tokens[:8]
+    whole, lengths = few.measure, []
+    few.measure = lambda part, *rest: lengths.append(len(part)) or {k: v[:8] for k, v in whole(part, *rest).items()}
+    assert few.search(1) == (4,)
+    assert lengths[0] == 3
+    assert {len(nats) for nats in few.scores.values()} >= {3}
+
+
 def test_time_ends_a_race_as_passes_do() -> None:
     race = race_of({(block,): 0.3 for block in range(NUM_BLOCKS)}, noise=1.0)
     race.deadline = 0.0
@@ -92,4 +107,5 @@ def test_passes_are_counted_before_the_search() -> None:
     assert search_passes(30, {"count": 2}, 8.0)[0] == "all sets"
     big = search_passes(200, method, 8.0)
     assert big == ("race", least_passes(200, 2, 8.0))
+    assert search_passes(200, method, 8.0, first=0.5)[1] == pytest.approx(8 * big[1])
     assert big[1] == pytest.approx(SHARES[0] * (200 * 201 / 2 + 8 * 201 + 199 * 200 / 2 + 8 * 200))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.trees import Example
 from paretune.errors import SpecError, StageError
@@ -15,10 +15,10 @@ from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, skipped_blocks
 from paretune.variants.calibration import Window
 from paretune.variants.cuts import find_cuts, narrow_mlp
-from paretune.variants.seam import runs_in, sew
+from paretune.variants.seam import projections_that_add, runs_in, sew
 from paretune.variants.stages import prune_blocks
 from paretune.variants.walk import block_inputs
-from tests.tiny import ARCHITECTURES, VOCABULARY_SIZE, make_model
+from tests.tiny import ARCHITECTURES, VOCABULARY_SIZE, make_model, randomise
 from tests.variants.test_choose import context_of
 from tests.variants.test_width import locked
 
@@ -32,7 +32,7 @@ def load(directory: Path) -> PreTrainedModel:
 
 def some_windows(count: int = 60) -> list[Window]:
     generator = np.random.default_rng(0)
-    return [Window(str(n % 6), Example(generator.integers(2, VOCABULARY_SIZE, 24).astype(np.int32))) for n in range(count)]
+    return [Window(str(n % 6), (Example(generator.integers(2, VOCABULARY_SIZE, 24).astype(np.int32)),)) for n in range(count)]
 
 
 def at(model: PreTrainedModel, windows: Sequence[Window], depth: int, skip: Sequence[int] = ()) -> np.ndarray:
@@ -40,7 +40,7 @@ def at(model: PreTrainedModel, windows: Sequence[Window], depth: int, skip: Sequ
     states = []
     with skipped_blocks(model, skip):
         for window in windows:
-            states.append(block_inputs(model, torch.from_numpy(window.example.ids).long()[None])[depth][0])
+            states.append(block_inputs(model, torch.from_numpy(window.examples[0].ids).long()[None])[depth][0])
     return torch.cat(states).double().numpy()
 
 
@@ -119,6 +119,29 @@ def test_the_stage_leaves_an_ordinary_model_and_tells_what_was_explained(bases: 
     assert [seam["removed"] for seam in metrics["seams"]] == [(3,)]
     assert AutoModelForCausalLM.from_pretrained(context.draft).config.num_hidden_layers == 3
     assert len(block_list(load(context.draft))[1]) == 3
+
+
+@pytest.mark.parametrize("kind", ["exaone4", "gemma2", "gemma3_text", "glm4", "granite", "llama", "olmo2", "olmo3", "phi3"])
+def test_the_plan_refuses_what_the_stage_would(kind: str, tmp_path: Path) -> None:
+    fields = {"num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 300}
+    more = {"num_key_value_heads": 4, "head_dim": 8, "pad_token_id": None}
+    more |= {"residual_multiplier": 0.5} if kind == "granite" else {}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields, **more)).eval()
+    randomise(model)
+    model.config.save_pretrained(tmp_path)
+    refused = []
+    for act in (
+        lambda: check_blocks(PruneBlocks(count=1, choose="loss", seam="scale"), "v", "b", locked(tmp_path)),
+        lambda: projections_that_add(model),
+    ):
+        try:
+            act()
+        except (SpecError, StageError) as error:
+            assert "norms or scales what its MLPs write" in str(error)  # noqa: PT017
+            refused.append(True)
+        else:
+            refused.append(False)
+    assert refused[0] == refused[1] == (kind not in ("llama", "phi3"))
 
 
 @pytest.mark.parametrize(("drop", "runs"), [([2], [(2,)]), ([5, 1, 2, 4], [(1, 2), (4, 5)])])

@@ -21,7 +21,7 @@ from paretune.variants.cuts import find_cuts, narrow_heads, narrow_mlp
 from paretune.variants.width import loss_slopes, narrow, prune_heads, prune_mlp
 from tests.surgery_table import measure_change
 from tests.tiny import ARCHITECTURES, MIXTURES, VOCABULARY_SIZE, make_model
-from tests.variants.test_choose import context_of
+from tests.variants.test_choose import context_of, windows_of
 
 FIXED_HEADS = ("gpt2", "gpt2-inverse-scaling", "gpt-neox", "opt")
 TOLERANCE = 1e-5
@@ -62,7 +62,9 @@ def test_fewer_channels_mean_the_same_live_cached_reloaded_and_adapted(
 ) -> None:
     model = load(bases[architecture])
     width = 128 if architecture.startswith("gpt2") else 64
-    live, scores, kept, _ = narrow(model, narrow_mlp(model.config, lambda _: 32), some_examples(), tmp_path / "a", **PLAIN)
+    live, scores, kept, _ = narrow(
+        model, narrow_mlp(model.config, lambda _: 32), windows_of(some_examples()), tmp_path / "a", **PLAIN
+    )
     assert [len(each) for each in scores] == [width] * 4
     same = without(load(bases[architecture]), READS_CHANNELS, kept, 1)
     differences = measure_change(live, same, tmp_path)
@@ -74,7 +76,7 @@ def test_fewer_heads_mean_the_same_live_cached_reloaded_and_adapted(
     architecture: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
     model = load(bases[architecture])
-    live, _, kept, _ = narrow(model, narrow_heads(model.config, 1), some_examples(), tmp_path / "a", **PLAIN)
+    live, _, kept, _ = narrow(model, narrow_heads(model.config, 1), windows_of(some_examples()), tmp_path / "a", **PLAIN)
     assert (live.config.num_attention_heads, live.config.num_key_value_heads, live.config.head_dim) == (2, 1, 8)
     assert all(keep.tolist() in ([0], [1]) for keep in kept)
     same = without(load(bases[architecture]), READS_HEADS, kept, 16)
@@ -87,7 +89,7 @@ def test_one_shared_head_of_keys_loses_queries_alone(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"count: 1 leaves 3 heads .*, as they do not divide .* 32; write 2 or 3"):
         check_heads(PruneHeads(count=1), "v.prune.heads", "b", locked(base))
     model = load(base)
-    live, _, kept, _ = narrow(model, narrow_heads(model.config, 2), some_examples(), tmp_path / "a", **PLAIN)
+    live, _, kept, _ = narrow(model, narrow_heads(model.config, 2), windows_of(some_examples()), tmp_path / "a", **PLAIN)
     assert (live.config.num_attention_heads, live.config.num_key_value_heads) == (2, 1)
     differences = measure_change(live, without(load(base), READS_HEADS, kept, 8), tmp_path)
     assert {name: value for name, value in differences.items() if not value < TOLERANCE} == {}
@@ -106,7 +108,9 @@ def test_what_stays_stands_in_for_what_leaves_by_least_squares(bases: dict[str, 
     inputs = torch.cat(read).numpy()
     outputs = inputs @ last.weight.detach().double().numpy().T
     arguments = PLAIN | {"compensate": True}
-    small, _, kept, _ = narrow(load(bases["llama"]), narrow_mlp(whole.config, lambda _: 32), examples, tmp_path, **arguments)
+    small, _, kept, _ = narrow(
+        load(bases["llama"]), narrow_mlp(whole.config, lambda _: 32), windows_of(examples), tmp_path, **arguments
+    )
     found = reading(small, READS_CHANNELS)[0].weight.detach().double().numpy()
     best = np.linalg.lstsq(inputs[:, kept[0].numpy()], outputs, rcond=None)[0].T
     errors = [np.square(outputs - inputs[:, kept[0].numpy()] @ matrix.T).mean() for matrix in (found, best)]
@@ -125,7 +129,7 @@ def test_importance_is_what_a_unit_adds_to_the_output(bases: dict[str, Path], tm
     handle.remove()
     weight = projection.weight.detach().double()
     added = [torch.cat(read)[:, 16 * u : 16 * u + 16] @ weight[:, 16 * u : 16 * u + 16].T for u in (0, 1)]
-    _, scores, kept, _ = narrow(model, narrow_heads(model.config, 1), some_examples(), tmp_path, **PLAIN)
+    _, scores, kept, _ = narrow(model, narrow_heads(model.config, 1), windows_of(some_examples()), tmp_path, **PLAIN)
     expected = [each.square().sum(1).mean().sqrt().item() for each in added]
     assert scores[1].tolist() == pytest.approx(expected, rel=1e-4)
     assert kept[1].tolist() == [int(np.argmax(expected))]
@@ -146,7 +150,7 @@ def test_slopes_are_those_of_finite_differences(bases: dict[str, Path]) -> None:
     examples = some_examples(3)
     model = load(bases["gpt2"]).double()
     cuts = find_cuts(model, narrow_mlp(model.config, lambda _: 64))
-    (slopes,) = loss_slopes(model, [cuts[1].projection], [cuts[1].channels_C], examples)
+    (slopes,) = loss_slopes(model, [cuts[1].projection], [cuts[1].channels_C], windows_of(examples))
     unit, step, changes = 5, 1e-4, []
     for sign in (1, -1):
         matrix = cuts[1].projection.weight.data

@@ -32,6 +32,22 @@ class Distilled(Fact):
 
 
 @dataclass(frozen=True)
+class TaughtAnswers(Fact):
+    """Whose answers a variant learned in the place of the text's own; shares are means over the runs."""
+
+    entrant: Entrant
+    teacher: str
+    num_answers: int
+    max_new_tokens: int
+    temperature: float
+    ended: float
+    """Share of the answers that came to an end."""
+    learned: float
+    """Share that was learned; `cut` of all are among them without an end."""
+    cut: float
+
+
+@dataclass(frozen=True)
 class Seamed(Fact):
     """What was done for want of a run of removed blocks, from before them."""
 
@@ -90,6 +106,11 @@ def healing_facts(findings: Findings, group: Group) -> list[Fact]:
             share = first["alpha"], first["temperature"]
             size = first["targets"], first["words"], first["cache"] == "exact"
             facts.append(Distilled(entrant, first["name"], *share, *size, *means))
+        if answered := [record for cell in cells for record in cell.trained if "teacher_answers" in record.metrics]:
+            method, told = answered[0].config["method"], [record.metrics["teacher_answers"] for record in answered]
+            shares = (fmean(each[name] / each["answers"] for each in told) for name in ("ended", "learned", "cut"))
+            how = told[0]["name"], told[0]["answers"], method["max_new_tokens"], method["temperature"]
+            facts.append(TaughtAnswers(entrant, *how, *shares))
     return facts
 
 

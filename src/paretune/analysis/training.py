@@ -89,6 +89,8 @@ class BlockChoice:
     tried: str
     """Which sets: `all sets`, `one at a time`, `race`, `runs` or `blocks`."""
     num_tokens: int
+    """That were read; `num_targets` of them were scored."""
+    num_targets: int
     num_documents: int
     scores: tuple[BlockScore, ...]
     """The whole model, then the sets of the size that was compared, the best first."""
@@ -267,6 +269,7 @@ def _block_choice(record: Record, entrants: tuple[tuple[str, int | None], ...], 
         chosen_again=metrics.get("chosen_again"),
         num_alike=len(metrics.get("sets_alike", ())),
         num_tokens=metrics["calibration_tokens"],
+        num_targets=metrics.get("calibration_targets", metrics["calibration_tokens"]),
         num_documents=metrics["calibration_documents"],
         scores=tuple(scores),
     )

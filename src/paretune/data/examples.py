@@ -82,7 +82,7 @@ def examples_of(rows: Sequence[Mapping[str, Any]], tokenizer: TextTokenizer, max
             return window(rows[row]["ids"], number, max_length, tokenizer.prefix_id, tokenizer.eos_id)
 
         return Examples(num_windows(lengths_of(rows, "ids"), max_length), window_of)
-    starts = _context_starts(rows)
+    starts = context_starts(rows)
     # The examples of one context have one array as long as any of them is held.
     trunks: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
 
@@ -101,8 +101,8 @@ def examples_of(rows: Sequence[Mapping[str, Any]], tokenizer: TextTokenizer, max
     return Examples(np.ones(len(rows), np.int64), example_of, starts)
 
 
-def _context_starts(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Where the runs of rows begin that are of one document and context; a row without context is a run of its own."""
+def context_starts(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Where the runs of rows with tasks begin that are of one split, document and context; a row without context is one."""
     owners = list(zip(values_of(rows, "split"), values_of(rows, "document"), strict=True))
     lengths = lengths_of(rows, "context")
     new = np.ones(len(rows), bool)

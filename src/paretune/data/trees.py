@@ -3,7 +3,7 @@
 A shared context is a trunk, and each prompt with its completion a branch of it; a plain text is a tree of its own. Three facts
 make this exact: a token's position is its depth in its tree; it attends to its ancestors and itself only; and the loss is taken
 at a list of (hidden state, target) pairs, so that the last token of a trunk may predict the first of several branches.
-Shapes: R rows, T positions in a row, N targets.
+Shapes: R rows, T positions in a row, P positions of all rows, N targets.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -104,10 +104,18 @@ class Batch:
     forest: Forest | None = None
     rows_N: np.ndarray | None = None
     """Of the targets, where something is kept for each: those of each example from its `first_row` on."""
+    lengths: tuple[int, ...] = ()
+    """Of each row, before what fills it up."""
+
+    @property
+    def held_P(self) -> torch.Tensor:
+        """Indices of the flattened positions that hold a token of an example."""
+        lengths_R1 = torch.tensor(self.lengths, device=self.ids_RT.device)[:, None]
+        return (torch.arange(self.ids_RT.shape[1], device=self.ids_RT.device) < lengths_R1).flatten().nonzero()[:, 0]
 
     def to(self, device: torch.device) -> "Batch":
         moved = (t.to(device) for t in (self.ids_RT, self.positions_RT, self.hidden_N, self.targets_N))
-        return Batch(*moved, sizes=self.sizes, forest=self.forest, rows_N=self.rows_N)
+        return Batch(*moved, sizes=self.sizes, forest=self.forest, rows_N=self.rows_N, lengths=self.lengths)
 
 
 def windows(ids: np.ndarray, max_length: int, prefix_id: int, eos_id: int) -> list[Example]:
@@ -196,7 +204,8 @@ def lay_out(examples: Sequence[Example], trees: Sequence[Tree]) -> Batch:
     tensors = (ids[None], depths[None], np.concatenate(hidden), np.concatenate(targets))
     held = [examples[i] for tree in trees for i in tree.examples]
     sizes = tuple(example.num_targets for example in held)
-    return Batch(*(torch.from_numpy(array) for array in tensors), sizes, Forest(numbers, branches, depths), _rows(held))
+    forest = Forest(numbers, branches, depths)
+    return Batch(*(torch.from_numpy(array) for array in tensors), sizes, forest, _rows(held), lengths=(start,))
 
 
 def rounded(length: int, step: int) -> int:
@@ -239,7 +248,8 @@ def _padded(rows: Sequence[Example], width: int) -> Batch:
     positions = np.broadcast_to(np.arange(width), ids.shape).copy()
     tensors = (ids, positions, np.concatenate(hidden), targets)
     sizes = tuple(example.num_targets for example in rows)
-    return Batch(*(torch.from_numpy(array) for array in tensors), sizes=sizes, rows_N=_rows(rows))
+    lengths = tuple(len(example.ids) for example in rows)
+    return Batch(*(torch.from_numpy(array) for array in tensors), sizes=sizes, rows_N=_rows(rows), lengths=lengths)
 
 
 def _rows(examples: Sequence[Example]) -> np.ndarray | None:

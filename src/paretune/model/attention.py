@@ -10,7 +10,7 @@ Legend: T tokens of the row, Q queries and S keys of a block, H heads, K heads o
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -58,10 +58,10 @@ class TreeMask:
 
 
 @contextmanager
-def attending(model: PreTrainedModel, batch: Batch) -> Iterator[None]:
+def attending(model: PreTrainedModel, batch: Batch, *, whole: bool = False) -> Iterator[None]:
     """Let `model` attend along the trees of `batch` (as ever, where it has none), in the backward pass too if it is inside.
 
-    Of what the last block gives, only the states that predict a target are right.
+    Of what the last block gives, only the states that predict a target are right, unless it is to be `whole`.
     """
     if batch.forest is None:
         yield
@@ -69,7 +69,7 @@ def attending(model: PreTrainedModel, batch: Batch) -> Iterator[None]:
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
-        with using_forest(batch.forest), reading_targets_only(model, batch):
+        with using_forest(batch.forest), nullcontext() if whole else reading_targets_only(model, batch):
             yield
     finally:
         model.set_attn_implementation(before)
@@ -115,14 +115,14 @@ def attention_of_trees(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any,
     scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None, **others: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """The attention function: query [1, H, T, D], key and value [1, K, T, D] to [1, T, H, D].
+    """The attention function: query [R, H, T, D], key and value [R, K, T, D] to [R, T, H, D], all rows along the same trees.
 
     Raises TypeError or ValueError for what cannot be computed along trees.
     """
     if not isinstance(attention_mask, TreeMask):
         raise TypeError(f"{type(module).__name__} makes a mask of its own")
     unknown = [name for name in ("position_bias", "s_aux") if others.get(name) is not None]
-    if unknown or query.shape[0] != 1 or not getattr(module, "is_causal", True):
+    if unknown or not getattr(module, "is_causal", True):
         raise ValueError(f"{type(module).__name__} attends in a way that is not known here: {', '.join(unknown)}")
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -131,11 +131,12 @@ def attention_of_trees(
     if attention_mask.flex is not None and not dropout and flex_runs(query, key.shape[1], softcap):
         return attend_by_flex(query, key, value, attention_mask.flex, scale, softcap).transpose(1, 2), None
     with torch.autocast(query.device.type, enabled=False):
-        blocks, rows = attention_mask.blocks, rows_of(module)
-        if rows is not None:  # those with a query that is needed
-            blocks = tuple(b for b in blocks if np.searchsorted(rows, b.start) < np.searchsorted(rows, b.stop))
-        out = _TreeAttention.apply(query[0], key[0], value[0], blocks, scale, softcap, dropout)
-    return out[None], None
+        blocks, needed = attention_mask.blocks, rows_of(module)
+        if needed is not None:  # those with a query that is
+            blocks = tuple(b for b in blocks if np.searchsorted(needed, b.start) < np.searchsorted(needed, b.stop))
+        rows = zip(query, key, value, strict=True)
+        outs = [_TreeAttention.apply(*row, blocks, scale, softcap, dropout) for row in rows]
+    return outs[0][None] if len(outs) == 1 else torch.stack(outs), None
 
 
 def block_bounds(forest: Forest, *, join: bool) -> list[tuple[int, int]]:

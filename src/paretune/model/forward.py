@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -101,16 +100,32 @@ def score(
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """The states that predict the targets of `batch`, [N, D]; inside of `attending(model, batch)`."""
-    arguments: dict[str, Any] = {"use_cache": False}
-    if batch.forest is not None:
-        # With a mask given, even one that hides nothing, transformers does not look for sequences in the positions.
-        # The last token of a text is only predicted; so one may stand where the model has no position any more.
-        last = (num_positions(model) or sys.maxsize) - 1
-        positions_RT = batch.positions_RT.clamp_max(last)
-        arguments |= {"attention_mask": torch.ones_like(batch.ids_RT), "position_ids": positions_RT}
-    states_RTD = model.base_model(input_ids=batch.ids_RT, **arguments).last_hidden_state
+    states_RTD = model.base_model(input_ids=batch.ids_RT, use_cache=False, **_tree_arguments(model, batch)).last_hidden_state
     # index_select, not [index]: the backward of indexing is not deterministic on two CPU threads.
     return states_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
+
+
+@contextmanager
+def along_trees(model: PreTrainedModel, batch: Batch) -> Iterator[None]:
+    """Inside, `model.base_model` reads the ids of `batch` along its trees, if it has any, and every state of every block is
+    right; in the backward pass too if it is inside."""
+    arguments = _tree_arguments(model, batch)
+    handle = model.base_model.register_forward_pre_hook(lambda _, args, given: (args, {**given, **arguments}), with_kwargs=True)
+    try:
+        with attending(model, batch, whole=True):
+            yield
+    finally:
+        handle.remove()
+
+
+def _tree_arguments(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+    """What the base model takes beside the ids."""
+    if batch.forest is None:
+        return {}
+    # With a mask given, even one that hides nothing, transformers does not look for sequences in the positions.
+    # The last token of a text is only predicted; so one may stand where the model has no position any more.
+    last = (num_positions(model) or sys.maxsize) - 1
+    return {"attention_mask": torch.ones_like(batch.ids_RT), "position_ids": batch.positions_RT.clamp_max(last)}
 
 
 def num_positions(model: PreTrainedModel | LlamaCpp) -> int | None:

@@ -13,6 +13,8 @@ EXACT_SETS = 200
 """Of three blocks or more all sets are tried if there are no more than these, smaller ones included."""
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Of the text that the candidates of a race have been measured on after each of its rounds."""
+LEAST_DOCUMENTS = 3
+"""That a first round reads, if there are as many: with fewer a paired interval tells nothing apart."""
 
 
 def num_removed(method: Mapping[str, Any], num_blocks: int) -> int:
@@ -74,12 +76,19 @@ def live_passes(remaining: Sequence[int], among: Sequence[int], head: float) -> 
     return len(remaining) + len(among) * (len(remaining) - 1) + head * (1 + len(among))
 
 
-def least_passes(num_blocks: int, count: int, head: float) -> float:
-    """Of a race, at most: every block is measured on a first share of the text, whatever the budget."""
-    return SHARES[0] * sum(race_passes(range(n), range(n), head) for n in range(num_blocks, num_blocks - count, -1))
+def round_ends(documents: Sequence[int]) -> list[int]:
+    """Windows that a race has measured after each of its rounds; `documents` tells that of each window by a number."""
+    firsts = list(dict(zip(reversed(documents), reversed(range(len(documents))), strict=True)).values())
+    least = sorted(firsts)[min(LEAST_DOCUMENTS, len(firsts)) - 1] + 1
+    return sorted({max(least, math.ceil(share * len(documents))) for share in SHARES})
 
 
-def search_passes(num_blocks: int, method: Mapping[str, Any], head: float) -> tuple[Way, float]:
+def least_passes(num_blocks: int, count: int, head: float, first: float = SHARES[0]) -> float:
+    """Of a race, at most: every block is measured on a `first` share of the text, whatever the budget."""
+    return first * sum(race_passes(range(n), range(n), head) for n in range(num_blocks, num_blocks - count, -1))
+
+
+def search_passes(num_blocks: int, method: Mapping[str, Any], head: float, first: float = SHARES[0]) -> tuple[Way, float]:
     """How the choice by loss of a `prune.blocks` goes, and its passes at most; infinite of a budget in minutes."""
     count, budget, protect = num_removed(method, num_blocks), method.get("budget"), method.get("protect", ())
     if method.get("contiguous"):
@@ -93,4 +102,4 @@ def search_passes(num_blocks: int, method: Mapping[str, Any], head: float) -> tu
         return way, whole
     if budget.get("minutes"):
         return "race", math.inf
-    return "race", max(float(budget["passes"]), least_passes(num_blocks, count, head))
+    return "race", max(float(budget["passes"]), least_passes(num_blocks, count, head, first))

@@ -13,6 +13,7 @@ from paretune.errors import NeedsError, SpecError
 from paretune.pipeline.block_search import num_removed
 from paretune.pipeline.config_json import (
     REWRITTEN,
+    adds_mlps_as_written,
     architectures,
     head_counts,
     mlp_width,
@@ -32,6 +33,7 @@ from paretune.pipeline.resources import count_weights, read_tokenizer, weight_sh
 from paretune.study.evaluations import Generate, Latency, Tasks
 from paretune.study.methods import (
     DistillLogits,
+    DistillText,
     Lora,
     PruneBlocks,
     PruneHeads,
@@ -73,6 +75,11 @@ def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase)
         raise SpecError(
             f"{where}.seam: base `{base}` ({', '.join(architectures(locked.config))}) has no single width of its MLPs, whose "
             "last projection would make up for the blocks; write `seam: none`"
+        )
+    if config.seam != "none" and not adds_mlps_as_written(locked.config):
+        raise SpecError(
+            f"{where}.seam: base `{base}` ({', '.join(architectures(locked.config))}) norms or scales what its MLPs write, so "
+            "they cannot make up for removed blocks; write `seam: none`"
         )
     if config.seam != "none" and 0 in (config.blocks or ()):
         raise SpecError(f"{where}.seam: nothing stands before block 0 that could make up for it; write `seam: none`")
@@ -178,8 +185,8 @@ def check_last_blocks(config: TrainLastBlocks, where: str, base: str, locked: Lo
     return locked.config
 
 
-def check_student(config: DistillLogits, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
-    """`distill.logits`: its adapters, as those of `train.lora`."""
+def check_student(config: DistillLogits | DistillText, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`distill.logits` and `distill.text`: their adapters, as those of `train.lora`."""
     return check_targets(config.lora, f"{where}.lora", base, locked) if config.lora else locked.config
 
 

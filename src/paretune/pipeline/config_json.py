@@ -17,6 +17,10 @@ _HEAD_DIM = frozenset(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", 
 """Architectures that take a `head_dim`, whether their config.json has it or not."""
 _DIVIDED = frozenset(("llama", "gemma2", "gemma3_text"))
 """Of these, those whose class refuses a number of heads that does not divide the width of the hidden states all the same."""
+_NORMED_MLPS = frozenset(
+    ("gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "olmo2", "olmo3", "glm4", "exaone4", "afmoe", "flex_olmo")
+)
+"""Architectures that norm what an MLP writes before it is added to the hidden states."""
 DEQUANTIZED_FROM = "paretune_dequantized_from"
 """Field of our own: the format that the weights were in before they were made whole, like `GGUF Q4_1`."""
 REWRITTEN = "paretune_rewritten_tokenizer"
@@ -151,6 +155,13 @@ def mlp_width(config: Mapping[str, Any]) -> tuple[str, int] | None:
     if name == "n_inner" and value is None:
         value = 4 * width(text)
     return (str(name), value) if isinstance(value, int) and num_experts(config) is None else None
+
+
+def adds_mlps_as_written(config: Mapping[str, Any]) -> bool:
+    """Whether what an MLP writes is added to the hidden states as it is, neither normed nor scaled; also of an architecture
+    that is not known here."""
+    text = config.get("text_config", config)
+    return text.get("model_type") not in _NORMED_MLPS and text.get("residual_multiplier", 1) == 1
 
 
 def head_counts(config: Mapping[str, Any]) -> tuple[int, int, int]:

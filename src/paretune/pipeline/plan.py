@@ -9,7 +9,7 @@ a stage `tune.choose`, which has no body and never runs.
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from paretune.pipeline.parts import Parts
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.stage_configs import (
+    AnswersConfig,
     AuditConfig,
     BaseConfig,
     DataConfig,
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
 CHOICE = "tune.choose"
 """Kind of the stage that stands for a choice that is not made yet."""
 TEACHER = "distill.teacher"
-"""Kind of the stage of what a teacher says, which all of its students take."""
+"""Kind of the stage of what a teacher says at every target, which all of its students take."""
+ANSWERS = "distill.answers"
+"""The same of what it writes to every prompt."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class Plan:
         taught = [
             f"student {cell_name(cell)}"
             for cell in self.cells
-            if stage.kind == TEACHER and any(stage in method.inputs.values() for method in cell.methods)
+            if stage.kind in (TEACHER, ANSWERS) and any(stage in method.inputs.values() for method in cell.methods)
         ]
         return of_data + of_tokens + cells + tried + taught
 
@@ -306,6 +309,7 @@ class _Planner:
                 base=base_config, method=use.config, ships=self._ships(given)
             )
             after: tuple[Stage, ...] = ()
+            revision = use.row.revision
             if use.row.trains:
                 assert seed is not None, "a variant that trains has seeds"
                 config = TrainConfig(
@@ -322,16 +326,18 @@ class _Planner:
             if use.row.trains or use.row.uses_tokens(use.config):
                 inputs["tokens"] = self.tokens_of(given, before or inputs.get("choice"))
                 after = (given.gate,)
+                revision += use.row.task_revision if self.study.data[given.dataset].completes else 0
             if teacher := use.row.teacher(use.config):
                 inputs["teacher"] = self._teacher(given, teacher, seed)
-                if self.tokens_of(given, inputs["teacher"].inputs.get("model")) != inputs["tokens"]:
+                read = self.tokens_of(given, inputs["teacher"].inputs.get("model"))
+                if teacher.writing is None and read != inputs["tokens"]:
                     raise SpecError(
                         f"{use.name}: teacher and student of base `{given.base}` read different tokens, as one of them has a "
                         "smaller vocabulary; put `prune.vocabulary` behind the distillation"
                     )
             resources = {"base": self.lock.bases[given.base].resource}
             content = config.model_dump(mode="json")
-            stages.append(Stage(use.name, content, use.row.body, inputs, after, resources, use.row.revision))
+            stages.append(Stage(use.name, content, use.row.body, inputs, after, resources, revision))
         return tuple(stages)
 
     def _stops(self, given: _Given, chain: tuple[MethodUse, ...], index: int) -> int:
@@ -346,20 +352,24 @@ class _Planner:
         return chain[index].row.stops(chain[index].config, num_blocks(locked.config) or 1)
 
     def _teacher(self, given: _Given, teacher: Teacher, seed: int | None) -> Stage:
-        """What `teacher` says at the targets of the training split, for a student with `seed`."""
+        """What `teacher` says at the targets of the training split, or to its prompts, for a student with `seed`."""
         base, inputs = given.base, {"tokens": given.tokens}
         if teacher.name in self.study.variants:
             methods = self.cell(given, teacher.name, seed if teacher.seed is None else teacher.seed)
             inputs |= {"model": methods[-1]} if methods else {}
         elif teacher.name in self.study.bases:
             base = teacher.name
-        config = TeacherConfig(
-            base=self._base(base),
-            top_k=teacher.top_k,
-            max_length=self.study.train.max_length,
-            precision=self.lock.evaluate,
-            device=self.lock.device,
-        )
+        read_by, precision, device = self._base(base), self.lock.evaluate, self.lock.device
+        if teacher.writing is not None:
+            dataset, data = self.study.data[given.dataset], given.tokens.inputs["data"]
+            other = base != given.base
+            inputs["tokens"] = self.tokens(base, dataset, data) if other else self.tokens_of(given, inputs.get("model"))
+            answers = AnswersConfig(base=read_by, precision=precision, device=device, **asdict(teacher.writing))
+            content = answers.model_dump(mode="json")
+            body, resources = "paretune.evaluate.teacher:write_teacher_answers", {"base": self.lock.bases[base].resource}
+            return Stage(ANSWERS, content, body, inputs, (given.gate,), resources)
+        length = self.study.train.max_length
+        config = TeacherConfig(base=read_by, top_k=teacher.top_k, max_length=length, precision=precision, device=device)
         resources = {"base": self.lock.bases[base].resource, "student": self.lock.bases[given.base].resource}
         body = "paretune.train.teacher:write_teacher"
         return Stage(TEACHER, config.model_dump(mode="json"), body, inputs, (given.gate,), resources)

@@ -138,7 +138,7 @@ def _check_teachers(study: Study, lock: Lock) -> None:
     for name, variant in study.variants.items():
         for base, (index, use) in itertools.product(variant.bases or study.bases, enumerate(variant.methods)):
             teacher = use.row.teacher(use.config)
-            if teacher is None or teacher.name in study.variants or teacher.name not in study.bases:
+            if teacher is None or teacher.writing or teacher.name in study.variants or teacher.name not in study.bases:
                 continue
             pair = lock.bases[base], lock.bases[teacher.name]
             files = [directory / "tokenizer.json" for each in pair if (directory := each.resource.directory())]

@@ -136,6 +136,18 @@ class TeacherConfig(Spec):
         return min(self.top_k, num_words) * (2 + (2 if num_words <= 2**16 else 4)) + 4
 
 
+class AnswersConfig(Spec):
+    """What a teacher writes to the prompts of the training split."""
+
+    base: BaseConfig
+    """Of the teacher."""
+    max_new_tokens: int
+    temperature: float
+    stop: tuple[str, ...]
+    precision: str
+    device: str
+
+
 class EvaluationConfig(Spec):
     """A measurement of a model."""
 

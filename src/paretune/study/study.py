@@ -238,6 +238,11 @@ def _check_teachers(study: Study, name: str, students: tuple[str, ...] = ()) -> 
         teacher = teachers.pop()
         if teacher is None:
             continue
+        if teacher.writing and (plain := [each for each, dataset in study.data.items() if not dataset.completes]):
+            raise SpecError(
+                f"{where}: dataset `{plain[0]}` is plain text, which has no prompts that a teacher could answer; take "
+                "`distill.logits`, which learns from it at every word, or give the dataset `tasks`"
+            )
         other, is_base = study.variants.get(teacher.name), teacher.name in study.bases
         if other is None and not is_base and teacher.name != OWN_BASE:
             known = {*study.variants, *study.bases, OWN_BASE}

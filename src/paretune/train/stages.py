@@ -57,10 +57,10 @@ class Trained:
 
 @dataclass(frozen=True)
 class Teaching:
-    """What is learned beside the text."""
+    """What is learned beside the text, or in its place."""
 
-    numbered: Callable[[Examples, TextTokenizer], Examples]
-    """The examples of the training split with the rows of their targets; StageError where they are others."""
+    examples: Callable[[Examples, TextTokenizer], Examples]
+    """What is learned of the examples of the training split."""
     loss: Callable[[Head, torch.dtype], Objective]
 
 
@@ -124,7 +124,7 @@ def train(
 ) -> dict[str, Any]:
     """Load the model, train what of it `trained` chooses, leave the artifact; returns the record of the training.
 
-    Learned is the text, or beside it what a teacher says of it.
+    Learned is the text, or what a teacher says of it.
     """
     settings, asked = config.train, context.options
     # A checkpoint may be there from options that rounded otherwise; the run goes on with those it began with.
@@ -153,7 +153,7 @@ def train(
     )
     _check_layout(settings, packed, examples)
     if teaching:
-        examples = teaching.numbered(examples, loaded.tokenizer)
+        examples = teaching.examples(examples, loaded.tokenizer)
     budget = available_bytes(loaded.device, asked.workers) if asked.memory is None else asked.memory // asked.workers
     with signals.noted(signals.STOP) as told_to_stop, signals.noted(signals.SAVE) as told_to_save:
         run = Run(

@@ -1,32 +1,53 @@
-"""Training text that a choice of blocks is measured on: windows drawn from documents of the training split, never from others.
+"""Training text that a choice is measured on: windows drawn from documents of the training split, never from others.
 
-Windows are cut as training examples are (at most `max_length` tokens, prefix first), without the end-of-text, which is no
-text. A short last window is kept; rows are padded on the right, where causal attention does not look. Of a dataset with
-tasks a window is one context, prompt and completion, and the completion is what is scored.
+Windows of plain text are cut as training examples are (at most `max_length` tokens, prefix first), without the end-of-text,
+which is no text. A short last window is kept; rows are padded on the right, where causal attention does not look. Of a dataset
+with tasks a window is a context with all that is asked of it, a token tree: the completions are what is scored, and the context
+is read once for all of them.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers import PreTrainedModel
 
+from paretune.data.examples import context_starts
 from paretune.data.tokens import lengths_of, read_tokens, values_of
-from paretune.data.trees import Example
+from paretune.data.trees import ROUND_TO, Batch, Example, forward_batches, rounded
 from paretune.errors import DataError
+from paretune.model.forward import SLOW, mixing
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import Calibration
 from paretune.variants.walk import Removed
 
+TREE_TOKENS = 4096
+"""Of a row of token trees at most, but one tree always."""
+
 
 @dataclass(frozen=True, eq=False)
 class Window:
+    """What is measured together: a stretch of plain text, or a context with all that is asked of it."""
+
     document: str
-    example: Example
+    examples: tuple[Example, ...]
+    """Of a context, its branches; otherwise one."""
+
+    @property
+    def num_tokens(self) -> int:
+        """That are read, a context once."""
+        trunk = self.examples[0].trunk
+        return sum(len(example.ids) for example in self.examples) + (0 if trunk is None else len(trunk))
+
+    @property
+    def num_targets(self) -> int:
+        """That are scored."""
+        return sum(example.num_targets for example in self.examples)
 
 
 def read_windows(context: StageContext, config: MethodConfig[Any], prefix_id: int) -> list[Window]:
@@ -46,31 +67,77 @@ def draw_windows(rows: Sequence[Mapping[str, Any]], calibration: Calibration, ma
 
     `rows` are those of tokens.arrow. The first document's first window is always taken.
     """
-    by_document: dict[str, list[int]] = {}
-    filled = lengths_of(rows, "completion" if rows and "completion" in rows[0] else "ids") > 0
-    for number, document in enumerate(values_of(rows, "document")):
-        if filled[number]:
-            by_document.setdefault(document, []).append(number)
+    has_tasks = bool(len(rows)) and "completion" in rows[0]
+    filled = lengths_of(rows, "completion" if has_tasks else "ids") > 0
+    starts = context_starts(rows) if has_tasks else np.arange(len(rows))
+    documents = values_of(rows, "document")
+    by_document: dict[str, list[list[int]]] = {}
+    for start, stop in itertools.pairwise([*starts.tolist(), len(rows)]):
+        if group := [number for number in range(start, stop) if filled[number]]:
+            by_document.setdefault(documents[start], []).append(group)
     generator = np.random.default_rng(calibration.seed)
     names = list(by_document)
     piles = []
     for index in generator.permutation(len(names))[: calibration.documents]:
-        examples: list[Example] = []
-        for row in (rows[number] for number in by_document[names[index]]):
-            whole = np.concatenate([[prefix_id], row["ids"]]).astype(np.int32)
-            if "completion" in row:
-                examples.append(Example(whole, len(whole) - len(row["completion"])))
-            else:
-                starts = range(0, len(whole) - 1, max_length - 1)
-                examples += [Example(whole[start : start + max_length]) for start in starts]
-        piles.append([Window(names[index], examples[n]) for n in generator.permutation(len(examples))])
+        parts: list[tuple[Example, ...]] = []
+        for group in by_document[names[index]]:
+            parts += _examples([rows[number] for number in group], max_length, prefix_id)
+        piles.append([Window(names[index], parts[n]) for n in generator.permutation(len(parts))])
     taken: list[Window] = []
     tokens = 0
     for window in itertools.chain.from_iterable(itertools.zip_longest(*piles)):
         if window is not None and tokens < calibration.tokens:
             taken.append(window)
-            tokens += len(window.example.ids) - 1
+            tokens += window.num_tokens - 1
     return taken
+
+
+def _examples(rows: Sequence[Mapping[str, Any]], max_length: int, prefix_id: int) -> list[tuple[Example, ...]]:
+    """Of each window: those of a text, or all that is asked of one context."""
+    first = rows[0]
+    if len(first.get("context", ())):
+        trunk = np.concatenate([[prefix_id], first["context"]]).astype(np.int32)
+        branches = [(np.concatenate([row["prompt"], row["completion"]]).astype(np.int32), len(row["prompt"])) for row in rows]
+        return [tuple(Example(ids, begin, trunk) for ids, begin in branches)]
+    whole = np.concatenate([[prefix_id], first["ids"]]).astype(np.int32)
+    if "completion" in first:
+        return [(Example(whole, len(whole) - len(first["completion"])),)]
+    return [(Example(whole[start : start + max_length]),) for start in range(0, len(whole) - 1, max_length - 1)]
+
+
+def share_contexts(model: PreTrainedModel, windows: Sequence[Window]) -> bool:
+    """Whether windows are read as token trees: they have contexts, and the architecture keeps their branches apart."""
+    if all(window.examples[0].trunk is None for window in windows):
+        return False
+    failure = mixing(model)
+    if failure:
+        SLOW.warning("%s reads one example at a time, sharing no context: %s", type(model).__name__, failure)
+    return not failure
+
+
+def window_batches(
+    model: PreTrainedModel, windows: Sequence[Window], *, forward_tokens: int, trees: bool
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Batches of at most `forward_tokens` positions (or one window), each with the window of each of its examples.
+
+    With `trees` a row holds whole windows; without, one example with its context.
+    """
+    examples = [example for window in windows for example in window.examples]
+    numbers = np.repeat(np.arange(len(windows)), [len(window.examples) for window in windows])
+    if trees:
+        longest = max((window.num_tokens for window in windows), default=1)
+        forward_tokens = rounded(max(min(forward_tokens, TREE_TOKENS), longest), ROUND_TO)
+    for indices, batch in forward_batches(examples, forward_tokens=forward_tokens, pack=trees):
+        yield numbers[indices], batch.to(model.device)
+
+
+def amount_of(windows: Sequence[Window]) -> dict[str, int]:
+    """What was measured on, for the record: documents, tokens read (the first of each window is not), tokens scored."""
+    return {
+        "calibration_documents": len({window.document for window in windows}),
+        "calibration_tokens": sum(window.num_tokens - 1 for window in windows),
+        "calibration_targets": sum(window.num_targets for window in windows),
+    }
 
 
 def document_numbers(windows: Sequence[Window]) -> tuple[list[str], np.ndarray]:
@@ -90,7 +157,7 @@ def write_block_scores(
     it, the whole model and sets of its size, is told of as far as both were measured.
     """
     names, numbers = document_numbers(windows)
-    targets = np.array([window.example.num_targets for window in windows])
+    targets = np.array([window.num_targets for window in windows])
     reference = scores.get(chosen)
     parts: dict[str, list[Any]] = {name: [] for name in ("removed", "document", "sum", "tokens", "reference")}
     for removed, sums in scores.items():

@@ -19,18 +19,20 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from paretune.data.trees import Batch, Example, forward_batches
+from paretune.data.trees import Batch
 from paretune.errors import StageError
-from paretune.model.forward import SLOW, head_of
+from paretune.model.forward import SLOW, along_trees, head_of
 from paretune.model.load import load_model
 from paretune.model.loss import loss_of, token_nats
 from paretune.pipeline.block_search import (
+    LEAST_DOCUMENTS,
     exhaustive,
     live_passes,
     num_calls,
     num_removed,
     num_sets,
     race_passes,
+    round_ends,
     runs_of,
     search_passes,
 )
@@ -38,7 +40,15 @@ from paretune.pipeline.stage import Emit, StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import PruneBlocks
 from paretune.variants.blocks import block_list, check_count
-from paretune.variants.calibration import Window, document_numbers, read_windows, write_block_scores
+from paretune.variants.calibration import (
+    Window,
+    amount_of,
+    document_numbers,
+    read_windows,
+    share_contexts,
+    window_batches,
+    write_block_scores,
+)
 from paretune.variants.race import Race, paired_low
 from paretune.variants.walk import Removed, agrees, block_inputs, live_removals, make_walk, sets_of
 
@@ -71,26 +81,25 @@ def choose_measured(context: StageContext, config: MethodConfig[PruneBlocks]) ->
     method, started = config.method, time.perf_counter()
     loaded = load_model(context)
     windows = read_windows(context, config, loaded.tokenizer.prefix_id)
-    examples = [window.example for window in windows]
     num_blocks = len(block_list(loaded.model)[1])
     count = check_count(num_blocks, num_removed(method.model_dump(mode="json"), num_blocks))
     if method.choose == "loss":
         how = {"forward_tokens": context.options.forward_tokens, "emit": context.emit}
         head = head_passes(loaded.model)
-        way, passes = search_passes(num_blocks, method.model_dump(mode="json"), head)
+        first = round_ends(document_numbers(windows)[1].tolist())[0] / len(windows)
+        way, passes = search_passes(num_blocks, method.model_dump(mode="json"), head, first)
         if way == "race":
             minutes = method.budget.minutes if method.budget else None
             choice = race_by_loss(loaded.model, windows, count, passes=passes, minutes=minutes, protect=method.protect, **how)
         elif way == "runs":
-            choice = choose_run(loaded.model, examples, runs_of(num_blocks, count, method.protect), emit=context.emit)
+            choice = choose_run(loaded.model, windows, runs_of(num_blocks, count, method.protect), emit=context.emit)
         else:
-            choice = choose_by_loss(loaded.model, examples, count, protect=method.protect, **how)
+            choice = choose_by_loss(loaded.model, windows, count, protect=method.protect, **how)
     else:
         given = {"protect": method.protect, "contiguous": method.contiguous, "emit": context.emit}
-        choice = choose_by_turn(loaded.model, examples, count, choose=method.choose, **given)
+        choice = choose_by_turn(loaded.model, windows, count, choose=method.choose, **given)
     write_block_scores(choice.scores, choice.removed, windows, context)
-    tokens = sum(example.num_targets for example in examples)
-    means = mean_scores(choice.scores, examples)
+    means = mean_scores(choice.scores, windows)
     if broken := [list(removed) for removed, score in means.items() if not math.isfinite(score)]:
         raise StageError(
             f"without blocks {broken[0]} the model's {method.choose} is no finite number in {config.precision}; "
@@ -99,8 +108,7 @@ def choose_measured(context: StageContext, config: MethodConfig[PruneBlocks]) ->
     return choice.removed, {
         "computed": choice.computed,
         "tried": choice.tried,
-        "calibration_documents": len({window.document for window in windows}),
-        "calibration_tokens": tokens,
+        **amount_of(windows),
         **({"search": dict(choice.search)} if choice.search else {}),
         **stability(choice, windows, method.contiguous or method.choose == "angular"),
         "choice_seconds": time.perf_counter() - started,
@@ -118,7 +126,7 @@ def choose_random(num_blocks: int, count: int, seed: int, protect: Sequence[int]
 @torch.no_grad()
 def choose_by_loss(
     model: PreTrainedModel,
-    examples: Sequence[Example],
+    windows: Sequence[Window],
     count: int,
     *,
     forward_tokens: int,
@@ -126,7 +134,7 @@ def choose_by_loss(
     state_bytes: int = STATE_BYTES,
     emit: Emit = lambda **_: None,
 ) -> Choice:
-    """The set of `count` blocks, none of them protected, without which the mean loss of `examples` is lowest, and all scores.
+    """The set of `count` blocks, none of them protected, without which the mean loss of `windows` is lowest, and all scores.
 
     The model is in evaluation mode. The whole model and the smaller sets on the way are among the scores. `forward_tokens`
     and `state_bytes` bound memory and move float rounding only.
@@ -151,7 +159,8 @@ def choose_by_loss(
         each = [num_calls(num_blocks - turn, at_once, () if turn else protect) for turn in range(rounds)]
     else:
         each = [num_sets(len(free) - turn, at_once) for turn in range(rounds)]
-    progress["total"] = len(examples) * sum(each)
+    batches = list(_batches(model, windows, num_blocks, state_bytes, share_contexts(model, windows)))
+    progress["total"] = sum(len(batch.ids_RT) for _, batch in batches) * sum(each)
     tell(0)
     head = head_of(model)
     scores: Scores = {}
@@ -159,12 +168,12 @@ def choose_by_loss(
     for _ in range(rounds):
         remaining = [block for block in range(num_blocks) if block not in removed]
         sums: Scores = {}
-        for indices, batch in _batches(model, examples, num_blocks, state_bytes):
-            for without, final_RTD in removals(batch.ids_RT, remaining, at_once, [b for b in free if b not in removed]):
-                hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
-                nats_N = token_nats(head, hidden_ND, batch.targets_N)[0]
-                sums.setdefault(without, np.zeros(len(examples)))[indices] = _sums(nats_N, batch)
-                tell(0 if is_walked else len(indices))
+        for numbers, batch in batches:
+            with along_trees(model, batch):
+                for without, final_RTD in removals(batch.ids_RT, remaining, at_once, [b for b in free if b not in removed]):
+                    nats_N = token_nats(head, _predicting(final_RTD, batch), batch.targets_N)[0]
+                    np.add.at(sums.setdefault(without, np.zeros(len(windows))), numbers, _sums(nats_N, batch))
+                    tell(0 if is_walked else len(batch.ids_RT))
         scores |= sums
         size = len(removed) + at_once
         removed = min((without for without in sums if len(without) == size), key=lambda without: sums[without].sum())
@@ -188,7 +197,7 @@ def race_by_loss(
 
     The model is in evaluation mode. With `minutes` the answer depends on the machine.
     """
-    examples, num_blocks = [window.example for window in windows], len(block_list(model)[1])
+    num_blocks, trees = len(block_list(model)[1]), share_contexts(model, windows)
     walk = make_walk(model, forward_tokens=forward_tokens)
     is_walked = agrees(walk, 1)
     if not is_walked:
@@ -196,12 +205,13 @@ def race_by_loss(
     head, began = head_of(model), time.monotonic()
 
     def measure(part: Sequence[int], remaining: Sequence[int], among: Sequence[int]) -> Scores:
-        rows = 0
+        batches = list(_batches(model, [windows[index] for index in part], num_blocks, state_bytes, trees))
+        rows, of_part = 0, sum(len(batch.ids_RT) for _, batch in batches)
 
         def tell(count: int) -> None:
             nonlocal rows
             rows += count
-            spent = race.spent + rows / len(examples)
+            spent = race.spent + rows / of_part * len(part) / len(windows)
             if minutes is None:
                 emit(done=round(min(spent, passes)), total=round(passes), part="choosing blocks")
             else:
@@ -210,18 +220,18 @@ def race_by_loss(
         sums: Scores = {}
         gone = [block for block in range(num_blocks) if block not in remaining]
         sets = [tuple(sorted(gone)), *(tuple(sorted((*gone, block))) for block in among)]
-        for indices, batch in _batches(model, [examples[index] for index in part], num_blocks, state_bytes):
-            walked = replace(walk, emit=tell).removals(batch.ids_RT, remaining, 1, among)
-            for without, final_RTD in walked if is_walked else live_removals(model, batch.ids_RT, sets):
-                hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
-                nats_N = token_nats(head, hidden_ND, batch.targets_N)[0]
-                sums.setdefault(without, np.zeros(len(part)))[indices] = _sums(nats_N, batch)
+        for numbers, batch in batches:
+            with along_trees(model, batch):
+                walked = replace(walk, emit=tell).removals(batch.ids_RT, remaining, 1, among)
+                for without, final_RTD in walked if is_walked else live_removals(model, batch.ids_RT, sets):
+                    nats_N = token_nats(head, _predicting(final_RTD, batch), batch.targets_N)[0]
+                    np.add.at(sums.setdefault(without, np.zeros(len(part))), numbers, _sums(nats_N, batch))
         return sums
 
     race = Race(
         num_blocks=num_blocks,
         documents=document_numbers(windows)[1],
-        tokens=np.array([example.num_targets for example in examples]),
+        tokens=np.array([window.num_targets for window in windows]),
         measure=measure,
         head=head_passes(model),
         passes=passes,
@@ -239,10 +249,12 @@ def race_by_loss(
         "sets_measured": num_measured,
         "alike_at_the_end": race.alike,
         "cut_short": race.cut_short,
-        "share_of_text": len(race.scores[removed]) / len(examples),
+        "share_of_text": len(race.scores[removed]) / len(windows),
     }
     told = f"raced {num_measured} of {search['sets_of_this_size']} sets on up to {search['share_of_text']:.0%} of the text"
     told += ", until the budget ended" if race.cut_short else ""
+    if race.documents.max() + 1 < LEAST_DOCUMENTS:
+        told += f"; none was dropped, as of fewer than {LEAST_DOCUMENTS} documents there is no interval"
     emit(done=0, total=1, part=f"{told}; another may do better (`budget: {{search: all}}` tries all)")
     return Choice(removed, race.scores, "walk" if is_walked else "one by one", "race", search)
 
@@ -256,7 +268,7 @@ def head_passes(model: PreTrainedModel) -> float:
 @torch.no_grad()
 def choose_by_turn(
     model: PreTrainedModel,
-    examples: Sequence[Example],
+    windows: Sequence[Window],
     count: int,
     *,
     choose: str,
@@ -272,19 +284,20 @@ def choose_by_turn(
     span = count if choose == "angular" else 1
     runs = runs_of(num_blocks, span, protect)
     if choose == "taylor":
-        slopes = block_slopes(model, examples, emit=emit)
+        slopes = block_slopes(model, windows, emit=emit)
         return _lowest({run: slopes[run[0]] for run in runs}, count, num_blocks, protect, contiguous)
-    scores = {run: np.zeros(len(examples)) for run in runs}
-    done = 0
-    emit(done=0, total=len(examples), part="choosing blocks")
-    for indices, batch in _batches(model, examples, num_blocks, state_bytes):
-        states = [s_RTD.flatten(0, 1).index_select(0, batch.hidden_N).float() for s_RTD in block_inputs(model, batch.ids_RT)]
+    scores = {run: np.zeros(len(windows)) for run in runs}
+    done, total = 0, sum(len(window.examples) for window in windows)
+    emit(done=0, total=total, part="choosing blocks")
+    for numbers, batch in _batches(model, windows, num_blocks, state_bytes, share_contexts(model, windows)):
+        with along_trees(model, batch):
+            states = [_predicting(states_RTD, batch).float() for states_RTD in block_inputs(model, batch.ids_RT)]
         for run in runs:
             cosine_N = functional.cosine_similarity(states[run[0]], states[run[-1] + 1], dim=-1).clamp(-1, 1)
             turn_N = torch.arccos(cosine_N) / math.pi if choose == "angular" else 1 - cosine_N
-            scores[run][indices] = _sums(turn_N, batch)
-        done += len(indices)
-        emit(done=done, total=len(examples), part="choosing blocks")
+            np.add.at(scores[run], numbers, _sums(turn_N, batch))
+        done += len(numbers)
+        emit(done=done, total=total, part="choosing blocks")
     if choose == "angular":
         return Choice(min(runs, key=lambda run: scores[run].sum()), scores, "states", "runs")
     return _lowest(scores, count, num_blocks, protect, contiguous)
@@ -302,27 +315,29 @@ def _lowest(scores: Scores, count: int, num_blocks: int, protect: Sequence[int],
 
 @torch.no_grad()
 def choose_run(
-    model: PreTrainedModel, examples: Sequence[Example], runs: Sequence[Removed], *, emit: Emit = lambda **_: None
+    model: PreTrainedModel, windows: Sequence[Window], runs: Sequence[Removed], *, emit: Emit = lambda **_: None
 ) -> Choice:
     """The run without which the mean loss is lowest, each left out by itself, and their scores and that of the whole model."""
     num_blocks, head, done = len(block_list(model)[1]), head_of(model), 0
     sets = [(), *runs]
-    scores: Scores = {without: np.zeros(len(examples)) for without in sets}
-    for indices, batch in _batches(model, examples, num_blocks, STATE_BYTES):
-        for without, final_RTD in live_removals(model, batch.ids_RT, sets):
-            emit(done=done, total=len(sets) * len(examples), part="choosing blocks")
-            hidden_ND = final_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
-            scores[without][indices] = _sums(token_nats(head, hidden_ND, batch.targets_N)[0], batch)
-            done += len(indices)
+    scores: Scores = {without: np.zeros(len(windows)) for without in sets}
+    total = len(sets) * sum(len(window.examples) for window in windows)
+    for numbers, batch in _batches(model, windows, num_blocks, STATE_BYTES, share_contexts(model, windows)):
+        with along_trees(model, batch):
+            for without, final_RTD in live_removals(model, batch.ids_RT, sets):
+                emit(done=done, total=total, part="choosing blocks")
+                nats_N = token_nats(head, _predicting(final_RTD, batch), batch.targets_N)[0]
+                np.add.at(scores[without], numbers, _sums(nats_N, batch))
+                done += len(numbers)
     return Choice(min(runs, key=lambda run: scores[run].sum()), scores, "one by one", "runs")
 
 
-def block_slopes(model: PreTrainedModel, examples: Sequence[Example], *, emit: Emit = lambda **_: None) -> list[np.ndarray]:
-    """Of each block the loss that each example would gain without it, were the loss linear in what the block adds: minus the
+def block_slopes(model: PreTrainedModel, windows: Sequence[Window], *, emit: Emit = lambda **_: None) -> list[np.ndarray]:
+    """Of each block the loss that each window would gain without it, were the loss linear in what the block adds: minus the
     slope of the loss in a factor of that, at 1."""
     blocks, loss = block_list(model)[1], loss_of(head_of(model.requires_grad_(False)), model.dtype)
     gates = torch.ones(len(blocks), device=model.device, requires_grad=True)
-    slopes = np.zeros((len(blocks), len(examples)))
+    slopes, trees = np.zeros((len(blocks), len(windows))), share_contexts(model, windows)
 
     def scaled(index: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         states = args[0] if args else kwargs["hidden_states"]
@@ -338,12 +353,13 @@ def block_slopes(model: PreTrainedModel, examples: Sequence[Example], *, emit: E
     ]
     try:
         with torch.enable_grad():
-            for done, ((number,), batch) in enumerate(forward_batches(examples, forward_tokens=1, pack=False)):
-                emit(done=done, total=len(examples), part="choosing blocks")
-                on_device = batch.to(model.device)
-                hidden_RTD = model.base_model(input_ids=on_device.ids_RT, use_cache=False).last_hidden_state
-                nats, _ = loss(hidden_RTD.flatten(0, 1).index_select(0, on_device.hidden_N), on_device.targets_N)
-                slopes[:, number] = -torch.autograd.grad(nats, gates)[0].double().cpu().numpy()
+            for number, window in enumerate(windows):
+                emit(done=number, total=len(windows), part="choosing blocks")
+                for _, batch in window_batches(model, [window], forward_tokens=1, trees=trees):
+                    with along_trees(model, batch):
+                        hidden_RTD = model.base_model(input_ids=batch.ids_RT, use_cache=False).last_hidden_state
+                        nats, _ = loss(_predicting(hidden_RTD, batch), batch.targets_N)
+                        slopes[:, number] -= torch.autograd.grad(nats, gates)[0].double().cpu().numpy()
     finally:
         for handle in handles:
             handle.remove()
@@ -354,7 +370,7 @@ def stability(choice: Choice, windows: Sequence[Window], is_run: bool) -> dict[s
     """How sure a choice is: `chosen_again`, the share of resamples of the documents that choose the same, and `sets_alike`, the
     sets of its size, or the blocks that were scored apart, that the text does not tell from the worst that was taken."""
     numbers = document_numbers(windows)[1]
-    targets = np.array([window.example.num_targets for window in windows])
+    targets = np.array([window.num_targets for window in windows])
     size = len(choice.removed) if choice.removed in choice.scores else 1
     stop = len(choice.scores.get(choice.removed, targets))
     sets = [s for s, sums in choice.scores.items() if len(s) == size and len(sums) >= stop]
@@ -377,20 +393,19 @@ def stability(choice: Choice, windows: Sequence[Window], is_run: bool) -> dict[s
     return {"chosen_again": float(again.mean()), "sets_alike": [list(sets[index]) for index in alike]}
 
 
-def mean_scores(scores: Mapping[Removed, np.ndarray], examples: Sequence[Example]) -> dict[Removed, float]:
+def mean_scores(scores: Mapping[Removed, np.ndarray], windows: Sequence[Window]) -> dict[Removed, float]:
     """The mean of each removal's score over all targets of the windows that it was measured on, in order of size and index."""
-    tokens = np.cumsum([example.num_targets for example in examples])
+    tokens = np.cumsum([window.num_targets for window in windows])
     order = sorted(scores, key=lambda removed: (len(removed), removed))
     return {removed: float(scores[removed].sum() / tokens[len(scores[removed]) - 1]) for removed in order}
 
 
 def _batches(
-    model: PreTrainedModel, examples: Sequence[Example], num_blocks: int, state_bytes: int
-) -> Iterator[tuple[list[int], Batch]]:
-    """Rows of one example each, so many that the states of all depths fit into `state_bytes`, or one."""
+    model: PreTrainedModel, windows: Sequence[Window], num_blocks: int, state_bytes: int, trees: bool
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Windows, so many that the states of all depths fit into `state_bytes`, or one."""
     of_a_token = (num_blocks + 1) * model.config.get_text_config(decoder=True).hidden_size * model.dtype.itemsize
-    for indices, batch in forward_batches(examples, forward_tokens=state_bytes // of_a_token, pack=False):
-        yield indices, batch.to(model.device)
+    return window_batches(model, windows, forward_tokens=state_bytes // of_a_token, trees=trees)
 
 
 def _live_removals(
@@ -401,6 +416,11 @@ def _live_removals(
     return live_removals(model, ids_RT, [tuple(sorted((*gone, *more))) for more in sets_of(among, count)])
 
 
+def _predicting(states_RTD: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The states that predict the targets, [N, D]."""
+    return states_RTD.flatten(0, 1).index_select(0, batch.hidden_N)
+
+
 def _sums(values_N: torch.Tensor, batch: Batch) -> np.ndarray:
-    """Sums over each row's targets, float64."""
+    """Sums over each example's targets, float64."""
     return torch.stack([part.sum() for part in values_N.double().split(batch.sizes)]).cpu().numpy()

@@ -23,15 +23,16 @@ from transformers.pytorch_utils import Conv1D
 from paretune.data.chat import turn_end
 from paretune.data.tokenizer import TextTokenizer
 from paretune.data.tokens import read_tokens
+from paretune.data.trees import unshared
 from paretune.errors import StageError
 from paretune.model.adapters import count_parameters
-from paretune.model.forward import packed_model, score
+from paretune.model.forward import along_trees, packed_model, score
 from paretune.model.llama_cpp import LlamaCpp
 from paretune.model.load import GGUF, LoadedModel, cast, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import QuantizeGguf
-from paretune.variants.calibration import Window, draw_windows
+from paretune.variants.calibration import Window, draw_windows, share_contexts, window_batches
 
 _LARGE_BLOCK, _SMALL_BLOCK = 256, 32
 """Weights of a row that one block of a K-quant, and of the older formats, holds."""
@@ -169,9 +170,11 @@ def importance_of(model: PreTrainedModel, windows: list[Window]) -> dict[str, np
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
 
+    held_P = torch.zeros(0)
+
     def watch(name: str, module: torch.nn.Module) -> Any:
         def hook(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            rows = inputs[0].detach().flatten(0, -2).float()
+            rows = inputs[0].detach().flatten(0, -2).index_select(0, held_P).float()
             sums[name] = sums.get(name, torch.zeros(rows.shape[-1])) + rows.square().sum(0).cpu()
             counts[name] = counts.get(name, 0) + len(rows)
 
@@ -181,9 +184,11 @@ def importance_of(model: PreTrainedModel, windows: list[Window]) -> dict[str, np
     hooks = [watch(name, module) for name, module in linear.items()]
     try:
         with torch.no_grad():
-            for window in windows:
-                ids = torch.from_numpy(window.example.ids.astype(np.int64))[None]
-                model(input_ids=ids.to(model.device), use_cache=False)
+            for _, batch in window_batches(model, windows, forward_tokens=1, trees=share_contexts(model, windows)):
+                held_P = batch.held_P
+                with along_trees(model, batch):
+                    states_RTD = model.base_model(input_ids=batch.ids_RT, use_cache=False).last_hidden_state
+                model.get_output_embeddings()(states_RTD)
     finally:
         for hook in hooks:
             hook.remove()
@@ -237,7 +242,7 @@ def _as_directory(loaded: LoadedModel) -> Iterator[Path]:
 
 def _agreement(loaded: LoadedModel, runtime: LlamaCpp, windows: list[Window], forward_tokens: int) -> dict[str, Any]:
     """How llama.cpp with the file and PyTorch with the weights in full differ on a few windows: per token and on the whole."""
-    examples = [window.example for window in windows[:_PROOF_DOCUMENTS]]
+    examples = [unshared(window.examples[0]) for window in windows[:_PROOF_DOCUMENTS]]
     ours = list(score(packed_model(loaded.model), examples, forward_tokens=forward_tokens))
     theirs = list(score(runtime, examples, forward_tokens=forward_tokens))
     nats, others = (np.concatenate([each.nats for each in side]) for side in (ours, theirs))

@@ -1,6 +1,7 @@
 """A search for blocks within a budget: candidates raced on growing text, one block after the other, with a look back.
 
-In each race one more block is to leave. All candidates are measured on a first share of the text, and those go on whose loss,
+In each race one more block is to leave. All candidates are measured on a first share of the text (three documents at least,
+which is what an interval takes), and those go on whose loss,
 window by window against the best one's, is not shown to be worse; on twice the text, and so on. What is shown is a paired
 interval over documents, corrected for all comparisons of the race, so that one that would have won is dropped in one of twenty
 races at most. When enough blocks have left, each is put back in turn and raced again. What a race cannot pay for is not done:
@@ -11,11 +12,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
 
-from paretune.pipeline.block_search import SHARES, least_passes, race_passes
+from paretune.pipeline.block_search import LEAST_DOCUMENTS, SHARES, least_passes, race_passes, round_ends
 
 Removed = tuple[int, ...]
 Measure = Callable[[Sequence[int], Sequence[int], Sequence[int]], dict[Removed, np.ndarray]]
@@ -54,11 +56,18 @@ class Race:
     cut_short: bool = False
     """Whether something was not done for want of budget."""
 
+    @cached_property
+    def ends(self) -> list[int]:
+        """Windows that have been measured after each round."""
+        return round_ends(self.documents.tolist())
+
     def search(self, count: int) -> Removed:
         """The `count` blocks to remove."""
         removed: Removed = ()
+        first = self.ends[0] / len(self.tokens)
         for turn in range(count):
-            reserve = least_passes(self.num_blocks - turn - 1, count - turn - 1, self.head) if turn < count - 1 else 0.0
+            later = count - turn - 1
+            reserve = least_passes(self.num_blocks - turn - 1, later, self.head, first) if later else 0.0
             # Of what is left, a share for each race to come and one for looking back.
             allowed = (self.passes - self.spent - reserve) / (count - turn + (count > 1))
             removed = self._race(removed, allowed)
@@ -66,7 +75,7 @@ class Race:
         while rest := next((r for r in _without_one(removed) if r not in looked), None):
             looked.add(rest)
             allowed = self.passes - self.spent
-            if self._round_passes(rest, self._free(rest), SHARES[0]) > allowed or time.monotonic() > self.deadline:
+            if self._round_passes(rest, self._free(rest), first) > allowed or time.monotonic() > self.deadline:
                 self.cut_short = True
                 break
             removed = self._race(rest, allowed)
@@ -87,10 +96,7 @@ class Race:
         among, started, done = self._free(gone), self.spent, 0
         self.races += 1
         comparisons = len(among) * len(SHARES)
-        for turn, share in enumerate(SHARES):
-            stop = math.ceil(share * len(self.tokens))
-            if stop == done:
-                continue
+        for turn, stop in enumerate(self.ends):
             cost = self._round_passes(gone, among, (stop - done) / len(self.tokens))
             if turn and (self.spent - started + cost > allowed or time.monotonic() > self.deadline):
                 self.cut_short = True
@@ -120,7 +126,7 @@ class Race:
 def paired_low(sums: np.ndarray, tokens: np.ndarray, alpha: float) -> float:
     """Low end of the interval of a difference per token, from its sums by document: that of a ratio, clustered by document."""
     count = len(sums)
-    if count < 3:
+    if count < LEAST_DOCUMENTS:
         return -math.inf
     mean = sums.sum() / tokens.sum()
     error = math.sqrt(count / (count - 1) * np.square(sums - mean * tokens).sum()) / tokens.sum()

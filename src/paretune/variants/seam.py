@@ -15,11 +15,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from paretune.data.trees import Batch, forward_batches
+from paretune.data.trees import Batch
 from paretune.errors import StageError
+from paretune.model.forward import along_trees
 from paretune.pipeline.stage import Emit
 from paretune.variants.blocks import block_list, skipped_blocks
-from paretune.variants.calibration import Window, document_numbers
+from paretune.variants.calibration import Window, document_numbers, share_contexts, window_batches
 from paretune.variants.cuts import Cut, find_cuts, narrow_mlp
 from paretune.variants.proof import probe_of
 from paretune.variants.walk import Removed
@@ -58,12 +59,18 @@ def sew(
     blocks, runs = block_list(model)[1], runs_in(drop)
     if runs[0][0] == 0:
         raise StageError("nothing stands before block 0 that could make up for it: write `protect: [0]`, or `seam: none`")
-    cuts = find_cuts(model, narrow_mlp(model.config, lambda width: width - 1))
-    for run in runs:
-        _check_adds(model, blocks[run[0] - 1], cuts[run[0] - 1].projection)
-    folds = torch.from_numpy(document_numbers(windows)[1] % 2)
-    examples, lengths = [w.example for w in windows], torch.tensor([len(w.example.ids) for w in windows])
-    batches = list(forward_batches(examples, forward_tokens=forward_tokens, pack=False))
+    cuts = projections_that_add(model)
+    documents, trees = document_numbers(windows)[1], share_contexts(model, windows)
+    batches = [
+        (fold, batch)
+        for fold in range(2)
+        for _, batch in window_batches(
+            model,
+            [window for window, number in zip(windows, documents, strict=True) if number % 2 == fold],
+            forward_tokens=forward_tokens,
+            trees=trees,
+        )
+    ]
     goals = [_states(model, batch, [blocks[run[-1]] for run in runs]) for _, batch in batches]
     seams = []
     for number, run in enumerate(runs):
@@ -71,16 +78,22 @@ def sew(
         wide, channels = cut.matrix_DC().shape
         double = {"dtype": torch.float64, "device": model.device}
         moments = [_Moments(torch.zeros(channels, channels, **double), torch.zeros(wide, channels, **double)) for _ in range(2)]
-        for done, ((indices, batch), goal) in enumerate(zip(batches, goals, strict=True)):
+        for done, ((fold, batch), goal) in enumerate(zip(batches, goals, strict=True)):
             emit(done=done, total=len(batches), part=f"making up for blocks {', '.join(map(str, run))}")
             with skipped_blocks(model, [gone for earlier in runs[:number] for gone in earlier]):
                 read_NC, after_ND = _states(model, batch, [block], reading=cut.projection)
-            here_RT = torch.arange(batch.ids_RT.shape[1]) < lengths[indices][:, None]
-            for fold, moment in enumerate(moments):
-                kept = (here_RT & (folds[indices] == fold)[:, None]).flatten().nonzero()[:, 0].to(model.device)
-                moment.add(*(x.index_select(0, kept) for x in (read_NC, goal[number] - after_ND)))
+            moments[fold].add(*(x.index_select(0, batch.held_P) for x in (read_NC, goal[number] - after_ND)))
         seams.append(_sewn(cut, run, moments, seam))
     return seams
+
+
+@torch.no_grad()
+def projections_that_add(model: PreTrainedModel) -> list[Cut]:
+    """The last projection of the MLP of each block; StageError unless what it writes is added as it is."""
+    cuts = find_cuts(model, narrow_mlp(model.config, lambda width: width - 1))
+    for block, cut in zip(block_list(model)[1], cuts, strict=True):
+        _check_adds(model, block, cut.projection)
+    return cuts
 
 
 def runs_in(drop: Sequence[int]) -> list[Removed]:
@@ -161,7 +174,8 @@ def _states(
     if reading is not None:
         handles.append(reading.register_forward_pre_hook(keep))
     try:
-        model.base_model(input_ids=batch.ids_RT.to(model.device), use_cache=False)
+        with along_trees(model, batch):
+            model.base_model(input_ids=batch.ids_RT, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

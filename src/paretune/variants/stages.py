@@ -16,13 +16,15 @@ from paretune.variants.calibration import read_windows
 from paretune.variants.choose import choose_measured, choose_random
 from paretune.variants.finish import leave
 from paretune.variants.proof import prune_blocks as prune_and_prove
-from paretune.variants.seam import Seam, sew
+from paretune.variants.seam import Seam, projections_that_add, sew
 
 
 def prune_blocks(context: StageContext) -> dict[str, Any]:
     """Stage body: remove blocks, show that nothing else changed, and leave a model directory that plain transformers loads."""
     config = context.parse(MethodConfig[PruneBlocks])
     method = config.method
+    if method.seam != "none" and method.is_measured:  # where config.json does not tell, before a choice that takes its time
+        projections_that_add(load_model(context, torch.float32).model)
     chosen, measured = choose_measured(context, config) if method.is_measured else (method.blocks, {})
     loaded = load_model(context, torch.float32)
     before, _ = count_parameters(loaded.model)

@@ -22,16 +22,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from paretune.data.trees import Example, forward_batches
 from paretune.model.adapters import count_parameters
-from paretune.model.forward import head_of
+from paretune.model.forward import along_trees, head_of
 from paretune.model.load import load_model
 from paretune.model.loss import loss_of
 from paretune.pipeline.stage import Emit, StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import Narrower, PruneHeads, PruneMlp
 from paretune.variants.blocks import BASE_FINGERPRINT, refusing
-from paretune.variants.calibration import read_windows
+from paretune.variants.calibration import Window, amount_of, read_windows, share_contexts, window_batches
 from paretune.variants.cuts import Cut, Narrowing, find_cuts, narrow_heads, narrow_mlp
 from paretune.variants.finish import leave
 from paretune.variants.proof import SurgeryProof, compute_at_once, prove_saved
@@ -68,7 +67,7 @@ def _narrowed(
     model, scores, kept, proof = narrow(
         loaded.model,
         narrowing,
-        [window.example for window in windows],
+        windows,
         context.draft,
         by=method.by,
         compensate=method.compensate,
@@ -88,8 +87,7 @@ def _narrowed(
         f"{noun}_before": narrowing.units,
         f"{noun}_after": narrowing.keep,
         **({"removed_heads": removed} if noun == "heads" else {}),
-        "calibration_documents": len({window.document for window in windows}),
-        "calibration_tokens": sum(len(window.example.ids) for window in windows),
+        **amount_of(windows),
         **leave(context, model, loaded.tokenizer, before, proof),
     }
 
@@ -98,7 +96,7 @@ def _narrowed(
 def narrow(
     model: PreTrainedModel,
     narrowing: Narrowing,
-    examples: Sequence[Example],
+    windows: Sequence[Window],
     directory: Path,
     *,
     by: By,
@@ -109,19 +107,19 @@ def narrow(
 ) -> tuple[PreTrainedModel, list[torch.Tensor], list[torch.Tensor], SurgeryProof]:
     """The narrower model, saved into `directory` and proven; of each block the importance of all units, and those kept.
 
-    `model` is in evaluation mode and holds zeros for what was removed afterwards. `examples` are only read where they matter.
+    `model` is in evaluation mode and holds zeros for what was removed afterwards. `windows` are only read where they matter.
     """
     cuts = find_cuts(model, narrowing)
     scores = _magnitudes(model, cuts, narrowing.units) if by == "magnitude" else []
     if by == "taylor":
-        scores = loss_slopes(model, [cut.projection for cut in cuts], [cut.channels_C for cut in cuts], examples, emit=emit)
+        scores = loss_slopes(model, [cut.projection for cut in cuts], [cut.channels_C for cut in cuts], windows, emit=emit)
     kept: list[torch.Tensor] = []
     at_once = max(1, MOMENT_BYTES // (4 * len(cuts[0].channels_C) ** 2))
     for start in range(0, len(cuts), at_once):
         group = cuts[start : start + at_once]
         moments = [None] * len(group)
         if by == "activation" or compensate:
-            moments = second_moments(model, [cut.projection for cut in group], examples, forward_tokens, emit)
+            moments = second_moments(model, [cut.projection for cut in group], windows, forward_tokens, emit)
         for cut, moment_CC in zip(group, moments, strict=True):
             if by == "activation":
                 scores.append(_output_norms(cut, moment_CC, narrowing.units))
@@ -140,27 +138,28 @@ def narrow(
 
 @torch.no_grad()
 def second_moments(
-    model: PreTrainedModel, projections: Sequence[nn.Module], examples: Sequence[Example], forward_tokens: int, emit: Emit
+    model: PreTrainedModel, projections: Sequence[nn.Module], windows: Sequence[Window], forward_tokens: int, emit: Emit
 ) -> list[torch.Tensor]:
-    """Of what each projection reads, over all tokens of `examples`: the mean of x x^T, float32 [C, C]."""
+    """Of what each projection reads, over all tokens of `windows`: the mean of x x^T, float32 [C, C]."""
     sums: dict[nn.Module, torch.Tensor] = {}
-    tokens = torch.zeros(0)
+    held_P = torch.zeros(0)
 
     def add(module: nn.Module, args: tuple[Any, ...]) -> None:
-        rows_NC = args[0].flatten(0, -2).index_select(0, tokens).float()
+        rows_NC = args[0].flatten(0, -2).index_select(0, held_P).float()
         product_CC = rows_NC.T @ rows_NC
         sums[module] = sums[module].add_(product_CC) if module in sums else product_CC
 
     handles = [projection.register_forward_pre_hook(add) for projection in projections]
     done = num_tokens = 0
     try:
-        for indices, batch in forward_batches(examples, forward_tokens=forward_tokens, pack=False):
-            emit(done=done, total=len(examples), part="measuring what is read")
-            width = batch.ids_RT.shape[1]
-            lengths = torch.tensor([len(examples[index].ids) for index in indices])
-            tokens = (torch.arange(width) < lengths[:, None]).flatten().nonzero()[:, 0].to(model.device)
-            model.base_model(input_ids=batch.ids_RT.to(model.device), use_cache=False)
-            done, num_tokens = done + len(indices), num_tokens + len(tokens)
+        for numbers, batch in window_batches(
+            model, windows, forward_tokens=forward_tokens, trees=share_contexts(model, windows)
+        ):
+            emit(done=done, total=sum(len(window.examples) for window in windows), part="measuring what is read")
+            held_P = batch.held_P
+            with along_trees(model, batch):
+                model.base_model(input_ids=batch.ids_RT, use_cache=False)
+            done, num_tokens = done + len(numbers), num_tokens + len(held_P)
     finally:
         for handle in handles:
             handle.remove()
@@ -171,15 +170,15 @@ def loss_slopes(
     model: PreTrainedModel,
     projections: Sequence[nn.Module],
     units_of: Sequence[torch.Tensor],
-    examples: Sequence[Example],
+    windows: Sequence[Window],
     *,
     emit: Emit = lambda **_: None,
 ) -> list[torch.Tensor]:
-    """First-order importance of the units that projections read: by how much the loss of each example would change if a unit
-    were taken away, were it linear; the mean of the absolute values over examples (Molchanov et al. 2019, arXiv 1906.10771)."""
+    """First-order importance of the units that projections read: by how much the loss of each window would change if a unit
+    were taken away, were it linear; the mean of the absolute values over windows (Molchanov et al. 2019, arXiv 1906.10771)."""
     gates = [torch.ones(int(units.max()) + 1, device=model.device, requires_grad=True) for units in units_of]
     slopes = [torch.zeros_like(gate) for gate in gates]
-    loss = loss_of(head_of(model.requires_grad_(False)), model.dtype)
+    loss, trees = loss_of(head_of(model.requires_grad_(False)), model.dtype), share_contexts(model, windows)
 
     @contextmanager
     def gated() -> Iterator[None]:
@@ -197,15 +196,18 @@ def loss_slopes(
                 handle.remove()
 
     with torch.enable_grad(), gated():
-        for done, (_, batch) in enumerate(forward_batches(examples, forward_tokens=1, pack=False)):
-            emit(done=done, total=len(examples), part="measuring slopes of the loss")
-            on_device = batch.to(model.device)
-            hidden_RTD = model.base_model(input_ids=on_device.ids_RT, use_cache=False).last_hidden_state
-            hidden_ND = hidden_RTD.flatten(0, 1).index_select(0, on_device.hidden_N)
-            nats, _ = loss(hidden_ND, on_device.targets_N)
-            for slope, gradient in zip(slopes, torch.autograd.grad(nats, gates), strict=True):
+        for done, window in enumerate(windows):
+            emit(done=done, total=len(windows), part="measuring slopes of the loss")
+            of_window = [torch.zeros_like(gate) for gate in gates]
+            for _, batch in window_batches(model, [window], forward_tokens=1, trees=trees):
+                with along_trees(model, batch):
+                    hidden_RTD = model.base_model(input_ids=batch.ids_RT, use_cache=False).last_hidden_state
+                    nats, _ = loss(hidden_RTD.flatten(0, 1).index_select(0, batch.hidden_N), batch.targets_N)
+                    for slope, gradient in zip(of_window, torch.autograd.grad(nats, gates), strict=True):
+                        slope += gradient
+            for slope, gradient in zip(slopes, of_window, strict=True):
                 slope += gradient.abs()
-    return [slope.cpu() / len(examples) for slope in slopes]
+    return [slope.cpu() / len(windows) for slope in slopes]
 
 
 def _magnitudes(model: PreTrainedModel, cuts: Sequence[Cut], num_units: int) -> list[torch.Tensor]:
