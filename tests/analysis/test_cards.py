@@ -43,6 +43,15 @@ def test_every_variant_and_dataset_has_a_card_that_the_hub_reads(findings: Findi
     assert DatasetCard(texts["cards/data/news/README.md"]).data.pretty_name == "news"
 
 
+def test_variants_whose_names_join_alike_have_cards_of_their_own(tmp_path: Path) -> None:
+    shape = replace(SMALL, bases=("a", "a-b"), datasets=("b-c", "c"), evaluations=("perplexity",))
+    texts = cards(find(make_results(tmp_path, shape)))
+    first, second = texts["cards/a-b-c-full/README.md"], texts["cards/a-b-c-full-2/README.md"]
+    assert "from the base `a` on the data `b-c`" in first
+    assert "from the base `a-b` on the data `c`" in second
+    assert len(texts) == 2 * 2 * 4 + 2
+
+
 def test_a_card_tells_of_methods_scores_limits_and_risks_and_of_no_place(findings: Findings) -> None:
     text = model_card(findings, FULL).replace("\\", "")
     assert "| full | train.full (learning_rate 3e-05)" in text

@@ -23,7 +23,7 @@ from paretune.report.tables import (
     variants_table,
 )
 from paretune.study.findings import FINDINGS
-from paretune.study.grid import file_name
+from paretune.study.grid import file_names
 from paretune.study.registry import metric_of
 from paretune.study.study import Base
 
@@ -86,15 +86,14 @@ class HowToMake(Fact):
 
 def cards(findings: Findings) -> dict[str, str]:
     """The text of each card by its path in the outputs: of every variant that was measured, and of every dataset."""
-    texts = {}
-    for group in findings.groups:
-        for entrant in group.entrants:
-            if findings.estimates.get(entrant):
-                name = "-".join(map(file_name, entrant))
-                texts[f"cards/{name}/README.md"] = model_card(findings, entrant)
-    for name in findings.results.data:
-        texts[f"cards/data/{file_name(name)}/README.md"] = data_card(findings, name)
-    return texts
+    models = file_names(entrant for group in findings.groups for entrant in group.entrants)
+    texts = {
+        f"cards/{name}/README.md": model_card(findings, Entrant(*names))
+        for names, name in models.items()
+        if findings.estimates.get(Entrant(*names))
+    }
+    data = file_names((name,) for name in findings.results.data)
+    return texts | {f"cards/data/{name}/README.md": data_card(findings, dataset) for (dataset,), name in data.items()}
 
 
 def model_card(findings: Findings, entrant: Entrant, use: str = "") -> str:
