@@ -17,13 +17,14 @@ from paretune.pipeline.events import EventLog
 from paretune.pipeline.runs import announced
 from paretune.report.outputs import write_outputs
 from paretune.report.render import visible
-from tests.browser.test_report_page import CHROMIUM, SECONDS, WILD
+from tests.browser.conftest import CHROMIUM, SECONDS
+from tests.browser.test_report_page import WILD
 from tests.data.chat_templates import CHATML
 from tests.tiny import make_model, make_tokenizer
 
 pytest.importorskip("playwright")
 pytest.importorskip("streamlit")
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 STUDY = """
@@ -73,14 +74,6 @@ def address(study: Path) -> Iterator[str]:
         yield process.stderr.readline().split()[0]
         process.terminate()
         assert "Traceback" not in process.stderr.read()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @contextmanager
