@@ -26,7 +26,7 @@ test: install
 
 # report.html in Chromium (Debian: apt-get install chromium); skipped where there is none.
 test-browser: install
-	$(BIN)/python -m pytest -m browser tests/browser/test_report_page.py
+	$(BIN)/python -m pytest -m browser tests/browser/test_report_page.py tests/browser/test_real_reports.py
 
 # The dashboard, from end to end in Chromium: minutes, and not part of CI, as its waits are too short on a busy machine.
 test-dashboard: install

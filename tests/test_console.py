@@ -31,6 +31,9 @@ def test_what_was_stopped_is_told_with_the_command_that_goes_on() -> None:
     )
 
 
+MOST = {"loss": 10.98765, "tokens_per_second": 123456.7, "peak_memory_bytes": 12_345_678_901}
+
+
 def told_at(monkeypatch: pytest.MonkeyPatch, *timed: tuple[float, dict]) -> list[str]:
     """The lines of a run whose events came at some seconds, each looked at right after it."""
     now = [0.0]
@@ -70,7 +73,40 @@ def test_a_first_step_that_takes_long_gives_a_range_and_no_figure(monkeypatch: p
     told = told_at(monkeypatch, (0, STARTED), (10, progress(0, 10)), (30, progress(1, 10)), (31, progress(2, 10)))
     assert told[1:] == ["train.lora-1: 0 of 10", "train.lora-1: 1 of 10"]
     told = told_at(monkeypatch, (0, STARTED), (1, progress(0, 10)), (4, progress(1, 10)), (5, progress(2, 10)))
-    assert told[1:] == ["train.lora-1: 2 of 10, 8 s to 16 s left"]
+    assert told[1:] == ["train.lora-1: 2 of 10, 8 to 16 s left"]
+
+
+def test_a_training_tells_its_speed_and_memory_in_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {"loss": 2.98765, "tokens_per_second": 5210.4, "peak_memory_bytes": 1_234_567_890}
+    told = told_at(monkeypatch, (0, STARTED), *((2.0 * n, progress(n, 25, **numbers)) for n in range(7)))
+    assert told[-1] == "train.lora-1: 3 of 25 loss 2.988, 5,210 tokens/s, peak 1.2 GB, about 44 s left"
+    stage = {"stage": "train.last_blocks-8a09afaf"}
+    paced = [(0.0, 0), (100.0, 1), (2000.0, 1000), (2900.0, 1300)]
+    told = told_at(monkeypatch, (0, STARTED | stage), *((at, progress(done, 10_000, **stage, **MOST)) for at, done in paced))
+    assert told[-1].endswith("loss 10.99, 123k tokens/s, peak 12.3 GB, 5.4 to 7.2 h left")
+    assert max(map(len, told)) <= 100
+
+
+@pytest.mark.parametrize(("width", "has_bars"), [(80, False), (100, False), (140, True)])
+def test_a_terminal_shows_every_number_in_any_width(monkeypatch: pytest.MonkeyPatch, width: int, *, has_bars: bool) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    written = io.StringIO()
+    with Display(Console(file=written, width=width, force_terminal=True), "paretune run study.yaml") as display:
+        display.show({"event": "run", "stages": 3, "reused": 1})
+        display.show(STARTED)
+        for seconds in range(10):
+            now[0] = seconds
+            display.show(progress(seconds * 1000, 100_000, **MOST))
+        shown = io.StringIO()
+        Console(file=shown, width=width).print(display.progress.get_renderable())
+    lines = shown.getvalue().splitlines()
+    words = " ".join(" ".join(lines).split())
+    assert "train.lora-1" in words
+    assert "9000/100000 about 91 s left loss 10.99, 123k" in words
+    assert "tokens/s, peak 12.3 GB" in words
+    assert any("\N{BOX DRAWINGS HEAVY HORIZONTAL}" in line for line in lines) is has_bars
+    assert max(map(len, lines)) <= width
 
 
 def test_a_stage_that_says_nothing_is_told_of_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,57 +1,24 @@
 """What a person sees while a study runs: bars in a terminal, plain lines elsewhere. Reads events, knows nothing else."""
 
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from threading import Event, Lock, Thread
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
+from paretune.pipeline.forecast import duration_words
+from paretune.pipeline.progress import Part, note_progress
 from paretune.pipeline.runs import clock
 from paretune.pipeline.signals import leave_closed_terminal
 
 _FIRST_LINE, _LINE_EVERY = 5.0, 15.0
 """Seconds before the first line about a stage where there is no terminal, and between the next ones."""
 _LOOKS_EVERY = 1.0
-_KNOWN_AFTER = 4.0
-"""Seconds of a part of a stage after which something is said of the time left."""
-_KEPT = 1000
-"""Reports of a part that are held, at most."""
-_AGREE = 1.3
-"""Two rates that differ by less are one figure, else a range."""
-_STANDARD = {"time", "run", "event", "stage", "done", "total", "part"}
-"""Fields of an event of progress that are no numbers of the stage's own."""
-
-
-@dataclass
-class _Part:
-    """What a stage does at the moment, and how that went: `done` of `total` at some times."""
-
-    name: str
-    total: int = 0
-    seen: list[tuple[float, int]] = field(default_factory=list)
-    numbers: str = ""
-
-    @property
-    def text(self) -> str:
-        done = f"{self.seen[-1][1]} of {self.total}" if self.total > 1 else ""
-        return " ".join(filter(None, (self.name, done, self.numbers)))
-
-    @property
-    def left(self) -> str:
-        """The time that is left of it: nothing before it can be told, a range as long as the whole and the last half disagree.
-
-        What came before the first of `seen`, as loading a model, is no part of it.
-        """
-        (start, first), (now, done), middle = self.seen[0], self.seen[-1], self.seen[len(self.seen) // 2]
-        if now - start < _KNOWN_AFTER or not first <= middle[1] < done or middle[0] == start:
-            return ""
-        rates = ((done - first) / (now - start), (done - middle[1]) / (now - middle[0]))
-        low, high = sorted((self.total - done) / rate for rate in rates)
-        return f"about {_time(high)} left" if high <= _AGREE * low else f"{_time(low)} to {_time(high)} left"
+_BAR, _WITH_BARS = 12, 110
+"""Columns of a bar, and those of a terminal that has room for it beside the numbers."""
 
 
 class Display:
@@ -63,7 +30,7 @@ class Display:
         self.command = command
         self.first_step: dict[str, int] = {}
         """Where a stage stood when this run went on with it."""
-        self.parts: dict[str, dict[str, _Part]] = {}
+        self.parts: dict[str, dict[str, Part]] = {}
         """What is known of the progress of a stage, by part; the one that it is at comes last."""
         self.of_others: set[str] = set()
         """Stages that another run has finished."""
@@ -71,13 +38,13 @@ class Display:
         self.started: dict[str, float] = {}
         self.last_line: dict[str, float] = {}
         self.lock, self.over = Lock(), Event()
+        bars = [BarColumn(_BAR), TimeElapsedColumn()] if console.width >= _WITH_BARS else []
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            *bars,
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", table_column=Column()),  # which goes on below where there is no room
             console=console,
             disable=not console.is_terminal,
         )
@@ -111,7 +78,7 @@ class Display:
                 if stage in self.tasks and now - last >= (_FIRST_LINE if last == started else _LINE_EVERY):
                     self.last_line[stage] = now
                     part = next(reversed(self.parts.get(stage, {}).values()), None)
-                    said = filter(None, (part.text, part.left)) if part else [f"at work for {_time(now - started)}"]
+                    said = filter(None, (part.text, part.left)) if part else [f"at work for {duration_words(now - started)}"]
                     self._line(f"{stage}: {', '.join(said)}")
 
     def _look(self) -> None:
@@ -139,18 +106,8 @@ class Display:
 
     def _show_progress(self, event: Mapping[str, Any]) -> None:
         stage = event["stage"]
-        numbers = " ".join(
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in event.items()
-            if name not in _STANDARD
-        )
-        parts, name = self.parts.setdefault(stage, {}), event.get("part", "")
-        part = parts[name] = parts.pop(name, None) or _Part(name)
-        part.total, part.numbers = event["total"], numbers
-        part.seen.append((time.monotonic(), event["done"]))
-        if len(part.seen) > _KEPT:
-            del part.seen[1::2]
-        told = f"{part.name} {numbers}".strip()
+        part = note_progress(self.parts.setdefault(stage, {}), event, time.monotonic())
+        told = f"{part.name} {part.numbers}".strip()
         self.progress.update(self.tasks[stage], completed=event["done"], total=event["total"], left=part.left, numbers=told)
 
     def _show_finished(self, event: Mapping[str, Any]) -> None:
@@ -206,14 +163,3 @@ class Display:
 
     def _line(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _time(seconds: float) -> str:
-    """Of a moment, in the unit that fits."""
-    return (
-        f"{math.ceil(seconds)} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )

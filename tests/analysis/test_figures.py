@@ -25,7 +25,11 @@ def test_every_base_and_dataset_has_its_figures(tmp_path: Path) -> None:
     shape = replace(SMALL, bases=("novels", "stories"))
     findings = measure(make_results(tmp_path, shape))
     written = figures.write_figures(findings, tmp_path)
-    names = [*map(figures.curves_name, findings.groups), figures.comparison_name("news"), figures.PARETO_NAME]
+    names = [
+        *(figures.curves_name(findings, group) for group in findings.groups),
+        figures.comparison_name("news"),
+        figures.PARETO_NAME,
+    ]
     assert [file.name for file in written if file.suffix == ".png"] == names
     for file in written[::2]:
         picture = matplotlib.image.imread(file)

@@ -17,13 +17,14 @@ from paretune.pipeline.events import EventLog
 from paretune.pipeline.runs import announced
 from paretune.report.outputs import write_outputs
 from paretune.report.render import visible
-from tests.browser.test_report_page import CHROMIUM, SECONDS, WILD
+from tests.browser.conftest import CHROMIUM, SECONDS
+from tests.browser.test_report_page import WILD
 from tests.data.chat_templates import CHATML
 from tests.tiny import make_model, make_tokenizer
 
 pytest.importorskip("playwright")
 pytest.importorskip("streamlit")
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 STUDY = """
@@ -73,14 +74,6 @@ def address(study: Path) -> Iterator[str]:
         yield process.stderr.readline().split()[0]
         process.terminate()
         assert "Traceback" not in process.stderr.read()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @contextmanager
@@ -251,16 +244,21 @@ def test_a_running_study_is_followed_without_a_click(browser: Browser, address: 
     journal = store.places(stage)[1] / "curves.jsonl"
     with removed(study, "neox/lora"), announced(store, "r1", study, [stage.name]), opened(browser, f"{address}/run") as page:
         log = EventLog(store.events_file, "r1")
-        log.write("started", stage=stage.name, uses=[], step=None)
+        now = time.time()
+        log.write("started", stage=stage.name, uses=[], step=None, time=now - 100)
         journal.parent.mkdir(parents=True)
         for step in range(1, 4):
             row = {"step": step, "epoch": step / 4, "tokens": 10, "seconds": step, "train_loss": 5 - step}
             with journal.open("a") as lines:
                 lines.write(json.dumps(row) + "\n")
-            log.write("progress", stage=stage.name, done=step, total=4)
+            told = {"loss": 5.0 - step, "tokens_per_second": 1234.5, "peak_memory_bytes": 5e8}
+            log.write("progress", stage=stage.name, done=step, total=63, time=now - 80 + 20 * step, **told)
         expect(page.get_by_text("1 at work")).to_be_visible()
         expect(page.get_by_text("A run is on: process")).to_be_visible()
         expect(page.get_by_text("neox/d/lora seed 3").last).to_be_visible()
+        told = page.get_by_text("3 of 63 loss 2, 1,234 tokens/s, peak 500 MB, about 20 min left")  # 60 steps of 20 s
+        expect(told).to_be_visible()
+        expect(page.get_by_text("1 at work, 18 done, about 20 min left, one stage at a time")).to_be_visible()
         with journal.open("a") as lines:
             lines.write(json.dumps({"step": 4, "epoch": 1.0, "tokens": 10, "seconds": 4, "validation_loss": 2.5}) + "\n")
         expect(page.get_by_test_id("stVegaLiteChart").nth(1)).to_be_visible()  # the validation loss of this one too

@@ -1,7 +1,6 @@
-"""report.html in a browser: Debian's Chromium, headless; skipped where there is none. `make test-browser` runs it alone."""
+"""report.html in a browser, of records that were made up; skipped where there is none. `make test-browser` runs it alone."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +10,14 @@ import pytest
 from paretune.report.outputs import write_outputs
 from paretune.report.render import TEMPLATES
 from tests.analysis.synthetic import VARIANTS, Shape, make_results
+from tests.browser.conftest import CHROMIUM, Opener, serious_findings
 
 pytest.importorskip("playwright")
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 WILD = "<img src=x onerror=\"document.title='taken'\"></script><script>document.title='taken'</script>"
 SHAPE = Shape(documents=12, epochs=2)
-SECONDS = 20
-"""That the page may take on a busy machine."""
-expect.set_options(timeout=SECONDS * 1000)
 
 
 def answer_questions(folder: Path, shape: Shape) -> Path:
@@ -43,28 +39,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return answer_questions(tmp_path_factory.mktemp("page"), SHAPE)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
 @pytest.fixture
-def page(browser: Browser, file: Path) -> Iterator[Page]:
-    """The page after its charts were drawn; a message of the console or a request fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
-    context.set_default_timeout(SECONDS * 1000)
-    opened, told = context.new_page(), []
-    opened.on("console", lambda message: told.append(message.text))
-    opened.on("pageerror", lambda error: told.append(str(error)))
-    opened.on("request", lambda request: told.append(request.url) if not request.url.startswith("file:") else None)
-    show(opened, file)
-    yield opened
-    assert opened.title() == "sketch: 4 variants"
-    assert told == []
-    context.close()
+def page(opened_report: Opener, file: Path) -> Iterator[Page]:
+    with opened_report(file) as opened:
+        yield opened
+        assert opened.title() == "sketch: 4 variants"
 
 
 def show(page: Page, file: Path) -> None:
@@ -212,12 +191,8 @@ def test_a_term_says_what_it_means_to_a_keyboard_too(page: Page) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(page: Page, theme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page.emulate_media(color_scheme=theme)
-    page.evaluate("document.querySelectorAll('#details details').forEach((node) => { node.open = true; })")
-    found = axe.run(page).response["violations"]
-    serious = [each for each in found if each["impact"] in ("serious", "critical")]
-    assert {each["id"]: [node["html"] for node in each["nodes"]][:3] for each in serious} == {}
+    assert serious_findings(page) == {}
 
 
 def test_a_phone_scrolls_down_only(page: Page, file: Path) -> None:

@@ -26,6 +26,7 @@ from tests.hub_server import Hub, directory_files, serve
 from tests.tiny import make_model
 
 TOKEN = "hf_aTokenThatIsNoToken"
+CARD = b"---\nlicense: other\nlicense_name: tiny\nlicense_link: LICENSE.txt\nlanguage: en\n---\nA card."
 NOWHERE = "http://127.0.0.1:9"
 STUDY = """
 study: small
@@ -114,7 +115,7 @@ def hub(folder: Path) -> Iterator[Hub]:
     hub = Hub()
     model = directory_files(make_model("llama", folder / "model"))
     hub.repository("model", "owner/tiny", token=TOKEN).commit(
-        model | {"README.md": b"A card.", "original/model.safetensors": b"again", "consolidated.safetensors": b"and again"}
+        model | {"README.md": CARD, "original/model.safetensors": b"again", "consolidated.safetensors": b"and again"}
     )
     write_notes(folder / "notes.jsonl")
     hub.repository("dataset", "owner/notes").commit({"notes.jsonl": (folder / "notes.jsonl").read_bytes()})
@@ -189,6 +190,14 @@ def test_a_study_of_a_private_model_and_hub_data_runs_and_pins_both(ran: Path, h
     pinned = json.loads((ran.parent / "study.lock").read_text())["hub_commits"]
     assert pinned == {"model:owner/tiny@main": model, "dataset:owner/notes@main": notes}
     assert not asked(hub, "/original/") + asked(hub, "consolidated")
+
+
+def test_the_licence_of_a_hub_model_is_on_the_cards(ran: Path, cut_off: Process, hub: Hub) -> None:
+    program = f"from paretune.api import open_results\nresult = vars(open_results({str(ran)!r}).base_cards['tiny'])"
+    commit = hub.repositories["model", "owner/tiny"].refs["main"]
+    link = f"https://huggingface.co/owner/tiny/blob/{commit}/LICENSE.txt"
+    said = {"model": "", "licence": "other", "licence_name": "tiny", "licence_link": link, "languages": ["en"]}
+    assert cut_off.do(program) == said
 
 
 def test_nothing_is_downloaded_unseen(ran: Path, folder: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from paretune.errors import SpecError
-from paretune.study.grid import file_name
+from paretune.study.grid import file_name, file_names
 from paretune.study.study import Study, load_study
 
 STUDY = """study: small
@@ -143,3 +143,9 @@ def test_a_reference_names_a_member(tmp_path):
 def test_file_names_have_no_brackets():
     assert file_name("rank[r=4,learning_rate=3e-4]") == "rank-r-4-learning_rate-3e-4"
     assert file_name("rank") == "rank"
+
+
+def test_joined_file_names_are_all_different():
+    names = [("a", "b-c"), ("a-b", "c"), ("a-b-c", "2")]
+    assert list(file_names(names).values()) == ["a-b-c", "a-b-c-3", "a-b-c-2"]
+    assert file_names([("x-",), ("x",)]) == {("x-",): "x", ("x",): "x-2"}

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,16 @@ def settings(**changes) -> Train:
 
 
 def train(
-    model, draft: Path, train=None, validation=None, options=None, learning_rate=3e-3, precision="float32", done=None, **changes
+    model,
+    draft: Path,
+    train=None,
+    validation=None,
+    options=None,
+    learning_rate=3e-3,
+    precision="float32",
+    done=None,
+    emit=lambda **_: None,
+    **changes,
 ) -> list[dict]:
     draft.mkdir(exist_ok=True)
     run = Run(
@@ -71,7 +81,7 @@ def train(
         options={"forward_tokens": 128, "accumulate": 1, "pack": True, "threads": 1} | (options or {}),
         checkpoint_seconds=1e9,
         resume=draft,
-        emit=lambda **_: None,
+        emit=emit,
     )
     progress = fit(packed_model(model), train or texts(40, 0), validation or texts(6, 1), run)
     if done is not None:
@@ -340,3 +350,12 @@ def test_float16_with_its_loss_scaled_learns_what_float32_learns(directory, tmp_
         losses[precision] = [row["train_loss"] for row in rows if "train_loss" in row]
     np.testing.assert_allclose(losses["float16"], losses["float32"], rtol=5e-3)
     assert losses["float16"] != losses["float32"]
+
+
+def test_what_is_told_of_a_step_is_what_the_record_will_say(directory, tmp_path):
+    told, done = [], []
+    train(load(directory), tmp_path, done=done, emit=lambda **fields: told.append(fields))
+    *_, last = (fields for fields in told if "loss" in fields)
+    assert last["done"] == last["total"] == STEPS
+    assert last["tokens_per_second"] == done[0].tokens_read / done[0].train_seconds
+    assert 50e6 < last["peak_memory_bytes"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -16,8 +18,11 @@ from paretune.app.dashboard import findings, markdown, opened, page, seen, serve
 from paretune.app.rating import RatingSheet, sheet_file
 from paretune.app.track import curve_rows, followed
 from paretune.data.sheets import Text
-from paretune.errors import StoreError
+from paretune.errors import ParetuneError, StoreError
 from paretune.evaluate.ratings import comparable_texts
+from paretune.pipeline.forecast import duration_words, forecast
+from paretune.pipeline.progress import Part, note_progress
+from paretune.pipeline.rates import kept_rates, rough_rates
 from paretune.pipeline.runs import clock, live_runs
 from paretune.report import charts
 from paretune.report.cards import cards
@@ -143,18 +148,29 @@ def _run_now() -> None:
     mine = {stage.name for stage in study.plan.stages}
     runs = [run for run in live_runs(study.store) if mine.intersection(run.stages)]
     since = {name: moment for run in runs for name, moment in run.at_work}
-    failed, told = {name for run in runs for name in run.failed}, _progress(study)
-    rows = []
+    failed, told = {name for run in runs for name in run.failed}, _progress(study, {run.run for run in runs})
+    expected, rests, rows = _expected_at(seen()), list[float | None](), list[Json]()
+    whole_study, at_work = st.container(), st.container()
     for stage in study.plan.stages:
-        name, is_done = stage.name, study.store.find(stage) is not None
+        name, is_done, of = stage.name, study.store.find(stage) is not None, ", ".join(study.plan.uses(stage))
         state = "done" if is_done else "at work" if name in since else "failed" if name in failed else "to do"
-        event = told.get(name, {}) if state == "at work" else {}
-        part, total = event.get("part", ""), event.get("total") or 0
-        known = f"{part} {event['done']:,} of {total:,}".strip() if total > 1 else part
-        begun = clock(since[name]) if name in since else ""
-        rows.append({"state": state, "of": ", ".join(study.plan.uses(stage)), "progress": known, "since": begun, "stage": name})
+        rows.append({"state": state, "of": of, "since": clock(since[name]) if name in since else "", "stage": name})
+        if state == "to do":
+            rests.append(expected.get(name))
+        elif state == "at work":
+            parts, seconds = told.get(name, {}), expected.get(name)
+            now, steps = next(reversed(parts.values()), None), parts[""].seconds_left if "" in parts else None
+            text = ", ".join(filter(None, (now.text, now.left))) if now else f"since {clock(since[name])}"
+            done = now.seen[-1][1] / now.total if now and now.total else 0.0
+            at_work.progress(min(1.0, done), markdown(f"`{name}` of {of}: {text}"))
+            rests.append(steps[1] if steps else seconds and max(0.0, seconds + since[name] - time.time()))
     counts = {state: sum(row["state"] == state for row in rows) for state in _STATES}
-    st.progress(counts["done"] / max(1, len(rows)), ", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    said = [f"{count} {state}" for state, count in counts.items() if count]
+    known = [rest for rest in rests if rest is not None]
+    if sum(known):
+        unknown = f" without {len(rests) - len(known)} whose time is not known" if len(known) < len(rests) else ""
+        said.append(f"about {duration_words(sum(known))} left, one stage at a time{unknown}")
+    whole_study.progress(counts["done"] / max(1, len(rows)), ", ".join(said))
     if runs:
         st.caption(markdown(f"A run is on: {'; '.join(run.name for run in runs)}."))
     elif counts["done"] < len(rows):
@@ -164,16 +180,30 @@ def _run_now() -> None:
     _live_curves(study)
 
 
-def _progress(study: OpenStudy) -> dict[str, Json]:
-    """The last that each stage has told of its progress, as far as it stands at the end of the events."""
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _expected_at(seen: tuple[Any, ...]) -> Mapping[str, float | None]:
+    """Seconds by the name of a stage, as a plan says them, by what finished ones took; None where that is not known."""
+    study = opened()
+    asked = study.study, study.lock, study.plan, study.store
+    with suppress(ParetuneError, OSError):  # data that are not to be read: a run says it
+        costs = forecast(*asked, rates=kept_rates(*asked) or rough_rates(study.lock))
+        return {stage.name: 0.0 if not stage.runs else cost.seconds for stage, cost in costs.items()}
+    return {}
+
+
+def _progress(study: OpenStudy, runs: Collection[str]) -> dict[str, dict[str, Part]]:
+    """What each stage has told of its progress in one of `runs`, as far as it stands at the end of the events."""
     try:
         with study.store.events_file.open("rb") as events:
             events.seek(max(0, study.store.events_file.stat().st_size - _EVENTS))
             lines = events.read().split(b"\n")[:-1]
     except OSError:
         return {}
-    found = (json.loads(line) for line in lines if line.startswith(b"{") and b'"progress"' in line)
-    return {event["stage"]: event for event in found}
+    told: dict[str, dict[str, Part]] = {}
+    for event in (json.loads(line) for line in lines if line.startswith(b"{") and b'"progress"' in line):
+        if event["run"] in runs:
+            note_progress(told.setdefault(event["stage"], {}), event, event["time"])
+    return told
 
 
 def _live_curves(study: OpenStudy) -> None:

@@ -3,6 +3,7 @@
 What is kept for the backward pass is counted once, on a short text; it grows in line with the tokens.
 """
 
+import resource
 from collections.abc import Iterable
 
 import numpy as np
@@ -27,6 +28,13 @@ def available_bytes(device: torch.device, workers: int) -> int:
     """What one of `workers` may take of the device's free memory."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return int(_SHARE * free / workers)
+
+
+def peak_bytes(device: str) -> int:
+    """The most that this process has held: allocated of a GPU, else resident."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def fitting_tokens(packed: PackedModel, trained: Iterable[torch.nn.Parameter], budget: int, most: int) -> int:

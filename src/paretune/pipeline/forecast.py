@@ -192,3 +192,14 @@ def duration_words(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.{seconds < 10 * length:d}f} {unit}"
     return f"{math.ceil(seconds)} s"
+
+
+def size_words(size: float | None) -> str:
+    """`430 MB`, `2.5 GB`; empty for nothing."""
+    if not size:
+        return ""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,10 +1,11 @@
 """What the hub holds: commits, config.json, models and datasets.
 
 All of it goes through huggingface_hub and `datasets`: their cache, their token and HF_HUB_OFFLINE are respected, and a token is
-never recorded. Planning asks for commits and config.json and for nothing else; the rest is fetched by `fetch_model` and
-`fetch_dataset`, before the first stage of a run, after saying what and how much.
+never recorded. Planning asks for commits, config.json and model cards and for nothing else; the rest is fetched by
+`fetch_model` and `fetch_dataset`, before the first stage of a run, after saying what and how much.
 """
 
+import contextlib
 import fnmatch
 import json
 import sys
@@ -51,7 +52,8 @@ _ERRORS = (OSError, httpx2.HTTPError, HFValidationError)
 def resolve_commit(kind: str, name: str, revision: str | None, where: str) -> str:
     """Commit that a branch, tag or commit of a repository stands for now; of the cache where the hub cannot be reached.
 
-    Of a model, config.json is fetched with it. NeedsError, beginning with `where`, for what is not there or not to be had.
+    Of a model, config.json and its card are fetched with it. NeedsError, beginning with `where`, for what is not there or not
+    to be had.
     """
     wanted = revision or constants.DEFAULT_REVISION
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
@@ -66,7 +68,10 @@ def resolve_commit(kind: str, name: str, revision: str | None, where: str) -> st
         if kind == MODEL:
             _quiet_unless_terminal()
             # By the name of the branch, not by its commit: the cache then knows the branch too, for the day without network.
-            return Path(hf_hub_download(name, "config.json", revision=wanted)).parent.name
+            config = Path(hf_hub_download(name, "config.json", revision=wanted))
+            with contextlib.suppress(*_ERRORS):  # it has none
+                hf_hub_download(name, constants.REPOCARD_NAME, revision=wanted)
+            return config.parent.name
         return commit
     except RemoteEntryNotFoundError:
         raise NeedsError(f"{where}: hub model `{name}` holds no config.json; name a model in Hugging Face format") from None

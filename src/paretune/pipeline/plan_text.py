@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from paretune.pipeline.duration import Rates
-from paretune.pipeline.forecast import Cost, duration_words, forecast
+from paretune.pipeline.forecast import Cost, duration_words, forecast, size_words
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.plan import Plan, pending
 from paretune.pipeline.preflight import Setting
@@ -49,7 +49,7 @@ def describe_plan(
         uses = f"{users[0]}{f' and {len(users) - 1} more' if len(users) > 1 else ''}" if users else ""
         because = "; ".join(filter(None, (uses, planned.reason)))
         time = "" if cost.seconds is None else f"{'<' if cost.at_most else '~'}{duration_words(cost.seconds)}"
-        memory, disk = _bytes(cost.memory), _bytes(cost.disk)
+        memory, disk = size_words(cost.memory), size_words(cost.disk)
         rows.append((planned.stage.name, planned.status, time, steps, tokens, memory, disk, because))
     widths = [max(len(row[column]) for row in rows) for column in range(7)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[7]]) for row in rows]
@@ -59,7 +59,7 @@ def describe_plan(
     lines += ["", f"{len(reviewed)} stages: {counts}", *describe_tunings(plan)]
     free = shutil.disk_usage(next(folder for folder in (store.root, *store.root.absolute().parents) if folder.exists())).free
     if (needed := sum(cost.disk or 0 for cost in new)) > free:
-        lines.append(f"warning: the store needs about {_bytes(needed)}, and its disk has {_bytes(free)} free")
+        lines.append(f"warning: the store needs about {size_words(needed)}, and its disk has {size_words(free)} free")
     if rates:
         lines += _time({planned.stage: costs[planned.stage] for planned in reviewed if planned.status == "new"})
     lines += [*describe_documents(study, plan, store), *small_splits(plan, store)]
@@ -130,17 +130,7 @@ def _to_run(costs: Sequence[Cost], study: Study) -> str:
         parts.append(f"{read:,} tokens to train on{'' if read == learned else f', {learned:,} of them learned'}")
     memory, disk = [cost.memory for cost in costs if cost.memory], [cost.disk for cost in costs if cost.disk]
     if memory:
-        parts.append(f"peak memory about {_bytes(max(memory))}")
+        parts.append(f"peak memory about {size_words(max(memory))}")
     if disk:
-        parts.append(f"disk about {_bytes(sum(disk))}")
+        parts.append(f"disk about {size_words(sum(disk))}")
     return f"; to run: {', '.join(parts)}" if parts else ""
-
-
-def _bytes(size: float | None) -> str:
-    if not size:
-        return ""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

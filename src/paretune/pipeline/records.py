@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from paretune.errors import StoreError
 
 if TYPE_CHECKING:
+    from paretune.pipeline.base_card import BaseCard
     from paretune.study.study import Study
 
 SCHEMA = 1
@@ -164,6 +165,8 @@ class Results:
     tunings: tuple[Tuning, ...] = ()
     audit: Mapping[str, Record] = field(default_factory=dict)
     """By dataset: the audit stage."""
+    base_cards: Mapping[str, "BaseCard"] = field(default_factory=dict)
+    """By base; a base that is not among them says nothing."""
 
     def __repr__(self) -> str:
         lines = []

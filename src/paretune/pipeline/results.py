@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from paretune.pipeline.base_card import base_card
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.plan import Plan, PlannedCell
 from paretune.pipeline.records import MOST_OF_ALL, Cell, Record, Results
@@ -98,4 +99,7 @@ def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: 
         tokens={pair: record for pair, stage in plan.tokens.items() if (record := store.find(stage))},
         cells=tuple(cell(planned) for planned in plan.cells),
         tunings=tuple(read_tuning(tuning, store) for tuning in plan.tunings),
+        base_cards={
+            name: base_card(base, study_file.parent, lock.bases[name].resource.commit) for name, base in study.bases.items()
+        },
     )

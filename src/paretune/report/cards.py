@@ -9,6 +9,7 @@ from paretune.analysis.conclusions import export_command
 from paretune.analysis.findings import Fact, Findings
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.setup import BaseUsed
+from paretune.pipeline.base_card import BaseCard
 from paretune.report import words
 from paretune.report.render import Block, Document, Section, Table, as_blocks, as_markdown
 from paretune.report.tables import (
@@ -23,12 +24,9 @@ from paretune.report.tables import (
     variants_table,
 )
 from paretune.study.findings import FINDINGS
-from paretune.study.grid import file_name
+from paretune.study.grid import file_names
 from paretune.study.registry import metric_of
-from paretune.study.study import Base
 
-_BUILTIN = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"), "newsroom-base": ("", "mit")}
-"""Where a base that ships with a package comes from, and its licence."""
 _PERSONAL = ("email", "phone", "ip")
 """Findings of an audit that may name a person."""
 
@@ -73,8 +71,11 @@ class UnsafeWritten(Fact):
 
 
 @dataclass(frozen=True)
-class LicenceUnknown(Fact):
+class BaseLicence(Fact):
     base: str
+    licence: str
+    """As the hub names it; empty where the study does not know it."""
+    link: str
 
 
 @dataclass(frozen=True)
@@ -86,27 +87,25 @@ class HowToMake(Fact):
 
 def cards(findings: Findings) -> dict[str, str]:
     """The text of each card by its path in the outputs: of every variant that was measured, and of every dataset."""
-    texts = {}
-    for group in findings.groups:
-        for entrant in group.entrants:
-            if findings.estimates.get(entrant):
-                name = "-".join(map(file_name, entrant))
-                texts[f"cards/{name}/README.md"] = model_card(findings, entrant)
-    for name in findings.results.data:
-        texts[f"cards/data/{file_name(name)}/README.md"] = data_card(findings, name)
-    return texts
+    models = file_names(entrant for group in findings.groups for entrant in group.entrants)
+    texts = {
+        f"cards/{name}/README.md": model_card(findings, Entrant(*names))
+        for names, name in models.items()
+        if findings.estimates.get(Entrant(*names))
+    }
+    data = file_names((name,) for name in findings.results.data)
+    return texts | {f"cards/data/{name}/README.md": data_card(findings, dataset) for (dataset,), name in data.items()}
 
 
 def model_card(findings: Findings, entrant: Entrant, use: str = "") -> str:
     """README.md of a variant; `use` is the Markdown of an export that says what it is and how to load it."""
     study, results = findings.study, findings.results
     group = next(group for group in findings.groups if entrant in group.entrants)
-    variant, base = study.variants[entrant.variant], study.bases[entrant.base]
+    variant, card = study.variants[entrant.variant], results.base_cards.get(entrant.base, BaseCard())
     told = findings.facts.groups[entrant.base, entrant.dataset]
     dataset = study.data[entrant.dataset]
     made = MadeFrom(entrant.base, entrant.dataset, findings.is_untouched(entrant), study.study)
     command = export_command(findings, entrant)
-    licence = licence_of(base)
     differences = [
         difference
         for quantity in findings.estimates[entrant]
@@ -135,7 +134,7 @@ def model_card(findings: Findings, entrant: Entrant, use: str = "") -> str:
                 [
                     *_personal(findings, entrant.dataset),
                     UnsafeWritten(max(unsafe, default=None)),
-                    *([] if licence else [LicenceUnknown(entrant.base)]),
+                    BaseLicence(entrant.base, card.licence_name or card.licence, card.licence_link),
                 ]
             ),
         ),
@@ -143,7 +142,7 @@ def model_card(findings: Findings, entrant: Entrant, use: str = "") -> str:
     ]
     name = f"{study.study}-{entrant.variant}"
     body = as_markdown(Document("What was measured" if use else name, sections))
-    return _metadata(findings, entrant, licence, name) + (f"{use.rstrip()}\n\n" if use else "") + body
+    return _metadata(findings, entrant, card, name) + (f"{use.rstrip()}\n\n" if use else "") + body
 
 
 def data_card(findings: Findings, name: str) -> str:
@@ -161,16 +160,9 @@ def data_card(findings: Findings, name: str) -> str:
     return f"---\n{front}\n---\n\n" + as_markdown(Document(name, sections))
 
 
-def licence_of(base: Base) -> str:
-    """As the hub names it; empty where the study does not know it."""
-    return _BUILTIN.get(base.builtin or "", ("", ""))[1]
-
-
-def _metadata(findings: Findings, entrant: Entrant, licence: str, name: str) -> str:
+def _metadata(findings: Findings, entrant: Entrant, card: BaseCard, name: str) -> str:
     from huggingface_hub.repocard_data import EvalResult, ModelCardData
 
-    base = findings.study.bases[entrant.base]
-    origin = base.hub or _BUILTIN.get(base.builtin or "", ("", ""))[0]
     methods = [use.name for use in findings.study.variants[entrant.variant].methods]
     results = [
         EvalResult(
@@ -187,8 +179,11 @@ def _metadata(findings: Findings, entrant: Entrant, licence: str, name: str) -> 
     ]
     data = ModelCardData(
         model_name=name,
-        base_model=origin or None,
-        license=licence or None,
+        base_model=findings.study.bases[entrant.base].hub or card.model or None,
+        license=card.licence or None,
+        license_name=card.licence_name or None,
+        license_link=card.licence_link or None,
+        language=list(card.languages) or None,
         library_name="gguf" if "quantize.gguf" in methods else "transformers",
         pipeline_tag="text-generation",
         tags=["paretune", *dict.fromkeys(methods)],

@@ -173,7 +173,9 @@ _CURVES = _chart(
     height=260,
 )
 _ROW = {
-    "y": _at("part", "nominal", sort=None, title=None, axis={"domain": False, "ticks": False, "labelPadding": 8}),
+    "y": _at(
+        "part", "nominal", sort=None, title=None, axis={"domain": False, "ticks": False, "labelPadding": 8, "labelLimit": 300}
+    ),
     "yOffset": _at("name", "nominal", sort=None),
 }
 _BARS = _chart(

@@ -22,6 +22,7 @@ from paretune.analysis.findings import Choice, Findings, Group
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.training import running_mean
 from paretune.report import words
+from paretune.study.grid import file_names
 from paretune.study.registry import metric_of
 from paretune.study.study import Study
 from paretune.study.tasks import METRICS
@@ -78,7 +79,7 @@ def write_figures(findings: Findings, out: Path) -> list[Path]:
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     drawings: dict[str, Callable[[], Figure | None]]
-    drawings = {curves_name(group): partial(draw_curves, findings, group) for group in findings.groups}
+    drawings = {curves_name(findings, group): partial(draw_curves, findings, group) for group in findings.groups}
     for dataset in dict.fromkeys(group.dataset for group in findings.groups):
         drawings[comparison_name(dataset)] = partial(draw_comparison, findings, dataset)
         drawings[tasks_name(dataset)] = partial(draw_tasks, findings, dataset)
@@ -93,8 +94,9 @@ def write_figures(findings: Findings, out: Path) -> list[Path]:
     return written
 
 
-def curves_name(group: Group) -> str:
-    return f"curves-{group.dataset}-{group.base}.png"
+def curves_name(findings: Findings, group: Group) -> str:
+    names = file_names((each.dataset, each.base) for each in findings.groups)
+    return f"curves-{names[group.dataset, group.base]}.png"
 
 
 def comparison_name(dataset: str) -> str:

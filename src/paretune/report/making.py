@@ -168,7 +168,7 @@ def training_section(findings: Findings, group: Group) -> Section | None:
     caption = "Totals; training is optimizer steps only, tokens are without padding, those read hold contexts and prompts too"
     blocks.append(make_table(trained, totals, caption))
     blocks += as_blocks(findings.facts.groups[group.base, group.dataset].training)
-    blocks.append(Picture(f"figures/{curves_name(group)}", f"loss curves of {group.base} on {group.dataset}"))
+    blocks.append(Picture(f"figures/{curves_name(findings, group)}", f"loss curves of {group.base} on {group.dataset}"))
     return Section("Training", blocks, level=3)
 
 

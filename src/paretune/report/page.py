@@ -207,9 +207,16 @@ def _view(findings: Findings, group: Group, label: str, members: Sequence[int], 
         if first is not None and (headline is None or task != headline.task):
             judged.append(_id(first))
     weighed = list(group.choice.costs) if group.choice else weighed_costs(findings, group.entrants)
-    costs = [*weighed[:1], *(as_compared(findings, name, group.entrants) for name in _COSTS), *weighed[1:]]
+    of_all = {name: [entrant for entrant in group.entrants if findings.cost(entrant, name) is not None] for name in _COSTS}
+    costs = [*weighed[:1], *(as_compared(findings, name, entrants) for name, entrants in of_all.items()), *weighed[1:]]
     qualities = [name for name in dict.fromkeys(judged) if name in ids][: _TASKS + 1]
     priced = [name for name in dict.fromkeys(map(_cost_id, costs)) if name in ids]
+    # On one in which all are equal, points would hide each other.
+    apart = (
+        name
+        for name in map(_cost_id, [*weighed, *costs])
+        if len({values[one][name]["text"] for one in members if name in values[one]}) > 1
+    )
     return {
         "label": label,
         "dataset": group.dataset,
@@ -217,7 +224,7 @@ def _view(findings: Findings, group: Group, label: str, members: Sequence[int], 
         "ids": ids,
         "columns": [*qualities, *priced],
         "y": qualities[0] if qualities else None,
-        "x": priced[0] if priced else None,
+        "x": next(apart, priced[0] if priced else None),
         "headlines": [_id(quantity) for quantity in (headline, shown) if quantity is not None],
         "frontier": {},
         "is_across": False,

@@ -103,6 +103,16 @@ def file_name(variant: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in variant).strip("-")
 
 
+def file_names(named: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """Names for files, of several names each, all different: `a-b-c` of `a`, `b-c`, and `a-b-c-2` of `a-b`, `c` after it."""
+    joined = {names: "-".join(map(file_name, names)) for names in named}
+    found: dict[tuple[str, ...], str] = {}
+    for names, text in joined.items():
+        others = (other for other in (f"{text}-{number}" for number in itertools.count(2)) if other not in joined.values())
+        found[names] = next(each for each in itertools.chain([text], others) if each not in found.values())
+    return found
+
+
 def _is_options(value: object) -> bool:
     return isinstance(value, Mapping) and not _WORDS.isdisjoint(value)
 

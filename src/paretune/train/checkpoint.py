@@ -56,6 +56,10 @@ class Progress:
     evaluations_since_best: int = 0
     stopped_early: bool = False
 
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens_read / self.train_seconds
+
     def note_evaluation(self, measured: Mapping[str, float], stopping: EarlyStopping | None) -> bool:
         """Update best and patience by an evaluation after this step; True if it is the best so far."""
         by_loss = stopping is None or stopping.metric == "loss"

@@ -23,7 +23,7 @@ from paretune.model.attention import attending
 from paretune.model.forward import PackedModel, hidden_states, score
 from paretune.model.fused import fuse
 from paretune.model.loss import Head, loss_of
-from paretune.model.memory import fitting_tokens
+from paretune.model.memory import fitting_tokens, peak_bytes
 from paretune.study.train import Train
 from paretune.train import checkpoint as ckpt
 
@@ -155,11 +155,12 @@ def fit(packed: PackedModel, train: Sequence[Example], validation: Sequence[Exam
         position = {"step": step, "epoch": step / steps_per_epoch, "seconds": progress.train_seconds, "tokens": progress.tokens}
         learned = {"train_loss": loss, "train_token_accuracy": correct / num_targets, "learning_rate": learning_rate}
         ckpt.write_line(journal, position | learned)
-        run.emit(done=step, total=num_steps, loss=loss)
+        told = {"loss": loss, "tokens_per_second": progress.tokens_per_second, "peak_memory_bytes": peak_bytes(run.device)}
+        run.emit(done=step, total=num_steps, **told)
         if step % evaluate_every == 0 or step == num_steps:
             with autocast():
-                told = partial(run.emit, part=f"validation at step {step} of {num_steps}")
-                measured = validate(packed, validation, progress.forward_tokens, told)
+                emit = partial(run.emit, part=f"validation at step {step} of {num_steps}")
+                measured = validate(packed, validation, progress.forward_tokens, emit)
             ckpt.write_line(journal, position | measured)
             if progress.note_evaluation(measured, settings.early_stopping) and settings.keep == "best":
                 ckpt.save_best(run.resume, trained, step)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +29,7 @@ from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model
 from paretune.model.load import ADAPTER, LoadedModel, load_model, merged
 from paretune.model.loss import Head
-from paretune.model.memory import available_bytes
+from paretune.model.memory import available_bytes, peak_bytes
 from paretune.pipeline import signals
 from paretune.pipeline.records import read_lines
 from paretune.pipeline.stage import StageContext
@@ -183,8 +182,7 @@ def train(
     if best_loss == math.inf:
         message = f"the validation loss is {best_loss:g} after {progress.step} steps; lower the learning rate"
         raise DivergedError(message, steps=progress.step, seconds=progress.train_seconds)
-    on_gpu = torch.cuda.is_available()
-    memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = peak_bytes(config.device)
     if trained.load:
         del loaded, model, packed
         whole = packed_model(merged(load_model(context, torch.float32).model, context.draft / ADAPTER))
@@ -202,8 +200,8 @@ def train(
         "wall_seconds": progress.wall_seconds,
         "train_tokens": progress.tokens,
         "train_tokens_read": progress.tokens_read,
-        "train_tokens_per_second": progress.tokens_read / progress.train_seconds,
-        "peak_memory_bytes": int(memory),
+        "train_tokens_per_second": progress.tokens_per_second,
+        "peak_memory_bytes": memory,
         "steps": progress.step,
         "epochs_done": progress.step / math.ceil(len(examples) / settings.batch_size),
         "best_step": progress.best_step,

@@ -13,6 +13,7 @@ const LABELLED = 14;  // points up to which each is named in the chart
 const LINE = 15;  // pixels from one label to the next
 const ERRORS = 1;  // Vega's level of logging
 const WORDS = 700;  // of a text that is compared word by word
+const RIGHT = ["exact_match", "accuracy"];  // metrics of an example that is right or wrong
 const views = {};  // the charts on the page, by the id of their element
 
 // Elements -------------------------------------------------------------------------------------------------------------------
@@ -209,9 +210,14 @@ function show_bars() {
     const is_narrow = $("bars").clientWidth < 500;
     const x = {title: [data.metrics[metric].label, better(data.metrics[metric])].filter(Boolean).join(", "), scale: {zero: rows[0].from_zero}};
     x.axis = {titleAnchor: is_narrow ? "end" : "middle", ...(data.metrics[metric].unit === "share" ? {format: ".0%"} : {})};
-    if (is_narrow) spec.encoding.y.axis.labelLimit = 130;
+    const parts = unique(rows.map((row) => row.part));
+    const lines = is_narrow ? Math.max(...parts.map((part) => part.split(" · ").length)) : 1;
+    if (is_narrow) {  // a label a line for each of its parts, in the middle beside its rows
+      const middle = {condition: {test: "true", expr: "-6.5 * (length(split(datum.value, ' · ')) - 1)"}, value: 0};
+      Object.assign(spec.encoding.y.axis, {labelLimit: 130, labelExpr: "split(datum.label, ' · ')", labelFontSize: 11, labelLineHeight: 13, labelOffset: middle});
+    }
     for (const layer of spec.layer) Object.assign(layer.encoding.x, x);
-    spec.height = Math.max(80, 16 * rows.length);
+    spec.height = Math.max(80, 16 * rows.length, (14 * lines + 6) * parts.length);
   });
 }
 
@@ -334,9 +340,8 @@ const first_metric = (example) => {
 function disagree(example) {
   const made = state.view.entrants.map((index) => made_by(example, index)).filter(Boolean);
   const texts = made.map((each) => each.text?.trim()).filter(present);
-  const metric = first_metric(example);
-  const is_right_or_wrong = made.every((each) => [0, 1].includes(each.scores[metric]));
-  return unique(is_right_or_wrong ? made.map((each) => each.scores[metric]) : texts).length > 1;
+  const right = RIGHT.find((metric) => made.every((each) => metric in each.scores));  // a graded score of 0 says nothing of texts
+  return unique(right ? made.map((each) => each.scores[right]) : texts).length > 1;
 }
 
 function found_examples() {
@@ -362,7 +367,15 @@ function show_filters() {
   const all = examples().filter((example) => state.view.entrants.some((index) => example.by[index]));
   $("of-examples").hidden = !all.length;
   if (!all.length) return;
-  const update = () => { state.at = 0; show_example(); };
+  const update = () => {
+    state.at = 0;
+    for (const field of Object.keys(state.fields)) {  // what no example of the task has filters nothing
+      const node = $(`filter-field-${field}`);
+      node.closest("label").hidden = node.length < 3 || !all.some((example) => (!picked("task") || example.task === picked("task")) && field in example.fields);
+      if (node.closest("label").hidden) node.value = "";
+    }
+    show_example();
+  };
   const select = (of, label, entries, chosen) => {
     const node = make("select", {id: `filter-${of}`, onchange: update});
     const wrapped = make("label", {}, `${label} `, node);
@@ -388,6 +401,7 @@ function show_filters() {
     check("disagree", "variants disagree"), check("worst", "worst first for A against B"),
     select("a", "A", entrants, rival), select("b", "B", [...entrants, ["reference", "the reference"]], baseline),
   );
+  update();
 }
 
 // What of two texts is not in the longest sequence of words that both have.
@@ -414,7 +428,7 @@ function differences(one, other) {
 
 function written(text, marked, tag) {
   const node = make("pre", {className: text.length > 900 ? "long" : "", tabIndex: text.length > 900 ? 0 : -1});
-  if (!marked) node.textContent = text.trimStart() || "(nothing)";
+  if (!marked?.length) node.textContent = text.trimStart() || "(nothing)";
   else for (const [word, is_apart] of marked) node.append(is_apart && word.trim() ? make(tag, {textContent: word}) : word);
   return node;
 }
@@ -465,7 +479,6 @@ function show() {
   options($("metric"), metrics.map((metric) => [metric, data.metrics[metric].label]), metrics.find((metric) => parts(metric) > 2) ?? metrics[0]);
   $("of-bars").hidden = !metrics.length;
   for (const part of [show_chips, show_axes, show_plot, show_table, show_columns, show_curves, show_bars, show_size, show_blocks, show_filters]) part();
-  if (examples().length) show_example();
 }
 
 function set_up() {
