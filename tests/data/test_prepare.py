@@ -13,8 +13,8 @@ from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.records import Record
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Artifact, RunOptions, StageContext, resume_of
-from paretune.study.base import validate
 from paretune.study.data import SPLITS, Dataset
+from paretune.study.validate import validate
 
 READER = "tests.data.test_prepare:lines_of"
 _WORDS = [f"word{number}" for number in range(500)]

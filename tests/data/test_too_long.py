@@ -11,8 +11,8 @@ from paretune.data.too_long import shortened_text
 from paretune.errors import SpecError
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, StageContext
-from paretune.study.base import validate
 from paretune.study.data import Dataset
+from paretune.study.validate import validate
 from tests.data.chat_templates import GEMMA
 from tests.data.test_examples import tokenized
 from tests.data.test_prepare import prepare, write_rows

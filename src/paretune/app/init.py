@@ -40,10 +40,10 @@ from paretune.pipeline.preflight import check_study
 from paretune.pipeline.rates import kept_rates, rough_rates
 from paretune.pipeline.resources import SMOLLM2
 from paretune.pipeline.store import Store
-from paretune.study.base import validate
 from paretune.study.data import Source
 from paretune.study.findings import FINDINGS, proposed_clean
 from paretune.study.study import Study, load_study, located
+from paretune.study.validate import validate
 
 _LOOK = 1000
 """Records that are looked at."""

@@ -12,8 +12,9 @@ from typing import Annotated, Self, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from paretune.errors import SpecError
-from paretune.study.base import Spec, suggestion, validate
+from paretune.study.base import Spec, suggestion
 from paretune.study.registry import metric_of, metrics
+from paretune.study.validate import validate
 
 NamesT = TypeVar("NamesT", bound=Collection[str])
 
