@@ -14,11 +14,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from paretune.api import OpenStudy
 from paretune.app.conversation import Asking, Conversation, Models, Reply, conversation
 from paretune.errors import DataError, SpecError, UserError
+from paretune.pipeline.plan import Wanted
+from paretune.pipeline.results import OpenStudy
 from paretune.report.render import visible
-from paretune.variants.export import Wanted
 
 COMMANDS = ("/new", "/system", "/quit")
 _COMMANDS_TOLD = "`/new` begins anew, `/system TEXT` too with another system prompt, `/quit` ends"

@@ -20,11 +20,10 @@ import streamlit as st
 
 from paretune.analysis.facts import find
 from paretune.analysis.findings import Findings
-from paretune.api import OpenStudy, open_study
 from paretune.errors import SpecError, command_line
 from paretune.pipeline.machine import memory_limit
 from paretune.pipeline.plan import PlannedCell, cell_name
-from paretune.pipeline.results import read_results
+from paretune.pipeline.results import OpenStudy, open_study, read_results
 from paretune.report import charts
 from paretune.report.page import page_data
 from paretune.report.render import TEMPLATES, Block, Bullets, Paragraph, Table, Words, escaped, visible
@@ -155,7 +154,7 @@ def _opened_at(seen: tuple[Any, ...]) -> OpenStudy:
 @st.cache_resource(max_entries=2, show_spinner="Reading what was measured")
 def _findings_at(seen: tuple[Any, ...]) -> Findings:
     opened = _opened_at(seen)
-    return find(read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store))
+    return find(read_results(opened))
 
 
 @st.cache_resource(max_entries=2, show_spinner="Reading what was written")

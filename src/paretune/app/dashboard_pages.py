@@ -11,13 +11,13 @@ import streamlit as st
 
 from paretune.analysis.findings import Findings
 from paretune.analysis.training import running_mean
-from paretune.api import OpenStudy
 from paretune.app.dashboard import findings, markdown, opened, page, seen, served, show_blocks, show_chart, show_text, trained
 from paretune.app.rating import RatingSheet, sheet_file
 from paretune.app.track import curve_rows, followed
 from paretune.data.sheets import Text
 from paretune.errors import StoreError
 from paretune.evaluate.ratings import comparable_texts
+from paretune.pipeline.results import OpenStudy
 from paretune.pipeline.runs import clock, live_runs
 from paretune.report import charts
 from paretune.report.cards import cards

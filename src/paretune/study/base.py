@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -36,6 +36,9 @@ class Spec(BaseModel):
         defaults = type(self).model_fields
         said = {name for name in self.LATER if getattr(self, name) != defaults[name].default}
         return {name: value for name, value in fields.items() if name not in self.LATER or name in said}
+
+
+SpecT = TypeVar("SpecT", bound=Spec)
 
 
 class OtherModel(Spec):

@@ -3,12 +3,12 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from paretune.errors import SpecError
-from paretune.study.base import NAME, Spec, shown
+from paretune.study.base import NAME, Spec, SpecT, shown
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -32,8 +32,6 @@ _EXPECTED = {
 """What pydantic's errors ask for, by their type, in the words of a study file."""
 _BRANCH = re.compile(r"(literal|tuple|list)\[.*\]|int|float|str|bool|as:.*")
 """What pydantic puts into the place of an error to say which branch of a union was tried."""
-
-SpecT = TypeVar("SpecT", bound=Spec)
 
 
 def validate(model: type[SpecT], value: object, where: str) -> SpecT:
