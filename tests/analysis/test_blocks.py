@@ -12,8 +12,9 @@ import pytest
 from paretune.analysis.caveats import BlocksChosen
 from paretune.analysis.facts import find
 from paretune.pipeline.records import Cell, Results
+from paretune.report.blocks import Paragraph, Section, Table
 from paretune.report.making import blocks_section
-from paretune.report.render import Paragraph, Section, Table, as_text
+from paretune.report.render import as_text
 from paretune.report.sections import build_report
 from paretune.study.methods import PruneBlocks
 from tests.analysis.synthetic import Shape, make_results

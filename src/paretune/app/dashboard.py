@@ -25,8 +25,9 @@ from paretune.pipeline.machine import memory_limit
 from paretune.pipeline.plan import PlannedCell, cell_name
 from paretune.pipeline.results import OpenStudy, open_study, read_results
 from paretune.report import charts
+from paretune.report.blocks import Block, Bullets, Paragraph, Table, Words
 from paretune.report.page import page_data
-from paretune.report.render import TEMPLATES, Block, Bullets, Paragraph, Table, Words, escaped, visible
+from paretune.report.render import TEMPLATES, escaped, visible
 
 if TYPE_CHECKING:
     from paretune.app.conversation import Models

@@ -20,8 +20,9 @@ from paretune.evaluate.ratings import comparable_texts
 from paretune.pipeline.results import OpenStudy
 from paretune.pipeline.runs import clock, live_runs
 from paretune.report import charts
+from paretune.report.blocks import Table
 from paretune.report.cards import cards
-from paretune.report.render import Table, visible
+from paretune.report.render import visible
 from paretune.report.sections import build_report
 from paretune.study.evaluations import SIZE
 from paretune.study.ratings import HIGHEST, LOWEST, RUBRIC

@@ -10,7 +10,8 @@ from paretune.analysis.findings import Fact, Findings
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.setup import BaseUsed
 from paretune.report import words
-from paretune.report.render import Block, Document, Section, Table, as_blocks, as_markdown
+from paretune.report.blocks import Block, Document, Section, Table, as_blocks
+from paretune.report.render import as_markdown
 from paretune.report.tables import (
     Column,
     audit_table,

@@ -12,14 +12,8 @@ from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.training import BlockScore, Epoch
 from paretune.pipeline.records import Trial, Tuning
 from paretune.report import words
+from paretune.report.blocks import Block, Paragraph, Picture, Section, as_blocks
 from paretune.report.figures import comparison_name, curves_name
-from paretune.report.render import (
-    Block,
-    Paragraph,
-    Picture,
-    Section,
-    as_blocks,
-)
 from paretune.report.tables import (
     VARIANT,
     Column,

@@ -4,9 +4,6 @@ Texts come from users and models: control characters are made visible (a termina
 and those of HTML are escaped, and generated text stands in fences longer than any run of backticks in it. The page holds all
 that it draws, asks for nothing from anywhere, and says so to the browser by a content security policy too: scripts run by their
 digest alone, and Vega interprets its expressions instead of evaluating them.
-
-A report is plain data: sections of paragraphs, lists, tables, figures and texts side by side. Words are a fact, whose sentence
-is looked up, or text of which the parts between backticks are literal (names, values).
 """
 
 import base64
@@ -15,8 +12,7 @@ import json
 import re
 import tomllib
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,7 @@ from rich.table import Table as Grid
 from rich.text import Text as RichText
 
 from paretune.analysis.findings import Fact
+from paretune.report.blocks import Block, Bullets, Document, Paragraph, Picture, Section, SideBySide, Table, Words
 from paretune.report.charts import REPLACED, vega_bundle
 from paretune.report.words import say
 
@@ -47,86 +44,6 @@ _LABEL_WIDTH = 26
 _TEXT_LENGTH = 1500
 """Characters of a generated text that a report shows; generations.jsonl has all of it."""
 _PROMPT_LENGTH = 400
-
-
-Words = str | Fact
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    text: Words
-    introduces: bool = False
-    """Belongs to the list below it."""
-
-
-@dataclass(frozen=True)
-class Bullets:
-    items: Sequence[Words]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells are plain text; the first `words` columns are words (left, may be folded), the others are numbers (right)."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    words: int = 1
-    grouped: bool = False
-    """Rows of the same first cell stand together and need it once."""
-
-    @property
-    def folded(self) -> list[Sequence[str]]:
-        """The rows as they are read downwards: a name that stands above is not said again."""
-        above = [None, *(row[0] for row in self.rows)]
-        return [("", *row[1:]) if self.grouped and row[0] == name else row for name, row in zip(above, self.rows, strict=False)]
-
-
-@dataclass(frozen=True)
-class Picture:
-    path: str
-    """Relative to the report."""
-    text: str
-    """What it shows."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """One text of several that answer the same prompt."""
-
-    label: str
-    note: str
-    text: str
-
-
-@dataclass(frozen=True)
-class SideBySide:
-    prompt: str
-    texts: Sequence[Text]
-
-
-Block = Paragraph | Bullets | Table | Picture | SideBySide
-
-
-@dataclass(frozen=True)
-class Section:
-    title: str
-    blocks: Sequence[Block]
-    level: int = 2
-    """As in Markdown: 2 is a part of the report, 3 a part of that."""
-
-
-@dataclass(frozen=True)
-class Document:
-    title: str
-    sections: Sequence[Section]
-
-
-def as_blocks(facts: Sequence[Words]) -> list[Block]:
-    """A list, and behind it what is said in paragraphs of their own."""
-    listed = [fact for fact in facts if not (isinstance(fact, Fact) and fact.alone)]
-    alone = [fact for fact in facts if isinstance(fact, Fact) and fact.alone]
-    return [*([Bullets(listed)] if listed else []), *map(Paragraph, alone)]
 
 
 def as_text(document: Document, width: int = WIDTH) -> str:

@@ -13,17 +13,8 @@ from paretune.analysis.compare import NO_DIFFERENCE, Difference
 from paretune.analysis.costs import cost_name, timed_evaluations
 from paretune.analysis.findings import Fact, Findings, Group
 from paretune.report import words
+from paretune.report.blocks import Block, Bullets, Document, Paragraph, Picture, Section, Table, as_blocks
 from paretune.report.figures import PARETO_NAME
-from paretune.report.render import (
-    Block,
-    Bullets,
-    Document,
-    Paragraph,
-    Picture,
-    Section,
-    Table,
-    as_blocks,
-)
 from paretune.report.tables import (
     VARIANT,
     Column,
