@@ -1,6 +1,6 @@
 """`paretune dashboard`: the comparison in a browser, with models to talk to and texts to rate. Served to this machine alone.
 
-Streamlit runs `dashboard_script.py` for each browser and click, in a thread of its own. What is dear is kept here for all of
+Streamlit runs `dashboard_pages.py` for each browser and click, in a thread of its own. What is dear is kept here for all of
 them, by what the store holds: the findings until a stage ends, a model until its memory is needed. What stands in data and what
 models write is untrusted: it is shown as text, or escaped where Markdown is.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 HOST, PORT, _PORTS = "127.0.0.1", 8501, 20
 """The first port that is tried where none is named, and how many are."""
-_SCRIPT = Path(__file__).with_name("dashboard_script.py")
+_SCRIPT = Path(__file__).with_name("dashboard_pages.py")
 _OPTIONS = {
     "server.address": HOST,
     "server.headless": True,
