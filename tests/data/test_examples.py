@@ -25,11 +25,6 @@ CHATML = (
 )
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model("llama", tmp_path_factory.mktemp("base"))
-
-
 def records(count: int = 30) -> list[dict[str, Any]]:
     return [{"doc": f"d{n // 2}", "text": f"text {n // 4}", "a": f"answer {n}", "b": f"é {n}"} for n in range(count)]
 

@@ -20,11 +20,6 @@ from tests.evaluate.stages import BASE
 from tests.tiny import make_model, make_tokenizer
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model("llama", tmp_path_factory.mktemp("base"))
-
-
 @pytest.mark.parametrize("rule", ["cut", "keep_end"])
 def test_a_text_keeps_its_beginning_or_its_end_in_whole_characters(rule: str, tmp_path: Path, base: Path) -> None:
     texts = {f"d{n}": f"{n} begins. " + "🦊é " * (40 if n < 5 else 1) + f"ends {n}" for n in range(20)}
