@@ -173,11 +173,8 @@ def report_command(
 
     opened, again = open_study(study, store), command_line("run", study, store=store)
     if not _write_report(opened, out, shown="report.txt", figures=figures):
-        raise StoreError(
-            f"{opened.store.root}: holds no result of this study; first: `{command_line('run', study, store=store)}`"
-        )
+        raise StoreError(f"{opened.store.root}: holds no result of this study; first: `{again}`")
     cells = opened.plan.cells
-    again = command_line("run", study, store=store)
     missing = [cell_name(cell) for cell in cells if not all(map(opened.store.find, cell.stages))]
     if missing:
         stages = {stage.name for stage in opened.plan.stages}

@@ -4,7 +4,7 @@
 that matters most.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -116,7 +116,7 @@ def _group_facts(findings: Findings, group: Group) -> GroupFacts:
                 for of, estimate in findings.estimates[entrant].items()
                 if of.metric == "perplexity" and of.split in HELD_OUT and not of.slice and estimate.mean < _MEMORISED
             ),
-            *caveats.short_training(findings, group),
+            *caveats.short_training(group),
             *caveats.chosen_on_validation(findings, group),
         ]
     return GroupFacts(
@@ -141,7 +141,8 @@ def _answer(findings: Findings, facts: Facts, taken: Sequence[TakenOn]) -> list[
     elif findings.groups:
         told.append(TakeEach(tuple(taken)))
     of_groups = (fact for group in facts.groups.values() for fact in group.findings)
-    return [*told, *_gravest((*facts.incomplete, *facts.remarks, *of_groups))]
+    known = [fact for fact in (*facts.incomplete, *facts.remarks, *of_groups) if isinstance(fact, tuple(_GRAVITY))]
+    return [*told, *sorted(known, key=lambda fact: _GRAVITY.index(type(fact)))[:1]]
 
 
 def _cheaper(findings: Findings, group: Group) -> list[Fact]:
@@ -174,8 +175,3 @@ def _taken(findings: Findings, facts: Facts, dataset: str) -> list[TakenOn]:
         return [TakenOn(dataset, entrant) for entrant in chosen.values()]
     near = tuple(difference.variant for difference in compared if difference.verdict != "worse")
     return [TakenOn(dataset, chosen[compared[0].reference.base], near)]
-
-
-def _gravest(facts: Iterable[Fact]) -> list[Fact]:
-    known = [fact for fact in facts if isinstance(fact, tuple(_GRAVITY))]
-    return sorted(known, key=lambda fact: _GRAVITY.index(type(fact)))[:1]

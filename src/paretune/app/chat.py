@@ -20,7 +20,6 @@ from paretune.pipeline.plan import Wanted
 from paretune.pipeline.results import OpenStudy
 from paretune.report.render import visible
 
-COMMANDS = ("/new", "/system", "/quit")
 _COMMANDS_TOLD = "`/new` begins anew, `/system TEXT` too with another system prompt, `/quit` ends"
 SIDE_BY_SIDE = 100
 """Columns of a terminal in which two answers stand beside each other."""

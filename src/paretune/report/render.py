@@ -17,7 +17,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich import box
 from rich.console import Console
@@ -27,7 +26,7 @@ from rich.text import Text as RichText
 from paretune.analysis.findings import Fact
 from paretune.report.blocks import Block, Bullets, Document, Paragraph, Picture, Section, SideBySide, Table, Words
 from paretune.report.charts import REPLACED, vega_bundle
-from paretune.report.words import say
+from paretune.report.words import say, template_environment
 
 WIDTH = 120
 NARROW = 80
@@ -198,14 +197,7 @@ def _explainer(glossary: Mapping[str, str]) -> Callable[[str], Iterator[tuple[st
 def _render(
     template: str, filters: dict[str, Callable[..., object]], document: Document, more: Mapping[str, object] | None = None
 ) -> str:
-    environment = Environment(
-        loader=PackageLoader("paretune.report", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=template.endswith(".html.j2"),
-    )
+    environment = template_environment(autoescape=template.endswith(".html.j2"))
     environment.filters |= {"cut": _cut, "kind": lambda block: type(block).__name__, **filters}
     return environment.get_template(template).render(document=document, prompt_length=_PROMPT_LENGTH, **more or {})
 

@@ -104,7 +104,12 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean `{near[0]}`?"
-    return "; known: " + ", ".join(f"`{choice}`" for choice in known)
+    return "; known: " + ticked(known)
+
+
+def ticked(names: Iterable[str]) -> str:
+    """`` `a`, `b` ``: names in a message."""
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def shown(value: object) -> str:
