@@ -1,7 +1,7 @@
 """The verbs of the command line as functions, for notebooks: load_study, plan, run, open_results, compare, compare_counts,
 gate.
 
-`with open_study(file)` is what they share: the study, its lock, plan and store. Nothing here imports torch.
+What they share is an `OpenStudy`: the study, its lock, plan and store. Nothing here imports torch.
 """
 
 from pathlib import Path
