@@ -139,10 +139,8 @@ def _quality_checks(
     for kind, limit, side in (("at_most", bound.at_most, 1), ("at_least", bound.at_least, -1)):
         if limit is None:
             continue
-        farthest, nearest = (
-            max(side * seen_alone.low, side * seen_alone.high),
-            min(side * strict_alone.low, side * strict_alone.high),
-        )
+        farthest = max(side * seen_alone.low, side * seen_alone.high)
+        nearest = min(side * strict_alone.low, side * strict_alone.high)
         verdict = "holds" if farthest <= side * limit else "broken" if nearest > side * limit else "open"
         errors = Errors(standard_error(sample.sums, sample.weights), sample.items.num_documents, 0.0, 1.0)
         loss = side * (seen_alone.mean - limit)

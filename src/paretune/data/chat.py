@@ -89,9 +89,8 @@ def conversation(form: str, values: Mapping[str, Any], where: str) -> list[Messa
     if field not in values:
         seen = next((told for names, told in _OTHER_FORMS if names <= values.keys()), "")
         raise DataError(
-            f"{where}: no field `{field}`, which `records: {form}` reads; the record has "
-            + ticked(values)
-            + (f", and {seen}" if seen else "")
+            f"{where}: no field `{field}`, which `records: {form}` reads; the record has {ticked(values)}"
+            f"{f', and {seen}' if seen else ''}"
         )
     said = _parsed_list(values[field])
     # The names of the one form are met under the field of the other, too.

@@ -213,16 +213,15 @@ def _parquet_rows(_: Source, path: Path) -> Iterator[Row]:
     with opened_as_is(path) as file:
         try:
             parquet = pyarrow.parquet.ParquetFile(file, pre_buffer=False)  # it would keep what it has read
-            numbers, schema = itertools.count(1), parquet.schema_arrow
-            for batch in parquet.iter_batches(batch_size=1000):
-                for values in batch.to_pylist():
-                    yield Row(f"{path}: row {next(numbers)}", _plain_record(values, schema))
+            records = (values for batch in parquet.iter_batches(batch_size=1000) for values in batch.to_pylist())
+            yield from _numbered(records, parquet.schema_arrow, str(path))
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a Parquet file, or a damaged one ({_first_line(error)}); write it again") from None
 
 
-def _plain_record(values: Mapping[str, Any], schema: "pyarrow.Schema") -> dict[str, Any]:
-    return {name: _plain(value, schema.field(name).type) for name, value in values.items()}
+def _numbered(records: Iterable[Mapping[str, Any]], schema: "pyarrow.Schema", where: str) -> Iterator[Row]:
+    for number, values in enumerate(records, 1):
+        yield Row(f"{where}: row {number}", {name: _plain(value, schema.field(name).type) for name, value in values.items()})
 
 
 def _plain(value: Any, type: "pyarrow.DataType") -> Any:
@@ -309,11 +308,8 @@ def _arrow_rows(_: Source, path: Path) -> Iterator[Row]:
         try:
             is_file = file.peek(6).startswith(b"ARROW1")  # type: ignore[attr-defined]
             reader = pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
-            numbers = itertools.count(1)
             batches = (reader.get_batch(n) for n in range(reader.num_record_batches)) if is_file else reader
-            for batch in batches:
-                for values in batch.to_pylist():
-                    yield Row(f"{path}: row {next(numbers)}", _plain_record(values, reader.schema))
+            yield from _numbered((values for batch in batches for values in batch.to_pylist()), reader.schema, str(path))
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: not an Arrow file, or a damaged one ({_first_line(error)}); write it again") from None
 
@@ -326,8 +322,7 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
         data = datasets.load_from_disk(str(folder))
     except Exception as error:  # noqa: BLE001  whatever a damaged folder makes of it
         raise DataError(f"{folder}: is no folder of `save_to_disk`, or a damaged one ({_first_line(error)})") from None
-    for number, values in enumerate(data, 1):
-        yield Row(f"{folder}: row {number}", _plain_record(values, data.features.arrow_schema))
+    yield from _numbered(data, data.features.arrow_schema, str(folder))
 
 
 def _hub_rows(source: Source) -> Iterator[Row]:
@@ -340,8 +335,7 @@ def _hub_rows(source: Source) -> Iterator[Row]:
         data = open_dataset(name, source.config, commit).as_dataset(split=source.split)
     except ValueError as error:
         raise DataError(f"{where}: {_first_line(error)}; choose another with `split:`") from None
-    for number, values in enumerate(data, 1):
-        yield Row(f"hub dataset `{name}`: row {number}", _plain_record(values, data.features.arrow_schema))
+    yield from _numbered(data, data.features.arrow_schema, f"hub dataset `{name}`")
 
 
 def _text_rows(source: Source, path: Path, file: str = "") -> Iterator[Row]:
