@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.trees import Example
 from paretune.errors import SpecError, StageError
@@ -20,13 +20,17 @@ from paretune.study.methods import PruneHeads, PruneMlp
 from paretune.variants.cuts import find_cuts, narrow_heads, narrow_mlp
 from paretune.variants.width import loss_slopes, narrow, prune_heads, prune_mlp
 from tests.surgery_table import measure_change
-from tests.tiny import ARCHITECTURES, MIXTURES, VOCABULARY_SIZE, load, make_model
+from tests.tiny import ARCHITECTURES, MIXTURES, VOCABULARY_SIZE, make_model
 from tests.variants.test_choose import context_of
 
 FIXED_HEADS = ("gpt2", "gpt2-inverse-scaling", "gpt-neox", "opt")
 TOLERANCE = 1e-5
 READS_CHANNELS = ("mlp.c_proj", "dense_4h_to_h", "down_proj", "fc2")
 READS_HEADS = ("o_proj",)
+
+
+def load(directory: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(directory).eval()
 
 
 def some_examples(count: int = 12) -> list[Example]:
