@@ -131,10 +131,7 @@ def test_a_choice_after_training_names_its_seed(tmp_path: Path) -> None:
     ]
     blocks = section_of(replace(results, cells=tuple(cells))).blocks
     facts = [block.text for block in blocks if isinstance(block, Paragraph)]
-    assert [fact.choice.entrants for fact in facts if isinstance(fact, BlocksChosen)] == [
-        (("reduced", 0),),
-        (("reduced", 1),),
-    ]
+    assert [fact.choice.entrants for fact in facts if isinstance(fact, BlocksChosen)] == [(("reduced", 0),), (("reduced", 1),)]
 
 
 @pytest.mark.parametrize("documents", [1, 30])

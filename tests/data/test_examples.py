@@ -82,10 +82,7 @@ def test_without_a_context_the_prefix_stands_before_the_prompt(tmp_path: Path, b
 def test_plain_texts_are_windows_as_before(base: Path) -> None:
     tokenizer = load_tokenizer(BASE, Resource(path=base))
     rows = [{"ids": np.arange(5, 25, dtype=np.int32)}]
-    assert [list(example.ids) for example in examples_of(rows, tokenizer, 12)] == [
-        [0, *range(5, 16)],
-        [*range(15, 25), 1],
-    ]
+    assert [list(example.ids) for example in examples_of(rows, tokenizer, 12)] == [[0, *range(5, 16)], [*range(15, 25), 1]]
 
 
 LONG = {"document": "doc", "context": "{{ text }}", "tasks": TASKS}

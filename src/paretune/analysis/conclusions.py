@@ -11,14 +11,7 @@ from typing import ClassVar, Literal
 
 from paretune.analysis.compare import NO_DIFFERENCE, Difference, Estimate
 from paretune.analysis.costs import cost_name, timed_evaluations
-from paretune.analysis.decision import (
-    SIZE_STEP,
-    as_compared,
-    better_elsewhere,
-    is_cheaper,
-    shown_losses,
-    where_judged,
-)
+from paretune.analysis.decision import SIZE_STEP, as_compared, better_elsewhere, is_cheaper, shown_losses, where_judged
 from paretune.analysis.findings import Choice, Fact, Findings, Group, Limit
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.study.compare import Bound

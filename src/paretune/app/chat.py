@@ -27,11 +27,7 @@ _GAP = 3
 
 
 def chat(
-    opened: OpenStudy,
-    variants: Sequence[str],
-    asking: Asking,
-    chosen: tuple[str | None, str | None, int | None],
-    again: str,
+    opened: OpenStudy, variants: Sequence[str], asking: Asking, chosen: tuple[str | None, str | None, int | None], again: str
 ) -> None:
     """Talk to `variants` until the prompts end; `chosen` are base, dataset and training seed where there are several.
 

@@ -323,10 +323,7 @@ EVALUATIONS = (
         LmEval,
         "paretune.evaluate.harness_tasks:evaluate_lm_eval",
         items=Items(
-            "paretune.evaluate.harness_tasks:task_texts",
-            fields=("tasks", "limit"),
-            places=("include_path",),
-            package="lm_eval",
+            "paretune.evaluate.harness_tasks:task_texts", fields=("tasks", "limit"), places=("include_path",), package="lm_eval"
         ),
         needs=("lm_eval",),
         section="paretune.report.qualities:harness_section",
