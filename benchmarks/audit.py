@@ -20,8 +20,8 @@ from paretune.data.prepare import iterate_records, prepare_data, record_text
 from paretune.pipeline.records import Record
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Artifact, RunOptions, StageContext
-from paretune.study.base import validate
 from paretune.study.data import SPLITS, Dataset
+from paretune.study.validate import validate
 
 _AROUND = 30
 """Characters shown on each side of what was found."""

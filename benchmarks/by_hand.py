@@ -131,10 +131,7 @@ def write_study(folder: Path, arguments: argparse.Namespace) -> Path:
             "evaluate_every": 10**6,  # the hand does not validate
         },
         "variants": {"base": [], "base-shorter": [SHORTER], "tuned": [LORA], "tuned-shorter": [SHORTER, LORA]},
-        "evaluate": {
-            "perplexity": {"splits": ["test"]},
-            "qa": {"path": str((Path(arguments.data) / "bmw/qa.json").resolve())},
-        },
+        "evaluate": {"perplexity": {"splits": ["test"]}, "qa": {"path": str((Path(arguments.data) / "bmw/qa.json").resolve())}},
     }
     file = folder / "study.yaml"
     file.write_text(json.dumps(study, indent=1))

@@ -101,13 +101,7 @@ def of_study(study: str, store: str | None) -> Population:
 
 
 def draw(
-    population: Population,
-    documents: int,
-    seeds: int,
-    gap: float,
-    rng: np.random.Generator,
-    kind: float = 0.0,
-    others: int = 1,
+    population: Population, documents: int, seeds: int, gap: float, rng: np.random.Generator, kind: float = 0.0, others: int = 1
 ) -> list[SeedScores]:
     """The scores of a variant and of `others`, each worse by `gap` and apart by `kind` times what lies between two variants."""
     picked = rng.integers(0, len(population.values), documents)

@@ -107,7 +107,7 @@ def main() -> None:
 def _trained(folder: Path, pair: int) -> Mapping[Quantity, SeedScores]:
     """Scores of equal runs with different seeds on a split of their own."""
     with _ran(folder, pair, TUNING_STEPS, range(2 * SIDE)) as opened:
-        results = read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store)
+        results = read_results(opened)
         return next(iter(read_scores(results).values()))
 
 

@@ -1,5 +1,6 @@
 """What several test modules share: a small study of a tiny model on generated text."""
 
+import csv
 import json
 import os
 import random
@@ -91,6 +92,17 @@ def write_study(folder: Path, text: str = STUDY) -> Path:
     file = folder / "study.yaml"
     file.write_text(text, encoding="utf-8")
     return file
+
+
+def csv_rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama for those who only read it."""
+    return make_model("llama", tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

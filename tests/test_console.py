@@ -55,9 +55,7 @@ def progress(done: int, total: int = 100, **fields: object) -> dict:
 
 def test_what_is_left_follows_from_the_steps_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
     told = told_at(
-        monkeypatch,
-        (0, STARTED | {"step": 40}),
-        *((20 + 2 * n, progress(40 + n, 100, loss=2.5)) for n in range(11)),
+        monkeypatch, (0, STARTED | {"step": 40}), *((20 + 2 * n, progress(40 + n, 100, loss=2.5)) for n in range(11))
     )
     assert told == [
         "train.lora-1: goes on from step 40 (small/notes/lora)",

@@ -96,6 +96,10 @@ def make_model(architecture: str, directory: Path, *, seed: int = 0, **overrides
     return directory
 
 
+def load(directory: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(directory).eval()
+
+
 def randomise(model: PreTrainedModel, *, seed: int = 0) -> None:
     """Draw every weight anew: matrices that keep the size of their input, vectors around their default."""
     generator = torch.Generator().manual_seed(seed)

@@ -14,12 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 VOCABULARY = 50257
 END_OF_TEXT = "<|endoftext|>"
-TASKS = {
-    "summary": "{{ summary }}",
-    "title": "{{ title }}",
-    "tags": "{{ tags | join(', ') }}",
-    "type": "{{ type }}",
-}
+TASKS = {"summary": "{{ summary }}", "title": "{{ title }}", "tags": "{{ tags | join(', ') }}", "type": "{{ type }}"}
 PROMPTS = {"summary": "Summarize: ", "title": "Title: ", "tags": "Tags: ", "type": "Type: "}
 NEW_TOKENS = 64
 """That are generated as each answer."""

@@ -1,27 +1,23 @@
 """The verbs of the command line as functions, for notebooks: load_study, plan, run, open_results, compare, compare_counts,
 gate.
 
-`with open_study(file)` is what they share: the study, its lock, plan and store. Nothing here imports torch.
+What they share is an `OpenStudy`: the study, its lock, plan and store. Nothing here imports torch.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.errors import SpecError
-from paretune.pipeline.lock import Lock, resolve_lock, write_lock
-from paretune.pipeline.plan import Plan, make_plan, pending
-from paretune.pipeline.preflight import check_study
+from paretune.pipeline.lock import write_lock
+from paretune.pipeline.plan import pending
 from paretune.pipeline.records import Results
-from paretune.pipeline.results import read_results
+from paretune.pipeline.results import OpenStudy, open_study, read_results
 from paretune.pipeline.runner import EventHandler, Outcome, run_plan
 from paretune.pipeline.stage import RunOptions
-from paretune.pipeline.store import Store
-from paretune.pipeline.tuning import decide
 from paretune.pipeline.why import PlannedStage, review
 from paretune.study.base import suggestion
 from paretune.study.grid import which_variant
-from paretune.study.study import Study, load_study, located
+from paretune.study.study import load_study
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,34 +27,6 @@ if TYPE_CHECKING:
     from paretune.analysis.counts import CountComparison
     from paretune.analysis.gate import Gate
     from paretune.study.compare import Bound
-
-
-@dataclass(frozen=True)
-class OpenStudy:
-    """A study file with all that is known before anything runs."""
-
-    study: Study
-    file: Path
-    lock: Lock
-    plan: Plan
-    store: Store
-
-    @property
-    def results_directory(self) -> Path:
-        return Path("results") / self.study.study
-
-
-def open_study(file: str | Path, store: str | Path | None = None, device: str = "auto") -> OpenStudy:
-    """Read a study, resolve its lock and plan it; raises the UserErrors of each."""
-    file = Path(file)
-    study = load_study(file)
-    artifacts = Store(Path(store) if store else file.parent / ".paretune")
-    with located(file):
-        lock = resolve_lock(study, file, device, artifacts.root)
-        artifacts.check()
-        check_study(study, lock, file.parent)
-        plan = decide(make_plan(study, lock, file.parent), artifacts)
-    return OpenStudy(study, file, lock, plan, artifacts)
 
 
 def plan(file: str | Path, store: str | Path | None = None) -> list[PlannedStage]:
@@ -84,8 +52,7 @@ def run(
 
 def open_results(file: str | Path, store: str | Path | None = None) -> Results:
     """The records of a study as far as they are there."""
-    opened = open_study(file, store)
-    return read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store)
+    return read_results(open_study(file, store))
 
 
 def compare(file: str | Path, reference: str | None = None, store: str | Path | None = None) -> "DataFrame":

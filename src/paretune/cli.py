@@ -15,7 +15,7 @@ from paretune.errors import DataError, NeedsError, ParetuneError, SpecError, Sto
 from paretune.pipeline.signals import Terminated, ended_by_signals
 
 if TYPE_CHECKING:
-    from paretune.api import OpenStudy
+    from paretune.pipeline.results import OpenStudy
 
 app = typer.Typer(
     add_completion=False,
@@ -173,11 +173,8 @@ def report_command(
 
     opened, again = open_study(study, store), command_line("run", study, store=store)
     if not _write_report(opened, out, shown="report.txt", figures=figures):
-        raise StoreError(
-            f"{opened.store.root}: holds no result of this study; first: `{command_line('run', study, store=store)}`"
-        )
+        raise StoreError(f"{opened.store.root}: holds no result of this study; first: `{again}`")
     cells = opened.plan.cells
-    again = command_line("run", study, store=store)
     missing = [cell_name(cell) for cell in cells if not all(map(opened.store.find, cell.stages))]
     if missing:
         stages = {stage.name for stage in opened.plan.stages}
@@ -248,9 +245,10 @@ def export_command(
     from paretune.analysis.scores import Entrant
     from paretune.api import open_study
     from paretune.pipeline.hub import check_repository_name, push_model
+    from paretune.pipeline.plan import Wanted, find_cell
     from paretune.pipeline.results import read_results
     from paretune.report.cards import model_card
-    from paretune.variants.export import CARD, Wanted, export_variant, find_cell
+    from paretune.variants.export import CARD, export_variant
 
     if push is not None:
         check_repository_name(push, "--push")
@@ -264,7 +262,7 @@ def export_command(
     opened, wanted = open_study(study, store), Wanted(variant, base, data, seed)
     told = export_variant(opened.plan, opened.store, wanted, to, form, partial(typer.echo, err=True))
     cell = find_cell(opened.plan, wanted)
-    findings = find(read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store))
+    findings = find(read_results(opened))
     entrant = Entrant(cell.base, cell.dataset, cell.variant)
     if findings.estimates.get(entrant):
         use = (to / CARD).read_text(encoding="utf-8")
@@ -453,7 +451,7 @@ def _write_report(opened: "OpenStudy", out: Path | None, *, shown: str, figures:
     from paretune.report.outputs import write_outputs
     from paretune.study.evaluations import SIZE
 
-    results = read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store)
+    results = read_results(opened)
     if not any(set(cell.evaluations) - {SIZE.name} for cell in results.cells):
         return False
     directory = out or opened.results_directory

@@ -8,8 +8,8 @@ import pandas as pd
 from paretune.analysis.facts import find
 from paretune.analysis.setup import AuditClean, CleaningProposed, DataCleaned, LabelsCounted
 from paretune.pipeline.records import Results
+from paretune.report.blocks import Bullets, Section, Table
 from paretune.report.outputs import write_outputs
-from paretune.report.render import Bullets, Section, Table
 from paretune.report.sections import build_report
 from paretune.study.data import Clean
 from paretune.study.findings import proposed_clean

@@ -12,8 +12,9 @@ import pytest
 from paretune.analysis.caveats import BlocksChosen
 from paretune.analysis.facts import find
 from paretune.pipeline.records import Cell, Results
+from paretune.report.blocks import Paragraph, Section, Table
 from paretune.report.making import blocks_section
-from paretune.report.render import Paragraph, Section, Table, as_text
+from paretune.report.render import as_text
 from paretune.report.sections import build_report
 from paretune.study.methods import PruneBlocks
 from tests.analysis.synthetic import Shape, make_results
@@ -130,10 +131,7 @@ def test_a_choice_after_training_names_its_seed(tmp_path: Path) -> None:
     ]
     blocks = section_of(replace(results, cells=tuple(cells))).blocks
     facts = [block.text for block in blocks if isinstance(block, Paragraph)]
-    assert [fact.choice.entrants for fact in facts if isinstance(fact, BlocksChosen)] == [
-        (("reduced", 0),),
-        (("reduced", 1),),
-    ]
+    assert [fact.choice.entrants for fact in facts if isinstance(fact, BlocksChosen)] == [(("reduced", 0),), (("reduced", 1),)]
 
 
 @pytest.mark.parametrize("documents", [1, 30])

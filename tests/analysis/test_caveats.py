@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -87,16 +87,11 @@ from paretune.pipeline.records import Cell, Divergence, Record, Results, Trial, 
 from paretune.report.words import say
 from paretune.study.study import Study
 from tests.analysis.synthetic import MACHINE, VARIANTS, Shape, Truth, make_results
-from tests.analysis.test_answers import OF_PEOPLE, PEOPLE, PROMPTS, fair, rated
+from tests.analysis.test_answers import OF_PEOPLE, PEOPLE, PROMPTS, fair, of_class, rated
 
 SMALL = Shape(documents=12, epochs=2)
 QUIET = Shape(seeds=(0,), documents=40, evaluations=("perplexity",), epochs=1)
 BASE, FULL, LORA, REDUCED = (Entrant("novels", "news", name) for name in VARIANTS)
-FactT = TypeVar("FactT", bound=Fact)
-
-
-def of_class(facts: Sequence[Fact], kind: type[FactT]) -> list[FactT]:
-    return [fact for fact in facts if isinstance(fact, kind)]
 
 
 def changed(results: Results, change: Callable[[Cell], dict[str, Any]], *, twice: str = "") -> Results:
@@ -209,10 +204,10 @@ def with_train_loss(results: Results, loss: Callable[[float], float]) -> Finding
 def test_of_a_single_evaluation_the_train_loss_tells_that_a_training_was_short(tmp_path: Path) -> None:
     results = make_results(tmp_path, QUIET)
     falling = with_train_loss(results, lambda epoch: 5 - epoch)
-    assert short_training(falling, falling.groups[0]) == [TrainingShort((), (FULL, LORA, REDUCED))]
+    assert short_training(falling.groups[0]) == [TrainingShort((), (FULL, LORA, REDUCED))]
     assert LossStillFalling("train", (FULL, LORA, REDUCED)) in training_notes(falling, falling.groups[0])
     flat = with_train_loss(results, lambda epoch: 4.0)
-    assert short_training(flat, flat.groups[0]) == []
+    assert short_training(flat.groups[0]) == []
 
 
 def test_overfitting_is_told_from_a_loss_that_still_falls(tmp_path: Path) -> None:
@@ -220,7 +215,7 @@ def test_overfitting_is_told_from_a_loss_that_still_falls(tmp_path: Path) -> Non
     findings = measure(results)
     every = (FULL, LORA, REDUCED)
     assert training_notes(findings, findings.groups[0]) == [LossStillFalling("validation", every), BaseDropoutOn((0.1,))]
-    assert short_training(findings, findings.groups[0]) == [TrainingShort(every, ())]
+    assert short_training(findings.groups[0]) == [TrainingShort(every, ())]
     for record in (record for cell in results.cells for record in cell.methods):
         file = record.path / "curves.jsonl"
         if file.exists():

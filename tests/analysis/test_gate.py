@@ -92,12 +92,7 @@ CASES = [
         {"bits_per_byte": {"within": 0.02}, "ms_per_token": {"at_most": 1}},
         "broken",
     ),
-    (
-        "one of two open",
-        spread(100, 0.015, 0.05),
-        {"bits_per_byte": {"within": 0.02}, "model_bytes": {"at_most": 1e9}},
-        "open",
-    ),
+    ("one of two open", spread(100, 0.015, 0.05), {"bits_per_byte": {"within": 0.02}, "model_bytes": {"at_most": 1e9}}, "open"),
 ]
 
 

@@ -8,9 +8,9 @@ import pandas as pd
 from paretune.analysis.compare import WITHHELD
 from paretune.analysis.facts import find
 from paretune.pipeline.records import Results
+from paretune.report.blocks import Paragraph, Section, Table
 from paretune.report.outputs import csv_tables
 from paretune.report.qualities import comparisons_section, ratings_section
-from paretune.report.render import Paragraph, Section, Table
 from tests.analysis.test_answers import OF_JUDGE, OF_PEOPLE, PROMPTS, fair, mixed, rated
 
 

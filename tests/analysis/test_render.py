@@ -2,22 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from paretune.report.render import (
-    Block,
-    Bullets,
-    Document,
-    Paragraph,
-    Section,
-    SideBySide,
-    Table,
-    Text,
-    as_html,
-    as_markdown,
-    as_text,
-    escaped,
-    fenced,
-    visible,
-)
+from paretune.report.blocks import Block, Bullets, Document, Paragraph, Section, SideBySide, Table, Text
+from paretune.report.render import as_html, as_markdown, as_text, escaped, fenced, visible
 
 
 def one(*blocks: Block) -> Document:

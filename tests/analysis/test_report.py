@@ -15,8 +15,9 @@ from rich.cells import cell_len
 
 from paretune.analysis.facts import find
 from paretune.pipeline.records import Cell, Record, Results
+from paretune.report.blocks import Section
 from paretune.report.outputs import write_outputs
-from paretune.report.render import Section, as_markdown, as_text
+from paretune.report.render import as_markdown, as_text
 from paretune.report.sections import build_report
 from paretune.study.registry import evaluations
 from paretune.study.study import load_study

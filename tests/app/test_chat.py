@@ -15,8 +15,8 @@ from paretune.cli import main
 from paretune.data.chat import chat_prompt, turn_end
 from paretune.evaluate.answers import Prompt, _append, _Draft
 from paretune.evaluate.generate import generate
+from paretune.pipeline.plan import Wanted
 from paretune.report.render import visible
-from paretune.variants.export import Wanted
 from tests.conftest import write_notes
 from tests.data.chat_templates import CHATML, QUOTED
 from tests.tiny import make_model, make_tokenizer

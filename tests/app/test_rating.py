@@ -129,7 +129,7 @@ evaluate:
     file.write_text(study + STUDY_ENTRY)
     assert run(file).exit_code == 0
     opened = open_study(file)
-    found = find(read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store))
+    found = find(read_results(opened))
     (group,) = found.groups
     base, full = (group.entrant(name) for name in ("base", "full"))
     quantity = Quantity("ratings", "", "preference")
@@ -141,9 +141,7 @@ evaluate:
     agreement = found.ratings["ratings"].trust["preference"].agreement
     assert agreement is not None
     assert (agreement.alpha, agreement.num_items) == (1.0, 7)
-    write_outputs(
-        read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store), tmp_path / "out", figures=False
-    )
+    write_outputs(read_results(opened), tmp_path / "out", figures=False)
     report = (tmp_path / "out" / "report.txt").read_text(encoding="utf-8")
     assert "ratings, from 1 to 5 by anna and ben: " in report
     assert "preferred" in report

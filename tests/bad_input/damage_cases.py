@@ -103,10 +103,7 @@ def _no_base(model: Path) -> None:
 _BASES = (
     base("base missing", _no_base, "study.yaml:3: bases.tiny.path: no directory `model`", "config.json and model.safetensors"),
     base(
-        "base without config.json",
-        _remove("config.json"),
-        "bases.tiny.path: no config.json in `model`",
-        "Hugging Face format",
+        "base without config.json", _remove("config.json"), "bases.tiny.path: no config.json in `model`", "Hugging Face format"
     ),
     base(
         "base with a broken config.json",

@@ -624,11 +624,7 @@ _DATA = (
     Case(
         "file without words", _safety("{words: words.txt}", "# a\n\n"), ("safety.words: `words.txt` holds no words", "a line")
     ),
-    Case(
-        "classifier without unsafe labels",
-        _safety("{classifier: {path: model}}"),
-        ("safety.classifier.unsafe: missing",),
-    ),
+    Case("classifier without unsafe labels", _safety("{classifier: {path: model}}"), ("safety.classifier.unsafe: missing",)),
     Case("no classifier", _safety("{classifier: {path: judge, unsafe: [x]}}"), ("safety.classifier.path: no directory",)),
     Case(
         "unknown label of a classifier",

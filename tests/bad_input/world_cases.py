@@ -315,11 +315,7 @@ def _lora(**fields: object) -> Callable[[Path], None]:
 @contextlib.contextmanager
 def _unchecked(held: contextlib.AbstractContextManager[object]) -> Iterator[None]:
     """As if a mistake were one that only the stage finds out."""
-    with (
-        mock.patch("paretune.pipeline.checks._check_rank"),
-        mock.patch("paretune.study.study._check_learning_rates"),
-        held,
-    ):
+    with mock.patch("paretune.pipeline.checks._check_rank"), mock.patch("paretune.study.study._check_learning_rates"), held:
         yield
 
 

@@ -10,8 +10,8 @@ from paretune.data.prepare import prepare_data
 from paretune.data.records import parse_form, read_record
 from paretune.data.sources import Row
 from paretune.errors import DataError
-from paretune.study.base import validate
 from paretune.study.data import Dataset
+from paretune.study.validate import validate
 from tests.data.test_prepare import article, context_of, prepare, rows_of, write_rows, written
 
 

@@ -21,11 +21,6 @@ TASKS = {"dir": {"prompt": "{{ prompt }}", "completion": "{{ completion }}"}}
 END = "<|endoftext|>"
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model("llama", tmp_path_factory.mktemp("base"))
-
-
 def tokenized(
     folder: Path, base: Path, dataset: dict[str, Any], rows: list[dict[str, Any]], rule: str | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -25,11 +25,6 @@ CHATML = (
 )
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model("llama", tmp_path_factory.mktemp("base"))
-
-
 def records(count: int = 30) -> list[dict[str, Any]]:
     return [{"doc": f"d{n // 2}", "text": f"text {n // 4}", "a": f"answer {n}", "b": f"é {n}"} for n in range(count)]
 
@@ -87,10 +82,7 @@ def test_without_a_context_the_prefix_stands_before_the_prompt(tmp_path: Path, b
 def test_plain_texts_are_windows_as_before(base: Path) -> None:
     tokenizer = load_tokenizer(BASE, Resource(path=base))
     rows = [{"ids": np.arange(5, 25, dtype=np.int32)}]
-    assert [list(example.ids) for example in examples_of(rows, tokenizer, 12)] == [
-        [0, *range(5, 16)],
-        [*range(15, 25), 1],
-    ]
+    assert [list(example.ids) for example in examples_of(rows, tokenizer, 12)] == [[0, *range(5, 16)], [*range(15, 25), 1]]
 
 
 LONG = {"document": "doc", "context": "{{ text }}", "tasks": TASKS}

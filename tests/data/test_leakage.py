@@ -6,15 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from paretune.data.leakage import (
-    NEAR,
-    Near,
-    Pair,
-    block_message,
-    content_digest,
-    find_item_pairs,
-    find_pairs,
-)
+from paretune.data.leakage import NEAR, Near, Pair, block_message, content_digest, find_item_pairs, find_pairs
 from paretune.data.ngrams import COMMON, MOSTLY_COMMON
 from paretune.data.words import words_of
 

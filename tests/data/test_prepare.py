@@ -1,4 +1,3 @@
-import csv
 import json
 import random
 from collections.abc import Sequence
@@ -13,8 +12,9 @@ from paretune.errors import DataError, NeedsError, SpecError
 from paretune.pipeline.records import Record
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import Artifact, RunOptions, StageContext, resume_of
-from paretune.study.base import validate
 from paretune.study.data import SPLITS, Dataset
+from paretune.study.validate import validate
+from tests.conftest import csv_rows
 
 READER = "tests.data.test_prepare:lines_of"
 _WORDS = [f"word{number}" for number in range(500)]
@@ -72,11 +72,6 @@ def check(folder: Path, data: Artifact, mode: str, items: dict[str, str] | None 
     resources = {f"items.{name}": place for name, place in (items or {}).items()}
     resources |= json.loads((folder / "resources.json").read_text(encoding="utf-8"))
     return check_leakage(context_of(folder / "leakage", config, resources, {"data": data}))
-
-
-def csv_rows(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 def written(data: Artifact) -> list[dict[str, Any]]:

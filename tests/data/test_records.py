@@ -8,8 +8,8 @@ import pytest
 from paretune.data.records import parse_form, read_record
 from paretune.data.sources import Row
 from paretune.errors import DataError, SpecError
-from paretune.study.base import validate
 from paretune.study.data import Dataset
+from paretune.study.validate import validate
 
 TASKS = {
     "title": {"prompt": "Title: ", "completion": "{{ title }}\n"},

@@ -8,6 +8,7 @@ import pytest
 
 from paretune.data.sheets import Text, choose, read_sheet, write_sheet
 from paretune.errors import DataError, StoreError
+from tests.conftest import csv_rows
 
 CRITERIA = ("coherence", "relevance")
 TEXTS = [
@@ -17,16 +18,11 @@ TEXTS = [
 ]
 
 
-def sheet_rows(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
 def filled(folder: Path, coherence: str = "4", relevance: str = "2", texts: list[Text] = TEXTS[:2]) -> Path:
     """A sheet with the same ratings in every row."""
     file = folder / "anna.csv"
     write_sheet(texts, CRITERIA, 0, 0, file)
-    write_rows(file, [row | {"coherence": coherence, "relevance": relevance} for row in sheet_rows(file)])
+    write_rows(file, [row | {"coherence": coherence, "relevance": relevance} for row in csv_rows(file)])
     return file
 
 
@@ -39,7 +35,7 @@ def write_rows(file: Path, rows: list[dict[str, str]], delimiter: str = ",", enc
 
 def test_a_sheet_holds_texts_and_nothing_that_tells_who_wrote_them(tmp_path: Path) -> None:
     assert write_sheet(TEXTS, CRITERIA, 0.1, 0, tmp_path / "sheet.csv") == 22
-    rows = sheet_rows(tmp_path / "sheet.csv")
+    rows = csv_rows(tmp_path / "sheet.csv")
     assert list(rows[0]) == ["item", "context", "prompt", "text", *CRITERIA]
     assert sorted({row["text"] for row in rows}) == sorted({text.text for text in TEXTS})
     names = [row["item"] for row in rows]
@@ -53,7 +49,7 @@ def test_the_order_is_random_and_seeded(tmp_path: Path) -> None:
     orders = []
     for seed, name in ((0, "a.csv"), (0, "b.csv"), (1, "c.csv")):
         write_sheet(TEXTS, CRITERIA, 0, seed, tmp_path / name)
-        orders.append([row["item"] for row in sheet_rows(tmp_path / name)])
+        orders.append([row["item"] for row in csv_rows(tmp_path / name)])
     assert orders[0] == orders[1] != orders[2]
     assert orders[0] != [text.item() for text in TEXTS]
     assert sorted(orders[0]) == sorted(orders[2])
@@ -66,7 +62,7 @@ def test_the_same_text_of_two_variants_is_rated_once(tmp_path: Path) -> None:
 
 def test_a_spreadsheet_takes_no_text_for_a_formula(tmp_path: Path) -> None:
     write_sheet([replace(TEXTS[0], text="=1+1")], CRITERIA, 0, 0, tmp_path / "sheet.csv")
-    assert sheet_rows(tmp_path / "sheet.csv")[0]["text"] == " =1+1"
+    assert csv_rows(tmp_path / "sheet.csv")[0]["text"] == " =1+1"
 
 
 def test_prompts_are_chosen_alike_for_every_model() -> None:
@@ -82,7 +78,7 @@ def test_prompts_are_chosen_alike_for_every_model() -> None:
 )
 def test_a_filled_sheet_is_read_as_spreadsheets_write_it(tmp_path: Path, delimiter: str, encoding: str) -> None:
     file = filled(tmp_path, texts=[replace(TEXTS[0], text='größer; kleiner, "gleich"'), TEXTS[1]])
-    write_rows(file, [row | {"remark": "é"} for row in sheet_rows(file)], delimiter, encoding)
+    write_rows(file, [row | {"remark": "é"} for row in csv_rows(file)], delimiter, encoding)
     sheet = read_sheet(file, CRITERIA)
     assert sheet[TEXTS[1].item()] == {"coherence": 4, "relevance": 2}
     assert len(sheet) == 2
@@ -126,7 +122,7 @@ def damaged(rows: list[dict[str, str]], what: str) -> list[dict[str, str]]:
 )
 def test_what_is_no_sheet_is_refused(tmp_path: Path, what: str, message: str) -> None:
     file = filled(tmp_path)
-    write_rows(file, damaged(sheet_rows(file), what))
+    write_rows(file, damaged(csv_rows(file), what))
     with pytest.raises(DataError) as caught:
         read_sheet(file, CRITERIA)
     assert message in str(caught.value)

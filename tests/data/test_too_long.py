@@ -11,18 +11,13 @@ from paretune.data.too_long import shortened_text
 from paretune.errors import SpecError
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, StageContext
-from paretune.study.base import validate
 from paretune.study.data import Dataset
+from paretune.study.validate import validate
 from tests.data.chat_templates import GEMMA
 from tests.data.test_examples import tokenized
 from tests.data.test_prepare import prepare, write_rows
 from tests.evaluate.stages import BASE
 from tests.tiny import make_model, make_tokenizer
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model("llama", tmp_path_factory.mktemp("base"))
 
 
 @pytest.mark.parametrize("rule", ["cut", "keep_end"])

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from paretune.data.examples import SCHEMA as TASK_SCHEMA
 from paretune.data.tokenizer import SCHEMA, load_tokenizer
-from paretune.pipeline.records import Record
 from paretune.pipeline.resources import Resource
-from paretune.pipeline.stage import Artifact, RunOptions, StageContext
+from paretune.pipeline.stage import Artifact, RunOptions, Stage, StageContext
+from tests.pipeline.planned import record_of
 
 BASE = {"digest": "sha256:0", "trust_remote_code": False}
 
@@ -42,26 +42,7 @@ def make_context(
 
 
 def make_artifact(path: Path, **metrics: Any) -> Artifact:
-    record = Record(
-        key="0",
-        kind="test",
-        revision=1,
-        config={},
-        inputs={},
-        started="2026-01-01T00:00:00+00:00",
-        seconds=0.0,
-        device="cpu",
-        machine={},
-        peak_memory_bytes=0,
-        versions={},
-        git_commit=None,
-        argv=(),
-        options={},
-        metrics=metrics,
-        files={},
-        path=path,
-    )
-    return Artifact(path, record, {})
+    return Artifact(path, record_of(Stage("test", {}, ""), metrics=metrics, path=path), {})
 
 
 def write_tokens(base: Path, texts: Sequence[tuple[str, str, str]], directory: Path) -> Artifact:

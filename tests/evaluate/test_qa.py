@@ -19,7 +19,6 @@ from paretune.model.load import load_model
 from paretune.pipeline.resources import Resource
 from paretune.study.evaluations import Qa
 from tests.evaluate.stages import BASE, make_context, read_scores, reference_nats
-from tests.tiny import make_model
 
 QUESTIONS = [
     {
@@ -34,11 +33,6 @@ QUESTIONS = [
     {"id": 4, "question": "Who waits?", "answer": "nobody", "level": "easy"},
 ]
 PROMPT, ANSWER = " Question: {{ question }}\nAnswer:", " {{ answer }}."
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model("llama", tmp_path_factory.mktemp("llama"))
 
 
 def run(base: Path, draft: Path, questions: list[dict[str, Any]] = QUESTIONS, **fields: Any) -> dict[str, Any]:

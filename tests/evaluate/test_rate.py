@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paretune.cli import main
-from tests.conftest import write_study
+from tests.conftest import csv_rows, write_study
 
 STUDY = """
 study: small
@@ -30,14 +30,9 @@ evaluate:
 """
 
 
-def table(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
 def fill(sheet: Path, to: Path, base: set[str]) -> None:
     """Ratings that tell the texts of the base from the others; the words of a text are all that a rater has."""
-    rows = table(sheet)
+    rows = csv_rows(sheet)
     for number, row in enumerate(rows):
         row["coherence"] = "5" if row["text"].strip() in base else "1"
         row["relevance"] = str(1 + (number + len(to.name)) % 5)
@@ -72,13 +67,13 @@ def test_people_rate_a_study(finished: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert main(["run", "study.yaml", "--out", "out"]) == 0
     report = capsys.readouterr().out
     assert "the 2 raters agree (alpha 1.00" in " ".join(report.split())
-    results = table(Path("out/results.csv"))
+    results = csv_rows(Path("out/results.csv"))
     means = {(row["variant"], row["slice"]): float(row["value"]) for row in results if row["metric"] == "coherence"}
     assert means["base", ""] == 5
     assert means["shorter", "rater: ben"] < 5
     counted = {row["n"] for row in results if row["metric"] == "coherence" and not row["slice"]}
     assert counted == {"12"}  # 6 prompts by 2 people, for each variant
-    assert {row["metric"] for row in table(Path("out/comparisons.csv")) if row["task"] == "ratings"} == {
+    assert {row["metric"] for row in csv_rows(Path("out/comparisons.csv")) if row["task"] == "ratings"} == {
         "coherence",
         "relevance",
     }

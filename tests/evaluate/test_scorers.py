@@ -1,16 +1,7 @@
 import pytest
 from rouge_score import rouge_scorer
 
-from paretune.evaluate.scorers import (
-    best_of,
-    contains,
-    exact_match,
-    rouge,
-    score_answer,
-    set_scores,
-    shape_of,
-    squad_em,
-)
+from paretune.evaluate.scorers import best_of, contains, exact_match, rouge, score_answer, set_scores, shape_of, squad_em
 
 
 @pytest.mark.parametrize(

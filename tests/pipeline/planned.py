@@ -12,6 +12,7 @@ from typing import Any
 from paretune.pipeline.lock import Lock, resolve_lock
 from paretune.pipeline.plan import Plan, make_plan
 from paretune.pipeline.preflight import check_study
+from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Stage
 from paretune.study.study import load_study
 
@@ -89,6 +90,14 @@ def lock_of(file: Path, device: str = "auto") -> Lock:
 def plan_of(file: Path) -> Plan:
     study = load_study(file)
     return make_plan(study, resolve_lock(study, file), file.parent)
+
+
+def record_of(stage: Stage, **fields: Any) -> Record:
+    """The record of a stage as if it had run, without files."""
+    inputs = {role: parent.key for role, parent in stage.inputs.items()}
+    known = {"started": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "device": "cpu", "machine": {}, "peak_memory_bytes": 1}
+    known |= {"versions": {}, "git_commit": None, "argv": (), "options": {}, "metrics": {}, "files": {}}
+    return Record(stage.key, stage.kind, stage.revision, stage.config, inputs, **known | fields)
 
 
 def check(file: Path) -> None:

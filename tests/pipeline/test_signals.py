@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from paretune import api
 from paretune.cli import main
+from paretune.pipeline import results
 from paretune.pipeline.signals import ENDING, Terminated, ended_by_signals, held_back, noted
 from tests.pipeline.planned import write_planned
 
@@ -28,7 +28,7 @@ def send(number: int) -> None:
 )
 def test_a_command_that_is_told_to_end_says_so_in_a_line(tmp_path, monkeypatch, capsys, command, moment, number):
     file = write_planned(tmp_path)
-    monkeypatch.setattr(api, moment, lambda *_: send(number))
+    monkeypatch.setattr(results, moment, lambda *_: send(number))
     before = {path.name for path in tmp_path.iterdir()}
     assert main([command, str(file)]) == 128 + number
     name = signal.Signals(number).name
@@ -38,8 +38,8 @@ def test_a_command_that_is_told_to_end_says_so_in_a_line(tmp_path, monkeypatch, 
 
 
 def test_a_checkpoint_that_is_asked_for_while_nothing_trains_is_passed_over(tmp_path, monkeypatch, capsys):
-    make_plan = api.make_plan
-    monkeypatch.setattr(api, "make_plan", lambda *arguments: (send(signal.SIGUSR1), make_plan(*arguments))[1])
+    make_plan = results.make_plan
+    monkeypatch.setattr(results, "make_plan", lambda *arguments: (send(signal.SIGUSR1), make_plan(*arguments))[1])
     assert main(["plan", str(write_planned(tmp_path))]) == 0
     assert [line for line in capsys.readouterr().err.splitlines() if not line.startswith("timing ")] == []
 

@@ -14,6 +14,7 @@ from paretune.errors import StoreError
 from paretune.pipeline.records import Record, read_record
 from paretune.pipeline.stage import Stage, resume_of
 from paretune.pipeline.store import Store, describe_files
+from tests.pipeline.planned import record_of
 
 STAGE = Stage("fake", {"n": 1}, "module:body")
 
@@ -34,24 +35,8 @@ def commit(store: Store, stage: Stage = STAGE, text: str = "42") -> Path:
 
 
 def make_record(stage: Stage, draft: Path) -> Record:
-    return Record(
-        key=stage.key,
-        kind=stage.kind,
-        revision=stage.revision,
-        config=stage.config,
-        inputs={role: parent.key for role, parent in stage.inputs.items()},
-        started="2026-01-01T00:00:00+00:00",
-        seconds=1.5,
-        device="cpu",
-        machine={"cores": 2},
-        peak_memory_bytes=1,
-        versions={"python": "3"},
-        git_commit=None,
-        argv=("paretune", "run"),
-        options={"workers": 1},
-        metrics={"answer": 42},
-        files=describe_files(draft),
-    )
+    told = {"machine": {"cores": 2}, "versions": {"python": "3"}, "argv": ("paretune", "run"), "options": {"workers": 1}}
+    return record_of(stage, **told, metrics={"answer": 42}, files=describe_files(draft))
 
 
 def test_a_committed_stage_is_found_again_as_it_was(store):

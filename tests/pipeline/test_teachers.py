@@ -94,10 +94,7 @@ def test_its_size_on_disk_is_forecast(tmp_path):
 @pytest.mark.parametrize(
     ("methods", "told"),
     [
-        (
-            "{teacher: orginal}",
-            "pupil[0].distill.logits.teacher: no variant or base `orginal`; did you mean `original`?",
-        ),
+        ("{teacher: orginal}", "pupil[0].distill.logits.teacher: no variant or base `orginal`; did you mean `original`?"),
         ("{teacher: packed}", "`packed` ends with `quantize.int8`, and is only run; name what it is made of"),
         ("{teacher: one}", "`one` is not made of base `other`, as its student is"),
         ("{teacher: small}", "`small` is a variant and a base; rename one of them"),

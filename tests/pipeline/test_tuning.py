@@ -1,10 +1,9 @@
 """Trials of a tuned variant: what the plan holds before and after the choice, and how a run makes it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,14 +11,14 @@ from paretune.api import open_study
 from paretune.pipeline import plan as planning
 from paretune.pipeline.plan import CHOICE, Plan, PlannedCell, PlannedTrial, PlannedTuning
 from paretune.pipeline.plan_text import describe_plan
-from paretune.pipeline.records import Divergence, Record
+from paretune.pipeline.records import Divergence
 from paretune.pipeline.runner import Outcome, run_plan
 from paretune.pipeline.stage import RunOptions, Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.tuning import decide, read_tuning
 from paretune.pipeline.why import explain, review
 from tests.pipeline.bodies import make_stage, runs
-from tests.pipeline.planned import STUDY, described, plan_of, write_planned
+from tests.pipeline.planned import STUDY, described, plan_of, record_of, write_planned
 
 TUNED = "original: [{train.lora: {r: 4, learning_rate: {tune: [1.0e-4, 3.0e-4, 1.0e-3]}}}]"
 LITERAL = "original: [{train.lora: {r: 4}}]"
@@ -48,13 +47,7 @@ def finish(store: Store, stage: Stage, losses: Sequence[float], accuracies: Sequ
         for step, loss in enumerate(losses)
     ]
     (draft / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    inputs = {role: parent.key for role, parent in stage.inputs.items()}
-    fields: Mapping[str, Any] = {"versions": {}, "git_commit": None, "argv": (), "options": {}, "files": {}, "machine": {}}
-    metrics = {"train_seconds": 2.0, "steps": len(losses)}
-    record = Record(
-        stage.key, stage.kind, 1, stage.config, inputs, "", 1.0, "cpu", peak_memory_bytes=1, metrics=metrics, **fields
-    )
-    store.commit(stage, record)
+    store.commit(stage, record_of(stage, metrics={"train_seconds": 2.0, "steps": len(losses)}))
 
 
 def of(plan: Plan, base: str = "small") -> PlannedTuning:

@@ -1,6 +1,5 @@
 """Why a stage is new, in words: against a store that holds the stages of an earlier form of the study."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,11 +7,10 @@ import pytest
 from paretune.errors import SpecError
 from paretune.pipeline import plan as planning
 from paretune.pipeline.plan import Plan
-from paretune.pipeline.records import Record
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
 from paretune.pipeline.why import explain, review
-from tests.pipeline.planned import STUDY, described, plan_of, write_planned
+from tests.pipeline.planned import STUDY, described, plan_of, record_of, write_planned
 
 MACHINE = {"system": "Linux", "processor": "example", "cores": 2, "memory_gib": 8, "accelerator": None}
 
@@ -25,25 +23,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def finish(store: Store, stage: Stage) -> None:
     """An artifact without files, as if the stage had run."""
     store.open_draft(stage)
-    record = Record(
-        key=stage.key,
-        kind=stage.kind,
-        revision=stage.revision,
-        config=json.loads(json.dumps(stage.config)),
-        inputs={role: parent.key for role, parent in stage.inputs.items()},
-        started="2026-01-01T00:00:00+00:00",
-        seconds=1.0,
-        device="cpu",
-        machine={},
-        peak_memory_bytes=0,
-        versions={},
-        git_commit=None,
-        argv=(),
-        options={},
-        metrics={},
-        files={},
-    )
-    store.commit(stage, record)
+    store.commit(stage, record_of(stage))
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import pytest
 
 from paretune.errors import SpecError
-from paretune.study.base import validate
 from paretune.study.compare import Bound, Compare
+from paretune.study.validate import validate
 
 WHOLE = {
     "baseline": "original",

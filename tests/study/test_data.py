@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from paretune.errors import SpecError
-from paretune.study.base import validate
 from paretune.study.data import Dataset, Source, Split, SplitSources
+from paretune.study.validate import validate
 
 PLACES = {"path": "a.jsonl"}
 TASKS = {"x": {"completion": "{{ a }}"}}

@@ -6,7 +6,7 @@ import typer
 from paretune.cli import app
 from paretune.errors import SpecError
 from paretune.study.base import Spec
-from paretune.study.foreign import COMMAND, FOREIGN, _addresses_in, addresses, belongs, called, unknown
+from paretune.study.foreign import COMMAND, _addresses_in, addresses, belongs, called, foreign, unknown
 from paretune.study.registry import find_method
 from paretune.study.study import Train
 
@@ -18,7 +18,7 @@ def commands() -> set[str]:
     return {f"$ {name}" for name in group.commands} | flags
 
 
-@pytest.mark.parametrize("row", FOREIGN, ids=lambda row: row.names.split()[0])
+@pytest.mark.parametrize("row", foreign(), ids=lambda row: row.names.split()[0])
 def test_what_a_name_is_called_here_is_there_or_said_to_be_missing(row) -> None:
     wanted = _addresses_in(row.ours)
     assert wanted or row.missing, "nothing would be told"
@@ -33,8 +33,8 @@ def test_what_a_name_is_called_here_is_there_or_said_to_be_missing(row) -> None:
 
 def test_no_name_of_ours_is_taken_for_one_of_another_tool() -> None:
     """Where a field stands a foreign row would never be asked; a command, a method or a section would hide it."""
-    foreign = {name for row in FOREIGN for name in row.names.split()}
-    assert not {f"${each.removeprefix(COMMAND)}" for each in commands()} & foreign
+    theirs = {name for row in foreign() for name in row.names.split()}
+    assert not {f"${each.removeprefix(COMMAND)}" for each in commands()} & theirs
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from paretune.errors import NeedsError, SpecError
-from paretune.study.base import FROM_KEY, validate
+from paretune.study.base import FROM_KEY
 from paretune.study.registry import methods
 from paretune.study.study import Study, load_study, located
+from paretune.study.validate import validate
 
 STUDY = """study: small
 bases:

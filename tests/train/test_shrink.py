@@ -58,10 +58,7 @@ def test_a_stop_is_a_stage_and_as_many_are_planned_as_blocks_may_go(tmp_path):
     ("method", "told"),
     [
         ("{shrink: {to: 0.95}}", "shrink.to: 0.95 of 10 blocks is all of them; write at most 0.9"),
-        (
-            "{shrink: {to: 0.3, heal: {last_blocks: {count: 4}}}}",
-            "count: base `small` has 3 blocks at this point",
-        ),
+        ("{shrink: {to: 0.3, heal: {last_blocks: {count: 4}}}}", "count: base `small` has 3 blocks at this point"),
         ("{shrink: {heal: {}}}", "heal: name one of `lora: {...}`, `last_blocks: {...}` and `full: {...}`"),
     ],
 )

@@ -23,12 +23,7 @@ def read_again(config: PreTrainedConfig, directory: Path) -> PreTrainedConfig:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [
-        ([10, 11, 12, 13], [10, 12]),
-        ((10, 11, 12, 13), (10, 12)),
-        ([0.5, 0.5, 1.0, 1.0], [0.5, 1.0]),
-        ([1, 2, 3], [1, 2, 3]),
-    ],
+    [([10, 11, 12, 13], [10, 12]), ((10, 11, 12, 13), (10, 12)), ([0.5, 0.5, 1.0, 1.0], [0.5, 1.0]), ([1, 2, 3], [1, 2, 3])],
 )
 def test_a_list_of_one_entry_a_block_loses_the_entries_of_dropped_blocks(value: Any, expected: Any) -> None:
     assert pruned([0, 2], rope_theta_of_block=value).rope_theta_of_block == expected
@@ -59,17 +54,13 @@ def test_runs_are_written_out_without_the_dropped_blocks(tmp_path: Path) -> None
     assert read_again(config, tmp_path).attention_layers == ["local", "global", "local"]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("eos_token_id", [1, 2, 3, 4]), ("architectures", ["a", "b", "c", "d"])],
-)
+@pytest.mark.parametrize(("name", "value"), [("eos_token_id", [1, 2, 3, 4]), ("architectures", ["a", "b", "c", "d"])])
 def test_a_list_that_is_as_long_by_chance_is_left_alone(name: str, value: list[Any]) -> None:
     assert getattr(pruned([0, 1, 2], **{name: value}), name) == value
 
 
 @pytest.mark.parametrize(
-    ("keep", "interval", "kinds"),
-    [([1, 2, 3], 2, "SFS"), ([0, 1, 3], 4, "SSS"), ([0, 1, 2], 3, "SSF"), ([2, 3], None, "FS")],
+    ("keep", "interval", "kinds"), [([1, 2, 3], 2, "SFS"), ([0, 1, 3], 4, "SSS"), ([0, 1, 2], 3, "SSF"), ([2, 3], None, "FS")]
 )
 def test_an_interval_gives_the_pruned_list_or_goes(keep: list[int], interval: int | None, kinds: str, tmp_path: Path) -> None:
     config = pruned(keep, model_type="gemma3_text", sliding_window_pattern=3)

@@ -12,14 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from paretune.errors import SpecError, StageError
 from paretune.variants.blocks import block_list, check_blocks, choose_blocks, remove_blocks
 from tests.surgery_table import DROPS, measure_surgery
-from tests.tiny import ARCHITECTURES, NUM_BLOCKS
+from tests.tiny import ARCHITECTURES, NUM_BLOCKS, load
 
 TOLERANCE = 1e-5
 """Of the largest logit, in float32; merging an adapter rounds most (7e-6)."""
-
-
-def load(directory: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(directory).eval()
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:

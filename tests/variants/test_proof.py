@@ -10,14 +10,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from paretune.errors import SpecError, StageError
 from paretune.variants.blocks import remove_blocks, skipped_blocks
 from paretune.variants.proof import TOLERANCE, compute_at_once, prove_saved, prune_blocks, tolerance_of
-from tests.tiny import ARCHITECTURES, make_model
+from tests.tiny import ARCHITECTURES, load, make_model
 
 LARGE_WINDOW = 4096
 """No probe leaves it unless it is narrowed."""
-
-
-def load(directory: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(directory).eval()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -294,7 +294,7 @@ def disturbed_times(findings: Findings, group: Group) -> dict[str, float]:
     return {name: group.noise[name] for name in names if group.noise.get(name, 1.0) > DISTURBED}
 
 
-def short_training(findings: Findings, group: Group) -> list[Fact]:
+def short_training(group: Group) -> list[Fact]:
     validation, train = (tuple(map(group.entrant, names)) for names in group.falling)
     return [TrainingShort(validation, train)] if validation or train else []
 

@@ -1,8 +1,7 @@
 """What a study shows, as facts: the recommendation, the trades and what was learned, each only where it holds.
 
-The best variant is recommended, or the cheapest of those
-that are shown to lose no more than the margin against it; under a limit of the study, the same among those that are shown to
-keep to it. A recommendation names what it is shown to lose.
+The best variant is recommended, or the cheapest of those that are shown to lose no more than the margin against it; under a
+limit of the study, the same among those that are shown to keep to it. A recommendation names what it is shown to lose.
 """
 
 import shlex
@@ -10,27 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from paretune.analysis import answers, caveats
 from paretune.analysis.compare import NO_DIFFERENCE, Difference, Estimate
 from paretune.analysis.costs import cost_name, timed_evaluations
-from paretune.analysis.decision import (
-    HELD_OUT,
-    SIZE_STEP,
-    as_compared,
-    better_elsewhere,
-    is_cheaper,
-    shown_losses,
-    where_judged,
-)
-from paretune.analysis.findings import Choice, Fact, Findings, Group, GroupFacts, Limit
-from paretune.analysis.healing import healing_facts, seam_facts
+from paretune.analysis.decision import SIZE_STEP, as_compared, better_elsewhere, is_cheaper, shown_losses, where_judged
+from paretune.analysis.findings import Choice, Fact, Findings, Group, Limit
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.study.compare import Bound
 from paretune.study.grid import file_name
 from paretune.study.registry import metric_of
 
-_MEMORISED = 1.5
-"""Perplexity of held-out text below which memorised text is likelier than a good model."""
 _MOST_COMPARED = 6
 """Variants that are compared with the baseline in words; a study of many reads better in its tables."""
 _COMPARED_COSTS = ("model_bytes", "train_tokens_per_second", "peak_memory_bytes", "ms_per_token")
@@ -309,42 +296,7 @@ def trade(findings: Findings, variant: Entrant, reference: Entrant, quantity: Qu
     return Trade(difference, tuple(cost for cost in costs if cost.cheaper), dearer)
 
 
-def group_facts(findings: Findings, group: Group) -> GroupFacts:
-    """All lists of a group; what was found stands in the order of its weight for a decision, caveats last."""
-    choice, quantity, facts = group.choice, group.headline, list[Fact]()
-    if choice is None or quantity is None:
-        recommendation: Sequence[Fact] = [NothingRanked()]
-        facts += answers.rating_facts(findings, group)
-    else:
-        recommendation, prices = _recommendation(findings, group, choice, quantity)
-        facts += [
-            *(_against_costs(findings, group, choice, quantity) if choice.verdict != "cannot tell" else []),
-            *_comparisons(findings, group, choice, quantity, (*recommendation, *prices)),
-            *prices,
-            *answers.answer_facts(findings, group),
-            *answers.rating_facts(findings, group),
-            *answers.forgetting_facts(findings, group),
-            *(
-                LikelyMemorised(entrant, of, estimate.mean)
-                for entrant in choice.ranked
-                for of, estimate in findings.estimates[entrant].items()
-                if of.metric == "perplexity" and of.split in HELD_OUT and not of.slice and estimate.mean < _MEMORISED
-            ),
-            *caveats.short_training(findings, group),
-            *caveats.chosen_on_validation(findings, group),
-        ]
-    return GroupFacts(
-        recommendation=tuple(recommendation),
-        findings=tuple(facts),
-        trained=tuple(caveats.trained_shares(findings, group)),
-        training=(*caveats.training_notes(findings, group), *healing_facts(findings, group)),
-        tuning=tuple(caveats.tuning_facts(findings, group)),
-        blocks=(*caveats.block_facts(findings, group), *seam_facts(findings, group)),
-        confounded=answers.confounded_facts(findings, group),
-    )
-
-
-def _recommendation(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> tuple[list[Fact], list[Fact]]:
+def recommendation(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> tuple[list[Fact], list[Fact]]:
     """What to take, and what is cheaper at a price."""
     if choice.verdict == "only one":
         return [OnlyOne(choice.best)], []
@@ -398,7 +350,7 @@ def _first_losses(
     return tuple(lost.values())
 
 
-def _against_costs(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> list[Fact]:
+def against_costs(findings: Findings, group: Group, choice: Choice, quantity: Quantity) -> list[Fact]:
     """What to take under each limit of the study, and the Pareto frontier."""
     facts: list[Fact] = []
     for limit in group.limits:
@@ -419,7 +371,7 @@ def _against_costs(findings: Findings, group: Group, choice: Choice, quantity: Q
     return facts
 
 
-def _comparisons(
+def comparisons(
     findings: Findings, group: Group, choice: Choice, quantity: Quantity, recommendation: Sequence[Fact]
 ) -> list[Fact]:
     """What the methods brought against the base as it came, and the others against the baseline; no pair that the

@@ -4,7 +4,6 @@ Times and memory belong to a machine and the options of a run: a ratio across di
 more than once is charged for all of it.
 """
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +87,8 @@ def read_costs(
                 if _is_training_time(name)
                 else (None, waited.get(name))
             )
-            parts, waits = itertools.starmap(_larger, zip((before.disturbance, before.waited), own, strict=True))
+            pairs = zip((before.disturbance, before.waited), own, strict=True)
+            parts, waits = (max((ratio for ratio in pair if ratio is not None), default=None) for pair in pairs)
             costs[name] = Cost({**before.by_seed, cell.seed: value}, machines, parts, waits)
     for tuning in results.tunings:
         if tuning.chosen is not None:
@@ -235,10 +235,6 @@ def _wall_by_cpu(cell: Cell, latencies: Sequence[str]) -> dict[str, float]:
         for metric in metrics
         if metrics.get(f"cpu_{metric}")
     }
-
-
-def _larger(*ratios: float | None) -> float | None:
-    return max((ratio for ratio in ratios if ratio is not None), default=None)
 
 
 def _waits(results: Results) -> dict[str, float]:

@@ -4,38 +4,28 @@
 that matters most.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from paretune.analysis import caveats, setup
+from paretune.analysis import answers, caveats, conclusions, setup
 from paretune.analysis.compare import Difference
-from paretune.analysis.conclusions import (
-    BasesCompared,
-    CostDifference,
-    Forbidden,
-    Incomplete,
-    LikelyMemorised,
-    NothingMeasured,
-    Running,
-    ToUse,
-    across_facts,
-    export_command,
-    group_facts,
-    trade,
-)
-from paretune.analysis.decision import is_cheaper
+from paretune.analysis.conclusions import CostDifference, across_facts, trade
+from paretune.analysis.decision import HELD_OUT, is_cheaper
 from paretune.analysis.deviations import ExamplesLeftOut, RecordsLeftOut, TunedUnequally, deviations
-from paretune.analysis.findings import Fact, Facts, Findings, Group
+from paretune.analysis.findings import Fact, Facts, Findings, Group, GroupFacts
+from paretune.analysis.healing import healing_facts, seam_facts
 from paretune.analysis.measure import measure
 from paretune.analysis.scores import Entrant
 from paretune.pipeline.records import Results
 
+_MEMORISED = 1.5
+"""Perplexity of held-out text below which memorised text is likelier than a good model."""
 _MOST_NAMED = 3
 """Cheaper variants that the sentence names."""
 _GRAVITY: Sequence[type[Fact]] = (
-    *(NothingMeasured, Incomplete, Running),
-    *(caveats.LeakedFigures, LikelyMemorised, ExamplesLeftOut, RecordsLeftOut),
+    *(conclusions.NothingMeasured, conclusions.Incomplete, conclusions.Running),
+    *(caveats.LeakedFigures, conclusions.LikelyMemorised, ExamplesLeftOut, RecordsLeftOut),
     *(caveats.OneDocument, caveats.GroupUnnamed, caveats.RecordsShared, caveats.DocumentsAlike),
     *(caveats.RankedOnValidation, caveats.SheetUnread, caveats.FamilyUnmeasured, caveats.TrainingShort),
     *(caveats.ChosenAtEdge, TunedUnequally, caveats.FewSeeds, caveats.Untuned, caveats.TimesDisturbed),
@@ -81,15 +71,15 @@ def find(results: Results, also_against: str | None = None) -> Findings:
     """All that a study's records show; `also_against` is a variant that all others are compared with, as with the baseline."""
     findings = measure(results, also_against)
     incomplete: list[Fact] = []
-    for fact, left_of in ((Incomplete, attrgetter("missing")), (Running, attrgetter("running"))):
+    for fact, left_of in ((conclusions.Incomplete, attrgetter("missing")), (conclusions.Running, attrgetter("running"))):
         left = [(cell.variant, stage) for cell in results.cells for stage in left_of(cell)]
         if left:
             variants, stages = zip(*left, strict=True)
             incomplete.append(fact(tuple(dict.fromkeys(variants)), len(set(stages))))
     if not results.cells:
-        incomplete.append(NothingMeasured())
+        incomplete.append(conclusions.NothingMeasured())
     all_facts = Facts(
-        groups={(group.base, group.dataset): group_facts(findings, group) for group in findings.groups},
+        groups={(group.base, group.dataset): _group_facts(findings, group) for group in findings.groups},
         across={dataset: tuple(facts) for dataset in findings.study.data if (facts := across_facts(findings, dataset))},
         remarks=tuple(caveats.remarks(findings)),
         incomplete=tuple(incomplete),
@@ -100,9 +90,44 @@ def find(results: Results, also_against: str | None = None) -> Findings:
         notes=tuple(setup.notes(findings)),
     )
     taken = [of_dataset for dataset in findings.study.data for of_dataset in _taken(findings, all_facts, dataset)]
-    commands = tuple(export_command(findings, one.entrant) for one in taken if one.entrant is not None)
-    answer, use = tuple(_answer(findings, all_facts, taken)), (ToUse(commands),) if commands else ()
+    commands = tuple(conclusions.export_command(findings, one.entrant) for one in taken if one.entrant is not None)
+    answer, use = tuple(_answer(findings, all_facts, taken)), (conclusions.ToUse(commands),) if commands else ()
     return replace(findings, facts=replace(all_facts, answer=answer, use=use))
+
+
+def _group_facts(findings: Findings, group: Group) -> GroupFacts:
+    """All lists of a group; what was found stands in the order of its weight for a decision, caveats last."""
+    choice, quantity, facts = group.choice, group.headline, list[Fact]()
+    if choice is None or quantity is None:
+        recommendation: Sequence[Fact] = [conclusions.NothingRanked()]
+        facts += answers.rating_facts(findings, group)
+    else:
+        recommendation, prices = conclusions.recommendation(findings, group, choice, quantity)
+        facts += [
+            *(conclusions.against_costs(findings, group, choice, quantity) if choice.verdict != "cannot tell" else []),
+            *conclusions.comparisons(findings, group, choice, quantity, (*recommendation, *prices)),
+            *prices,
+            *answers.answer_facts(findings, group),
+            *answers.rating_facts(findings, group),
+            *answers.forgetting_facts(findings, group),
+            *(
+                conclusions.LikelyMemorised(entrant, of, estimate.mean)
+                for entrant in choice.ranked
+                for of, estimate in findings.estimates[entrant].items()
+                if of.metric == "perplexity" and of.split in HELD_OUT and not of.slice and estimate.mean < _MEMORISED
+            ),
+            *caveats.short_training(group),
+            *caveats.chosen_on_validation(findings, group),
+        ]
+    return GroupFacts(
+        recommendation=tuple(recommendation),
+        findings=tuple(facts),
+        trained=tuple(caveats.trained_shares(findings, group)),
+        training=(*caveats.training_notes(findings, group), *healing_facts(findings, group)),
+        tuning=tuple(caveats.tuning_facts(findings, group)),
+        blocks=(*caveats.block_facts(findings, group), *seam_facts(findings, group)),
+        confounded=answers.confounded_facts(findings, group),
+    )
 
 
 def _answer(findings: Findings, facts: Facts, taken: Sequence[TakenOn]) -> list[Fact]:
@@ -111,12 +136,13 @@ def _answer(findings: Findings, facts: Facts, taken: Sequence[TakenOn]) -> list[
     if len(findings.groups) == 1:
         group = findings.groups[0]
         recommendation = facts.groups[group.base, group.dataset].recommendation
-        told += [fact for fact in recommendation if not isinstance(fact, Forbidden)][:1]
+        told += [fact for fact in recommendation if not isinstance(fact, conclusions.Forbidden)][:1]
         told += _cheaper(findings, group)
     elif findings.groups:
         told.append(TakeEach(tuple(taken)))
     of_groups = (fact for group in facts.groups.values() for fact in group.findings)
-    return [*told, *_gravest((*facts.incomplete, *facts.remarks, *of_groups))]
+    known = [fact for fact in (*facts.incomplete, *facts.remarks, *of_groups) if isinstance(fact, tuple(_GRAVITY))]
+    return [*told, *sorted(known, key=lambda fact: _GRAVITY.index(type(fact)))[:1]]
 
 
 def _cheaper(findings: Findings, group: Group) -> list[Fact]:
@@ -144,13 +170,8 @@ def _taken(findings: Findings, facts: Facts, dataset: str) -> list[TakenOn]:
         for group in findings.groups
         if group.dataset == dataset
     }
-    compared = [fact.difference for fact in facts.across.get(dataset, ()) if isinstance(fact, BasesCompared)]
+    compared = [fact.difference for fact in facts.across.get(dataset, ()) if isinstance(fact, conclusions.BasesCompared)]
     if not compared:
         return [TakenOn(dataset, entrant) for entrant in chosen.values()]
     near = tuple(difference.variant for difference in compared if difference.verdict != "worse")
     return [TakenOn(dataset, chosen[compared[0].reference.base], near)]
-
-
-def _gravest(facts: Iterable[Fact]) -> list[Fact]:
-    known = [fact for fact in facts if isinstance(fact, tuple(_GRAVITY))]
-    return sorted(known, key=lambda fact: _GRAVITY.index(type(fact)))[:1]

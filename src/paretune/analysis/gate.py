@@ -20,7 +20,7 @@ from paretune.analysis.inference import Errors, documents_needed, standard_error
 from paretune.analysis.measure import measure
 from paretune.analysis.scores import Entrant, Quantity, make_samples, read_scores
 from paretune.errors import SpecError, StoreError
-from paretune.pipeline.records import Results
+from paretune.pipeline.records import Results, write_whole
 from paretune.pipeline.store import describe_files
 from paretune.study.base import suggestion
 from paretune.study.compare import Bound, cost_names, quality_names
@@ -139,10 +139,8 @@ def _quality_checks(
     for kind, limit, side in (("at_most", bound.at_most, 1), ("at_least", bound.at_least, -1)):
         if limit is None:
             continue
-        farthest, nearest = (
-            max(side * seen_alone.low, side * seen_alone.high),
-            min(side * strict_alone.low, side * strict_alone.high),
-        )
+        farthest = max(side * seen_alone.low, side * seen_alone.high)
+        nearest = min(side * strict_alone.low, side * strict_alone.high)
         verdict = "holds" if farthest <= side * limit else "broken" if nearest > side * limit else "open"
         errors = Errors(standard_error(sample.sums, sample.weights), sample.items.num_documents, 0.0, 1.0)
         loss = side * (seen_alone.mean - limit)
@@ -213,11 +211,9 @@ def _without_nan(check: Check) -> dict[str, Any]:
 
 def write_json(content: Mapping[str, Any], study_file: Path, file: Path) -> None:
     """The file that `--verify` reads; it names the study from where it stands. StoreError where it cannot be written."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
     where = Path(os.path.relpath(study_file, file.parent)).as_posix()
     try:
-        draft.write_text(json.dumps({"study_file": where} | dict(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        draft.replace(file)
+        write_whole(file, json.dumps({"study_file": where} | dict(content), indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise StoreError(f"{file}: cannot be written ({error.strerror}); name a file in a directory that is there") from None
 

@@ -59,8 +59,10 @@ def measure(results: Results, also_against: str | None = None) -> Findings:
         if variant != reference and (found := ratio(costs, name, variant, reference)) is not None
     }
     findings = replace(findings, differences=with_views(differences, study.compare), ratios=ratios)
-    groups = []
+    groups, block_choices = [], {}
     for group in findings.groups:
+        cells = [cell for entrant in group.entrants for cell in results.cells if entrant_of(cell) == entrant]
+        block_choices[group.base, group.dataset] = read_block_choices(cells, study.compare.interval)
         names = dict.fromkeys(
             name for entrant in group.entrants for name in costs.get(entrant, {}) if metric_of(name).of_machine
         )
@@ -75,9 +77,6 @@ def measure(results: Results, also_against: str | None = None) -> Findings:
         if group.choice is not None and group.choice.chosen != group.choice.best:
             for quantity in declared_measures(findings, group):
                 differences |= comparer.between([group.choice.chosen, group.choice.best], quantity, differences)
-    block_choices = {
-        (group.base, group.dataset): read_block_choices(_cells_of(results, group), study.compare.interval) for group in groups
-    }
     differences = with_views(differences, study.compare)
     return replace(findings, groups=tuple(groups), differences=differences, block_choices=block_choices)
 
@@ -241,8 +240,3 @@ def _marks(results: Results) -> Marks:
         ),
         tokenizers=frozenset(where for where, record in results.tokens.items() if record.metrics.get("lossy_examples")),
     )
-
-
-def _cells_of(results: Results, group: Group) -> list[Cell]:
-    """In the order of the variants."""
-    return [cell for entrant in group.entrants for cell in results.cells if entrant_of(cell) == entrant]

@@ -6,7 +6,7 @@ records of `prune.blocks` has the columns `removed` (list of block indices), `do
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,7 +107,8 @@ def read_curve(cell: Cell) -> pd.DataFrame:
         file = record.path / "curves.jsonl"
         if not file.exists():
             continue
-        part = _by_step(read_lines(file))
+        written = pd.DataFrame(read_lines(file), columns=list(CURVE_COLUMNS), dtype=float)
+        part = written.groupby("step", as_index=False).last()[list(CURVE_COLUMNS)]  # training and validation are written apart
         for name in _COUNTED:
             part[name] += done[name]
             done[name] = float(part[name].max())
@@ -197,14 +198,6 @@ def smoothed(values: Sequence[float], window: int) -> np.ndarray:
 def running_mean(losses: Sequence[float]) -> np.ndarray:
     """A train loss as its figure shows it."""
     return smoothed(losses, max(1, len(losses) // _WINDOWS))
-
-
-def _by_step(written: Sequence[Mapping[str, float]]) -> pd.DataFrame:
-    rows: dict[float, dict[str, float]] = {}
-    for row in written:
-        rows.setdefault(row["step"], {}).update(row)
-    table = pd.DataFrame([rows[step] for step in sorted(rows)], columns=list(CURVE_COLUMNS))
-    return table.astype(float)
 
 
 def _number(epochs: pd.Series) -> np.ndarray:

@@ -14,13 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from paretune.api import OpenStudy
 from paretune.app.conversation import Asking, Conversation, Models, Reply, conversation
 from paretune.errors import DataError, SpecError, UserError
+from paretune.pipeline.plan import Wanted
+from paretune.pipeline.results import OpenStudy
 from paretune.report.render import visible
-from paretune.variants.export import Wanted
 
-COMMANDS = ("/new", "/system", "/quit")
 _COMMANDS_TOLD = "`/new` begins anew, `/system TEXT` too with another system prompt, `/quit` ends"
 SIDE_BY_SIDE = 100
 """Columns of a terminal in which two answers stand beside each other."""
@@ -28,11 +27,7 @@ _GAP = 3
 
 
 def chat(
-    opened: OpenStudy,
-    variants: Sequence[str],
-    asking: Asking,
-    chosen: tuple[str | None, str | None, int | None],
-    again: str,
+    opened: OpenStudy, variants: Sequence[str], asking: Asking, chosen: tuple[str | None, str | None, int | None], again: str
 ) -> None:
     """Talk to `variants` until the prompts end; `chosen` are base, dataset and training seed where there are several.
 

@@ -16,7 +16,6 @@ from threading import Condition, Event, Thread
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from paretune.api import OpenStudy
 from paretune.data.chat import Message, chat_prompt, turn_of
 from paretune.errors import DataError, NeedsError, ParetuneError, SpecError, StoreError
 from paretune.evaluate.answers import Decoding
@@ -24,12 +23,12 @@ from paretune.evaluate.generate import generate
 from paretune.evaluate.outputs import StoppedBy
 from paretune.model.llama_cpp import LlamaCpp
 from paretune.model.load import LoadedModel, load_model
-from paretune.pipeline.plan import PlannedCell, cell_name
+from paretune.pipeline.plan import PlannedCell, Wanted, cell_name, find_cell
+from paretune.pipeline.results import OpenStudy
 from paretune.pipeline.stage import RunOptions, StageContext
 from paretune.pipeline.store import Store
 from paretune.report.words import size
 from paretune.study.evaluations import SIZE
-from paretune.variants.export import Wanted, find_cell
 
 _COLDEST = 1e-6
 """The least temperature above 0 by which logits can be divided."""

@@ -1,6 +1,6 @@
 """`paretune dashboard`: the comparison in a browser, with models to talk to and texts to rate. Served to this machine alone.
 
-Streamlit runs `dashboard_script.py` for each browser and click, in a thread of its own. What is dear is kept here for all of
+Streamlit runs `dashboard_pages.py` for each browser and click, in a thread of its own. What is dear is kept here for all of
 them, by what the store holds: the findings until a stage ends, a model until its memory is needed. What stands in data and what
 models write is untrusted: it is shown as text, or escaped where Markdown is.
 """
@@ -20,21 +20,21 @@ import streamlit as st
 
 from paretune.analysis.facts import find
 from paretune.analysis.findings import Findings
-from paretune.api import OpenStudy, open_study
 from paretune.errors import SpecError, command_line
 from paretune.pipeline.machine import memory_limit
 from paretune.pipeline.plan import PlannedCell, cell_name
-from paretune.pipeline.results import read_results
+from paretune.pipeline.results import OpenStudy, open_study, read_results
 from paretune.report import charts
+from paretune.report.blocks import Block, Bullets, Paragraph, Table, Words
 from paretune.report.page import page_data
-from paretune.report.render import TEMPLATES, Block, Bullets, Paragraph, Table, Words, escaped, visible
+from paretune.report.render import TEMPLATES, escaped, visible
 
 if TYPE_CHECKING:
     from paretune.app.conversation import Models
 
 HOST, PORT, _PORTS = "127.0.0.1", 8501, 20
 """The first port that is tried where none is named, and how many are."""
-_SCRIPT = Path(__file__).with_name("dashboard_script.py")
+_SCRIPT = Path(__file__).with_name("dashboard_pages.py")
 _OPTIONS = {
     "server.address": HOST,
     "server.headless": True,
@@ -155,7 +155,7 @@ def _opened_at(seen: tuple[Any, ...]) -> OpenStudy:
 @st.cache_resource(max_entries=2, show_spinner="Reading what was measured")
 def _findings_at(seen: tuple[Any, ...]) -> Findings:
     opened = _opened_at(seen)
-    return find(read_results(opened.study, opened.file, opened.lock, opened.plan, opened.store))
+    return find(read_results(opened))
 
 
 @st.cache_resource(max_entries=2, show_spinner="Reading what was written")

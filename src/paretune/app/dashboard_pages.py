@@ -1,4 +1,7 @@
-"""The dashboard's pages that read facts and records, which compute no number, and the one that keeps blind ratings."""
+"""What Streamlit runs for every browser, and again whenever something is clicked: the page that is asked for.
+
+The pages read facts and records, and compute no number; one keeps blind ratings.
+"""
 
 import json
 import subprocess
@@ -13,7 +16,6 @@ import streamlit as st
 
 from paretune.analysis.findings import Findings
 from paretune.analysis.training import running_mean
-from paretune.api import OpenStudy
 from paretune.app.dashboard import findings, markdown, opened, page, seen, served, show_blocks, show_chart, show_text, trained
 from paretune.app.rating import RatingSheet, sheet_file
 from paretune.app.track import curve_rows, followed
@@ -23,10 +25,12 @@ from paretune.evaluate.ratings import comparable_texts
 from paretune.pipeline.forecast import duration_words, forecast
 from paretune.pipeline.progress import Part, note_progress
 from paretune.pipeline.rates import kept_rates, rough_rates
+from paretune.pipeline.results import OpenStudy
 from paretune.pipeline.runs import clock, live_runs
 from paretune.report import charts
+from paretune.report.blocks import Table
 from paretune.report.cards import cards
-from paretune.report.render import Table, visible
+from paretune.report.render import visible
 from paretune.report.sections import build_report
 from paretune.study.evaluations import SIZE
 from paretune.study.ratings import HIGHEST, LOWEST, RUBRIC
@@ -415,3 +419,36 @@ def export() -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         show: Callable[[str], Any] = st.error if done.returncode else st.success
         show(markdown((done.stderr if done.returncode else done.stdout).strip()))
+
+
+def side_by_side() -> None:
+    """Two variants, or more, that answer the same."""
+    from paretune.app import dashboard_talk  # with torch, which no other page takes
+
+    dashboard_talk.side_by_side()
+
+
+def show() -> None:
+    """The page that is asked for."""
+    pages = {
+        "Overview": overview,
+        "Run": run,
+        "Side by side": side_by_side,
+        "Blind rating": blind_rating,
+        "Examples": examples,
+        "Cards": model_cards,
+        "Export": export,
+    }
+    st.set_page_config(page_title="Paretune", layout="wide")
+    st.html("<style>.stMainBlockContainer { padding-top: 4.5rem; }</style>")
+    made = [st.Page(page, title=title, url_path=title.lower().replace(" ", "-")) for title, page in pages.items()]
+    try:
+        st.navigation(made, position="top").run()
+    except ParetuneError as error:
+        st.error(markdown(str(error)))
+    except OSError as error:
+        st.error(markdown(f"the store changed while it was read ({error}); load the page again"))
+
+
+if __name__ == "__main__":  # as Streamlit runs it
+    show()

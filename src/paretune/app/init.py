@@ -35,15 +35,15 @@ from paretune.pipeline.data_files import data_files, format_of_file
 from paretune.pipeline.forecast import duration_words, forecast
 from paretune.pipeline.lock import Lock, resolve_lock
 from paretune.pipeline.machine import device_kind
-from paretune.pipeline.plan import Plan, make_plan
+from paretune.pipeline.plan import make_plan
 from paretune.pipeline.preflight import check_study
 from paretune.pipeline.rates import kept_rates, rough_rates
 from paretune.pipeline.resources import SMOLLM2
 from paretune.pipeline.store import Store
-from paretune.study.base import validate
 from paretune.study.data import Source
 from paretune.study.findings import FINDINGS, proposed_clean
-from paretune.study.study import Study, load_study, located
+from paretune.study.study import load_study, located
+from paretune.study.validate import validate
 
 _LOOK = 1000
 """Records that are looked at."""
@@ -195,7 +195,13 @@ def write_first_study(data: Path, file: Path, base: str | None = None, minutes: 
 
     def forecast_of(amount: _Amount) -> _Forecast:
         write(amount)
-        return _forecast(study := load_study(file), lock, make_plan(study, lock, file.parent), store)
+        study = load_study(file)
+        plan = make_plan(study, lock, file.parent)
+        kept = kept_rates(study, lock, plan, store)
+        costs = forecast(study, lock, plan, store, rates=kept or rough_rates(lock))
+        training = [cost for stage, cost in costs.items() if "train" in stage.config]
+        seconds, trained = (sum(cost.seconds or 0 for cost in some) for some in (costs.values(), training))
+        return _Forecast(seconds, trained, max(cost.steps or 0 for cost in training), bool(kept))
 
     amount, longest, store = _AMOUNTS[0], None, Store(file.parent / ".paretune")
     try:
@@ -294,15 +300,6 @@ def _fit(
         steps = max(least, int(0.8 * steps))
 
 
-def _forecast(study: Study, lock: Lock, plan: Plan, store: Store) -> _Forecast:
-    """Of all the stages of a study."""
-    kept = kept_rates(study, lock, plan, store)
-    costs = forecast(study, lock, plan, store, rates=kept or rough_rates(lock))
-    training = [cost for stage, cost in costs.items() if "train" in stage.config]
-    seconds, trained = (sum(cost.seconds or 0 for cost in some) for some in (costs.values(), training))
-    return _Forecast(seconds, trained, max(cost.steps or 0 for cost in training), bool(kept))
-
-
 def _look_at(data: Path) -> _Table:
     source = validate(Source, {"path": str(data)}, str(data))
     format = source.resolved_format or format_of_file(data_files(data)[0])
@@ -348,11 +345,12 @@ def _study(table: _Table, shape: Shape, file: Path, base: str | None, where: str
     if unused := _unused(table, shape):
         of_all = f" of {len(rows[0]):,} columns" if len(rows[0]) > _LISTED else ""
         written_unused = f"    # not used{of_all}: {listed(unused, _LISTED)}\n"
+    called = _name(Path(base).resolve().name.removesuffix(".gguf"), "base") if base else "small"
     return partial(
         _STUDY.format,
         file=file,
         name=_name(data.stem, "data"),
-        base=f"  {_base_name(base)}: {{{where}}}".ljust(43) + f" # <- the model{'' if base else '; this one ships'}",
+        base=f"  {called}: {{{where}}}".ljust(43) + f" # <- the model{'' if base else '; this one ships'}",
         source=f"{{path: {quoted(_path_from(file, data))}{table.written}{shape.source}}}",
         about=about,
         learned=shape.learned,
@@ -408,10 +406,6 @@ def _where(base: str, file: Path) -> str:
     if base.startswith((".", "/", "~")) or base.count("/") > 1 or path.suffix == ".gguf":
         raise NeedsError(f"--base: no directory `{base}`; name one that holds config.json, a GGUF file, or a model of the hub")
     return f"hub: {base}"
-
-
-def _base_name(base: str | None) -> str:
-    return _name(Path(base).resolve().name.removesuffix(".gguf"), "base") if base else "small"
 
 
 def _notes(rows: Rows, written: str, *, of_columns: bool, drops_empty: bool) -> str:

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from paretune.errors import NeedsError
 from paretune.pipeline.plan import Plan, cell_name
+from paretune.pipeline.records import write_whole
 from paretune.pipeline.store import Store
 from paretune.study.study import Study
 
@@ -220,10 +221,7 @@ class _Tracker:
             self.sent[cell["name"]].step = step
 
     def note(self) -> None:
-        """A new file takes the old one's place: a kill leaves one of them."""
-        draft = self.file.with_suffix(".new")
-        draft.write_text(json.dumps({name: asdict(sent) for name, sent in self.sent.items()}), encoding="utf-8")
-        draft.replace(self.file)
+        write_whole(self.file, json.dumps({name: asdict(sent) for name, sent in self.sent.items()}))
 
 
 def _wandb(study: str, settings: Mapping[str, Any], store: Path, _: Path) -> _Tracker:

@@ -13,7 +13,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ _REPEATS = 5
 @dataclass(frozen=True)
 class Finding:
     split: str
-    name: str
+    finding: str
     """What was found: `encoding`, `email`, ..."""
     count: int
     of: int
@@ -145,20 +145,10 @@ def audit_data(context: StageContext) -> dict[str, Any]:
         kind, _, task = name.partition(":")
         of = columns[split].examples if task else len(columns[split].numbers)
         findings.append(Finding(split, kind, count, of, tuple(notes.first[split, name]), task))
-    findings += [
-        *_of_all_texts(columns, languages, main),
-        *_of_labels(labels, config.labels),
-    ]
+    findings += [*_of_all_texts(columns, languages, main), *_of_labels(labels, config.labels)]
     with (context.draft / "audit.jsonl").open("w", encoding="utf-8") as out:
-        for finding in sorted(findings, key=lambda finding: (finding.name, SPLITS.index(finding.split))):
-            row = {
-                "split": finding.split,
-                "finding": finding.name,
-                "count": finding.count,
-                "of": finding.of,
-                "records": list(finding.records),
-            }
-            out.write(json.dumps(row | {"detail": finding.detail}, ensure_ascii=False) + "\n")
+        for finding in sorted(findings, key=lambda finding: (finding.finding, SPLITS.index(finding.split))):
+            out.write(json.dumps(asdict(finding), ensure_ascii=False) + "\n")
     main_languages = ",".join(languages[n] for n in main)
     return {"findings": len(findings), "languages": main_languages, **{f"records_{s}": len(columns[s].numbers) for s in SPLITS}}
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from paretune.errors import DataError
-from paretune.study.base import shown
+from paretune.study.base import shown, ticked
 
 if TYPE_CHECKING:
     from paretune.data.tokenizer import TextTokenizer
@@ -89,9 +89,8 @@ def conversation(form: str, values: Mapping[str, Any], where: str) -> list[Messa
     if field not in values:
         seen = next((told for names, told in _OTHER_FORMS if names <= values.keys()), "")
         raise DataError(
-            f"{where}: no field `{field}`, which `records: {form}` reads; the record has "
-            + ", ".join(f"`{name}`" for name in values)
-            + (f", and {seen}" if seen else "")
+            f"{where}: no field `{field}`, which `records: {form}` reads; the record has {ticked(values)}"
+            f"{f', and {seen}' if seen else ''}"
         )
     said = _parsed_list(values[field])
     # The names of the one form are met under the field of the other, too.
@@ -163,8 +162,7 @@ def parse_messages(value: Any, role: str, content: str, where: str) -> list[Mess
         if not isinstance(message, Mapping) or role not in message:
             raise DataError(f"{where}: message {number} is {shown(message)}; expected `{role}` and `{content}`")
         if message[role] not in _ROLES:
-            known = ", ".join(f"`{name}`" for name in _ROLES)
-            raise DataError(f"{where}: message {number}: `{role}` is {shown(message[role])}; known: {known}")
+            raise DataError(f"{where}: message {number}: `{role}` is {shown(message[role])}; known: {ticked(_ROLES)}")
         fields = {name: _without_nulls(item) for name, item in message.items() if name not in (role, content, *_LEARNED)}
         fields = {name: item for name, item in fields.items() if item not in (None, "", [], {})}
         said = message.get(content)
@@ -244,7 +242,9 @@ def render_turn(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any
             raise DataError(f"{where}: the chat template of the base refuses the messages ({error})") from None
 
     whole, (head, seen, end) = written([turn]), written([turn_of(marker)]).partition(marker)
-    unwritten = [name for name in SPOKEN if name in turn and written([_without(turn, name)]) == whole]
+    unwritten = [
+        name for name in SPOKEN if name in turn and written([{key: item for key, item in turn.items() if key != name}]) == whole
+    ]
     if tools and written([turn], tools=None) == whole:
         unwritten.append("tools")
     spoken = [name for name in SPOKEN if name in turn and name not in unwritten]
@@ -271,7 +271,7 @@ def render_turn(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any
         )
     if not completion.strip() and unwritten:
         raise DataError(
-            f"{where}: the turn has only {_listed(unwritten)}, which the chat template of the base does not write; take a base "
+            f"{where}: the turn has only {ticked(unwritten)}, which the chat template of the base does not write; take a base "
             "that calls tools, or give the turn `weight: 0`"
         )
     # Without BOS: the prefix token stands before every example anyhow.
@@ -330,11 +330,3 @@ def _between(whole: str, head: str, end: str) -> str | None:
 def _is_trimmed(text: str, content: str) -> bool:
     """Whether `text` is `content`, or that without white space at its ends."""
     return text in content and text.strip() == content.strip()
-
-
-def _without(message: Message, name: str) -> Message:
-    return {key: item for key, item in message.items() if key != name}
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

@@ -83,7 +83,7 @@ def content_digest(text: str) -> int | None:
     words = words_of(text)
     if len(words) < NGRAM:
         return None
-    return int.from_bytes(_digest("".join(words))[:8], "little") >> 1
+    return int.from_bytes(text_digest("".join(words))[:8], "little") >> 1
 
 
 def find_pairs(
@@ -151,7 +151,7 @@ def _text_pairs(texts: Mapping[str, Texts], near: Sequence[Near], within: bool) 
             text, other_text = texts[split][document], texts[other][other_document]
             kind: Kind = "exact" if text == other_text else "normalised"
             yield Pair(kind, split, document, other, other_document, 1.0, _short(other_text))
-    for source, target, coverage in _strongest(covered, sources, sources, within):
+    for source, target, coverage in _strongest(covered, sources, within):
         for (split, document), (other, other_document) in _sides(sources[source], sources[target], within):
             _, excerpt = _shared(texts[split][document], texts[other][other_document], ways[target].ngram)
             yield Pair("near", split, document, other, other_document, coverage, excerpt)
@@ -227,13 +227,13 @@ def block_message(pairs: Sequence[Pair], file: Path, shown: int = 5) -> str:
 
 def _joins(groups: dict[bytes, _Group], words: Sequence[str], text: str, split: str, document: str) -> bool:
     """Put the document into its group, by letters and digits alone (`24-hour` is `24hour`); True if that is a new one."""
-    key = _digest("".join(words) or text.strip())
+    key = text_digest("".join(words) or text.strip())
     new = key not in groups
     groups.setdefault(key, []).append((split, document))
     return new
 
 
-def _digest(text: str) -> bytes:
+def text_digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -283,13 +283,13 @@ def _grams(hashes: np.ndarray, size: int) -> np.ndarray:
     return grams
 
 
-def _strongest(covered: _Covered, sources: Sequence[_Group], targets: Sequence[_Group], within: bool) -> _Covered:
+def _strongest(covered: _Covered, groups: Sequence[_Group], within: bool) -> _Covered:
     """For each source and for each target, split by split, the pair with the highest coverage among those across splits, and
     `within` one.
 
     Their number grows with the documents, not with their square.
     """
-    splits = [{split for split, _ in group} for group in sources]
+    splits = [{split for split, _ in group} for group in groups]
     best: dict[tuple[int, int, str, str], tuple[int, int, float]] = {}
     for source, target, share in covered:
         for first, second in itertools.product(splits[source], splits[target] - {"train"}):

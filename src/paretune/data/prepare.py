@@ -25,7 +25,7 @@ import numpy as np
 from paretune.data.cleaning import clean_row, masked
 from paretune.data.documents import DocumentTexts, document_rows
 from paretune.data.groups import groupings
-from paretune.data.leakage import Pair, Side, block_message, content_digest, find_item_pairs, find_pairs
+from paretune.data.leakage import Pair, Side, block_message, content_digest, find_item_pairs, find_pairs, text_digest
 from paretune.data.places import write_pairs
 from paretune.data.records import PromptCompletion, Rendered, chat_texts, parse_form, read_record, refuse_surrogates
 from paretune.data.safety import Filter, load_filter
@@ -88,7 +88,7 @@ class _Kept:
         self.documents.append(self.names.setdefault(record.document, len(self.names)))
         self.numbers.append(record.number)
         if record.rendered.branches:
-            self.contexts.append(self._contexts.setdefault(_digest(record.rendered.context), len(self._contexts)))
+            self.contexts.append(self._contexts.setdefault(text_digest(record.rendered.context), len(self._contexts)))
         for name, digest in record.contents:
             content = (len(self.rendered), self.fields.setdefault(name, len(self.fields)), digest)
             for column, value in zip(self.contents, content, strict=True):
@@ -414,7 +414,7 @@ def _distinct(records: Iterable[SourceRecord], counts: Counter[str]) -> Iterator
     """The first record of each text, by its digest."""
     digests = set[bytes]()
     for record in records:
-        new = (digest := _digest(record.text)) not in digests
+        new = (digest := text_digest(record.text)) not in digests
         counts["records_duplicate"] += not new
         digests.add(digest)
         if new:
@@ -428,11 +428,6 @@ def _safe(records: Iterator[SourceRecord], safety: Filter, counts: Counter[str])
             counts["records_unsafe"] += unsafe
             if not unsafe:
                 yield record
-
-
-def _digest(text: str) -> bytes:
-    """128 bits: that two of 10^9 texts share one by chance has a probability of 10^-21."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _mask_names(names: np.ndarray, sides: np.ndarray, dataset: Dataset) -> None:

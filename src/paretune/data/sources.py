@@ -22,7 +22,7 @@ from paretune.errors import DataError, NeedsError
 from paretune.pipeline.data_files import data_files, format_of_file
 from paretune.pipeline.hub import DATASET, open_dataset, resolve_commit
 from paretune.pipeline.machine import way_to
-from paretune.study.base import shown, suggestion
+from paretune.study.base import shown, suggestion, ticked
 from paretune.study.data import Source
 from paretune.study.formats import no_format
 
@@ -109,7 +109,7 @@ def _json_rows(_: Source, path: Path) -> Iterator[Row]:
     if isinstance(value, dict):
         names = [name for name, item in value.items() if isinstance(item, list)]
         if len(names) != 1:
-            lists = f"several ({_listed(names)})" if names else "none"
+            lists = f"several ({ticked(names)})" if names else "none"
             raise DataError(
                 f"{path}: an object as a dataset holds exactly one list, the records; this one holds {lists}. "
                 "Write the records as a list, or one record a line with `format: jsonl`"
@@ -154,7 +154,7 @@ def _named_columns(source: Source, header: Sequence[str] | None, where: str) -> 
     """The names of a table's columns: its own, or those of `columns`; DataError where they do not fit, or one stands twice."""
     columns = list(source.columns or header or ())
     if header is not None and len(columns) != len(header):
-        raise DataError(f"{where}: `columns` names {len(columns)} columns, the header has {len(header)}: {_listed(header)}")
+        raise DataError(f"{where}: `columns` names {len(columns)} columns, the header has {len(header)}: {ticked(header)}")
     twice = [name for name, times in Counter(columns).items() if times > 1]
     if twice:
         raise DataError(f"{where}: two columns are called `{twice[0]}`; give `columns: [...]` with different names")
@@ -195,7 +195,7 @@ def _csv_rows(source: Source, path: Path) -> Iterator[Row]:
             hint = hint if other or len(fields) == 1 else "a field that holds the delimiter must stand in quotes"
             raise DataError(
                 f"{where}: {len(fields)} field{'' if len(fields) == 1 else 's'}, {named_by} {len(columns)} "
-                f"({_listed(columns)}), got {shown(fields[:3])}; {hint}"
+                f"({ticked(columns)}), got {shown(fields[:3])}; {hint}"
             )
         yield Row(where, dict(zip(columns, fields, strict=True)))
 
@@ -213,16 +213,15 @@ def _parquet_rows(_: Source, path: Path) -> Iterator[Row]:
     with opened_as_is(path) as file:
         try:
             parquet = pyarrow.parquet.ParquetFile(file, pre_buffer=False)  # it would keep what it has read
-            numbers, schema = itertools.count(1), parquet.schema_arrow
-            for batch in parquet.iter_batches(batch_size=1000):
-                for values in batch.to_pylist():
-                    yield Row(f"{path}: row {next(numbers)}", _plain_record(values, schema))
+            records = (values for batch in parquet.iter_batches(batch_size=1000) for values in batch.to_pylist())
+            yield from _numbered(records, parquet.schema_arrow, str(path))
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a Parquet file, or a damaged one ({_first_line(error)}); write it again") from None
 
 
-def _plain_record(values: Mapping[str, Any], schema: "pyarrow.Schema") -> dict[str, Any]:
-    return {name: _plain(value, schema.field(name).type) for name, value in values.items()}
+def _numbered(records: Iterable[Mapping[str, Any]], schema: "pyarrow.Schema", where: str) -> Iterator[Row]:
+    for number, values in enumerate(records, 1):
+        yield Row(f"{where}: row {number}", {name: _plain(value, schema.field(name).type) for name, value in values.items()})
 
 
 def _plain(value: Any, type: "pyarrow.DataType") -> Any:
@@ -271,7 +270,7 @@ def _xlsx_rows(source: Source, path: Path) -> Iterator[Row]:
         if source.sheet is not None and source.sheet not in book.sheetnames:
             raise DataError(f"{path}: no sheet `{source.sheet}`{suggestion(source.sheet, book.sheetnames)}")
         if source.sheet is None and len(filled) > 1:
-            raise DataError(f"{path}: several sheets hold rows ({_listed(filled)}); say which, `sheet: {filled[0]}`")
+            raise DataError(f"{path}: several sheets hold rows ({ticked(filled)}); say which, `sheet: {filled[0]}`")
         columns: list[str] | None = None if source.header else list(source.columns or ())
         for number, values in _filled(book[source.sheet or filled[0]]) if filled else ():
             where = f"{path}: row {number}"
@@ -284,7 +283,7 @@ def _xlsx_rows(source: Source, path: Path) -> Iterator[Row]:
                 continue
             if len(values) > len(columns):
                 raise DataError(
-                    f"{where}: {len(values)} cells, the columns are {len(columns)} ({_listed(columns)}); does the table begin "
+                    f"{where}: {len(values)} cells, the columns are {len(columns)} ({ticked(columns)}); does the table begin "
                     "in another row?"
                 )
             for name, value in zip(columns, values, strict=False):
@@ -309,11 +308,8 @@ def _arrow_rows(_: Source, path: Path) -> Iterator[Row]:
         try:
             is_file = file.peek(6).startswith(b"ARROW1")  # type: ignore[attr-defined]
             reader = pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
-            numbers = itertools.count(1)
             batches = (reader.get_batch(n) for n in range(reader.num_record_batches)) if is_file else reader
-            for batch in batches:
-                for values in batch.to_pylist():
-                    yield Row(f"{path}: row {next(numbers)}", _plain_record(values, reader.schema))
+            yield from _numbered((values for batch in batches for values in batch.to_pylist()), reader.schema, str(path))
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: not an Arrow file, or a damaged one ({_first_line(error)}); write it again") from None
 
@@ -326,8 +322,7 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
         data = datasets.load_from_disk(str(folder))
     except Exception as error:  # noqa: BLE001  whatever a damaged folder makes of it
         raise DataError(f"{folder}: is no folder of `save_to_disk`, or a damaged one ({_first_line(error)})") from None
-    for number, values in enumerate(data, 1):
-        yield Row(f"{folder}: row {number}", _plain_record(values, data.features.arrow_schema))
+    yield from _numbered(data, data.features.arrow_schema, str(folder))
 
 
 def _hub_rows(source: Source) -> Iterator[Row]:
@@ -340,8 +335,7 @@ def _hub_rows(source: Source) -> Iterator[Row]:
         data = open_dataset(name, source.config, commit).as_dataset(split=source.split)
     except ValueError as error:
         raise DataError(f"{where}: {_first_line(error)}; choose another with `split:`") from None
-    for number, values in enumerate(data, 1):
-        yield Row(f"hub dataset `{name}`: row {number}", _plain_record(values, data.features.arrow_schema))
+    yield from _numbered(data, data.features.arrow_schema, f"hub dataset `{name}`")
 
 
 def _text_rows(source: Source, path: Path, file: str = "") -> Iterator[Row]:
@@ -423,10 +417,6 @@ _READERS: dict[str, Callable[[Source, Path], Iterator[Row]]] = {
     "xlsx": _xlsx_rows,
     "arrow": _arrow_rows,
 }
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
 
 
 def _first_line(error: BaseException) -> str:

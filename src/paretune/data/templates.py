@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
 from paretune.errors import DataError, SpecError
-from paretune.study.base import shown, suggestion
+from paretune.study.base import shown, suggestion, ticked
 
 _NAME_WITH_SPACE = re.compile(r"\{\{\s*\w+ +\w+")
 _RENAME = "one whose name holds a space or a hyphen needs another name (`columns: [...]` renames those of a csv)"
@@ -167,8 +167,8 @@ def named_value(record: Mapping[str, Any], field: str, key: str, where: str) -> 
     if field not in record and isinstance(record.get(outer), Mapping) and inner in record[outer]:
         return named_value({field: record[outer][inner]}, field, key, where)
     if field not in record:
-        columns = ", ".join(f"`{name}`" for name in record)
-        raise DataError(f"{where}: no field `{field}`, which `{key}` names{suggestion(field, record)} (it has {columns})")
+        near = suggestion(field, record)
+        raise DataError(f"{where}: no field `{field}`, which `{key}` names{near} (it has {ticked(record)})")
     value = record[field]
     if isinstance(value, dict | list | bytes):
         raise DataError(f"{where}: `{key}: {field}` is {shown(value)}; it takes a field that holds a text or a number")
@@ -184,7 +184,7 @@ def is_blank(value: Any) -> bool:
 
 
 def _way_out(record: Mapping[str, Any], message: str) -> str:
-    columns = "the record has " + (", ".join(f"`{name}`" for name in record) or "no fields")
+    columns = "the record has " + (ticked(record) or "no fields")
     named = re.match("field `([^`]+)` is", message)
     if named is None:
         return columns + "; repair the record, or ask with `is defined` before it is used"

@@ -125,11 +125,7 @@ Group = Sequence[Sequence[_Draft]]
 
 
 def write_answers(
-    loaded: LoadedModel,
-    prompts: Sequence[Prompt],
-    decoding: Decoding = GREEDY,
-    *,
-    emit: Callable[..., None] = lambda **_: None,
+    loaded: LoadedModel, prompts: Sequence[Prompt], decoding: Decoding = GREEDY, *, emit: Callable[..., None] = lambda **_: None
 ) -> list[Answer]:
     """The answer to each of `prompts`, in their order; each must leave room for a token in the positions of the model."""
     positions = sys.maxsize if loaded.max_positions is None else loaded.max_positions

@@ -17,16 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from paretune.data.sheets import (
-    OCCASIONS,
-    Text,
-    choose,
-    read_contexts,
-    read_preferences,
-    read_sheet,
-    read_texts,
-    write_sheet,
-)
+from paretune.data.sheets import OCCASIONS, Text, choose, read_contexts, read_preferences, read_sheet, read_texts, write_sheet
 from paretune.errors import SpecError, StoreError
 from paretune.evaluate.outputs import Score, write_outputs
 from paretune.pipeline.plan import Plan, cell_name

@@ -47,10 +47,7 @@ def save_nf4(model: PreTrainedModel, directory: Path) -> tuple[int, int]:
     and how many weights have 4 bits."""
     bitsandbytes()
     config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=model.dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=model.dtype
     )
     with TemporaryDirectory() as whole:
         model.save_pretrained(whole)

@@ -30,6 +30,7 @@ from paretune.pipeline.lock import LockedBase
 from paretune.pipeline.machine import has, way_to
 from paretune.pipeline.preflight import Setting, check_files
 from paretune.pipeline.resources import count_weights, read_tokenizer, weight_shapes
+from paretune.study.base import ticked
 from paretune.study.evaluations import Generate, Latency, Tasks
 from paretune.study.methods import (
     DistillLogits,
@@ -222,8 +223,7 @@ def check_targets(config: Lora, where: str, base: str, locked: LockedBase) -> Ma
             inside_blocks = sorted(
                 {name.rpartition(".")[2] for name in linear if any(part.isdigit() for part in name.split("."))}
             )
-            known = ", ".join(f"`{name}`" for name in inside_blocks)
-            raise SpecError(f"{where}.targets: base `{base}` has no linear module `{target}`; it has {known}")
+            raise SpecError(f"{where}.targets: base `{base}` has no linear module `{target}`; it has {ticked(inside_blocks)}")
     return locked.config
 
 

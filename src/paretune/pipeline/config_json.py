@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +99,7 @@ def num_positions(config: Mapping[str, Any]) -> int | None:
 
 def num_blocks(config: Mapping[str, Any]) -> int | None:
     """Transformer blocks; None where they stand under no name that is known."""
-    config = config.get("text_config", config)
-    counts = (config.get(name) for name in _BLOCKS)
-    return next((count for count in counts if isinstance(count, int)), None)
+    return _count(config, _BLOCKS)
 
 
 def with_num_blocks(config: Mapping[str, Any], count: int) -> dict[str, Any]:
@@ -120,15 +118,12 @@ def with_fields(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[st
 
 def num_experts(config: Mapping[str, Any]) -> int | None:
     """Routed experts of a layer; None for a dense model."""
-    text = config.get("text_config", config)
-    counts = (text.get(name) for name in _EXPERTS)
-    return next((count for count in counts if isinstance(count, int)), None)
+    return _count(config, _EXPERTS)
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
     """Rows of the embedding: an id from there on cannot be read; None where it is not known."""
-    size = config.get("text_config", config).get("vocab_size")
-    return size if isinstance(size, int) else None
+    return _count(config, ("vocab_size",))
 
 
 def dtype(config: Mapping[str, Any]) -> str | None:
@@ -189,3 +184,9 @@ def why_no_smaller(tokenizer: Mapping[str, Any]) -> str:
     if kind == "BPE" and (model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")):
         return "its byte pairs have a dropout, or marks for the parts of words"
     return ""
+
+
+def _count(config: Mapping[str, Any], names: Iterable[str]) -> int | None:
+    """Of the decoder, by the first of `names` under which a whole number stands."""
+    counts = map(config.get("text_config", config).get, names)
+    return next((count for count in counts if isinstance(count, int)), None)

@@ -21,6 +21,7 @@ from paretune.pipeline import hub, machine
 from paretune.pipeline.config_json import DEQUANTIZED_FROM, check_whole, check_writes_text, dtype, quantized_by, read_config
 from paretune.pipeline.data_files import data_files, is_one_file, likely
 from paretune.pipeline.dequantize import PACKAGES, check_reads, packaged_gguf, whole_model
+from paretune.pipeline.records import write_whole
 from paretune.pipeline.resources import SMOLLM2, Resource, builtin_base, holds_packed_weights, weight_dtype
 from paretune.study.base import OtherModel, Outside, Spec, outside_of
 from paretune.study.study import Base, Study
@@ -150,16 +151,11 @@ def write_lock(lock: Lock, study_file: Path) -> None:
     """Write the lock beside the study, at once or not at all; StoreError if the folder cannot be written."""
     target = lock_file(study_file)
     content = json.dumps({"schema": SCHEMA, **lock.content}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        if target.exists() and target.read_text(encoding="utf-8") == content:
-            return
-        draft.write_text(content, encoding="utf-8")
-        draft.replace(target)
+        if not target.exists() or target.read_text(encoding="utf-8") != content:
+            write_whole(target, content)
     except OSError as error:
         raise StoreError(f"{target}: cannot be written ({error.strerror}); the study's folder must be writable") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _outside(study: Study) -> list[Outside]:

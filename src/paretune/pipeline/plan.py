@@ -36,6 +36,7 @@ from paretune.pipeline.store import Store
 from paretune.study.base import Spec
 from paretune.study.data import Dataset, Source
 from paretune.study.evaluations import SIZE
+from paretune.study.grid import which_variant
 from paretune.study.registry import Evaluation, Teacher, load_function, methods
 from paretune.study.study import Study
 from paretune.study.variants import MethodUse, Variant
@@ -151,6 +152,37 @@ def cell_name(cell: PlannedCell) -> str:
     """`gpt2/news/reduced seed 0`."""
     seed = "" if cell.seed is None else f" seed {cell.seed}"
     return f"{cell.base}/{cell.dataset}/{cell.variant}{seed}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which cell: a variant, and the rest where there are several."""
+
+    variant: str
+    base: str | None = None
+    data: str | None = None
+    seed: int | None = None
+
+
+def find_cell(plan: Plan, wanted: Wanted) -> PlannedCell:
+    """The one cell that `wanted` names; SpecError with the choices where there is none or more than one."""
+    variants = sorted({cell.variant for cell in plan.cells})
+    if wanted.variant not in variants:
+        raise SpecError(f"no variant `{wanted.variant}`{which_variant(wanted.variant, variants)}")
+    cells = [cell for cell in plan.cells if cell.variant == wanted.variant]
+    for flag, asked, name in (
+        ("--base", wanted.base, "base"),
+        ("--data", wanted.data, "dataset"),
+        ("--seed", wanted.seed, "seed"),
+    ):
+        values = list(dict.fromkeys(getattr(cell, name) for cell in cells))
+        if asked is None and len(values) > 1:
+            raise SpecError(f"{flag}: `{wanted.variant}` has {', '.join(f'`{value}`' for value in values)}; name one")
+        if asked is not None and values != [None]:
+            cells = [cell for cell in cells if getattr(cell, name) == asked]
+            if not cells:
+                raise SpecError(f"{flag}: no `{asked}`; there is {', '.join(f'`{value}`' for value in values)}")
+    return cells[0]
 
 
 def pending(plan: Plan, store: Store) -> list[Resource]:

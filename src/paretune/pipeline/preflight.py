@@ -82,7 +82,8 @@ def _check_limits(study: Study) -> None:
     for index, bounds in enumerate(study.compare.require):
         for metric in bounds:
             row = metric_of(metric)
-            if metric in measured or row.name in measured or (row.cost and not _by_evaluation(row.name)):
+            of_every_variant = row.cost and not (row.of_machine and not row.of_training)
+            if metric in measured or row.name in measured or of_every_variant:
                 continue
             others = sorted(
                 each.name
@@ -93,11 +94,6 @@ def _check_limits(study: Study) -> None:
             raise SpecError(
                 f"compare.require[{index}].{metric}: nothing in the study measures `{metric}`; {way_out}, or take it out"
             )
-
-
-def _by_evaluation(cost: str) -> bool:
-    """Whether a cost is measured by an evaluation that has to be asked for, and not of every variant."""
-    return metric_of(cost).of_machine and not metric_of(cost).of_training
 
 
 def _check_time(study: Study) -> None:

@@ -16,6 +16,7 @@ from paretune.pipeline.duration import Rates
 from paretune.pipeline.lock import Lock
 from paretune.pipeline.machine import fingerprint
 from paretune.pipeline.plan import Plan
+from paretune.pipeline.records import write_whole
 from paretune.pipeline.resources import count_weights
 from paretune.pipeline.stage import canonical_json
 from paretune.pipeline.store import Store
@@ -54,9 +55,7 @@ def measure_rates(study: Study, lock: Lock, plan: Plan, store: Store, say: Calla
             rates[digest] = answer
             with suppress(OSError):  # a store that cannot be written asks again
                 files[digest].parent.mkdir(parents=True, exist_ok=True)
-                draft = files[digest].with_suffix(f".{os.getpid()}")
-                draft.write_text(json.dumps(answer), encoding="utf-8")
-                draft.replace(files[digest])
+                write_whole(files[digest], json.dumps(answer))
     return {digest: of_base for digest, of_base in rates.items() if of_base}
 
 

@@ -7,6 +7,7 @@ accuracy one over examples.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,16 @@ CHOICES = "choices.jsonl"
 """Beside the scores of questions: what was asked with options, and which one was taken; absent in records of before."""
 MOST_OF_ALL = 0.5
 """Share of the records in one document from which a column splits badly."""
+
+
+def write_whole(file: Path, text: str) -> None:
+    """`text` as the content of `file`, at once or not at all: whoever reads it finds all of the old one or of the new one."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

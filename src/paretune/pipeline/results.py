@@ -1,21 +1,51 @@
-"""Read a study's results from the store: every planned cell with the records that are there."""
+"""A study with all that is known before anything runs, and its results: every planned cell with the records that are there."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from paretune.pipeline.base_card import base_card
-from paretune.pipeline.lock import Lock
-from paretune.pipeline.plan import Plan, PlannedCell
+from paretune.pipeline.lock import Lock, resolve_lock
+from paretune.pipeline.plan import Plan, PlannedCell, make_plan
+from paretune.pipeline.preflight import check_study
 from paretune.pipeline.records import MOST_OF_ALL, Cell, Record, Results
 from paretune.pipeline.runs import live_runs
 from paretune.pipeline.stage import Stage
 from paretune.pipeline.store import Store
-from paretune.pipeline.tuning import read_tuning
+from paretune.pipeline.tuning import decide, read_tuning
 from paretune.study.data import SPLITS
 from paretune.study.registry import load_function
-from paretune.study.study import Study
+from paretune.study.study import Study, load_study, located
 
 FEW_DOCUMENTS = 10
 """In a split; with fewer, an interval says next to nothing."""
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study file with all that is known before anything runs."""
+
+    study: Study
+    file: Path
+    lock: Lock
+    plan: Plan
+    store: Store
+
+    @property
+    def results_directory(self) -> Path:
+        return Path("results") / self.study.study
+
+
+def open_study(file: str | Path, store: str | Path | None = None, device: str = "auto") -> OpenStudy:
+    """Read a study, resolve its lock and plan it; raises the UserErrors of each."""
+    file = Path(file)
+    study = load_study(file)
+    artifacts = Store(Path(store) if store else file.parent / ".paretune")
+    with located(file):
+        lock = resolve_lock(study, file, device, artifacts.root)
+        artifacts.check()
+        check_study(study, lock, file.parent)
+        plan = decide(make_plan(study, lock, file.parent), artifacts)
+    return OpenStudy(study, file, lock, plan, artifacts)
 
 
 def small_splits(plan: Plan, store: Store) -> list[str]:
@@ -69,8 +99,9 @@ def describe_documents(study: Study, plan: Plan, store: Store) -> list[str]:
     return lines
 
 
-def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: Store) -> Results:
+def read_results(opened: OpenStudy) -> Results:
     """The records of a plan; what is missing is named in its cell, and so is what a run that is on has still to do."""
+    plan, store = opened.plan, opened.store
     expected = {name for run in live_runs(store) for name in set(run.stages) - set(run.failed)}
 
     def present(stages: dict[str, Stage]) -> dict[str, Record]:
@@ -90,9 +121,9 @@ def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: 
         )
 
     return Results(
-        study=study,
-        study_file=study_file,
-        lock={name: value for name, value in lock.content.items() if name != "seen"},
+        study=opened.study,
+        study_file=opened.file,
+        lock={name: value for name, value in opened.lock.content.items() if name != "seen"},
         data=present(dict(plan.data)),
         leakage=present(dict(plan.leakage)),
         audit=present(dict(plan.audit)),
@@ -100,6 +131,7 @@ def read_results(study: Study, study_file: Path, lock: Lock, plan: Plan, store: 
         cells=tuple(cell(planned) for planned in plan.cells),
         tunings=tuple(read_tuning(tuning, store) for tuning in plan.tunings),
         base_cards={
-            name: base_card(base, study_file.parent, lock.bases[name].resource.commit) for name, base in study.bases.items()
+            name: base_card(base, opened.file.parent, opened.lock.bases[name].resource.commit)
+            for name, base in opened.study.bases.items()
         },
     )

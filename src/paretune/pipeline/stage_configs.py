@@ -3,15 +3,13 @@
 Fields of `LATER` stand in a key only where they say something, so that each kind of stage has in it what its answer depends on.
 """
 
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from paretune.study.base import Spec
+from paretune.study.base import Spec, SpecT
 from paretune.study.data import LengthRule
 from paretune.study.train import Train
-
-SpecT = TypeVar("SpecT", bound=Spec)
 
 
 class BaseConfig(Spec):

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from paretune.errors import StoreError
-from paretune.pipeline.records import Divergence, Record, read_record, write_record
+from paretune.pipeline.records import Divergence, Record, read_record, write_record, write_whole
 from paretune.pipeline.stage import CHECKPOINT, Artifact, Stage, resume_of
 
 SCHEMA = 1
@@ -41,9 +41,7 @@ class Store:
                 directory.mkdir(parents=True, exist_ok=True)
             if not self.exists():
                 # In one rename: another run may read it at this moment.
-                draft = self.root / f".{self._marker.name}.{os.getpid()}"
-                draft.write_text(json.dumps({"schema": SCHEMA}), encoding="utf-8")
-                draft.replace(self._marker)
+                write_whole(self._marker, json.dumps({"schema": SCHEMA}))
             self.events_file.open("a", encoding="utf-8").close()
         except OSError as error:
             raise StoreError(
@@ -161,9 +159,7 @@ class Store:
         """Remember that a training ends in no number: no artifact, but a trial that diverged has lost and is not run again."""
         target = self._divergence(stage)
         target.parent.mkdir(exist_ok=True)
-        draft = target.with_name(f".{target.name}.{os.getpid()}")
-        draft.write_text(json.dumps(asdict(divergence)), encoding="utf-8")
-        draft.replace(target)
+        write_whole(target, json.dumps(asdict(divergence)))
 
     def divergence(self, stage: Stage) -> Divergence | None:
         """How an earlier attempt at a training ended, where it diverged."""

@@ -11,7 +11,8 @@ from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.setup import BaseUsed
 from paretune.pipeline.base_card import BaseCard
 from paretune.report import words
-from paretune.report.render import Block, Document, Section, Table, as_blocks, as_markdown
+from paretune.report.blocks import Block, Document, Section, Table, as_blocks
+from paretune.report.render import as_markdown
 from paretune.report.tables import (
     Column,
     audit_table,

@@ -84,14 +84,7 @@ _CONFIG = {
 
 
 def _chart(content: Mapping[str, Any], height: int) -> Spec:
-    return {
-        "data": _DATA,
-        "params": [_CHOSEN],
-        "width": "container",
-        "height": height,
-        "config": _CONFIG,
-        **content,
-    }
+    return {"data": _DATA, "params": [_CHOSEN], "width": "container", "height": height, "config": _CONFIG, **content}
 
 
 def _at(field: str, kind: str = "quantitative", **more: Any) -> Spec:

@@ -12,25 +12,9 @@ from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.training import BlockScore, Epoch
 from paretune.pipeline.records import Trial, Tuning
 from paretune.report import words
+from paretune.report.blocks import Block, Paragraph, Picture, Section, as_blocks
 from paretune.report.figures import comparison_name, curves_name
-from paretune.report.render import (
-    Block,
-    Paragraph,
-    Picture,
-    Section,
-    as_blocks,
-)
-from paretune.report.tables import (
-    VARIANT,
-    Column,
-    Subject,
-    cost_column,
-    cost_text,
-    interval_name,
-    make_table,
-    signed,
-    subjects,
-)
+from paretune.report.tables import VARIANT, Column, Subject, cost_column, cost_text, interval_name, make_table, signed, subjects
 from paretune.study.evaluations import Latency
 from paretune.study.registry import metric_of
 
@@ -255,8 +239,7 @@ def blocks_section(findings: Findings, group: Group) -> Section | None:
         columns: list[Column[BlockScore]] = [
             Column("without", lambda row: _blocks(row.removed)),
             Column(
-                f"{_BLOCK_SCORES[choice.criterion]} ({interval})",
-                lambda row: words.with_interval(row.mean, row.low, row.high),
+                f"{_BLOCK_SCORES[choice.criterion]} ({interval})", lambda row: words.with_interval(row.mean, row.low, row.high)
             ),
             Column(f"more than {_blocks(reference.removed)} ({interval})", _more),
             Column("", lambda row: "removed" if row.is_removed else ""),

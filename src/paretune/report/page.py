@@ -45,6 +45,7 @@ def page_data(findings: Findings) -> Json:
     measures: dict[str, Json] = {}
     values = [_values(findings, group, entrant, measures) for group in findings.groups for entrant in group.entrants]
     examples = {name: _examples(findings.results, name, order) for name in findings.study.data}
+    measured = dict.fromkeys(quantity.metric for of in findings.estimates.values() for quantity in of)
     return {
         "entrants": [_entrant(findings, group, entrant) for group in findings.groups for entrant in group.entrants],
         "measures": measures,
@@ -62,7 +63,7 @@ def page_data(findings: Findings) -> Json:
         ],
         "metrics": {
             row.name: {"label": row.column, "better": row.better, "unit": row.unit, "from_zero": (row.low, row.high) == (0, 1)}
-            for row in map(metric_of, _metrics_of(findings))
+            for row in map(metric_of, dict.fromkeys([*(name for name in metrics() if name in measured), *measured]))
         },
         "charts": charts.SPECS,
     }
@@ -114,7 +115,9 @@ def _values(findings: Findings, group: Group, entrant: Entrant, measures: dict[s
         if quantity.slice:
             continue
         row = metric_of(quantity.metric)
-        measures.setdefault(_id(quantity), _measure(_label(quantity), quantity.metric, quantity))
+        # As in a sentence, but each metric by its own heading: `accuracy (likelihood) on qa`.
+        label = f"{quantity.split} {row.column}".strip() + ("" if quantity.split and row.of_text else f" on {quantity.task}")
+        measures.setdefault(_id(quantity), _measure(label, quantity.metric, quantity))
         compared = quantity._replace(metric=row.exp_of or quantity.metric)
         difference = findings.told(entrant, group.baseline, compared)
         seeds = f", {estimate.n_seeds} seeds" if estimate.n_seeds > 1 else ""
@@ -144,13 +147,6 @@ def _values(findings: Findings, group: Group, entrant: Entrant, measures: dict[s
             value |= {"verdict": verdict, "change": words.times(ratio.value)}
         found[_cost_id(name)] = value
     return found
-
-
-def _label(quantity: Quantity) -> str:
-    """`test perplexity`, `accuracy (likelihood) on qa`: as in a sentence, but each metric by its own heading."""
-    row = metric_of(quantity.metric)
-    text = f"{quantity.split} {row.column}".strip()
-    return text if quantity.split and row.of_text else f"{text} on {quantity.task}"
 
 
 def _measure(label: str, name: str, quantity: Quantity | None) -> Json:
@@ -390,9 +386,3 @@ def _records(data: Record | None) -> dict[tuple[str, str], str]:
     context = table["context"].where(table["context"].astype(bool), table["text"]) if "context" in table else table["text"]
     cut = [visible(text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]} […]") for text in context.astype(str)]
     return dict(zip(zip(table["document"].astype(str), table["example"].astype(str), strict=True), cut, strict=True))
-
-
-def _metrics_of(findings: Findings) -> list[str]:
-    """In the order of the registry, then those that it does not know."""
-    measured = dict.fromkeys(quantity.metric for of in findings.estimates.values() for quantity in of)
-    return list(dict.fromkeys([*(name for name in metrics() if name in measured), *measured]))

@@ -10,17 +10,8 @@ from paretune.analysis.answers import ANSWER_METRICS, forgotten, learned
 from paretune.analysis.findings import Findings, Group
 from paretune.analysis.scores import Entrant, Quantity, read_generations
 from paretune.report import words
+from paretune.report.blocks import Block, Paragraph, Picture, Section, SideBySide, Table, Text, as_blocks
 from paretune.report.figures import tasks_name
-from paretune.report.render import (
-    Block,
-    Paragraph,
-    Picture,
-    Section,
-    SideBySide,
-    Table,
-    Text,
-    as_blocks,
-)
 from paretune.report.tables import (
     SLICE,
     UNKNOWN,

@@ -4,9 +4,6 @@ Texts come from users and models: control characters are made visible (a termina
 and those of HTML are escaped, and generated text stands in fences longer than any run of backticks in it. The page holds all
 that it draws, asks for nothing from anywhere, and says so to the browser by a content security policy too: scripts run by their
 digest alone, and Vega interprets its expressions instead of evaluating them.
-
-A report is plain data: sections of paragraphs, lists, tables, figures and texts side by side. Words are a fact, whose sentence
-is looked up, or text of which the parts between backticks are literal (names, values).
 """
 
 import base64
@@ -15,13 +12,11 @@ import json
 import re
 import tomllib
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich import box
 from rich.console import Console
@@ -29,8 +24,9 @@ from rich.table import Table as Grid
 from rich.text import Text as RichText
 
 from paretune.analysis.findings import Fact
+from paretune.report.blocks import Block, Bullets, Document, Paragraph, Picture, Section, SideBySide, Table, Words
 from paretune.report.charts import REPLACED, vega_bundle
-from paretune.report.words import say
+from paretune.report.words import say, template_environment
 
 WIDTH = 120
 NARROW = 80
@@ -47,86 +43,6 @@ _LABEL_WIDTH = 26
 _TEXT_LENGTH = 1500
 """Characters of a generated text that a report shows; generations.jsonl has all of it."""
 _PROMPT_LENGTH = 400
-
-
-Words = str | Fact
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    text: Words
-    introduces: bool = False
-    """Belongs to the list below it."""
-
-
-@dataclass(frozen=True)
-class Bullets:
-    items: Sequence[Words]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells are plain text; the first `words` columns are words (left, may be folded), the others are numbers (right)."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    words: int = 1
-    grouped: bool = False
-    """Rows of the same first cell stand together and need it once."""
-
-    @property
-    def folded(self) -> list[Sequence[str]]:
-        """The rows as they are read downwards: a name that stands above is not said again."""
-        above = [None, *(row[0] for row in self.rows)]
-        return [("", *row[1:]) if self.grouped and row[0] == name else row for name, row in zip(above, self.rows, strict=False)]
-
-
-@dataclass(frozen=True)
-class Picture:
-    path: str
-    """Relative to the report."""
-    text: str
-    """What it shows."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """One text of several that answer the same prompt."""
-
-    label: str
-    note: str
-    text: str
-
-
-@dataclass(frozen=True)
-class SideBySide:
-    prompt: str
-    texts: Sequence[Text]
-
-
-Block = Paragraph | Bullets | Table | Picture | SideBySide
-
-
-@dataclass(frozen=True)
-class Section:
-    title: str
-    blocks: Sequence[Block]
-    level: int = 2
-    """As in Markdown: 2 is a part of the report, 3 a part of that."""
-
-
-@dataclass(frozen=True)
-class Document:
-    title: str
-    sections: Sequence[Section]
-
-
-def as_blocks(facts: Sequence[Words]) -> list[Block]:
-    """A list, and behind it what is said in paragraphs of their own."""
-    listed = [fact for fact in facts if not (isinstance(fact, Fact) and fact.alone)]
-    alone = [fact for fact in facts if isinstance(fact, Fact) and fact.alone]
-    return [*([Bullets(listed)] if listed else []), *map(Paragraph, alone)]
 
 
 def as_text(document: Document, width: int = WIDTH) -> str:
@@ -281,14 +197,7 @@ def _explainer(glossary: Mapping[str, str]) -> Callable[[str], Iterator[tuple[st
 def _render(
     template: str, filters: dict[str, Callable[..., object]], document: Document, more: Mapping[str, object] | None = None
 ) -> str:
-    environment = Environment(
-        loader=PackageLoader("paretune.report", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=template.endswith(".html.j2"),
-    )
+    environment = template_environment(autoescape=template.endswith(".html.j2"))
     environment.filters |= {"cut": _cut, "kind": lambda block: type(block).__name__, **filters}
     return environment.get_template(template).render(document=document, prompt_length=_PROMPT_LENGTH, **more or {})
 

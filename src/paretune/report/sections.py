@@ -13,17 +13,8 @@ from paretune.analysis.compare import NO_DIFFERENCE, Difference
 from paretune.analysis.costs import cost_name, timed_evaluations
 from paretune.analysis.findings import Fact, Findings, Group
 from paretune.report import words
+from paretune.report.blocks import Block, Bullets, Document, Paragraph, Picture, Section, Table, as_blocks
 from paretune.report.figures import PARETO_NAME
-from paretune.report.render import (
-    Block,
-    Bullets,
-    Document,
-    Paragraph,
-    Picture,
-    Section,
-    Table,
-    as_blocks,
-)
 from paretune.report.tables import (
     VARIANT,
     Column,
@@ -82,7 +73,8 @@ def build_report(findings: Findings, figures: frozenset[str]) -> Document:
         named = dict.fromkeys((*_OF_GROUP, *(row.section for row in rows if row.section not in (None, _TEXTS))))
         sections += [load_function(address)(findings, group) for address in named]
         sections.append(_other_section(findings, group))
-    sections.append(_audit_section(findings))
+    audit = [*filter(None, [audit_table(findings, findings.audit)]), *as_blocks(findings.facts.audit)]
+    sections.append(Section("Audit of the data", audit) if audit else None)
     sections += [load_function(_TEXTS)(findings, group) for group in findings.groups]
     sections.append(Section("Notes", as_blocks(findings.facts.notes)))
     left, shown = set(figures), []
@@ -203,10 +195,3 @@ def _other_section(findings: Findings, group: Group) -> Section | None:
             caption = f"{name}{f', {split}' if split else ''}, {interval_name(findings)}s"
             blocks.append(make_table(subjects(group), columns, caption))
     return Section("Other measurements", blocks, level=3) if blocks else None
-
-
-def _audit_section(findings: Findings) -> Section | None:
-    """What cleaning did and what the audit found, dataset by dataset."""
-    table = audit_table(findings, findings.audit)
-    blocks = [*([table] if table else []), *as_blocks(findings.facts.audit)]
-    return Section("Audit of the data", blocks) if blocks else None

@@ -15,7 +15,7 @@ from paretune.analysis.costs import Cost
 from paretune.analysis.findings import HARNESS, Findings, Group
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.report import words
-from paretune.report.render import Table
+from paretune.report.blocks import Table
 from paretune.study.data import SPLITS
 from paretune.study.findings import FINDINGS
 from paretune.study.registry import metric_of

@@ -272,6 +272,17 @@ def say(fact: Fact) -> str:
     raise LookupError(f"no template says `{name}`")
 
 
+def template_environment(*, autoescape: bool = False) -> Environment:
+    return Environment(
+        loader=PackageLoader("paretune.report", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=autoescape,
+    )
+
+
 def _amount(quantity: Quantity, difference: float, signed: bool, finest: int) -> tuple[str, str]:
     """The number and its unit, which is empty for what has none."""
     if quantity.metric == "loss":
@@ -291,35 +302,13 @@ def _with_unit(number: str, unit: str) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("paretune.report", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # sentences are plain text, which each renderer escapes as it must
-    )
+    environment = template_environment()  # sentences are plain text, which each renderer escapes as it must
     words: dict[str, Any] = {
         function.__name__: function
         for function in (
             *(number, share, part_of, part_of_mean, change, times, count, size, seconds, plural, listed, capital, code),
-            *(
-                noun,
-                cost_noun,
-                better_word,
-                value,
-                unit,
-                amount,
-                apart,
-                ends,
-                interval,
-                at_worst,
-                level,
-                detectable,
-                sources,
-                cost_text,
-                named,
-                decimals,
-            ),
+            *(noun, cost_noun, better_word, value, unit, amount, apart, ends, interval, at_worst, level, detectable, sources),
+            *(cost_text, named, decimals),
         )
     }
     environment.globals |= words

@@ -12,8 +12,9 @@ from typing import Annotated, Self, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from paretune.errors import SpecError
-from paretune.study.base import Spec, suggestion, validate
+from paretune.study.base import Spec, suggestion
 from paretune.study.registry import metric_of, metrics
+from paretune.study.validate import validate
 
 NamesT = TypeVar("NamesT", bound=Collection[str])
 
@@ -39,10 +40,6 @@ def _known(names: NamesT, known: Collection[str]) -> NamesT:
 
 def _qualities(names: NamesT) -> NamesT:
     return _known(names, quality_names())
-
-
-def _costs(names: NamesT) -> NamesT:
-    return _known(names, cost_names())
 
 
 def _number_or_part(within: float | str) -> float | str:
@@ -117,7 +114,7 @@ class Compare(Spec):
     where it is shown to lose no more against the best, and one that is shown to lose more against the baseline is not
     recommended. Unless given, 1 % of the best one's bits per byte, loss or log-likelihood, 2 points of a share, 0.02 of a score
     and 0.1 of a rating decide on a recommendation."""
-    costs: Annotated[tuple[str, ...], AfterValidator(_costs)] = ()
+    costs: Annotated[tuple[str, ...], AfterValidator(lambda names: _known(names, cost_names()))] = ()
     """What is weighed against quality, the most important first: `model_bytes`, `ms_per_token` and, between
     trained variants, `train_seconds` unless given."""
     require: tuple[Annotated[dict[str, Bound], AfterValidator(_bounds)], ...] = ()

@@ -219,8 +219,7 @@ def _kind_of_source(value: object) -> str:
 
 
 AnySource = Annotated[
-    Annotated[Source, Tag("as:Source")] | Annotated[SplitSources, Tag("as:SplitSources")],
-    Discriminator(_kind_of_source),
+    Annotated[Source, Tag("as:Source")] | Annotated[SplitSources, Tag("as:SplitSources")], Discriminator(_kind_of_source)
 ]
 
 

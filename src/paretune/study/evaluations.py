@@ -243,10 +243,6 @@ def _check_encoder_is_named(config: Tasks, study: "Study", _: str) -> None:
             )
 
 
-def _forgetting_content(config: Forgetting, parts: StageParts) -> dict[str, Any]:
-    return {"evaluation": config.model_dump(mode="json") | {"max_length": parts.max_length}}
-
-
 def _generate_content(config: Generate, parts: StageParts) -> dict[str, Any]:
     chats = {"chats": True} if parts.chats and not config.raw else {}
     return {"evaluation": config.model_dump(mode="json", exclude={"raw"}) | chats}
@@ -279,7 +275,7 @@ EVALUATIONS = (
         "forgetting",
         Forgetting,
         "paretune.evaluate.forgetting:evaluate_forgetting",
-        content=_forgetting_content,
+        content=lambda config, parts: {"evaluation": config.model_dump(mode="json") | {"max_length": parts.max_length}},
         items=Items("paretune.data.outside:outside_texts", fields=("text", "document", "format", "max_documents")),
         needs_untouched=True,
         scores_texts=True,
@@ -327,10 +323,7 @@ EVALUATIONS = (
         LmEval,
         "paretune.evaluate.harness_tasks:evaluate_lm_eval",
         items=Items(
-            "paretune.evaluate.harness_tasks:task_texts",
-            fields=("tasks", "limit"),
-            places=("include_path",),
-            package="lm_eval",
+            "paretune.evaluate.harness_tasks:task_texts", fields=("tasks", "limit"), places=("include_path",), package="lm_eval"
         ),
         needs=("lm_eval",),
         section="paretune.report.qualities:harness_section",

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SerializeAsAny, model_validator
 
 from paretune.errors import SpecError, UserError, command_line
-from paretune.study.base import Spec, check_name, shown, suggestion, validate
+from paretune.study.base import Spec, shown, suggestion
 from paretune.study.compare import Compare
 from paretune.study.data import Dataset
 from paretune.study.foreign import unknown
@@ -21,6 +21,7 @@ from paretune.study.registry import OWN_BASE, Evaluation, evaluations, find_eval
 from paretune.study.safety import Safety
 from paretune.study.track import Track
 from paretune.study.train import Train
+from paretune.study.validate import check_name, validate
 from paretune.study.variants import Variant, parse_variants
 from paretune.study.yaml_file import Path_, read_yaml
 

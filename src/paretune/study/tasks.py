@@ -92,13 +92,9 @@ class Records(Scoring):
         return self
 
 
-def _kind_of_records(value: object) -> str:
-    return "as:Records" if isinstance(value, Records | Mapping) else "as:RecordFormat"
-
-
 AnyRecords = Annotated[
     Annotated[Records, Tag("as:Records")] | Annotated[RecordFormat, Tag("as:RecordFormat")],
-    Discriminator(_kind_of_records),
+    Discriminator(lambda value: "as:Records" if isinstance(value, Records | Mapping) else "as:RecordFormat"),
 ]
 
 SCORING = ("score", "max_new_tokens", "stop", "labels")

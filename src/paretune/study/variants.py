@@ -6,9 +6,10 @@ from typing import Any
 from pydantic import SerializeAsAny
 
 from paretune.errors import SpecError
-from paretune.study.base import Spec, shown, suggestion, validate
+from paretune.study.base import Spec, shown, suggestion
 from paretune.study.grid import GRID, TUNE, file_name, find_options, written_out
 from paretune.study.registry import Method, find_method, methods
+from paretune.study.validate import validate
 
 _KEYS = ("methods", "bases")
 

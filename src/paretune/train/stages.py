@@ -16,14 +16,7 @@ from paretune.data.tokenizer import TextTokenizer
 from paretune.data.tokens import read_tokens
 from paretune.data.trees import Example, Examples
 from paretune.errors import DivergedError, StageError
-from paretune.model.adapters import (
-    adapted_weights,
-    add_lora,
-    count_parameters,
-    freeze_in,
-    mixture_of,
-    set_base_dropout,
-)
+from paretune.model.adapters import adapted_weights, add_lora, count_parameters, freeze_in, mixture_of, set_base_dropout
 from paretune.model.bits import Form, pack
 from paretune.model.flex import flex_failure
 from paretune.model.forward import PackedModel, packed_model

@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,12 @@ from paretune.model.bits import bitsandbytes
 from paretune.model.int8 import INT8, LOADING, load_int8
 from paretune.model.llama_cpp import LlamaCpp
 from paretune.model.load import ADAPTER, GGUF, cast, load_model
-from paretune.pipeline.plan import Plan, PlannedCell
+from paretune.pipeline.plan import Plan, PlannedCell, Wanted, find_cell
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, Stage, StageContext
 from paretune.pipeline.store import Store
 from paretune.study.base import suggestion
 from paretune.study.foreign import called
-from paretune.study.grid import which_variant
 from paretune.variants.card import LOAD_ADAPTER, LOAD_WHOLE, gguf_card, model_card
 from paretune.variants.gguf import modelfile
 from paretune.variants.round_trip import INT8_MOST, check_round_trip, open_adapter, open_whole
@@ -47,16 +45,6 @@ _QUANTIZED = {"quantize.gguf": "gguf", "quantize.int8": "int8", "quantize.nf4": 
 
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which cell: a variant, and the rest where there are several."""
-
-    variant: str
-    base: str | None = None
-    data: str | None = None
-    seed: int | None = None
 
 
 def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str = "", say: Say = lambda _: None) -> str:
@@ -124,27 +112,6 @@ def _example(store: Store, data: Stage) -> Mapping[str, Any] | None:
     artifact = store.artifact(data)
     records = iterate_records(artifact.path / "documents.parquet") if artifact else iter(())
     return next((rows[0] for rows in records if rows[0]["split"] == "test"), None)
-
-
-def find_cell(plan: Plan, wanted: Wanted) -> PlannedCell:
-    """The one cell that `wanted` names; SpecError with the choices where there is none or more than one."""
-    variants = sorted({cell.variant for cell in plan.cells})
-    if wanted.variant not in variants:
-        raise SpecError(f"no variant `{wanted.variant}`{which_variant(wanted.variant, variants)}")
-    cells = [cell for cell in plan.cells if cell.variant == wanted.variant]
-    for flag, asked, field in (
-        ("--base", wanted.base, "base"),
-        ("--data", wanted.data, "dataset"),
-        ("--seed", wanted.seed, "seed"),
-    ):
-        values = list(dict.fromkeys(getattr(cell, field) for cell in cells))
-        if asked is None and len(values) > 1:
-            raise SpecError(f"{flag}: `{wanted.variant}` has {', '.join(f'`{value}`' for value in values)}; name one")
-        if asked is not None and values != [None]:
-            cells = [cell for cell in cells if getattr(cell, field) == asked]
-            if not cells:
-                raise SpecError(f"{flag}: no `{asked}`; there is {', '.join(f'`{value}`' for value in values)}")
-    return cells[0]
 
 
 def _write_adapter(

@@ -66,7 +66,11 @@ def quantize_gguf(context: StageContext) -> dict[str, Any]:
     loaded = load_model(context)
     cast(loaded.model, getattr(torch, config.ships or "float32"))
     cast(loaded.model, torch.float32)
-    windows = _windows(context, config, loaded)
+    assert config.max_length is not None, "a method that takes the tokens has it"
+    rows = read_tokens(context.inputs["tokens"].path, "train")
+    windows = draw_windows(rows, config.method.calibration, config.max_length, loaded.tokenizer.prefix_id)
+    if not windows:
+        raise StageError("the training split has no tokens to weigh the channels with; write `imatrix: false`")
     importance = importance_of(loaded.model, windows) if config.method.weighs else {}
     target = context.draft / GGUF
     with _as_directory(loaded) as directory:
@@ -213,15 +217,6 @@ def _by_tensor(importance: Mapping[str, np.ndarray], file: Path, config: Any) ->
         if name in shapes and shapes[name][-1] == len(values):
             found[name] = values
     return found
-
-
-def _windows(context: StageContext, config: MethodConfig[QuantizeGguf], loaded: LoadedModel) -> list[Window]:
-    rows = read_tokens(context.inputs["tokens"].path, "train")
-    assert config.max_length is not None, "a method that takes the tokens has it"
-    windows = draw_windows(rows, config.method.calibration, config.max_length, loaded.tokenizer.prefix_id)
-    if not windows:
-        raise StageError("the training split has no tokens to weigh the channels with; write `imatrix: false`")
-    return windows
 
 
 @contextmanager

@@ -86,10 +86,7 @@ def prove_saved(model: PreTrainedModel, directory: Path, reference: torch.Tensor
     with refusing(f"`{name}` cannot be saved and read again after its change"):
         model.save_pretrained(directory)
         again, info = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=model.dtype,
-            attn_implementation=model.config._attn_implementation,
-            output_loading_info=True,
+            directory, dtype=model.dtype, attn_implementation=model.config._attn_implementation, output_loading_info=True
         )
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
             if info[problem]:

@@ -36,11 +36,7 @@ def quantize_int8(context: StageContext) -> dict[str, Any]:
             f"{type(loaded.model).__name__} does not run with int8 in its linear layers ({type(error).__name__}: {error}); "
             "take `quantize.gguf`"
         ) from None
-    return {
-        "parameters": count_parameters(loaded.model)[0],
-        "quantized_parameters": num_whole,
-        "written_bytes": written,
-    }
+    return {"parameters": count_parameters(loaded.model)[0], "quantized_parameters": num_whole, "written_bytes": written}
 
 
 def quantize_nf4(context: StageContext) -> dict[str, Any]:
@@ -50,8 +46,4 @@ def quantize_nf4(context: StageContext) -> dict[str, Any]:
     cast(loaded.model, getattr(torch, config.ships or "float32"))
     written, num_packed = save_nf4(loaded.model, context.draft)
     loaded.tokenizer.hf.save_pretrained(context.draft)
-    return {
-        "parameters": count_parameters(loaded.model)[0],
-        "quantized_parameters": num_packed,
-        "written_bytes": written,
-    }
+    return {"parameters": count_parameters(loaded.model)[0], "quantized_parameters": num_packed, "written_bytes": written}

@@ -12,7 +12,6 @@ import itertools
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,11 @@ def prune_vocabulary(context: StageContext) -> dict[str, Any]:
     kept = [token for token in kept_ids(content, used) if token < num_rows]
     new_ids = {old: new for new, old in enumerate(kept)}
     file.write_text(json.dumps(smaller_tokenizer(content, new_ids), ensure_ascii=False), encoding="utf-8")
-    _rewrite_settings(context.draft / "tokenizer_config.json", new_ids)
+    settings_file = context.draft / "tokenizer_config.json"
+    settings = json.loads(settings_file.read_text(encoding="utf-8"))
+    if table := settings.get("added_tokens_decoder"):
+        settings["added_tokens_decoder"] = {str(new_ids[int(k)]): v for k, v in table.items() if int(k) in new_ids}
+        settings_file.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
     for each in (model_config, model_config.get_text_config(decoder=True), generation):
         _rename(each, new_ids)
     model_config.get_text_config(decoder=True).vocab_size = len(kept)
@@ -187,13 +190,6 @@ def _processor(value: Any, new_ids: Mapping[int, int]) -> Any:
 def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
     first, second = merge.split(" ") if isinstance(merge, str) else merge
     return first, second
-
-
-def _rewrite_settings(file: Path, new_ids: Mapping[int, int]) -> None:
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    if table := settings.get("added_tokens_decoder"):
-        settings["added_tokens_decoder"] = {str(new_ids[int(k)]): v for k, v in table.items() if int(k) in new_ids}
-        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _named(*configs: PreTrainedConfig | GenerationConfig) -> set[int]:

@@ -249,10 +249,7 @@ def _zero(cut: Cut, keep: torch.Tensor, moment_CC: torch.Tensor | None) -> None:
 
 
 def built(
-    model: PreTrainedModel,
-    config: PreTrainedConfig,
-    cuts: Mapping[str, tuple[int, torch.Tensor]],
-    base_fingerprint: str,
+    model: PreTrainedModel, config: PreTrainedConfig, cuts: Mapping[str, tuple[int, torch.Tensor]], base_fingerprint: str
 ) -> PreTrainedModel:
     """A model of `config` with the weights of `model`, in its precision and on its device; `cuts` are, by name, the dimension
     of a weight that is cut and the indices of it that stay."""
