@@ -62,7 +62,7 @@ _OTHER_TOOLS = (
         "field of a method in train",
         "epochs: 2",
         "learning_rate: 1.0e-4",
-        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `distill.logits` (in `variants`), or `distill.text`",
+        ":9: train.learning_rate: unknown key; `learning_rate` belongs in `train.full` (in `variants`), or `train.last_blocks`",
     ),
     case(
         "field of train in a method",

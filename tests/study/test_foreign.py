@@ -43,8 +43,8 @@ def test_no_name_of_ours_is_taken_for_one_of_another_tool() -> None:
         (
             "learning_rate",
             "train",
-            "`learning_rate` belongs in `distill.logits` (in `variants`), or `distill.text` (in `variants`), "
-            "or `train.full` (in `variants`), or elsewhere",
+            "`learning_rate` belongs in `train.full` (in `variants`), or `train.last_blocks` (in "
+            "`variants`), or `train.lora` (in `variants`), or elsewhere",
         ),
         ("batch_size", "variants.a[0].train.lora", "`batch_size` belongs in `train`, or `latency` (in `evaluate`)"),
         ("path", "data.news", "`path` belongs in `data.NAME.source`"),

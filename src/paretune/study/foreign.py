@@ -117,7 +117,9 @@ def belongs(name: str, where: str = "") -> str:
     owners = {address.rpartition(".")[0]: address for address, last in addresses().items() if last == name and "." in address}
     # Those of `source.train` are those of `source` again.
     outer = [each for owner, each in owners.items() if not any(owner.startswith(f"{other}.") for other in owners)]
-    outer.sort(key=lambda address: address.count("."))  # a method of one step before one that takes it among others
+    # A method of one step before one that takes it among others, and `train.full` before others for what stands in `train`.
+    section = where.partition(".")[0] or "train"
+    outer.sort(key=lambda address: (address.count("."), not address.removeprefix(METHOD).startswith(f"{section}.")))
     most = max((_shared(address, where) for address in outer), default=0)
     told = list(dict.fromkeys(_owner(address) for address in outer if _shared(address, where) == most))
     more = ", or elsewhere" if len(told) > _NEAREST else ""
