@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from paretune.analysis.training import read_curve
 from paretune.api import open_results, run
-from paretune.report.figures import COLOURS, STYLE
+from paretune.report.looks import COLOURS, STYLE
 
 LAYOUTS = ("padded", "trees")
 TASKS = {"summary": "{{ summary }}", "title": "{{ title }}", "tags": "{{ tags | join(', ') }}", "type": "{{ type }}"}

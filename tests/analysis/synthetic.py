@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from paretune.pipeline.records import Cell, Record, Results, write_record
+from paretune.study.grid import grid_of
 from paretune.study.study import load_study
 
 MACHINE = {"system": "Linux", "processor": "Example CPU", "cores": 2, "memory_gib": 8, "accelerator": None}
@@ -108,6 +109,7 @@ def study_text(shape: Shape) -> str:
         "generate": f"  generate: {{prompts: {prompts}, max_new_tokens: 40}}\n",
         "latency": "  latency: {repeats: 5}\n",
     }
+    written = {grid_of(name): truth.methods for name, truth in shape.variants.items()}
     return (
         "study: sketch\n"
         + "bases:\n"
@@ -121,7 +123,7 @@ def study_text(shape: Shape) -> str:
         + f"train: {{epochs: {shape.epochs}, batch_size: 8, max_length: 512}}\n"
         + f"seeds: {list(shape.seeds)}\n"
         + "variants:\n"
-        + "".join(f"  {name}: {truth.methods}\n" for name, truth in shape.variants.items())
+        + "".join(f"  {name}: {methods}\n" for name, methods in written.items())
         + "evaluate:\n"
         + "".join(known[name] for name in shape.evaluations)
         + shape.extra

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from paretune.analysis.findings import Findings
+from paretune.analysis.findings import Findings, Group
 from paretune.analysis.measure import measure
 from paretune.pipeline.records import Results
-from paretune.report import figures
+from paretune.report import figures, looks, maps
 from paretune.study import registry
 from paretune.study.metrics import Metric
 from paretune.study.study import load_study
@@ -28,6 +28,8 @@ def test_every_base_and_dataset_has_its_figures(tmp_path: Path) -> None:
     names = [
         *(figures.curves_name(findings, group) for group in findings.groups),
         figures.comparison_name("news"),
+        *(maps.questions_name(findings, group, "qa") for group in findings.groups),
+        maps.BEST_NAME,
         figures.PARETO_NAME,
     ]
     assert [file.name for file in written if file.suffix == ".png"] == names
@@ -67,17 +69,17 @@ def test_a_variant_looks_the_same_in_every_figure_of_a_study_and_no_two_look_ali
     variants = {"base": VARIANTS["base"], **{f"v{index}": Truth("[{train.lora: {}}]", 4.0) for index in range(20)}}
     file = tmp_path / "study.yaml"
     file.write_text(study_text(Shape(variants=variants)), encoding="utf-8")
-    looks = list(figures.looks(load_study(file)).values())
-    assert len({(look.colour, look.line, look.marker) for look in looks}) == 21
-    assert len({look.colour for look in looks[:8]}) == 8
+    styles = list(looks.looks(load_study(file)).values())
+    assert len({(look.colour, look.line, look.marker) for look in styles}) == 21
+    assert len({look.colour for look in styles[:8]}) == 8
 
 
 def test_long_names_keep_what_tells_them_apart() -> None:
     names = [f"lora-on-all-linear-layers-with-rank-{rank}-and-a-long-tail" for rank in (4, 8, 16)]
-    short = figures.short_names(["base", *names])
+    short = looks.short_names(["base", *names])
     assert short["base"] == "base"
     assert [short[name] for name in names] == ["…rank-4…", "…rank-8…", "…rank-16…"]
-    same_ends = figures.short_names(["a" * 20 + str(index) + "b" * 60 for index in range(3)])
+    same_ends = looks.short_names(["a" * 20 + str(index) + "b" * 60 for index in range(3)])
     assert len(set(same_ends.values())) == 3
     assert all(len(name) <= 36 for name in same_ends.values())
 
@@ -125,6 +127,70 @@ def test_of_many_variants_the_frontier_and_the_base_are_named(tmp_path: Path) ->
     figure = figures.draw_pareto(measure(make_results(tmp_path, Shape(many, documents=12, epochs=1))))
     assert figure is not None
     assert [[text.get_text() for text in axes.texts] for axes in figure.axes if axes.texts] == [["base"]] * 2
+
+
+def test_a_grid_of_numbers_is_a_line_and_of_two_fields_a_map(tmp_path: Path) -> None:
+    tuned = VARIANTS["original"]
+    rank = "[{train.lora: {r: {grid: [2, 4, 32]}}}]"
+    both = "[{train.lora: {r: {grid: [2, 4]}, alpha: {grid: [8, 16]}}}]"
+    variants = {f"rank[r={r}]": replace(tuned, methods=rank, loss=4 + r / 100) for r in (2, 4, 32)}
+    variants |= {f"both[r={r},alpha={a}]": replace(tuned, methods=both, loss=4 + r + a / 100) for r in (2, 4) for a in (8, 16)}
+    variants |= {"base": VARIANTS["base"]}
+    findings = measure(make_results(tmp_path, replace(SMALL, variants=variants, evaluations=("perplexity",))))
+    (group,) = findings.groups
+    figure = maps.draw_grids(findings, group)
+    assert figure is not None
+    lines, cells = figure.axes
+    means = [findings.estimate(group.entrant(f"rank[r={r}]"), group.headline).mean for r in (2, 4, 32)]
+    assert lines.get_lines()[0].get_xydata().tolist() == [[2, means[0]], [4, means[1]], [32, means[2]]]
+    assert lines.get_xscale() == "log"
+    assert (cells.get_xlabel(), cells.get_ylabel(), cells.get_title()) == ("alpha", "r", "both")
+    shades = cells.images[0].get_array()
+    assert shades[0, 0] == 1
+    assert shades[1, 1] == 0
+    assert maps.draw_grids(*_without_grids(tmp_path / "other")) is None
+
+
+def _without_grids(root: Path) -> tuple[Findings, Group]:
+    root.mkdir()
+    findings = measure(make_results(root, replace(SMALL, evaluations=("perplexity",))))
+    return findings, findings.groups[0]
+
+
+def test_the_best_base_of_each_dataset_is_framed(tmp_path: Path) -> None:
+    shape = replace(SMALL, bases=("novels", "stories"), datasets=("news", "tales"), evaluations=("perplexity",))
+    findings = measure(make_results(tmp_path, shape))
+    figure = maps.draw_best(findings)
+    assert figure is not None
+    (axes,) = figure.axes
+    best = {g.dataset: min(g.base for g in findings.groups) for g in findings.groups}  # the second is made harder
+    assert set(best.values()) == {"novels"}
+    framed = [(round(box.get_x() + 0.48), round(box.get_y() + 0.46)) for box in axes.patches]
+    assert sorted(framed) == [(0, 0), (1, 0)]
+    bold = [text.get_text() for text in axes.texts if text.get_fontweight() == "bold"]
+    means = [findings.estimates[g.choice.best][g.headline].mean for g in findings.groups if g.choice and g.base == "novels"]
+    assert [float(text.split()[0]) for text in bold] == pytest.approx(means, abs=0.01)
+    (tmp_path / "one").mkdir()
+    assert maps.draw_best(measure(make_results(tmp_path / "one", replace(SMALL, evaluations=("perplexity",))))) is None
+
+
+def test_questions_are_drawn_by_every_field_that_slices_them(tmp_path: Path) -> None:
+    findings = measure(make_results(tmp_path, SMALL))
+    figure = maps.draw_questions(findings, findings.groups[0], "qa")
+    assert figure is not None
+    assert all("by difficulty" in axes.get_title() for axes in figure.axes)
+    assert [label.get_text() for label in figure.axes[-1].get_yticklabels()] == ["easy (5)", "hard (5)"]
+    assert maps.draw_questions(findings, findings.groups[0], "generate") is None
+
+
+def test_what_lies_far_away_is_a_number_at_the_edge(tmp_path: Path) -> None:
+    worst = replace(VARIANTS["base"], methods="[{prune.blocks: {count: 1}}]", loss=60.0)
+    near = {f"cut{n}": replace(worst, loss=6 + n / 10) for n in range(6)}
+    figure = figures.draw_pareto(measure(make_results(tmp_path, Shape(near | {"worst": worst}, documents=12, epochs=1))))
+    assert figure is not None
+    for axes in filter(lambda axes: axes.texts, figure.axes):
+        assert axes.get_ylim()[1] < 60
+        assert sum(text.get_text().startswith("↑ ") for text in axes.texts) == 1
 
 
 def test_each_of_two_latencies_has_its_panels(tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ def test_a_mistake_is_told_and_ends_a_pipe(
 def test_what_is_not_trained_yet_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = make_study(tmp_path, CHATML)
     file.write_text(STUDY.replace("seeds: [3]", "seeds: [3, 4]"))
+    capsys.readouterr()  # of what made the study
     assert main(["chat", str(file), "lora"]) == 2
     missing = f"`tiny/d/lora seed 3` is not trained yet, or was removed; first: `paretune run {file}`"
     assert capsys.readouterr().err == f"error: {missing}\n"

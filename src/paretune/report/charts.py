@@ -19,7 +19,7 @@ COLOURS = 7
 """Of the palette in `report.css`, Okabe and Ito's."""
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 DASHES: tuple[list[int], ...] = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
-REPLACED = ("pareto", "curves-", "comparison-", "tasks-")
+REPLACED = ("pareto", "curves-", "comparison-", "tasks-", "questions-")
 """Beginnings of the names of the figures whose place a chart takes on the page."""
 
 

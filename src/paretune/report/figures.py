@@ -1,14 +1,12 @@
 """The figures of a study and their files: loss curves, comparisons and tasks at a glance, quality against each cost.
 
 Every number is one of the findings; here it gets a position, a colour and a label. Matplotlib is imported only to draw, so that
-a report without figures is written without it. The colours are Okabe and Ito's, which colour-blind readers can tell apart;
-where a study has more variants than colours, lines and markers change.
+a report without figures is written without it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,9 +20,10 @@ from paretune.analysis.findings import Choice, Findings, Group
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.training import running_mean
 from paretune.report import words
+from paretune.report.looks import COLOURS, GREY, STYLE, WIDE_RANGE, Look, fence, looks, tell_beyond, write_title
+from paretune.report.maps import BEST_NAME, draw_best, draw_grids, draw_questions, grids_name, questions_name
 from paretune.study.grid import file_names
 from paretune.study.registry import metric_of
-from paretune.study.study import Study
 from paretune.study.tasks import METRICS
 
 if TYPE_CHECKING:
@@ -32,31 +31,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARETO_NAME = "pareto.png"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#555555"
-STYLE = Path(__file__).parent / "templates" / "figures.mplstyle"
-_UNTOUCHED = "#7F7F7F"
-_LINES = ("-", "--", ":", "-.")
-_MARKERS = ("o", "s", "^", "D")
-_NAME_LENGTH = 30
 _COSTS = ("model_bytes", "train_seconds", "ms_per_token")
 """What is compared beside quality."""
 _LABELLED = 8
 """Variants up to which each is named beside its point; of more, the frontier and untouched bases."""
 _LINE = 9.0
 """Points from one line of labels to the next."""
-_WIDE_RANGE = 8
-"""Largest over smallest cost from which the axis is logarithmic."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a variant is drawn in all figures of a study, and its name beside them."""
-
-    label: str
-    colour: str = _UNTOUCHED
-    line: str = "-"
-    marker: str = "o"
 
 
 @dataclass(frozen=True)
@@ -83,6 +63,11 @@ def write_figures(findings: Findings, out: Path) -> list[Path]:
     for dataset in dict.fromkeys(group.dataset for group in findings.groups):
         drawings[comparison_name(dataset)] = partial(draw_comparison, findings, dataset)
         drawings[tasks_name(dataset)] = partial(draw_tasks, findings, dataset)
+    for group in findings.groups:
+        drawings[grids_name(findings, group)] = partial(draw_grids, findings, group)
+        for task in (task for task, use in findings.study.evaluate.items() if use.kind == "qa"):
+            drawings[questions_name(findings, group, task)] = partial(draw_questions, findings, group, task)
+    drawings[BEST_NAME] = partial(draw_best, findings)
     drawings[PARETO_NAME] = partial(draw_pareto, findings)
     written = []
     with mpl.rc_context(fname=STYLE):
@@ -153,7 +138,7 @@ def draw_curves(findings: Findings, group: Group) -> "Figure | None":
     panels[0].set_ylabel("nats per token")
     _name_ends(panels[-1], ends, style)
     note = " (thin lines: seeds)" if thin else f" (mean of {num_seeds} seeds)" if num_seeds > 1 else ""
-    _write_title(figure, f"{group.base} on {group.dataset}{note}")
+    write_title(figure, f"{group.base} on {group.dataset}{note}")
     return figure
 
 
@@ -227,34 +212,6 @@ def draw_pareto(findings: Findings) -> "Figure | None":
     return figure
 
 
-def looks(study: Study) -> dict[str, Look]:
-    """Colour, line and marker of each variant; untouched bases are grey."""
-    labels = short_names(study.variants)
-    style = {name: Look(labels[name]) for name in study.variants}
-    for index, name in enumerate(name for name, variant in study.variants.items() if variant.methods):
-        turn, colour = divmod(index, len(COLOURS))
-        style[name] = Look(labels[name], COLOURS[colour], _LINES[turn % len(_LINES)], _MARKERS[turn % len(_MARKERS)])
-    return style
-
-
-def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Names that fit beside a figure: what long ones have in common at both ends is left out, then their middle is."""
-    names = list(names)
-    long = [name for name in names if len(name) > _NAME_LENGTH]
-    # From the last whole word on that they share: `rank-8` says more than `8`.
-    begins = [index + 1 for index in range(_shared_length(long)) if long[0][index] in "-_."]
-    head = begins[-2] if len(begins) > 1 else 0
-    tail = _shared_length([name[head:][::-1] for name in long])
-    short: dict[str, str] = {}
-    for name in names:
-        core = name[head : len(name) - tail] or name
-        text = f"{'…' if head else ''}{core}{'…' if tail else ''}" if name in long else name
-        if len(text) > _NAME_LENGTH:
-            text = f"{text[:12]}…{text[-(_NAME_LENGTH - 13) :]}"
-        short[name] = text if text not in short.values() else f"{text} ({len(short) + 1})"
-    return short
-
-
 def _quality_panels(findings: Findings, groups: Sequence[Group], quantity: Quantity) -> list[_Panel]:
     """The quantity itself, and its paired difference from the baseline, which is known far better."""
     row, entrants = metric_of(quantity.metric), [entrant for group in groups for entrant in group.entrants]
@@ -303,7 +260,7 @@ def _draw_panels(findings: Findings, groups: Sequence[Group], panels: Sequence[_
     has_quality = any(panel.kind == "quality" for panel in panels)
     lines = f"{100 * findings.level:g}% intervals over documents" if has_quality else "range over seeds"
     lines += ", of differences over their family" if any(panel.kind == "difference" for panel in panels) else ""
-    _write_title(figure, f"{bases} on {groups[0].dataset} ({dotted}lines: {lines})")
+    write_title(figure, f"{bases} on {groups[0].dataset} ({dotted}lines: {lines})")
     return figure
 
 
@@ -378,7 +335,7 @@ def _draw_frontier(
     if len(frontier) > 1 and choice.tells:
         axes.step(*zip(*frontier, strict=True), where="post", color=GREY, linewidth=0.9, linestyle=":", zorder=1)
     low, high = min(cost for cost, _ in points.values()), max(cost for cost, _ in points.values())
-    if low > 0 and high > _WIDE_RANGE * low:
+    if low > 0 and high > WIDE_RANGE * low:
         axes.set_xscale("log")
         axes.set_xlim(low / 1.4, high * 2.2)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
@@ -388,8 +345,14 @@ def _draw_frontier(
         axes.set_xlim(low - 0.12 * width, high + 0.3 * width)
         axes.locator_params(axis="x", nbins=4)
     axes.xaxis.set_major_formatter(lambda value, _: words.cost_text(name, value) if value > 0 else "0")
+    bottom, top = fence([quality for _, quality in points.values()], metric_of(quantity.metric).sign)
+    beyond = [entrant for entrant, (_, quality) in points.items() if not bottom <= quality <= top]
+    if beyond:
+        axes.set_ylim(bottom, top)
+        for line, entrant in enumerate(beyond):
+            tell_beyond(axes, points[entrant], words.number(points[entrant][1]), line, style[entrant.variant].colour)
     taken: list[tuple[float, float, float]] = []
-    for entrant in sorted(points, key=lambda entrant: points[entrant][1]):
+    for entrant in sorted(points.keys() - beyond, key=lambda entrant: points[entrant][1]):
         is_touched = bool(findings.study.variants[entrant.variant].methods)
         if len(points) > _LABELLED and beaten[entrant] is not None and is_touched:
             continue
@@ -417,16 +380,3 @@ def _name_ends(axes: "Axes", ends: Mapping[str, float], style: dict[str, Look]) 
         look = style[name]
         arrow = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)}
         axes.annotate(look.label, (1.0, value), (1.045, at), *within, color=look.colour, va="center", arrowprops=arrow)
-
-
-def _write_title(figure: "Figure", text: str) -> None:
-    """Above the titles of the panels, however many lines they have."""
-    first = figure.axes[0]
-    lines = max(axes.get_title("left").count("\n") + 1 for axes in figure.axes)
-    above = (0.16 + 0.19 * lines) / figure.get_figheight()
-    figure.suptitle(text, x=first.get_position().x0, y=first.get_position().y1 + above, ha="left", va="bottom")
-
-
-def _shared_length(names: Sequence[str]) -> int:
-    """Characters that all of several names begin with."""
-    return sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))) if len(names) > 1 else 0

@@ -20,7 +20,7 @@ from paretune.analysis.scores import Entrant, Quantity, entrant_of, read_generat
 from paretune.analysis.training import running_mean
 from paretune.pipeline.records import CHOICES, SLICE_PREFIX, Record, Results, read_lines
 from paretune.report import charts, words
-from paretune.report.figures import short_names
+from paretune.report.looks import short_names
 from paretune.report.render import visible
 from paretune.report.tables import cost_text, estimate_text, mark_of, signed
 from paretune.study.registry import metric_of, metrics

@@ -12,6 +12,7 @@ from paretune.analysis.scores import Entrant, Quantity, read_generations
 from paretune.report import words
 from paretune.report.blocks import Block, Paragraph, Picture, Section, SideBySide, Table, Text, as_blocks
 from paretune.report.figures import tasks_name
+from paretune.report.maps import questions_name
 from paretune.report.tables import (
     SLICE,
     UNKNOWN,
@@ -155,6 +156,7 @@ def questions_section(findings: Findings, group: Group) -> Section | None:
             columns = [SLICE, VARIANT, *(answers_column(findings, quantity, interval=False) for quantity in answers)]
             columns += [estimate_column(findings, quantity, interval=False) for quantity in likelihood]
             blocks.append(make_table(rows, columns, f"{task} by slice", words=2, grouped=True))
+        blocks.append(Picture(f"figures/{questions_name(findings, group, task)}", f"the answers to {task} by slice"))
         blocks += as_blocks(findings.facts.groups[group.base, group.dataset].confounded.get(task, ()))
     return Section("Questions and answers", blocks, level=3) if blocks else None
 

@@ -15,6 +15,7 @@ from paretune.analysis.findings import Fact, Findings, Group
 from paretune.report import words
 from paretune.report.blocks import Block, Bullets, Document, Paragraph, Picture, Section, Table, as_blocks
 from paretune.report.figures import PARETO_NAME
+from paretune.report.maps import BEST_NAME, grids_name
 from paretune.report.tables import (
     VARIANT,
     Column,
@@ -50,6 +51,7 @@ _TEXTS = "paretune.report.qualities:generations_section"
 _MOST_TOLD = 5
 """Of what was found beside the answer; the rest begins the results."""
 _COSTS_SHOWN = 2
+_GRIDS = "what the variants are ranked by, by the values of their grids"
 _SHORT = {NO_DIFFERENCE: "not told apart"}
 """Verdicts in a narrow column."""
 
@@ -66,9 +68,8 @@ def build_report(findings: Findings, figures: frozenset[str]) -> Document:
     ]
     for group in findings.groups:
         told = _told_of(findings, group)
-        sections.append(
-            Section(f"{group.base} on {group.dataset}" if many else "Results", as_blocks(told if many else told[_MOST_TOLD:]))
-        )
+        results = [*as_blocks(told if many else told[_MOST_TOLD:]), Picture(f"figures/{grids_name(findings, group)}", _GRIDS)]
+        sections.append(Section(f"{group.base} on {group.dataset}" if many else "Results", results))
         rows = [use.row for use in findings.study.evaluations_of(group.dataset).values()]
         named = dict.fromkeys((*_OF_GROUP, *(row.section for row in rows if row.section not in (None, _TEXTS))))
         sections += [load_function(address)(findings, group) for address in named]
@@ -142,7 +143,8 @@ def _across_section(findings: Findings, dataset: str) -> Section | None:
     if told is None:
         return None
     of_bases, *tokenizers = as_blocks(told)
-    return Section(f"Bases on {dataset}", [of_bases, _across_table(findings, dataset), *tokenizers])
+    picture = Picture(f"figures/{BEST_NAME}", "the best variant of every base on every dataset")
+    return Section(f"Bases on {dataset}", [of_bases, _across_table(findings, dataset), picture, *tokenizers])
 
 
 def _across_table(findings: Findings, dataset: str) -> Table:

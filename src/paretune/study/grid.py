@@ -89,6 +89,12 @@ def grid_of(name: str) -> str:
     return name.partition("[")[0]
 
 
+def values_in(name: str) -> dict[str, str]:
+    """What a member of a grid has of each of its fields, as its name says it: `{"r": "4"}` of `rank[r=4]`; else nothing."""
+    inside = name.partition("[")[2].removesuffix("]")
+    return {field: value for field, _, value in (part.partition("=") for part in inside.split(",")) if field}
+
+
 def which_variant(unknown: str, variants: Iterable[str]) -> str:
     """What follows `no variant ...`: the members where a grid is meant, else the nearest name."""
     variants = list(variants)
