@@ -73,7 +73,8 @@ def draw_grids(findings: Findings, group: Group) -> "Figure | None":
     for name, members in maps.items():
         _draw_map(next(panels), name, members, group.headline)
     told = f"{words.noun(group.headline, str)}, {metric_of(group.headline.metric).better} is better"
-    write_title(figure, f"{group.base} on {group.dataset}: {told} (lines: {100 * findings.level:g}% intervals over documents)")
+    intervals = f" (lines: {100 * findings.level:g}% intervals over documents)" if lines else ""
+    write_title(figure, f"{group.base} on {group.dataset}: {told}{intervals}")
     return figure
 
 
