@@ -214,12 +214,15 @@ def test_without_scripts_the_report_is_there(browser: Browser, file: Path) -> No
 
 
 def test_bases_are_compared_in_what_no_tokenizer_changes_and_views_are_picked(browser: Browser, tmp_path: Path) -> None:
-    shape = replace(SHAPE, bases=("novels", "stories"), datasets=("news", "books"), seeds=(0,))
+    bases, datasets = ("novels", "stories", "tales"), ("news", "books", "letters")
+    shape = replace(SHAPE, bases=bases, datasets=datasets, seeds=(0,))  # of four variants each
     file = answer_questions(tmp_path, shape)
     assert file.stat().st_size < 3_000_000
     page = browser.new_page()
     show(page, file)
-    assert len(names(page)) == 2 * len(VARIANTS)
+    assert len(names(page)) == len(bases) * len(VARIANTS)
+    assert page.locator("#view option").count() == len(datasets) * (len(bases) + 1)
+    assert serious_findings(page) == {}
     assert page.locator("#view option").all_text_contents()[:2] == ["all bases on news", "novels on news"]
     assert "Test perplexity" not in page.locator("#y option").all_text_contents()
     assert page.locator("#table .better, #table .worse").count() == 0
