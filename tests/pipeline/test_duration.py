@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from paretune.api import OpenStudy, open_study
 from paretune.cli import main
@@ -15,6 +16,7 @@ from paretune.pipeline.lock import Lock
 from paretune.pipeline.plan import TEACHER
 from paretune.pipeline.plan_text import describe_plan
 from paretune.pipeline.sample import count_tokens
+from paretune.train.probe import probe
 from tests.conftest import STUDY, real_probe, write_study
 from tests.pipeline.planned import described, write_planned
 
@@ -65,6 +67,21 @@ def test_a_base_is_probed_once_and_a_second_plan_knows_it(
     told = capsys.readouterr()
     assert "timing 1 base" in told.err, "another machine asks anew"
     assert "time: " not in told.out
+
+
+def test_two_kinds_of_adapters_in_bfloat16_are_timed_one_after_the_other() -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+    )
+    trainings = {
+        "train.lora": {"r": 4, "targets": "all-linear"},
+        "distill.logits": {"r": 2, "targets": "all-linear"},
+        "train.full": None,
+    }
+    question = {"config": config.to_dict(), "directory": None, "length": 32, "device": "cpu", "compute": "bfloat16"}
+    rates = probe(question | {"evaluate": "float32", "trainings": trainings})
+    assert set(trainings) <= set(rates)
+    assert all(sum(rates[name]) > 0 for name in trainings)
 
 
 def test_a_training_takes_its_tokens_and_validations_and_a_shorter_model_less(file: Path) -> None:

@@ -4,6 +4,7 @@ Every number is one of the findings; here it gets a position, a colour and a lab
 a report without figures is written without it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +51,8 @@ class _Panel:
     missing: str = "not measured"
     with_unit: bool = False
     """Ticks of the axis are written like the figures."""
+    limit: float = math.inf
+    """The largest value that there can be: no tick lies beyond."""
 
 
 def write_figures(findings: Findings, out: Path) -> list[Path]:
@@ -229,7 +232,7 @@ def _quality_panels(findings: Findings, groups: Sequence[Group], quantity: Quant
     leaked = findings.marks.of(entrants[0], quantity.task, quantity.split)
     better = "leakage allowed" if leaked else f"{row.better} is better"
     title = f"{row.panel} on {quantity.task if of_task else quantity.split}\n{better}"
-    panels = [_Panel(title, "quality", estimates, text)]
+    panels = [_Panel(title, "quality", estimates, text, limit=row.high)]
     if differences:
         panels.append(_Panel("Its difference from the\nbaseline, paired", "difference", differences, signed))
     return panels
@@ -306,7 +309,9 @@ def _draw_panel(axes: "Axes", panel: _Panel, groups: Sequence[Group], rows: dict
             axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
             reach.append(0)
         room = max(reach) - min(reach) or abs(max(reach)) or 1
-        axes.set_xlim(min(reach) - 0.08 * room, max(reach) + 0.36 * room)
+        start, end = min(reach) - 0.08 * room, max(reach) + 0.36 * room
+        axes.set_xlim(start, end)
+        axes.set_xticks([tick for tick in axes.get_xticks() if start <= tick <= min(end, panel.limit)])
     axes.set_title(panel.title)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -29,7 +29,7 @@ from paretune.model.attention import attending
 from paretune.model.forward import PackedModel, hidden_states, packed_model, score
 from paretune.model.fused import fuse
 from paretune.model.load import load_pretrained
-from paretune.model.loss import Loss, loss_of
+from paretune.model.loss import loss_of
 from paretune.model.shared_context import PromptTree, SharedContexts, bytes_per_entry, sharing
 from paretune.pipeline.resources import Resource
 from paretune.study.methods import TrainLora
@@ -113,36 +113,44 @@ def _lines(
     lines["score"] = _line(
         lambda tokens: _timed(lambda: [*score(packed, texts(tokens), forward_tokens=4 * tokens)], device), sizes
     )
-    model = model.float().train()
-    # All weights before adapters, which stay.
-    for name, method in sorted(question["trainings"].items(), key=lambda training: training[1] is not None):
-        if method is None:
-            model.requires_grad_(True)
-        else:
-            add_lora(model, TrainLora.model_validate(method, strict=False), 0)
-        packed = packed_model(model)
-        if compute != torch.float32:
-            freeze_in(model, compute)
-        fuse(model)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer, loss_function = torch.optim.AdamW(trained, lr=1e-9, fused=True), loss_of(packed.head, compute)
+    trainings = {name: json.dumps(method) for name, method in question["trainings"].items()}
+    of_method = {key: _training(config, json.loads(key), compute, texts, sizes, device) for key in set(trainings.values())}
+    return lines | {name: of_method[key] for name, key in trainings.items()}
 
-        def passes(tokens: int, packed: PackedModel = packed, loss_function: Loss = loss_function) -> None:
-            batches = forward_batches(texts(tokens), forward_tokens=4 * tokens, pack=packed.isolates)
-            for batch in (batch.to(device) for _, batch in batches):
-                with attending(model, batch):
-                    with torch.autocast(device.type, compute, enabled=compute != torch.float32):
-                        nats, _ = loss_function(hidden_states(model, batch), batch.targets_N)
-                    nats.backward()
 
-        def update(trained: list[Any] = trained, optimizer: torch.optim.Optimizer = optimizer) -> None:
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
+def _training(
+    config: PreTrainedConfig,
+    method: Mapping[str, Any] | None,
+    compute: torch.dtype,
+    texts: Callable[[int], list[Example]],
+    sizes: Sequence[int],
+    device: torch.device,
+) -> Line:
+    """A pass there and back with the adapter of `method`, or with all weights trained, and what an update takes."""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device).train()
+    if method is not None:
+        add_lora(model, TrainLora.model_validate(method, strict=False), 0)
+    packed = packed_model(model)
+    if compute != torch.float32:
+        freeze_in(model, compute)
+    fuse(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer, loss_function = torch.optim.AdamW(trained, lr=1e-9, fused=True), loss_of(packed.head, compute)
 
-        of_pass, token = _line(lambda tokens, passes=passes: _timed(partial(passes, tokens), device), sizes)
-        lines[name] = of_pass + _timed(update, device), token
-        optimizer.zero_grad()
-    return lines
+    def passes(tokens: int) -> None:
+        batches = forward_batches(texts(tokens), forward_tokens=4 * tokens, pack=packed.isolates)
+        for batch in (batch.to(device) for _, batch in batches):
+            with attending(model, batch):
+                with torch.autocast(device.type, compute, enabled=compute != torch.float32):
+                    nats, _ = loss_function(hidden_states(model, batch), batch.targets_N)
+                nats.backward()
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    of_pass, token = _line(lambda tokens: _timed(partial(passes, tokens), device), sizes)
+    return of_pass + _timed(update, device), token
 
 
 def _line(times: Callable[[int], float], sizes: Sequence[int]) -> Line:
