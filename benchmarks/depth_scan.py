@@ -26,6 +26,7 @@ from paretune.data.trees import Example
 from paretune.model.forward import PackedModel, head_of, packed_model, score
 from paretune.model.loss import token_nats
 from paretune.pipeline.machine import fingerprint
+from paretune.variants.calibration import Window
 from paretune.variants.choose import choose_by_loss
 
 FORWARD_TOKENS = 4096
@@ -55,7 +56,7 @@ def main() -> None:
     check_equal(model, packed, [Example(example.ids[:32]) for example in examples])
     seconds: dict[str, list[float]] = {"walk": [], "one each": [], "block": [], "head": []}
     for _ in range(arguments.repeats):  # in turn, so that a busy moment of the machine meets all of them
-        seconds["walk"].append(timed(lambda: choose_by_loss(model, examples, 1, forward_tokens=FORWARD_TOKENS)))
+        seconds["walk"].append(timed(lambda: choose_by_loss(model, windows_of(examples), 1, forward_tokens=FORWARD_TOKENS)))
         seconds["one each"].append(timed(lambda: evaluate_each(model, packed, examples)))
         seconds["block"].append(time_block(model, ids, timed))
         seconds["head"].append(time_head(model, ids, timed))
@@ -75,6 +76,10 @@ def make_model(blocks: int, width: int, vocabulary: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+def windows_of(examples: list[Example]) -> list[Window]:
+    return [Window(str(index), (example,)) for index, example in enumerate(examples)]
+
+
 def evaluate_each(model: LlamaForCausalLM, packed: PackedModel, examples: list[Example]) -> dict[tuple[int, ...], float]:
     """Nats of the whole model and of the model without each block."""
     blocks, found = model.model.layers, {}
@@ -86,7 +91,7 @@ def evaluate_each(model: LlamaForCausalLM, packed: PackedModel, examples: list[E
 
 
 def check_equal(model: LlamaForCausalLM, packed: PackedModel, examples: list[Example]) -> None:
-    choice = choose_by_loss(model, examples, 1, forward_tokens=FORWARD_TOKENS)
+    choice = choose_by_loss(model, windows_of(examples), 1, forward_tokens=FORWARD_TOKENS)
     for removed, nats in evaluate_each(model, packed, examples).items():
         np.testing.assert_allclose(choice.scores[removed].sum(), nats, rtol=1e-5)
     if choice.computed != "walk":

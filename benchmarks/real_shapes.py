@@ -26,6 +26,7 @@ from paretune.model.attention import attending
 from paretune.model.forward import hidden_states, packed_model
 from paretune.model.fused import fuse
 from paretune.study.methods import Lora
+from paretune.train.allocator import keep_freed_memory
 from paretune.train.loop import plain_loss
 from paretune.variants.blocks import block_list, remove_blocks
 
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     print(
         "| shape | blocks | parameters | bytes | share | training step, s | ratio | a token, ms | ratio |\n" + "|---" * 9 + "|"
     )
@@ -123,9 +125,13 @@ def stepping(model: PreTrainedModel, batch: Batch) -> Callable[[], float]:
 
 
 def measure(sides: list[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """Of each side its CPU seconds in each round after the first."""
-    seconds = [[side() for side in sides] for _ in range(rounds + 1)]
-    return [list(one) for one in zip(*seconds[1:], strict=True)]
+    """Of each side its CPU seconds in each round after the first; each round begins with another, as what went before matters."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for number in range(rounds + 1):
+        for at in range(len(sides)):
+            side = (at + number) % len(sides)
+            seconds[side].append(sides[side]())
+    return [one[1:] for one in seconds]
 
 
 def ratio(ours: list[float], whole: list[float]) -> str:

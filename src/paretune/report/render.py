@@ -19,6 +19,7 @@ from typing import Any
 
 from markupsafe import Markup
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text as RichText
@@ -151,12 +152,16 @@ def _print_block(console: Console, block: Block) -> None:
             if block.caption:
                 console.print(RichText(visible(block.caption)))
             grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-            for index, name in enumerate(block.header):
+            columns = [[cell_len(visible(cell)) for cell in column] for column in zip(block.header, *block.folded, strict=True)]
+            is_wide = sum(max(column) + 2 for column in columns) > console.width
+            for index, (name, column) in enumerate(zip(block.header, columns, strict=True)):
+                narrowest = max(map(cell_len, name.split()), default=0), *column[1:]
                 grid.add_column(
                     RichText(visible(name)),
                     justify="left" if index < block.words else "right",
                     overflow="fold",
-                    max_width=_NAME_WIDTH if index == 0 else None,
+                    # Headings of figures take more lines before names are broken.
+                    max_width=_NAME_WIDTH if index == 0 else max(narrowest) if is_wide and index >= block.words else None,
                 )
             for row in block.folded:
                 grid.add_row(*(RichText(visible(cell)) for cell in row))
