@@ -125,7 +125,7 @@ def stepping(model: PreTrainedModel, batch: Batch) -> Callable[[], float]:
 
 
 def measure(sides: list[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """Of each side its CPU seconds in each round after the first; each round begins with another, as what went before matters."""
+    """Of each side its CPU seconds in each round after the first. Each begins with another, as what went before matters."""
     seconds: list[list[float]] = [[] for _ in sides]
     for number in range(rounds + 1):
         for at in range(len(sides)):
