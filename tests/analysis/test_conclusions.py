@@ -200,7 +200,7 @@ def slowed(results: Results, variant: str, factor: float) -> Results:
     cells = []
     for cell in results.cells:
         record = cell.evaluations["latency"]
-        slow = {name: value * factor for name, value in record.metrics.items() if name != "threads"}
+        slow = {name: value * (1 if name == "threads" else factor) for name, value in record.metrics.items()}
         record = replace(record, metrics=slow) if cell.variant == variant else record
         cells.append(replace(cell, evaluations={**cell.evaluations, "latency": record}))
     return replace(results, cells=tuple(cells))

@@ -5,7 +5,7 @@ from paretune.analysis.costs import Cost, noise_of, ratio, read_costs
 from paretune.analysis.deviations import OptionsUnequal, deviations
 from paretune.analysis.measure import measure
 from paretune.analysis.scores import Entrant
-from paretune.pipeline.records import Record
+from paretune.pipeline.records import Cell, Record
 from tests.analysis.synthetic import Shape, make_results
 
 SMALL = Shape(documents=6, evaluations=("latency",), epochs=1)
@@ -50,6 +50,19 @@ def test_times_of_different_machines_have_no_ratio_and_sizes_do(tmp_path: Path) 
     assert ratio(costs, "train_seconds", LORA, FULL) is None
     assert ratio(costs, "parameters", LORA, FULL) is not None
     assert ratio(read_costs(results), "train_seconds", LORA, FULL) is not None
+
+
+def test_latencies_on_one_thread_and_on_two_have_no_ratio(tmp_path: Path) -> None:
+    results = make_results(tmp_path, SMALL)
+
+    def with_threads(cell: Cell, threads: int) -> Cell:
+        latency = cell.evaluations["latency"]
+        timed = replace(latency, metrics={**latency.metrics, "threads": threads})
+        return replace(cell, evaluations={**cell.evaluations, "latency": timed})
+
+    one, other = (tuple(with_threads(cell, 1 + (cell.variant == apart)) for cell in results.cells) for apart in ("full", ""))
+    assert ratio(read_costs(replace(results, cells=one)), "ms_per_token", BASE, FULL) is None
+    assert ratio(read_costs(replace(results, cells=other)), "ms_per_token", BASE, FULL) is not None
 
 
 def test_a_time_ratio_is_clear_only_beyond_noise_and_beyond_the_seeds() -> None:

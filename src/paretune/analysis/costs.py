@@ -190,11 +190,11 @@ def fingerprint(record: Record) -> str:
 
 
 def options_of(record: Record) -> dict[str, Any]:
-    """What a stage was run under that its time and memory depend on; those of a measurement on the number of workers alone."""
+    """What a stage was run under that its time and memory depend on; those of a measurement on workers and threads alone."""
+    threads = record.metrics.get("threads")
     if "train_seconds" not in record.metrics:
-        return {name: record.options.get(name) for name in _OPTIONS[:1]}
-    threads = record.metrics.get("threads", [])
-    return {name: record.options.get(name) for name in _OPTIONS} | {"threads": ", then ".join(map(str, threads)) or None}
+        return {"workers": record.options.get("workers"), "threads": threads}
+    return {name: record.options.get(name) for name in _OPTIONS} | {"threads": ", then ".join(map(str, threads or [])) or None}
 
 
 def _conditions(record: Record) -> str:

@@ -319,16 +319,19 @@ def _unequal_runs(findings: Findings, group: Group) -> Iterator[Fact]:
     machines = {fingerprint(record) for cell in cells for record in cell.trained}
     if len(machines) > 1:
         yield SeveralMachines(where_of(findings, group), len(machines))
-    options: dict[str, dict[str, dict[str, None]]] = {}
+    options: dict[tuple[str, bool], dict[str, dict[str, None]]] = {}  # of trainings and of measurements
     for cell in cells:
         timed = (cell.evaluations[name] for name in timed_evaluations(findings.study) if name in cell.evaluations)
         for record in (*cell.trained, *timed):
             for option, value in options_of(record).items():
-                options.setdefault(option, {}).setdefault("none" if value is None else str(value), {})[cell.variant] = None
-    for option, by_value in options.items():
-        if len(by_value) > 1:
-            runs = tuple((value, tuple(names)) for value, names in by_value.items())
-            yield OptionsUnequal(where_of(findings, group), option, runs)
+                by_value = options.setdefault((option, record in cell.trained), {})
+                by_value.setdefault("none" if value is None else str(value), {})[cell.variant] = None
+    unequal = {
+        OptionsUnequal(where_of(findings, group), option, tuple((value, tuple(names)) for value, names in by_value.items()))
+        for (option, _), by_value in options.items()
+        if len(by_value) > 1
+    }
+    yield from sorted(unequal, key=lambda fact: fact.option)
 
 
 def _spent(cell: Cell, name: str) -> float | tuple[str, ...] | None:

@@ -185,7 +185,7 @@ def _speed_column(findings: Findings, reference: Entrant) -> Column[Subject]:
         ratio = findings.ratios.get((name, row.entrant, reference))
         if ratio is None:
             both = all(name in findings.costs.get(entrant, {}) for entrant in (row.entrant, reference))
-            return "other machine" if both else None
+            return "other conditions" if both else None
         return words.times(ratio.value) + ("" if ratio.clear else " (not clear)")
 
     return Column(f"speed against {reference.variant}", cell)
