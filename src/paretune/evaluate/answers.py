@@ -126,7 +126,7 @@ class _Draft:
     """In the next pass: one, until all of a pass are right."""
 
     def guesses(self) -> list[int]:
-        """What followed the last two tokens where they stood before, in context, prompt or answer; over again if it ends here."""
+        """What followed the last two tokens where they stood before; over again where that is their own place."""
         text = np.concatenate([self.prompt.context, self.prompt.ids, np.array(self.ids, np.int32)])
         before = np.flatnonzero((text[:-2] == text[-2]) & (text[1:-1] == text[-1]))
         room = min(self.num_guesses, self.limit - len(self.ids) - 1)
@@ -272,14 +272,14 @@ def _write_shared(loaded: LoadedModel, group: Group, decoding: Decoding) -> Iter
                     for n, token in enumerate([draft.ids[-1], *each])
                 ]
                 logits_TV = cache.step(*zip(*tokens, strict=True))
-            _write_on(loaded.tokenizer, passed, guesses, logits_TV, decoding)
+            _write_on(loaded, passed, guesses, logits_TV, decoding)
             yield sum(draft.stopped_by is not None for draft in passed)
             going = [draft for draft in going + fresh if draft.stopped_by is None]
             cache.keep({branches[draft][0] for draft in going})
 
 
 def _write_on(
-    tokenizer: TextTokenizer, drafts: Sequence[_Draft], guesses: Sequence[list[int]], logits_TV: torch.Tensor, decoding: Decoding
+    loaded: LoadedModel, drafts: Sequence[_Draft], guesses: Sequence[list[int]], logits_TV: torch.Tensor, decoding: Decoding
 ) -> None:
     """Add to each draft its next token, and the one after each guess that was right."""
     rows = np.cumsum([0, *(1 + len(each) for each in guesses)])
@@ -287,7 +287,7 @@ def _write_on(
     while going:
         tokens = _choose([drafts[i] for i in going], logits_TV[rows[going] + n], decoding)
         for i, token in zip(going, tokens, strict=True):
-            _append(tokenizer, drafts[i], token)
+            _append(loaded.tokenizer, drafts[i], token)
             drafts[i].num_guesses = MAX_GUESSES if n == len(guesses[i]) > 0 else 1
         right = (i for i, token in zip(going, tokens, strict=True) if guesses[i][n : n + 1] == [token])
         going, n = [i for i in right if drafts[i].stopped_by is None], n + 1
