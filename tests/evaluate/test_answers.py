@@ -1,5 +1,6 @@
 """Answers after a shared context: the text of each is that of plain generation, one prompt at a time."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,51 @@ def test_answers_do_not_depend_on_what_is_answered_beside_them(tmp_path: Path, m
         monkeypatch.setattr(answers, name, limit)
         assert [each.text for each in write_answers(loaded, prompts)] == [each.text for each in together]
     assert [each.text for each in write_answers(loaded, prompts[::-1])][::-1] == [each.text for each in together]
+
+
+def test_guesses_save_passes_and_change_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load("llama", tmp_path)
+    prompts = prompts_of(loaded)
+    passes: list[int] = []
+    step = SharedContexts.step
+    monkeypatch.setattr(SharedContexts, "step", lambda self, *places: passes.append(len(places[0])) or step(self, *places))
+
+    def written(guesses: Callable[[answers._Draft], list[int]]) -> tuple[int, list[tuple[int, ...]]]:
+        passes.clear()
+        monkeypatch.setattr(answers._Draft, "guesses", guesses)
+        found = [each.ids for each in write_answers(loaded, prompts)]
+        assert max(passes) <= answers.MAX_ANSWERS
+        return len(passes), found
+
+    num_plain, plainly = written(lambda draft: [])
+    known = {id(prompt): ids for prompt, ids in zip(prompts, plainly, strict=True)}
+
+    def right(draft: answers._Draft) -> list[int]:
+        count = len(draft.ids)
+        return list(known[id(draft.prompt)][count : min(count + 3, draft.limit - 1)])
+
+    num_guessed, found = written(right)
+    assert found == plainly
+    assert num_guessed < num_plain / 2
+    for guesses in (
+        lambda draft: [(token + n) % 64 for n, token in enumerate(right(draft))],
+        lambda draft: [5] * len(right(draft)),
+    ):
+        assert written(guesses)[1] == plainly
+
+
+def test_what_followed_before_is_guessed() -> None:
+    prompt = Prompt(np.array([1, 2, 3, 4], np.int32), np.array([], np.int32), 9)
+
+    def guessed(ids: list[int], num_guesses: int) -> list[int]:
+        return answers._Draft(prompt, 9, torch.Generator(), ids, num_guesses=num_guesses).guesses()
+
+    assert guessed([2, 3], 3) == [4, 2, 3]
+    assert guessed([2, 3], 1) == [4]
+    assert guessed([7, 7, 7], 3) == [7, 7, 7]
+    assert guessed([3, 2], 3) == []
+    assert guessed([5, 6, 2, 3, 4, 2, 3], 3) == [4]  # the limit is 9, and the token after the last guess is chosen
+    assert guessed([5], 3) == []
 
 
 def test_a_context_is_read_once(tmp_path: Path) -> None:

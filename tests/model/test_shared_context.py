@@ -53,6 +53,13 @@ def test_each_branch_goes_on_as_its_text_alone(architecture, tmp_path):
         check([(2, 0), (2, 1)], cache.read(TREES[2:]))
         for _ in range(3):
             step([(2, 1), (1, 0), (2, 0)])
+        # Three tokens of a branch beside one of another; the last two are taken back.
+        first = len(texts[2, 0])
+        texts[2, 0].append(3)
+        texts[1, 0].append(9)
+        places = [TREES[2]] * 3 + [TREES[1]], [0] * 4, [first, first + 1, first + 2, len(texts[1, 0]) - 1]
+        check([(2, 0), (1, 0)], cache.step(*places, [3, 8, 5, 9])[[0, 3]])
+        step([(2, 0)])
 
 
 def test_the_attention_of_the_model_is_as_it_was_afterwards(tmp_path):

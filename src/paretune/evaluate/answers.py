@@ -2,8 +2,10 @@
 
 Contexts and prompts are read as token trees, each context once; then every pass adds a token to each answer that has not
 ended, whichever context it follows, and as soon as there is room the next contexts are read. The weights are read once a pass,
-so many answers cost little more than one. Where an architecture cannot do this, which is tried first, prompts are padded on the
-left, their contexts before them, and go through transformers' `generate`.
+so many answers cost little more than one. Where few are left, a pass of greedy answers also reads what is guessed of the tokens
+that follow, by where the last two stood before (prompt lookup decoding, https://github.com/apoorvumang/prompt-lookup-decoding):
+of these stays what the model would have chosen by itself. Where an architecture cannot do this, which is tried first, prompts
+are padded on the left, their contexts before them, and go through transformers' `generate`.
 
 A sampled answer draws from a generator of its own (Gumbel noise on its logits, then argmax, which is a draw from the softmax),
 not from one stream for all: its text then depends on its prompt and its seed, not on the batching or its neighbours.
@@ -38,7 +40,9 @@ from paretune.model.load import LoadedModel
 from paretune.model.shared_context import PromptTree, SharedContexts, bytes_per_entry, sharing
 
 MAX_ANSWERS = 64
-"""That are written at a time."""
+"""That are written at a time; with what is guessed, tokens of a pass."""
+MAX_GUESSES = 3
+"""Of an answer in a pass."""
 MAX_BYTES = 2**30
 """Of what is kept of contexts and answers."""
 PASS_TOKENS = 2048
@@ -118,6 +122,15 @@ class _Draft:
     ids: list[int] = field(default_factory=list)
     stopped_by: StoppedBy | None = None
     seconds: float = 0.0
+    num_guesses: int = 1
+    """In the next pass: one, until all of a pass are right."""
+
+    def guesses(self) -> list[int]:
+        """What followed the last two tokens where they stood before; over again where that is their own place."""
+        text = np.concatenate([self.prompt.context, self.prompt.ids, np.array(self.ids, np.int32)])
+        before = np.flatnonzero((text[:-2] == text[-2]) & (text[1:-1] == text[-1]))
+        room = min(self.num_guesses, self.limit - len(self.ids) - 1)
+        return np.resize(text[before[-1] + 2 :], room).tolist() if len(before) and room > 0 else []
 
 
 Group = Sequence[Sequence[_Draft]]
@@ -245,21 +258,39 @@ def _write_shared(loaded: LoadedModel, group: Group, decoding: Decoding) -> Iter
                     break
                 opened.append(waiting.popleft())
             fresh = [draft for tree in opened for draft in trees[tree]]
+            passed, guesses = fresh or going, [list[int]()] * len(fresh or going)
             if opened:
-                logits_BV = cache.read(opened)
+                logits_TV = cache.read(opened)
             else:
-                logits_BV = cache.step(
-                    [branches[draft][0] for draft in going],
-                    [branches[draft][1] for draft in going],
-                    [draft.prompt.num_tokens + len(draft.ids) - 1 for draft in going],
-                    [draft.ids[-1] for draft in going],
-                )
-            passed = fresh or going
-            for draft, token in zip(passed, _choose(passed, logits_BV, decoding), strict=True):
-                _append(loaded.tokenizer, draft, token)
+                if decoding.temperature == 0:  # a draw is seldom what stood before
+                    guesses = [draft.guesses() for draft in going]
+                    share = (MAX_ANSWERS - len(going)) // max(1, sum(map(bool, guesses)))
+                    guesses = [each[:share] for each in guesses]
+                tokens = [
+                    (*branches[draft], draft.prompt.num_tokens + len(draft.ids) - 1 + n, token)
+                    for draft, each in zip(going, guesses, strict=True)
+                    for n, token in enumerate([draft.ids[-1], *each])
+                ]
+                logits_TV = cache.step(*zip(*tokens, strict=True))
+            _write_on(loaded, passed, guesses, logits_TV, decoding)
             yield sum(draft.stopped_by is not None for draft in passed)
             going = [draft for draft in going + fresh if draft.stopped_by is None]
             cache.keep({branches[draft][0] for draft in going})
+
+
+def _write_on(
+    loaded: LoadedModel, drafts: Sequence[_Draft], guesses: Sequence[list[int]], logits_TV: torch.Tensor, decoding: Decoding
+) -> None:
+    """Add to each draft its next token, and the one after each guess that was right."""
+    rows = np.cumsum([0, *(1 + len(each) for each in guesses)])
+    going, n = list(range(len(drafts))), 0
+    while going:
+        tokens = _choose([drafts[i] for i in going], logits_TV[rows[going] + n], decoding)
+        for i, token in zip(going, tokens, strict=True):
+            _append(loaded.tokenizer, drafts[i], token)
+            drafts[i].num_guesses = MAX_GUESSES if n == len(guesses[i]) > 0 else 1
+        right = (i for i, token in zip(going, tokens, strict=True) if guesses[i][n : n + 1] == [token])
+        going, n = [i for i in right if drafts[i].stopped_by is None], n + 1
 
 
 def _write_sequences(loaded: LoadedModel, group: Group, decoding: Decoding) -> Iterator[int]:

@@ -2,10 +2,11 @@
 
 A row of the cache is a context with its branches. The context ends where its branches begin, and these lie side by side, token
 by token: so what any query sees of a row lies together, and one product takes all branches of a context over it. A pass takes
-one row of tokens, without padding: first whole trees (`paretune.data.trees`), later a token of each branch that goes on.
+one row of tokens, without padding: first whole trees (`paretune.data.trees`), later one or more tokens of each branch that goes
+on.
 
-Legend: R rows, S slots for branches, B branches, T tokens of a pass, E entries of a row, H heads, K heads of keys, G = H / K,
-W width of a head.
+Legend: R rows, S slots for branches, B branches, T tokens of a pass, P places of a row for what asks: so many to a slot as the
+pass has tokens of one branch; E entries of a row, H heads, K heads of keys, G = H / K, W width of a head.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -81,13 +82,16 @@ class SharedContexts:
             return self._forward(batch, kept, decodes=False)
 
     def step(
-        self, trees_B: Sequence[PromptTree], slots_B: Sequence[int], depths_B: Sequence[int], ids_B: Sequence[int]
+        self, trees_T: Sequence[PromptTree], slots_T: Sequence[int], depths_T: Sequence[int], ids_T: Sequence[int]
     ) -> torch.Tensor:
-        """Logits [B, V] after one more token of each branch, which has so many tokens before it."""
+        """Logits [T, V] after each of some tokens, which have so many before them: of a branch one or, in a row, several.
+
+        What follows in a branch may be given again from any depth on: deeper tokens of before are not seen.
+        """
         rows = {tree: row for row, tree in enumerate(self.trees)}
-        depths = np.array(depths_B, np.int64)
-        forest = Forest(np.array([rows[tree] for tree in trees_B], np.int32), np.array(slots_B, np.int32) + 1, depths)
-        ids = torch.tensor(ids_B)[None]
+        depths = np.array(depths_T, np.int64)
+        forest = Forest(np.array([rows[tree] for tree in trees_T], np.int32), np.array(slots_T, np.int32) + 1, depths)
+        ids = torch.tensor(ids_T)[None]
         batch = Batch(ids, torch.from_numpy(depths)[None], torch.arange(len(depths)), torch.empty(0), (), forest)
         return self._forward(batch, forest, decodes=True)
 
@@ -112,12 +116,18 @@ class SharedContexts:
         entries_T = torch.from_numpy(self.context_tokens + along_T + np.maximum(kept.branches_T - 1, 0))
         rows_T = torch.from_numpy(kept.trees_T.astype(np.int64))
         self.depths_RE[rows_T, entries_T] = torch.from_numpy(kept.depths_T)
-        filled = slice(0, 0)
+        filled, per_slot, queries_T = slice(0, 0), 1, 0
         if decodes:
+            branches_T = kept.trees_T * self.num_slots + kept.branches_T
+            begins_T = np.append(True, np.diff(branches_T) != 0)
+            queries_T = np.arange(len(kept)) - np.flatnonzero(begins_T)[np.cumsum(begins_T) - 1]
+            per_slot = int(queries_T.max()) + 1
             used = torch.nonzero((self.depths_RE[: len(self.trees)] != _EMPTY).any(0))
             filled = slice(int(used[0]), int(used[-1]) + 1)
+        places_T = torch.from_numpy((kept.branches_T - 1) * per_slot + queries_T)
         model, device = self.packed.model, self.packed.model.device
-        token = _PASS.set(_Pass(self, kept, rows_T.to(device), entries_T.to(device), decodes, filled))
+        at = (x.to(device) for x in (rows_T, entries_T, places_T))
+        token = _PASS.set(_Pass(self, kept, *at, per_slot, decodes, filled))
         try:
             with torch.no_grad():
                 return self.packed.head(hidden_states(model, batch.to(device)))
@@ -133,6 +143,9 @@ class _Pass:
     kept: Forest
     rows_T: torch.Tensor
     entries_T: torch.Tensor
+    places_T: torch.Tensor
+    per_slot: int
+    """Places of a slot."""
     decodes: bool
     """Whether the tokens go on after what is in the cache; else they see each other only, as trees."""
     filled: slice
@@ -141,9 +154,9 @@ class _Pass:
 
 @dataclass(frozen=True, eq=False)
 class _CacheMask:
-    """What is added to the scores of every slot of every row, 0 or -inf, in one kind of layer."""
+    """What is added to the scores of every place of every row, 0 or -inf, in one kind of layer."""
 
-    added_RSE: torch.Tensor
+    added_RPE: torch.Tensor
 
 
 @lru_cache(maxsize=1)
@@ -167,17 +180,19 @@ def _sharing_failure(twin: PreTrainedModel) -> str:
     contexts = [np.arange(start, start + length) for start, length in ((3, 9), (5, 4))]
     prompts = [np.arange(start, start + length) for start, length in ((11, 3), (2, 5), (7, 1))]
     trees = [PromptTree(contexts[0], tuple(prompts[:2])), PromptTree(contexts[1], tuple(prompts[2:]))]
-    following = [9, 4, 8]
+    following = [[9, 6], [4], [8]]
     try:
         packed = PackedModel(twin, head_of(twin), isolates=True)
         cache = SharedContexts(packed, num_rows=2, num_slots=2, context_tokens=9, branch_tokens=7)
         with sharing(packed):
             read = cache.read(trees)
-            step = cache.step([trees[0], trees[0], trees[1]], [0, 1, 0], [12, 14, 5], following)
+            cache.step([trees[0]] * 3, [0] * 3, [12, 13, 14], [9, 2, 7])  # of which the last two are taken back
+            step = cache.step([trees[0], trees[0], trees[1]], [0, 1, 0], [13, 14, 5], [6, 4, 8])
         for n, logits in enumerate(torch.stack([read, step], dim=1)):
-            ids = [*contexts[n // 2].tolist(), *prompts[n].tolist(), following[n]]
+            ids = [*contexts[n // 2].tolist(), *prompts[n].tolist(), *following[n]]
             with torch.no_grad():
-                alone = twin(input_ids=torch.tensor([ids], device=twin.device), use_cache=False).logits[0, -2:]
+                every = twin(input_ids=torch.tensor([ids], device=twin.device), use_cache=False).logits[0]
+            alone = every[[-1 - len(following[n]), -1]]
             if not are_close(alone, logits):
                 return (
                     f"logits after a shared context differ from those alone by {difference(alone, logits):.0e} of the largest"
@@ -205,15 +220,15 @@ def _mask(*, mask_function: Callable[..., torch.Tensor], device: torch.device, *
     if not now.decodes:
         return mask_of_trees(mask_function=mask_function, device=device)
     cache, zero = now.cache, torch.zeros((), dtype=torch.long)
-    num_rows = len(cache.trees)
-    queries_RS1 = torch.full((num_rows, cache.num_slots, 1), _EMPTY)
-    queries_RS1[now.kept.trees_T, now.kept.branches_T - 1, 0] = torch.from_numpy(now.kept.depths_T)
+    num_rows, places_T = len(cache.trees), now.places_T.cpu()
+    queries_RP1 = torch.full((num_rows, cache.num_slots * now.per_slot, 1), _EMPTY)
+    queries_RP1[now.kept.trees_T, places_T, 0] = torch.from_numpy(now.kept.depths_T)
     keys_R1E, slots_E = cache.depths_RE[:num_rows, None, now.filled], cache.slots_E[now.filled]
-    own_SE = (slots_E == _EMPTY) | (slots_E == torch.arange(cache.num_slots)[:, None])
-    seen_RSE = mask_function(zero, zero, queries_RS1, keys_R1E) & (keys_R1E != _EMPTY) & own_SE
-    # A slot that asks nothing sees all, so that its softmax is a number.
-    seen_RSE = seen_RSE | (queries_RS1 == _EMPTY)
-    return _CacheMask(torch.where(seen_RSE, 0.0, -torch.inf).to(device))
+    slots_P1 = torch.arange(cache.num_slots).repeat_interleave(now.per_slot)[:, None]
+    seen_RPE = mask_function(zero, zero, queries_RP1, keys_R1E) & (keys_R1E != _EMPTY)
+    # A place that asks nothing sees all, so that its softmax is a number.
+    seen_RPE = (seen_RPE & ((slots_E == _EMPTY) | (slots_E == slots_P1))) | (queries_RP1 == _EMPTY)
+    return _CacheMask(torch.where(seen_RPE, 0.0, -torch.inf).to(device))
 
 
 def _attention(
@@ -230,13 +245,13 @@ def _attention(
         raise TypeError(f"{type(module).__name__} makes a mask of its own")
     if any(others.get(name) is not None for name in ("position_bias", "s_aux")):
         raise ValueError(f"{type(module).__name__} attends in a way that is not known here")
-    num_rows, num_slots, num_entries = attention_mask.added_RSE.shape
+    num_rows, num_places, num_entries = attention_mask.added_RPE.shape
     num_heads, num_key_heads, width = query.shape[1], key.shape[1], query.shape[-1]
-    groups, slots_T = num_heads // num_key_heads, torch.from_numpy(now.kept.branches_T - 1).to(query.device)
-    asked = query.new_zeros(num_rows, num_slots, num_heads, width)
-    asked[now.rows_T, slots_T] = query[0].transpose(0, 1)
-    asked = asked.view(num_rows, num_slots, num_key_heads, groups, width).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    mask = attention_mask.added_RSE.to(query.dtype)[:, None].expand(-1, groups, -1, -1).reshape(num_rows, 1, -1, num_entries)
+    groups = num_heads // num_key_heads
+    asked = query.new_zeros(num_rows, num_places, num_heads, width)
+    asked[now.rows_T, now.places_T] = query[0].transpose(0, 1)
+    asked = asked.view(num_rows, num_places, num_key_heads, groups, width).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    mask = attention_mask.added_RPE.to(query.dtype)[:, None].expand(-1, groups, -1, -1).reshape(num_rows, 1, -1, num_entries)
     seen_keys, seen_values = (x[:num_rows, :, now.filled] for x in (keys, values))
     scale = width**-0.5 if scaling is None else scaling
     if softcap is None:
@@ -244,8 +259,8 @@ def _attention(
     else:
         scores = torch.tanh(torch.matmul(asked, seen_keys.transpose(2, 3)) * (scale / softcap)) * softcap
         out = torch.matmul(torch.softmax((scores + mask).float(), -1).to(value.dtype), seen_values)
-    by_slot = out.view(num_rows, num_key_heads, groups, num_slots, width).permute(0, 3, 1, 2, 4).flatten(2, 3)
-    return by_slot[now.rows_T, slots_T][None], None
+    by_place = out.view(num_rows, num_key_heads, groups, num_places, width).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    return by_place[now.rows_T, now.places_T][None], None
 
 
 def _write(now: _Pass, layer: int, key_KTW: torch.Tensor, value_KTW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
