@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.errors import StageError
-from paretune.variants.blocks import block_list, check_blocks, refusing, remove_blocks, skipped_blocks
+from paretune.model.blocks import block_list, check_blocks, refusing, remove_blocks, skipped_blocks
 
 TOKENS = 16
 """Of the probe, which is computed at once and one by one."""

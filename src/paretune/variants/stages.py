@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from paretune.model.adapters import count_parameters
+from paretune.model.blocks import block_list, choose_blocks
 from paretune.model.load import load_model
 from paretune.pipeline.block_search import num_removed
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import PruneBlocks
-from paretune.variants.blocks import block_list, choose_blocks
 from paretune.variants.calibration import read_windows
 from paretune.variants.choose import choose_measured, choose_random
 from paretune.variants.finish import leave
