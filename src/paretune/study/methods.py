@@ -482,6 +482,7 @@ METHODS = (
         "paretune.variants.exits:exit_early",
         uses_tokens=lambda config: config.threshold is None,
         check="paretune.pipeline.checks:check_exits",
+        writes_weights=False,
         is_last=True,
     ),
     Method(
@@ -554,6 +555,7 @@ METHODS = (
         "paretune.variants.stages:skip_blocks",
         uses_tokens=lambda config: config.reads_text,
         check="paretune.pipeline.checks:check_which_blocks",
+        writes_weights=False,
     ),
     Method(
         "train.full",

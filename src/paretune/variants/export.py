@@ -109,7 +109,8 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
         del loaded
         say("reading it back")
         told = check_round_trip(draft, cell, store, open_whole)
-        return f"{to}: whole model of `{cell.variant}`, {dtype}; {told}"
+        less = ", without the blocks that it skips" if cell.methods and cell.methods[-1].kind == "skip.blocks" else ""
+        return f"{to}: whole model of `{cell.variant}`{less}, {dtype}; {told}"
 
 
 def _example(store: Store, data: Stage) -> Mapping[str, Any] | None:
