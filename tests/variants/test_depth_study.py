@@ -51,7 +51,7 @@ def test_the_report_says_what_runs(folder):
     assert "`skipped` leaves block 1 of 4 out as it is loaded" in report
     assert "A token leaves `early` after block 1 of 4 where the next one has a probability of" in report
     assert "(bounds: loss +0.5, by whole intervals)" in report
-    assert "A token leaves `never` after block 1 of 4 never: none of the thresholds 0.01 is shown" in report
+    assert "No token leaves `never` after block 1 of 4: none of the thresholds 0.01 is shown" in report
 
 
 def test_an_export_is_the_smaller_model(folder, tmp_path, capsys):
