@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -33,11 +34,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_what_skips_has_the_scores_of_what_was_pruned_and_the_bytes_of_the_base(folder):
-    rows = json.loads((folder / "out" / "findings.json").read_text(encoding="utf-8"))["variants"]
-    found = {row["variant"]: row for row in rows}
-    pruned, skipped, base = (found[name] for name in ("pruned", "skipped", "base"))
-    assert skipped["costs"]["model_bytes"]["mean"] == base["costs"]["model_bytes"]["mean"]
-    assert skipped["costs"]["parameters"]["mean"] == pruned["costs"]["parameters"]["mean"]
+    rows = pd.read_csv(folder / "out" / "estimates.csv")
+    found = {name: part.set_index(["task", "metric"])["mean"] for name, part in rows.groupby("variant")}
+    assert found["skipped"]["cost", "model_bytes"] == found["base"]["cost", "model_bytes"]
+    for row in (("cost", "parameters"), ("perplexity", "loss")):
+        assert found["skipped"][row] == found["pruned"][row] != found["base"][row]
     texts = {
         row["variant"]: row["text"]
         for row in map(json.loads, (folder / "out" / "generations.jsonl").read_text(encoding="utf-8").splitlines())
@@ -49,6 +50,7 @@ def test_what_skips_has_the_scores_of_what_was_pruned_and_the_bytes_of_the_base(
 def test_the_report_says_what_runs(folder):
     report = " ".join((folder / "out" / "report.txt").read_text(encoding="utf-8").split())
     assert "`skipped` leaves block 1 of 4 out as it is loaded" in report
+    assert "`healed` leaves block" not in report, "it has the bytes of its own weights"
     assert "A token leaves `early` after block 1 of 4 where the next one has a probability of" in report
     assert "(bounds: loss +0.5, by whole intervals)" in report
     assert "No token leaves `never` after block 1 of 4: none of the thresholds 0.01 is shown" in report

@@ -122,7 +122,7 @@ def depth_facts(findings: Findings, group: Group) -> list[Fact]:
             facts += [
                 Seamed(entrant, method["seam"], tuple(seam["removed"]), seam["explained"]) for seam in metrics.get("seams", ())
             ]
-            if record.kind == "skip.blocks":
+            if record.kind == "skip.blocks" and record is findings.cells(entrant)[0].methods[-1]:
                 facts.append(Skipping(entrant, tuple(metrics["removed_blocks"]), metrics["blocks_before"]))
             if record.kind == "exit.early":
                 facts.append(_leaving(entrant, metrics, method))
