@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from paretune.variants.blocks import remove_blocks
+from paretune.model.blocks import remove_blocks
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, SLIDING_WINDOW, make_model
 
 DROPS = ([0], [1], [NUM_BLOCKS - 1], [0, 2])

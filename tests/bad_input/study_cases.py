@@ -339,6 +339,32 @@ _AGAINST_THE_BASE = (
         "prune.blocks.blocks: removing 4 leaves no block",
     ),
     case(
+        "no block left to run",
+        "prune.blocks: {count: 1, choose: last}",
+        "skip.blocks: {count: 4}",
+        ":16: variants.reduced[0].skip.blocks.count: removing 4 leaves no block",
+    ),
+    case(
+        "an exit behind the last block",
+        "{prune.blocks: {count: 1, choose: last}}, {train.lora: {r: 4, targets: all-linear, learning_rate: 5.0e-3}}",
+        "{exit.early: {after: [1, 3]}}",
+        ":16: variants.reduced[0].exit.early.after: no block stands after block 3",
+        "base `tiny` has 4 blocks",
+        "write at most 2",
+    ),
+    case(
+        "a method behind early exits",
+        "{prune.blocks: {count: 1, choose: last}}",
+        "{exit.early: {threshold: 0.9}}",
+        ":16: variants.reduced[1]: nothing can follow `exit.early`, whose model is only run; write `train.lora` before it",
+    ),
+    case(
+        "a threshold and a bound",
+        "{prune.blocks: {count: 1, choose: last}}, {train.lora: {r: 4, targets: all-linear, learning_rate: 5.0e-3}}",
+        "{exit.early: {threshold: 0.9, within: {loss: 0.1}}}",
+        ":16: variants.reduced[0].exit.early: `threshold` is what `within` would choose; name one of both",
+    ),
+    case(
         "block out of range",
         "count: 1, choose: last",
         "blocks: [4]",

@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM
 from paretune.data.trees import Example, forward_batches
 from paretune.errors import SpecError
 from paretune.model.attention import attending
+from paretune.model.blocks import block_list
 from paretune.model.forward import hidden_states, packed_model
 from paretune.model.loss import loss_of
 from paretune.pipeline.stage_configs import BaseConfig, TrainConfig
 from paretune.study.methods import TrainLastBlocks
 from paretune.study.train import Train
 from paretune.train.last_blocks import last_blocks, last_parts, train_last_blocks
-from paretune.variants.blocks import block_list
 from tests.evaluate.stages import BASE, make_context, write_tokens
 from tests.tiny import ARCHITECTURES, make_model
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, PreTrainedConfig
 
-from paretune.variants.block_fields import prune_fields
+from paretune.model.block_fields import prune_fields
 
 
 def pruned(keep: list[int], num_blocks: int = 4, model_type: str = "llama", **fields: Any) -> PreTrainedConfig:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from paretune.errors import SpecError, StageError
-from paretune.variants.blocks import block_list, check_blocks, choose_blocks, remove_blocks
+from paretune.model.blocks import block_list, check_blocks, choose_blocks, remove_blocks
 from tests.surgery_table import DROPS, measure_surgery
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, load
 

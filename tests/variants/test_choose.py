@@ -11,13 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.trees import Example
 from paretune.errors import SpecError, StageError
+from paretune.model.blocks import block_list, remove_blocks, skipped_blocks
 from paretune.model.forward import score
 from paretune.pipeline import block_search
 from paretune.pipeline.block_search import EXACT_SETS, runs_of
 from paretune.pipeline.resources import Resource
 from paretune.pipeline.stage import RunOptions, StageContext
 from paretune.variants import choose
-from paretune.variants.blocks import block_list, remove_blocks, skipped_blocks
 from paretune.variants.calibration import Window
 from paretune.variants.choose import (
     choose_by_loss,

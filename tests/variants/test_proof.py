@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.errors import SpecError, StageError
-from paretune.variants.blocks import remove_blocks, skipped_blocks
+from paretune.model.blocks import remove_blocks, skipped_blocks
 from paretune.variants.proof import TOLERANCE, compute_at_once, prove_saved, prune_blocks, tolerance_of
 from tests.tiny import ARCHITECTURES, load, make_model
 

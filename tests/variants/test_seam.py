@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.trees import Example
 from paretune.errors import SpecError, StageError
+from paretune.model.blocks import block_list, skipped_blocks
 from paretune.pipeline.checks import check_blocks
 from paretune.study.methods import PruneBlocks
-from paretune.variants.blocks import block_list, skipped_blocks
 from paretune.variants.calibration import Window
 from paretune.variants.cuts import find_cuts, narrow_mlp
 from paretune.variants.seam import projections_that_add, runs_in, sew

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.data.trees import Example, unshared
+from paretune.model.blocks import block_list
 from paretune.pipeline.block_search import runs_of
 from paretune.variants import calibration
-from paretune.variants.blocks import block_list
 from paretune.variants.calibration import Window
 from paretune.variants.choose import choose_by_loss, choose_by_turn, choose_run, race_by_loss
 from paretune.variants.cuts import find_cuts, narrow_heads, narrow_mlp

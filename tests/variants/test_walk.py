@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from paretune.variants.blocks import remove_blocks
+from paretune.model.blocks import remove_blocks
 from paretune.variants.walk import agrees, block_inputs, live_removals, make_walk, sets_of
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, SLIDING_WINDOW, VOCABULARY_SIZE, make_model
 

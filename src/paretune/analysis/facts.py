@@ -14,7 +14,7 @@ from paretune.analysis.conclusions import CostDifference, across_facts, trade
 from paretune.analysis.decision import HELD_OUT, is_cheaper
 from paretune.analysis.deviations import ExamplesLeftOut, RecordsLeftOut, TunedUnequally, deviations
 from paretune.analysis.findings import Fact, Facts, Findings, Group, GroupFacts
-from paretune.analysis.healing import healing_facts, seam_facts
+from paretune.analysis.healing import depth_facts, healing_facts
 from paretune.analysis.measure import measure
 from paretune.analysis.scores import Entrant
 from paretune.pipeline.records import Results
@@ -125,7 +125,7 @@ def _group_facts(findings: Findings, group: Group) -> GroupFacts:
         trained=tuple(caveats.trained_shares(findings, group)),
         training=(*caveats.training_notes(findings, group), *healing_facts(findings, group)),
         tuning=tuple(caveats.tuning_facts(findings, group)),
-        blocks=(*caveats.block_facts(findings, group), *seam_facts(findings, group)),
+        blocks=(*caveats.block_facts(findings, group), *depth_facts(findings, group)),
         confounded=answers.confounded_facts(findings, group),
     )
 

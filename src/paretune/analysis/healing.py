@@ -1,9 +1,10 @@
 """How models were made smaller and healed: what a student learned from whom, and what each stop of a removal came to."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -59,6 +60,35 @@ class Seamed(Fact):
 
 
 @dataclass(frozen=True)
+class Skipping(Fact):
+    """Blocks that are left out of a model as it is loaded, whose weights stay."""
+
+    entrant: Entrant
+    skipped: tuple[int, ...]
+    num_blocks: int
+
+
+@dataclass(frozen=True)
+class LeavingEarly(Fact):
+    """Where tokens leave a model early, and what that does to validation text, None where that has not chosen it."""
+
+    entrant: Entrant
+    after: tuple[int, ...]
+    num_blocks: int
+    confidence: Literal["probability", "margin"]
+    threshold: float | None
+    """None: no threshold was shown to keep to the bounds."""
+    blocks: float | None
+    """That ran, in the mean."""
+    loss: float | None
+    """Nats a token beyond full depth."""
+    agreement: float | None
+    tried: tuple[float, ...] = ()
+    bound_loss: float | None = None
+    bound_agreement: float | None = None
+
+
+@dataclass(frozen=True)
 class Stop:
     """A model on the way of a progressive removal."""
 
@@ -83,15 +113,38 @@ class Shrunk(Fact):
     beyond: bool
 
 
-def seam_facts(findings: Findings, group: Group) -> list[Seamed]:
-    """What stands before removed blocks, which is the same in every run of a variant."""
-    return [
-        Seamed(entrant, record.config["method"]["seam"], tuple(seam["removed"]), seam["explained"])
-        for entrant in group.entrants
-        for cell in findings.cells(entrant)[:1]
-        for record in cell.methods
-        for seam in record.metrics.get("seams", ())
-    ]
+def depth_facts(findings: Findings, group: Group) -> list[Fact]:
+    """What stands before removed blocks, what is skipped, and what leaves early, of the first run of a variant."""
+    facts: list[Fact] = []
+    for entrant in group.entrants:
+        for record in (record for cell in findings.cells(entrant)[:1] for record in cell.methods):
+            metrics, method = record.metrics, record.config.get("method", {})
+            facts += [
+                Seamed(entrant, method["seam"], tuple(seam["removed"]), seam["explained"]) for seam in metrics.get("seams", ())
+            ]
+            if record.kind == "skip.blocks" and record is findings.cells(entrant)[0].methods[-1]:
+                facts.append(Skipping(entrant, tuple(metrics["removed_blocks"]), metrics["blocks_before"]))
+            if record.kind == "exit.early":
+                facts.append(_leaving(entrant, metrics, method))
+    return facts
+
+
+def _leaving(entrant: Entrant, metrics: Mapping[str, Any], method: Mapping[str, Any]) -> LeavingEarly:
+    curve, bounds = metrics.get("curve", ()), method["within"] or {}
+    chosen: Mapping[str, Any] = next((point for point in curve if point["threshold"] == metrics["threshold"]), {})
+    return LeavingEarly(
+        entrant,
+        tuple(metrics["after"]),
+        metrics["blocks"],
+        metrics["confidence"],
+        metrics["threshold"],
+        blocks=chosen.get("blocks"),
+        loss=chosen.get("loss"),
+        agreement=chosen.get("agreement"),
+        tried=tuple(point["threshold"] for point in curve),
+        bound_loss=bounds.get("loss"),
+        bound_agreement=bounds.get("agreement"),
+    )
 
 
 def healing_facts(findings: Findings, group: Group) -> list[Fact]:

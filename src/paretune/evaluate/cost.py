@@ -8,7 +8,7 @@ that every variant makes the same number of tokens.
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from paretune.errors import DataError
 from paretune.evaluate.energy import EnergyMeter
 from paretune.model.adapters import count_parameters
 from paretune.model.llama_cpp import LlamaCpp
-from paretune.model.load import ADAPTER, LoadedModel, cast, load_model
+from paretune.model.load import ADAPTER, DEPTH, LoadedModel, cast, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.study.data import SPLITS
 from paretune.study.evaluations import Latency
@@ -141,9 +141,12 @@ def _timing(started: np.ndarray, first: np.ndarray, ended: np.ndarray, new_token
 
 def evaluate_size(context: StageContext) -> dict[str, Any]:
     """Stage body: `parameters` (as trained, adapter included), `model_bytes` (the merged weights in the form that
-    ships, tied ones once) and `adapter_bytes` (0 without an adapter). Bytes of the tensors, without file headers.
+    ships, tied ones once) and `adapter_bytes` (0 without an adapter). Bytes of the tensors, without file headers. What
+    runs less of its parent's depth has the bytes of the parent, and the parameters that run.
     """
     model, artifact = load_model(context).model, context.inputs.get("model")
+    if artifact is not None and (artifact.path / DEPTH).is_file():
+        return evaluate_size(replace(context, inputs=artifact.inputs)) | {"parameters": count_parameters(model)[0]}
     if artifact is not None and (written := artifact.record.metrics.get("written_bytes")):
         return {"parameters": artifact.record.metrics["parameters"], "model_bytes": written, "adapter_bytes": 0}
     if isinstance(model, LlamaCpp):

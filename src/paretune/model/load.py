@@ -1,5 +1,6 @@
 """Load a base or an artifact: weights from safetensors, adapters merged, nothing left at random."""
 
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from paretune.data.tokenizer import TextTokenizer, load_tokenizer, pretrained_ar
 from paretune.errors import NeedsError, StageError
 from paretune.model.adapters import untie_adapted
 from paretune.model.bits import bitsandbytes, settle_nf4
+from paretune.model.blocks import remove_blocks
+from paretune.model.exits import attach, serve
 from paretune.model.forward import PackedModel, num_positions, packed_model
 from paretune.model.fused import fuse
 from paretune.model.int8 import INT8, load_int8
@@ -25,7 +28,10 @@ from paretune.pipeline.stage import Artifact, StageContext
 GGUF = "model.gguf"
 """The weights inside an artifact that is run by llama.cpp."""
 ADAPTER = "adapter"
-"""Directory of a PEFT adapter inside an artifact; an artifact without it is itself a model directory."""
+"""Directory of a PEFT adapter inside an artifact."""
+DEPTH = "depth.json"
+"""What of its parent's depth an artifact runs: `skip`, blocks that are left out, or `exits`, the arguments of `attach`. An
+artifact without it and without an adapter is itself a model directory."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,10 @@ def load_model(
         cast(model, dtype)
     if getattr(model, "is_quantized", False):
         settle_nf4(model, dtype, served=served)
+    if artifact is not None and (exits := _depth(artifact).get("exits")):
+        attach(model, tuple(exits["after"]), exits["threshold"], exits["confidence"])
+    if served:
+        serve(model)
     if fused:
         fuse(model)
     return LoadedModel(model, load_tokenizer(*base, artifact), device, num_positions(model))
@@ -114,11 +124,21 @@ def _load(artifact: Artifact | None, base: tuple[Mapping[str, Any], Resource], d
         name, arguments = pretrained_arguments(*base)
         return load_pretrained(name, dtype, **arguments)
     adapter = artifact.path / ADAPTER
+    if depth := _depth(artifact):
+        model = _load(artifact.inputs.get("model"), base, dtype)
+        if skipped := depth.get("skip"):
+            remove_blocks(model, skipped, base_fingerprint=base[0]["digest"])
+        return model
     if not adapter.is_dir():
         if "quantization_config" in (artifact.path / "config.json").read_text(encoding="utf-8"):
             bitsandbytes()
         return load_pretrained(str(artifact.path), dtype)
     return merged(_load(artifact.inputs.get("model"), base, dtype), adapter)
+
+
+def _depth(artifact: Artifact) -> dict[str, Any]:
+    file = artifact.path / DEPTH
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:

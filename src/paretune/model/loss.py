@@ -37,7 +37,10 @@ class Head:
     cap: float | None = None
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = self.module(hidden)
+        return self.scaled(self.module(hidden))
+
+    def scaled(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the module gives, with factor and cap."""
         if self.scale != 1:
             logits = logits * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap

@@ -35,6 +35,7 @@ from paretune.study.evaluations import Generate, Latency, Tasks
 from paretune.study.methods import (
     DistillLogits,
     DistillText,
+    ExitEarly,
     Lora,
     PruneBlocks,
     PruneHeads,
@@ -45,6 +46,7 @@ from paretune.study.methods import (
     Shrink,
     TrainLastBlocks,
     TrainLora,
+    WhichBlocks,
 )
 
 _SAME_NAMES = frozenset(
@@ -53,8 +55,8 @@ _SAME_NAMES = frozenset(
 """Architectures whose modules are called in their files as they are in memory; others may be renamed as they are loaded."""
 
 
-def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
-    """`prune.blocks`: the blocks are there, and one is left; the config of the model without them."""
+def check_which_blocks(config: WhichBlocks, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """The blocks are there, and one is left; the config of the model without them."""
     count = num_blocks(locked.config)
     if count is None:
         return locked.config
@@ -72,6 +74,12 @@ def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase)
         raise SpecError(
             f"{where}.protect: {len(config.protect)} protected blocks leave fewer than the {removed} to remove; {has}"
         )
+    return with_num_blocks(locked.config, count - removed)
+
+
+def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`prune.blocks`: the blocks as `check_which_blocks`, and a seam where one can be."""
+    fewer = check_which_blocks(config, where, base, locked)
     if config.seam != "none" and mlp_width(locked.config) is None:
         raise SpecError(
             f"{where}.seam: base `{base}` ({', '.join(architectures(locked.config))}) has no single width of its MLPs, whose "
@@ -84,7 +92,19 @@ def check_blocks(config: PruneBlocks, where: str, base: str, locked: LockedBase)
         )
     if config.seam != "none" and 0 in (config.blocks or ()):
         raise SpecError(f"{where}.seam: nothing stands before block 0 that could make up for it; write `seam: none`")
-    return with_num_blocks(locked.config, count - removed)
+    return fewer
+
+
+def check_exits(config: ExitEarly, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:
+    """`exit.early`: blocks stand above each exit."""
+    count = num_blocks(locked.config)
+    if count is not None and (wrong := [block for block in config.exits(count) if block >= count - 1]):
+        field = ".after" if config.after else ".first" if config.first is not None else ""
+        raise SpecError(
+            f"{where}{field}: no block stands after block {wrong[0]} that a token could leave out; base `{base}` has {count} "
+            f"blocks at this point, 0 to {count - 1}" + (f", so write at most {count - 2}" if count > 1 else "")
+        )
+    return locked.config
 
 
 def check_mlp(config: PruneMlp, where: str, base: str, locked: LockedBase) -> Mapping[str, Any]:

@@ -96,10 +96,14 @@ class Work:
         made = _START + model.load
         if "train" in stage.config:
             return _training(stage, model, sample, self.amounts.get(first), made) if tokens and sample else None
-        if stage.kind == "prune.blocks":
+        if stage.kind in ("prune.blocks", "skip.blocks"):
             # Saved, and loaded again to show that it is the same.
             found = search_seconds(stage, model, sample) if sample else Duration(0.0)
             return Duration(made + model.load + found.seconds, found.at_most)
+        if stage.kind == "exit.early":
+            method = stage.config["method"]
+            read = min(method["calibration"]["tokens"], _read(sample, "validation")) if sample else 0.0
+            return Duration(made + model.load + (1 + len(method["thresholds"])) * model.reading(read))
         if stage.kind in ("prune.heads", "prune.mlp"):
             # Read once to measure; a slope of the loss takes a pass back as well, which is two more.
             read = min(stage.config["method"]["calibration"]["tokens"], _read(sample, "train")) if sample else 0.0
@@ -172,7 +176,7 @@ def blocks_of(stage: Stage, num: int) -> int:
     """Of the model that a stage is given, of a base of `num` blocks."""
     before = stage.inputs.get("model") or stage.inputs.get("choice")
     while before is not None:
-        if before.kind == "prune.blocks":
+        if before.kind in ("prune.blocks", "skip.blocks"):
             method = before.config["method"]
             num -= num_removed(method, num)
         # What a choice is made from differs in other things.

@@ -119,7 +119,8 @@ def _without_training(
             # The hidden states of a choice of blocks: of all its text, or as much as it takes at a time.
             used += float(min(_STATES, 4 * calibration["tokens"] * width(config) * ((num_blocks(config) or 1) + 1)))
     memory = None if weights is None else libraries + max(_LOADING * weights, 4 * weights + used)
-    return Cost(memory=memory, disk=4 * weights if weights and "method" in stage.config else None)
+    method = methods().get(stage.kind)
+    return Cost(memory=memory, disk=4 * weights if weights and method and method.writes_weights else None)
 
 
 def _training(

@@ -19,6 +19,10 @@ from paretune.study.study import Study
 
 _SLOW_SEARCH = 600
 """Seconds of a search for blocks that a plan warns of."""
+_FAMILIES = {"train": "training", "distill": "training", "evaluate": "evaluations"} | dict.fromkeys(
+    ("prune", "skip", "exit"), "pruning"
+)
+"""What the time of a plan is counted as, by the first word of a kind of stage; all else is data."""
 _DEFAULTS = RunOptions()
 _NOTHING: Mapping[str, Rates] = {}
 
@@ -92,7 +96,7 @@ def _time(new: Mapping[Stage, Cost]) -> list[str]:
     seconds: dict[str, float] = {}
     for stage, cost in new.items():
         family = stage.kind.partition(".")[0]
-        named = {"train": "training", "distill": "training", "evaluate": "evaluations", "prune": "pruning"}.get(family, "data")
+        named = _FAMILIES.get(family, "data")
         seconds[named] = seconds.get(named, 0.0) + (cost.seconds or 0.0)
     if not sum(seconds.values()):
         return []
@@ -106,7 +110,7 @@ def _time(new: Mapping[Stage, Cost]) -> list[str]:
     ]
     for stage, cost in new.items():
         method = stage.config.get("method", {})
-        if stage.kind == "prune.blocks" and method.get("calibration") and (cost.seconds or 0) > _SLOW_SEARCH:
+        if stage.kind in ("prune.blocks", "skip.blocks") and method.get("calibration") and (cost.seconds or 0) > _SLOW_SEARCH:
             fewer = method["calibration"]["tokens"] // 4
             ways = [f"`calibration: {{tokens: {fewer}}}`", *(["`count: 1`"] if (method.get("count") or 2) > 1 else [])]
             ways += ["`budget: {passes: 64}`"] if cost.at_most else []

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from paretune.analysis.costs import DISTURBED, cost_name, timed_evaluations, trial_cost
 from paretune.analysis.decision import as_compared
 from paretune.analysis.findings import Findings, Group
+from paretune.analysis.healing import LeavingEarly, Skipping
 from paretune.analysis.scores import Entrant, Quantity
 from paretune.analysis.training import BlockScore, Epoch
 from paretune.pipeline.records import Trial, Tuning
@@ -248,7 +249,8 @@ def blocks_section(findings: Findings, group: Group) -> Section | None:
         caption = f"Sets of blocks by {choice.criterion}, {told}; an interval around 0: this text does not tell the two apart"
         blocks += [Paragraph(fact), make_table([*whole, *tried[:_SETS_SHOWN]], columns, caption)]
     blocks += as_blocks(facts[len(choices) :])
-    return Section("Removed blocks", blocks, level=3) if blocks else None
+    title = "Depth" if all(isinstance(fact, Skipping | LeavingEarly) for fact in facts) else "Removed blocks"
+    return Section(title, blocks, level=3) if blocks else None
 
 
 def _blocks(removed: Sequence[int]) -> str:

@@ -169,14 +169,14 @@ class Budget(Spec):
     """Of a race, in the place of `passes`; what is chosen then depends on how fast the machine is."""
 
 
-class PruneBlocks(Spec):
-    """Remove whole transformer blocks: named ones, or `count` chosen ones."""
+class WhichBlocks(Spec):
+    """Whole transformer blocks: named ones, or `count` chosen ones."""
 
-    LATER: ClassVar = ("calibration", "seed", "budget", "fraction", "contiguous", "protect", "seam")
+    LATER: ClassVar[tuple[str, ...]] = ("calibration", "seed", "budget", "fraction", "contiguous", "protect")
     blocks: tuple[int, ...] | None = Field(None, min_length=1)
     """Indices into the blocks of the model that the method is given, from 0."""
     count: int | None = Field(None, ge=1)
-    """How many to remove."""
+    """How many blocks."""
     fraction: float | None = Field(None, gt=0, lt=1)
     """How many in the place of `count`: the nearest whole number of blocks, and one at least."""
     choose: Literal["last", "first", "loss", "taylor", "influence", "angular", "random"] = "last"
@@ -193,11 +193,7 @@ class PruneBlocks(Spec):
     contiguous: bool = False
     """Whether the blocks of a measured choice stand next to each other; those of `angular` always do."""
     protect: tuple[int, ...] = ()
-    """Blocks that no choice removes."""
-    seam: Literal["none", "scale", "linear"] = "none"
-    """Whether the MLP before each run of removed blocks makes up for what they added, by least squares on training text folded
-    into its weights: a factor for each channel that it writes (`scale`), or all of its last projection (`linear`, as in arXiv
-    2505.02819). What that explains of held-out documents is reported; where it is nothing, nothing is changed."""
+    """Blocks that no choice takes."""
 
     @property
     def is_measured(self) -> bool:
@@ -207,7 +203,7 @@ class PruneBlocks(Spec):
     @property
     def reads_text(self) -> bool:
         """Whether training text matters."""
-        return self.is_measured or self.seam != "none"
+        return self.is_measured
 
     @model_validator(mode="after")
     def _named_or_counted(self, info: ValidationInfo) -> Self:
@@ -221,7 +217,8 @@ class PruneBlocks(Spec):
             if len(set(self.blocks)) < len(self.blocks) or min(self.blocks) < 0:
                 raise ValueError("`blocks` are distinct indices from 0")
         if self.calibration is not None and not self.reads_text:
-            raise ValueError("`calibration` goes with `choose: loss`, `taylor`, `influence` or `angular`, or a `seam`")
+            seam = ", or a `seam`" if "seam" in type(self).model_fields else ""
+            raise ValueError(f"`calibration` goes with `choose: loss`, `taylor`, `influence` or `angular`{seam}")
         if self.budget is not None and self.choose != "loss":
             raise ValueError("`budget` goes with `choose: loss`, which searches")
         if self.contiguous and not self.is_measured:
@@ -242,6 +239,27 @@ class PruneBlocks(Spec):
         if self.choose == "loss" and self.budget is None:
             object.__setattr__(self, "budget", Budget())
         return self
+
+
+class PruneBlocks(WhichBlocks):
+    """Remove whole transformer blocks: named ones, or `count` chosen ones."""
+
+    LATER: ClassVar = (*WhichBlocks.LATER, "seam")
+    seam: Literal["none", "scale", "linear"] = "none"
+    """Whether the MLP before each run of removed blocks makes up for what they added, by least squares on training text folded
+    into its weights: a factor for each channel that it writes (`scale`), or all of its last projection (`linear`, as in arXiv
+    2505.02819). What that explains of held-out documents is reported; where it is nothing, nothing is changed."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether training text matters."""
+        return self.is_measured or self.seam != "none"
+
+
+class SkipBlocks(WhichBlocks):
+    """Leave whole transformer blocks out as the model is loaded: named ones, or `count` chosen ones, as `prune.blocks` does and
+    with the same answers, but without a copy of the weights. What is kept is a list beside the model that it was made of, whose
+    bytes it has; the blocks that run are fewer. `export` writes the model without them."""
 
 
 class Narrower(Spec):
@@ -342,6 +360,69 @@ class Shrink(Spec):
         return max(0, num_blocks - math.ceil(self.to * num_blocks - 1e-9))
 
 
+class ExitBounds(Spec):
+    """How far tokens that leave early may move what the model says on validation; each by its whole 95 % interval."""
+
+    loss: float | None = Field(None, gt=0)
+    """Nats a token more than at full depth, at most."""
+    agreement: float | None = Field(None, gt=0, lt=1)
+    """Share of the positions whose likeliest token is that of full depth, at least."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.loss is None and self.agreement is None:
+            raise ValueError("name `loss`, `agreement` or both")
+        return self
+
+
+class ExitEarly(Spec):
+    """Early exit by confidence (CALM, Schuster et al. 2022, arXiv 2207.07061): where final norm and head say the next token
+    with enough confidence after a block already, the blocks above are left out for it. Its state goes on as it is: the blocks
+    above read keys and values of it. So does every token, of a prompt too, and what is scored is what is written. Weights stay
+    as they are; each exit costs a product with the head. No format of `export` holds it."""
+
+    after: tuple[int, ...] | None = Field(None, min_length=1)
+    """Blocks, from 0, after which a token may leave; after two thirds of the blocks unless these or `first` are given."""
+    first: int | None = Field(None, ge=0)
+    """The first of these, in the place of a list."""
+    every: int | None = Field(None, ge=1)
+    """So many blocks on is the next, to the last but one; `first` is the only one unless given."""
+    confidence: Literal["probability", "margin"] = "probability"
+    """That of the likeliest token, or how far it is above that of the second."""
+    threshold: float | None = Field(None, gt=0, le=1)
+    """Of the confidence; chosen on validation unless given."""
+    within: ExitBounds | None = None
+    """What the threshold is to keep to: of `thresholds` the lowest for which, and for all above, validation shows it; where it
+    shows it of none, nothing leaves early. `{loss: 0.02}` unless given."""
+    thresholds: tuple[float, ...] = Field((0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5), min_length=1)
+    """That are tried, each by a pass over the text; the record has loss, agreement and blocks run of each."""
+    calibration: Calibration = Calibration(tokens=4096)
+    """The text that it is chosen on, drawn from the validation split as others draw from training."""
+
+    @model_validator(mode="after")
+    def _places_and_bounds(self) -> Self:
+        if self.after is not None and self.first is not None:
+            raise ValueError("name either `after: [...]` or `first: N`")
+        if self.every is not None and self.first is None:
+            raise ValueError("`every` goes with `first`")
+        if self.after is not None and (len(set(self.after)) < len(self.after) or min(self.after) < 0):
+            raise ValueError("`after` are distinct indices from 0")
+        if not all(0 < threshold <= 1 for threshold in self.thresholds):
+            raise ValueError("`thresholds` are confidences, above 0 and at most 1")
+        if self.threshold is not None and self.within is not None:
+            raise ValueError("`threshold` is what `within` would choose; name one of both")
+        if self.threshold is None and self.within is None:
+            object.__setattr__(self, "within", ExitBounds(loss=0.02))  # frozen from here on
+        return self
+
+    def exits(self, num_blocks: int) -> tuple[int, ...]:
+        """The blocks after which a token may leave, of so many."""
+        if self.after is not None:
+            return tuple(sorted(self.after))
+        first = max(0, 2 * num_blocks // 3 - 1) if self.first is None else self.first
+        return tuple(range(first, max(first + 1, num_blocks - 1), self.every or num_blocks))
+
+
 class QuantizeGguf(Spec):
     """A GGUF file, written by llama.cpp's converter and measured in llama.cpp: what Ollama, LM Studio and phones run."""
 
@@ -394,6 +475,15 @@ METHODS = (
         teacher=lambda config: config.asked,
         check="paretune.pipeline.checks:check_student",
         activations=80,
+    ),
+    Method(
+        "exit.early",
+        ExitEarly,
+        "paretune.variants.exits:exit_early",
+        uses_tokens=lambda config: config.threshold is None,
+        check="paretune.pipeline.checks:check_exits",
+        writes_weights=False,
+        is_last=True,
     ),
     Method(
         "prune.blocks",
@@ -458,6 +548,14 @@ METHODS = (
         check="paretune.pipeline.checks:check_shrink",
         task_revision=1,
         activations=80,
+    ),
+    Method(
+        "skip.blocks",
+        SkipBlocks,
+        "paretune.variants.stages:skip_blocks",
+        uses_tokens=lambda config: config.reads_text,
+        check="paretune.pipeline.checks:check_which_blocks",
+        writes_weights=False,
     ),
     Method(
         "train.full",

@@ -113,6 +113,8 @@ class Method:
     """`module:function(config, base, locked)`: lines that `plan` shows of it, as far as the files of a base say them."""
     rewrites_tokenizer: bool = False
     """Its model reads other tokens than the one it is given: what comes after takes the data anew."""
+    writes_weights: bool = True
+    """Its model has weights of its own, or an adapter; otherwise those of the one that it is given, of which it runs less."""
     is_last: bool = False
     """Nothing can be done to its model but measure and ship it."""
     activations: int = 72

@@ -8,12 +8,12 @@ from transformers import PreTrainedModel
 
 from paretune.errors import SpecError
 from paretune.model.adapters import count_parameters, untie_head
+from paretune.model.blocks import block_list
 from paretune.model.load import LoadedModel, load_model
 from paretune.pipeline.stage import StageContext
 from paretune.pipeline.stage_configs import TrainConfig
 from paretune.study.methods import TrainLastBlocks
 from paretune.train.stages import Trained, train
-from paretune.variants.blocks import block_list
 
 
 def train_last_blocks(context: StageContext) -> dict[str, Any]:

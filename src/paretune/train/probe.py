@@ -26,6 +26,7 @@ from paretune.data.trees import Example, forward_batches
 from paretune.errors import ParetuneError
 from paretune.model.adapters import add_lora, freeze_in
 from paretune.model.attention import attending
+from paretune.model.block_fields import prune_fields
 from paretune.model.forward import PackedModel, hidden_states, packed_model, score
 from paretune.model.fused import fuse
 from paretune.model.load import load_pretrained
@@ -34,7 +35,6 @@ from paretune.model.shared_context import PromptTree, SharedContexts, bytes_per_
 from paretune.pipeline.resources import Resource
 from paretune.study.methods import TrainLora
 from paretune.train.allocator import keep_freed_memory
-from paretune.variants.block_fields import prune_fields
 
 _SMALL = 20_000_000
 """Parameters of a base that is built whole."""

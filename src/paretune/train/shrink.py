@@ -22,6 +22,7 @@ from paretune.data.examples import examples_of
 from paretune.data.tokens import read_tokens
 from paretune.data.windows import window_examples
 from paretune.model.adapters import count_parameters
+from paretune.model.blocks import block_list
 from paretune.model.forward import score
 from paretune.model.load import ADAPTER, LoadedModel, load_model, merged
 from paretune.pipeline.stage import Artifact, StageContext
@@ -29,7 +30,6 @@ from paretune.pipeline.stage_configs import MethodConfig, TrainConfig
 from paretune.study.methods import PruneBlocks, Shrink, TrainFull, TrainLora
 from paretune.train.last_blocks import last_blocks
 from paretune.train.stages import adapters, all_weights, train
-from paretune.variants.blocks import block_list
 from paretune.variants.choose import choose_measured
 from paretune.variants.proof import prune_blocks
 

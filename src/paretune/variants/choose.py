@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from paretune.data.trees import Batch
 from paretune.errors import StageError
+from paretune.model.blocks import block_list, check_count
 from paretune.model.forward import SLOW, along_trees, head_of
 from paretune.model.load import load_model
 from paretune.model.loss import loss_of, token_nats
@@ -38,8 +39,6 @@ from paretune.pipeline.block_search import (
 )
 from paretune.pipeline.stage import Emit, StageContext
 from paretune.pipeline.stage_configs import MethodConfig
-from paretune.study.methods import PruneBlocks
-from paretune.variants.blocks import block_list, check_count
 from paretune.variants.calibration import (
     Window,
     amount_of,
@@ -73,7 +72,7 @@ class Choice:
     """Of a race, what it took and how far it came."""
 
 
-def choose_measured(context: StageContext, config: MethodConfig[PruneBlocks]) -> tuple[Removed, dict[str, Any]]:
+def choose_measured(context: StageContext, config: MethodConfig[Any]) -> tuple[Removed, dict[str, Any]]:
     """The blocks that a stage's config asks for by a measured choice, and what the record says of it.
 
     Leaves `block_scores.parquet`. SpecError if `count` does not fit the model.

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from paretune.errors import StageError
+from paretune.model.blocks import block_list, refusing
 from paretune.pipeline.config_json import head_counts, mlp_width
-from paretune.variants.blocks import block_list, refusing
 
 
 @dataclass(frozen=True)

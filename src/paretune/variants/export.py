@@ -57,6 +57,11 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
     cell = find_cell(plan, wanted)
     quantized = _QUANTIZED.get(cell.methods[-1].kind) if cell.methods else None
     form = form or quantized or "hf"
+    if cell.methods and cell.methods[-1].kind == "exit.early":
+        raise SpecError(
+            f"--format {form}: `{cell.variant}` ends with `exit.early`, which no format holds, as whatever serves it would "
+            "need code of its own; export a variant without it, whose weights are the same"
+        )
     if form not in FORMATS:
         raise SpecError(f"--format: no `{form}`{called(f'={form}') or suggestion(form, FORMATS)}")
     if quantized and form != quantized:
@@ -104,7 +109,8 @@ def export_variant(plan: Plan, store: Store, wanted: Wanted, to: Path, form: str
         del loaded
         say("reading it back")
         told = check_round_trip(draft, cell, store, open_whole)
-        return f"{to}: whole model of `{cell.variant}`, {dtype}; {told}"
+        less = ", without the blocks that it skips" if cell.methods and cell.methods[-1].kind == "skip.blocks" else ""
+        return f"{to}: whole model of `{cell.variant}`{less}, {dtype}; {told}"
 
 
 def _example(store: Store, data: Stage) -> Mapping[str, Any] | None:

@@ -6,7 +6,7 @@ random tokens, for every model that is pruned, also one whose architecture nobod
 for the occasion, so that a few tokens leave them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paretune.errors import StageError
-from paretune.variants.blocks import block_list, check_blocks, refusing, remove_blocks, skipped_blocks
+from paretune.model.blocks import block_list, check_blocks, refusing, remove_blocks, skipped_blocks
 
 TOKENS = 16
 """Of the probe, which is computed at once and one by one."""
@@ -63,16 +63,31 @@ def prune_blocks(model: PreTrainedModel, drop: Sequence[int], directory: Path, *
     Writes config and safetensors, no tokenizer. Raises SpecError on a wrong `drop`, StageError where the architecture
     cannot be pruned or a comparison does not hold; `directory` is then not to be used.
     """
-    _, blocks = block_list(model)
-    dropped = check_blocks(len(blocks), drop)
     training = model.training
     model.eval()
-    with refusing(f"`{type(model).__name__}` cannot compute without blocks {list(dropped)}"), skipped_blocks(model, dropped):
-        reference = compute_at_once(model)
-    remove_blocks(model, dropped, base_fingerprint=base_fingerprint)
+    reference = _without(model, drop, base_fingerprint)
     proof = prove_saved(model, directory, reference)
     model.train(training)
     return proof
+
+
+def skip_blocks(model: PreTrainedModel, drop: Sequence[int], *, base_fingerprint: str) -> float:
+    """The same of a model in evaluation mode that is not saved; the largest difference."""
+    reference = _without(model, drop, base_fingerprint)
+    with refusing(f"`{type(model).__name__}` cannot compute with a cache after its change"):
+        live, cached = compute_at_once(model), compute_one_by_one(model)
+    compared = {"identity": largest_difference(live, reference), "cache": largest_difference(cached, live)}
+    _refuse(model, compared, tolerance_of(model, live))
+    return max(compared.values())
+
+
+def _without(model: PreTrainedModel, drop: Sequence[int], base_fingerprint: str) -> torch.Tensor:
+    """Remove the blocks `drop` in place; what `compute_at_once` gave where they returned their input."""
+    dropped = check_blocks(len(block_list(model)[1]), drop)
+    with refusing(f"`{type(model).__name__}` cannot compute without blocks {list(dropped)}"), skipped_blocks(model, dropped):
+        reference = compute_at_once(model)
+    remove_blocks(model, dropped, base_fingerprint=base_fingerprint)
+    return reference
 
 
 def prove_saved(model: PreTrainedModel, directory: Path, reference: torch.Tensor) -> SurgeryProof:
@@ -94,21 +109,24 @@ def prove_saved(model: PreTrainedModel, directory: Path, reference: torch.Tensor
         again.to(model.device).eval()
         read, read_cached = compute_at_once(again), compute_one_by_one(again)
     proof = SurgeryProof(
-        identity=_largest_difference(live, reference),
-        cache=_largest_difference(live_cached, live),
-        reload=_largest_difference(read, live),
-        reload_cache=_largest_difference(read_cached, read),
+        identity=largest_difference(live, reference),
+        cache=largest_difference(live_cached, live),
+        reload=largest_difference(read, live),
+        reload_cache=largest_difference(read_cached, read),
         left_window=bool(windows_of(model)),
         tolerance=tolerance_of(model, live),
     )
-    for field, meaning in _COMPARED.items():
-        difference = getattr(proof, field)
-        if not difference <= proof.tolerance:  # also true of a NaN
-            raise StageError(
-                f"`{name}` does not keep its meaning: the logits {meaning}, differ by {difference:.1e} of the largest "
-                f"(tolerance {proof.tolerance:.0e}); this architecture cannot be pruned"
-            )
+    _refuse(model, {field: getattr(proof, field) for field in _COMPARED}, proof.tolerance)
     return proof
+
+
+def _refuse(model: PreTrainedModel, compared: Mapping[str, float], tolerance: float) -> None:
+    for field, difference in compared.items():
+        if not difference <= tolerance:  # also true of a NaN
+            raise StageError(
+                f"`{type(model).__name__}` does not keep its meaning: the logits {_COMPARED[field]}, differ by "
+                f"{difference:.1e} of the largest (tolerance {tolerance:.0e}); this architecture cannot be pruned"
+            )
 
 
 @torch.no_grad()
@@ -125,7 +143,7 @@ def tolerance_of(model: PreTrainedModel, live: torch.Tensor) -> float:
 
     handles = [block.register_forward_pre_hook(round_anew, with_kwargs=True) for block in block_list(model)[1]]
     try:
-        shown = _OPERATIONS * _largest_difference(compute_at_once(model), live)
+        shown = _OPERATIONS * largest_difference(compute_at_once(model), live)
     finally:
         for handle in handles:
             handle.remove()
@@ -191,5 +209,6 @@ def narrow_windows(model: PreTrainedModel) -> Iterator[None]:
             setattr(holder, name, window)
 
 
-def _largest_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+def largest_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative to the largest of `expected`."""
     return ((logits.double() - expected.double()).abs().max() / expected.double().abs().max()).item()

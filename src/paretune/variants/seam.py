@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from paretune.data.trees import Batch
 from paretune.errors import StageError
+from paretune.model.blocks import block_list, skipped_blocks
 from paretune.model.forward import along_trees
 from paretune.pipeline.stage import Emit
-from paretune.variants.blocks import block_list, skipped_blocks
 from paretune.variants.calibration import Window, document_numbers, share_contexts, window_batches
 from paretune.variants.cuts import Cut, find_cuts, narrow_mlp
 from paretune.variants.proof import probe_of

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from paretune.variants.blocks import REFUSALS, block_list, skipped_blocks
+from paretune.model.blocks import REFUSALS, block_list, skipped_blocks
 from paretune.variants.proof import compute_at_once, narrow_windows, probe_of, tolerance_of, windows_of
 
 _PROBE_TOKENS = 4

@@ -23,13 +23,13 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from paretune.model.adapters import count_parameters
+from paretune.model.blocks import BASE_FINGERPRINT, refusing
 from paretune.model.forward import along_trees, head_of
 from paretune.model.load import load_model
 from paretune.model.loss import loss_of
 from paretune.pipeline.stage import Emit, StageContext
 from paretune.pipeline.stage_configs import MethodConfig
 from paretune.study.methods import Narrower, PruneHeads, PruneMlp
-from paretune.variants.blocks import BASE_FINGERPRINT, refusing
 from paretune.variants.calibration import Window, amount_of, read_windows, share_contexts, window_batches
 from paretune.variants.cuts import Cut, Narrowing, find_cuts, narrow_heads, narrow_mlp
 from paretune.variants.finish import leave

@@ -20,8 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from paretune.errors import SpecError, StageError
+from paretune.model.block_fields import prune_fields
 from paretune.model.twin import REFUSALS
-from paretune.variants.block_fields import prune_fields
 
 KEPT_BLOCKS = "paretune_kept_blocks"
 """Config field: for each block of the model its index in the base."""
