@@ -23,12 +23,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 from paretune.data.trees import Batch, Example, forward_batches
 from paretune.model.adapters import add_lora
 from paretune.model.attention import attending
+from paretune.model.blocks import block_list, remove_blocks
 from paretune.model.forward import hidden_states, packed_model
 from paretune.model.fused import fuse
 from paretune.study.methods import Lora
 from paretune.train.allocator import keep_freed_memory
 from paretune.train.loop import plain_loss
-from paretune.variants.blocks import block_list, remove_blocks
 
 DISTILGPT2 = GPT2Config(n_layer=6)
 LLAMA_1B = LlamaConfig(
