@@ -2,8 +2,8 @@
 
     python benchmarks/regret.py STORE
 
-STORE holds a `prune.blocks` with `choose: loss, budget: {search: all}` (`studies/real-pairs.yaml`); the sets that the other stages
-of the store chose for the same base are looked up in its scores, all on one text. Prints rows of Markdown.
+STORE holds a `prune.blocks` with `choose: loss, budget: {search: all}` (`studies/real-pairs.yaml`); the sets that its other stages
+chose for the same base are looked up in those scores, all on one text. Prints rows of Markdown.
 """
 
 import argparse
