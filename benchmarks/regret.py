@@ -2,7 +2,7 @@
 
     python benchmarks/regret.py STORE
 
-STORE holds a `prune.blocks` with `choose: loss, budget: {search: all}` (`studies/real-pairs.yaml`); the sets that its other stages
+STORE holds a `prune.blocks` with `choose: loss, budget: {search: all}` (`studies/real-pairs.yaml`); the sets that its others
 chose for the same base are looked up in those scores, all on one text. Prints rows of Markdown.
 """
 
