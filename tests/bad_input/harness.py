@@ -24,7 +24,7 @@ ONE_STAGE_EACH = STUDY[: STUDY.index("variants:")] + "variants:\n  base: []\neva
 """The study of cases that reach a worker: nothing is trained."""
 _STAGE = r"[a-z.]+-[0-9a-f]{8}: "
 _LOG = re.compile(
-    rf"{_STAGE}(started|done|failed: |\d+ of \d+ |at work for |loading |merging )|\d+ stages( did not run|:)|failed: "
+    rf"{_STAGE}(started|done|failed: |(.* )?\d+ of \d+\b|at work for |loading |merging )|\d+ stages( did not run|:)|failed: "
     r"|written to |the whole report: |Usage: |Try |`\w+`: \d+ records|bases\.\w+\.path: dequantizing "
 )
 _OWN = ("drafts", "locks", "diverged", "runs", "studies", "events.jsonl")

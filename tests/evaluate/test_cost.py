@@ -28,7 +28,7 @@ def test_latency_keeps_every_repeat_and_says_mean_and_median(tmp_path: Path) -> 
     assert list(samples.repeat) == [0, 1, 2, 3]
     for name in ("first_token_ms", "ms_per_token"):
         assert (samples[f"cpu_{name}"] > 0).all()
-        assert (samples[name] >= samples[f"cpu_{name}"] - 0.05).all()  # a thread has a core at most
+        assert (samples[name] >= 0.9 * samples[f"cpu_{name}"]).all()  # a thread has a core at most, by two clocks
     for name in ("first_token_ms", "ms_per_token", "cpu_first_token_ms", "cpu_ms_per_token"):
         assert metrics[name] == pytest.approx(samples[name].mean())
         assert metrics[f"{name}_median"] == pytest.approx(samples[name].median())
