@@ -17,14 +17,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
+from distill import stepping
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
 from paretune.data.trees import Batch, Example, forward_batches
 from paretune.model.adapters import add_lora
-from paretune.model.attention import attending
 from paretune.model.blocks import block_list, remove_blocks
-from paretune.model.forward import hidden_states, packed_model
+from paretune.model.forward import packed_model
 from paretune.model.fused import fuse
 from paretune.study.methods import Lora
 from paretune.train.allocator import keep_freed_memory
@@ -66,7 +65,7 @@ def main() -> None:
         ((_, batch),) = forward_batches(texts, forward_tokens=options.tokens)
         sizes = [sum(p.numel() for p in model.parameters()) for model in cuts]  # before adapters; a tied head counts once
         shares = [multiplied(model) / multiplied(whole) for model in cuts]
-        steps = measure([stepping(model, batch) for model in cuts], options.rounds)
+        steps = measure([training(model, batch) for model in cuts], options.rounds)
         for depth, size, share, step, token in zip(depths, sizes, shares, steps, tokens, strict=True):
             of_step, of_token = (statistics.median(seconds) * unit for seconds, unit in ((step, 1), (token, 1e3)))
             row = f"| {shape} | {depth} | {size:,} | {2 * size / 1e6:,.0f} MB | {share:.3f}"
@@ -104,24 +103,19 @@ def writing(model: PreTrainedModel, new_tokens: int) -> Callable[[], float]:
     return write
 
 
-def stepping(model: PreTrainedModel, batch: Batch) -> Callable[[], float]:
+def training(model: PreTrainedModel, batch: Batch) -> Callable[[], float]:
     add_lora(model, Lora(r=16, targets="all-linear"), 0)
     packed = packed_model(model)
     fuse(model)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer, objective = torch.optim.AdamW(trained, lr=1e-9, fused=True), plain_loss(packed.head, torch.bfloat16)
+    step = stepping(model, batch, plain_loss(packed.head, torch.bfloat16), trained)
 
-    def step() -> float:
-        started = time.process_time()
-        with attending(model, batch):
-            minimized, _, _ = objective(hidden_states(model, batch), batch)
-            minimized.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return time.process_time() - started
+    def train() -> float:
+        step()
+        seconds: float = step.seconds  # type: ignore[attr-defined]
+        return seconds
 
-    return step
+    return train
 
 
 def measure(sides: list[Callable[[], float]], rounds: int) -> list[list[float]]:

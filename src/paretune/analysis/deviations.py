@@ -327,11 +327,12 @@ def _unequal_runs(findings: Findings, group: Group) -> Iterator[Fact]:
                 by_value = options.setdefault((option, record in cell.trained), {})
                 by_value.setdefault("none" if value is None else str(value), {})[cell.variant] = None
     unequal = {
-        OptionsUnequal(where_of(findings, group), option, tuple((value, tuple(names)) for value, names in by_value.items()))
+        (option, tuple((value, tuple(names)) for value, names in by_value.items())): None
         for (option, _), by_value in options.items()
         if len(by_value) > 1
     }
-    yield from sorted(unequal, key=lambda fact: fact.option)
+    for option, runs in unequal:  # said once where trainings and measurements differ alike
+        yield OptionsUnequal(where_of(findings, group), option, runs)
 
 
 def _spent(cell: Cell, name: str) -> float | tuple[str, ...] | None:
