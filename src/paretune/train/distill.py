@@ -42,7 +42,8 @@ def distill_text(context: StageContext) -> dict[str, Any]:
     """Stage body: as `train.full`, or `train.lora`, with the answers of the input `teacher` as completions; validation stays.
 
     Of the record, `teacher_answers` holds what its stage says of itself, the teacher's name, and of the examples how many were
-    `learned`, `cut` among them, and had none (`unanswered`), as the teacher read no such example.
+    `learned`, `cut` among them, how many answers were `left_out` (without an end, too long, or empty), and how many examples
+    had none (`unanswered`), as the teacher read no such example.
     """
     config = context.parse(TrainConfig[DistillText])
     method, teacher = config.method, context.inputs["teacher"]
@@ -65,7 +66,7 @@ def distill_text(context: StageContext) -> dict[str, Any]:
     assert method.learning_rate is not None, "settled as the config is read"
     numbers = train(context, settings, method.learning_rate, trained, Teaching(answered, plain_loss))
     told = {"name": method.teacher, **teacher.record.metrics}
-    return numbers | {"teacher_answers": told | {name: counts[name] for name in ("learned", "cut", "unanswered")}}
+    return numbers | {"teacher_answers": told | {name: counts[name] for name in ("learned", "cut", "left_out", "unanswered")}}
 
 
 def _with_answers(
@@ -91,6 +92,8 @@ def _with_answers(
         elif keep == "all" and ids:
             counts.update(("learned", "cut"))
             yield {**row, "completion": ids[:room], "end": []}
+        else:
+            counts["left_out"] += 1
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[str, ...]:
