@@ -140,6 +140,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: with --threads 1 on a shared machine")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], help="of training; the faster one unless given")
+    parser.add_argument("--recompute", action="store_true", help="ours as by `paretune run --recompute`; beside `checkpointing`")
     parser.add_argument("--peers-environment", default=".venv-peers")
     parser.add_argument("--work", help="folder for models, studies and logs")
     parser.add_argument("--tiny", action="store_true", help="models of two narrow blocks, to try the script itself")
@@ -188,8 +189,8 @@ def fight(row: Row, peer: str, setting: str, place: Path, python: Path, argument
     environment = {**OFFLINE, "OMP_NUM_THREADS": str(arguments.threads)}
     kind = f"train-{row.method}" if row.kind == "train" else row.kind
     shared = place / "shared.json"
-    files = (str(place / "study.yaml"), str(shared), str(row.per_turn))
-    ours = Worker([sys.executable, str(HERE / "peers/ours.py"), kind, *files], environment, place / "ours.log")
+    asked = [kind, str(place / "study.yaml"), str(shared), str(row.per_turn), *(["--recompute"] if arguments.recompute else [])]
+    ours = Worker([sys.executable, str(HERE / "peers/ours.py"), *asked], environment, place / "ours.log")
     ready = ours.hear()
     given = {**SETTINGS[setting], "precision": ready["precision"], "threads": arguments.threads}
     command = [str(python), str(HERE / "peers/theirs.py"), peer, str(place / "model"), str(shared), json.dumps(given)]

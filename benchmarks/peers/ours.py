@@ -1,6 +1,6 @@
 """Paretune's side: the stages of a study as `paretune run` runs them, in one process that waits for its turn.
 
-    python ours.py KIND STUDY FILE COUNT
+    python ours.py KIND STUDY FILE COUNT [--recompute]
 
 KIND is train-lora, train-full, choices or generate. Into FILE goes what the peer must be given to do the same work; COUNT is
 the number of questions, or of articles whose tasks are answered, in a turn.
@@ -34,7 +34,7 @@ from paretune.study.evaluations import Qa
 from paretune.study.registry import load_function
 from paretune.train.loop import step_examples
 
-OPTIONS = RunOptions(device="cpu", checkpoint_seconds=1e9)
+OPTIONS = RunOptions(device="cpu", checkpoint_seconds=1e9, recompute="--recompute" in sys.argv)
 
 
 class Operations(TorchDispatchMode):

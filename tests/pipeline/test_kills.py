@@ -57,6 +57,16 @@ def wait_for_processes(process: subprocess.Popen, number: int) -> None:
         time.sleep(0.01)
 
 
+def worker_in(file: Path) -> int:
+    """The process that wrote its number there, which is not done as the file is made."""
+    wait_for(file)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not (text := file.read_text()).endswith("\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return int(text)
+
+
 def wait_until_all_ended(process: subprocess.Popen) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while group(process):
@@ -79,8 +89,7 @@ def test_nobody_is_left_of_a_killed_run(folder):
 
 def test_a_killed_worker_fails_its_stage_and_the_next_run_does_it(folder):
     with running(folder, "waits", "ok") as process:
-        wait_for(folder / "waits")
-        os.kill(int((folder / "waits").read_text()), signal.SIGKILL)
+        os.kill(worker_in(folder / "waits"), signal.SIGKILL)
         assert process.wait(WAIT_SECONDS) == 1
     assert runs(folder, "ok") == 0
     (folder / "go").touch()
@@ -92,8 +101,7 @@ def test_a_killed_worker_fails_its_stage_and_the_next_run_does_it(folder):
 def test_a_killed_server_of_workers_costs_nothing(folder):
     """The worker that is at work ends well, and the next one is forked from a new server."""
     with running(folder, "waits", "ok") as process:
-        wait_for(folder / "waits")
-        worker = int((folder / "waits").read_text())
+        worker = worker_in(folder / "waits")
         os.kill(int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
         (folder / "go").touch()
         assert process.wait(WAIT_SECONDS) == 0

@@ -7,8 +7,9 @@ from paretune.cli import app
 from paretune.errors import SpecError
 from paretune.study.base import Spec
 from paretune.study.foreign import COMMAND, _addresses_in, addresses, belongs, called, foreign, unknown
+from paretune.study.methods import PruneBlocks
 from paretune.study.registry import find_method
-from paretune.study.study import Train
+from paretune.study.train import EarlyStopping, Train
 
 
 def commands() -> set[str]:
@@ -84,9 +85,16 @@ def test_a_field_of_a_new_type_is_known_at_once() -> None:
         Train.model_fields["early_stopping"].annotation = original
 
 
+def test_a_field_of_a_field_is_meant_before_the_word_of_another_tool() -> None:
+    assert called("search").startswith("; it is called `variants` here")
+    told = unknown("search", PruneBlocks.model_fields, "variants.a[0].prune.blocks")
+    assert told.startswith("; `search` belongs in `prune.blocks.budget` (in `variants`)")
+    assert "called" not in told
+
+
 def test_the_nearest_name_and_the_word_of_another_tool_are_told_once() -> None:
     assert unknown("batchsize", Train.model_fields, "train") == "; did you mean `batch_size`?"
     assert unknown("numTrainEpochs", Train.model_fields, "train") == "; it is called `epochs` here, in `train`"
-    assert unknown("xyz", ["a"], "train") == "; known: `a`"
+    assert unknown("xyz", EarlyStopping.model_fields, "train.early_stopping") == "; known: `metric`, `patience`"
     with pytest.raises(SpecError, match="unknown method `perplexity`; it is an evaluation"):
         find_method("perplexity", "variants.a[0]")

@@ -25,6 +25,7 @@ from paretune.variants.stages import prune_blocks, skip_blocks
 from tests.evaluate.stages import make_artifact, make_context, write_tokens
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, load, make_model
 
+ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
 WORDS = ("river", "bends", "where", "mill", "stands", "nobody", "grinds", "corn", "there", "any", "more", "since", "spring")
 
 
@@ -66,8 +67,11 @@ def test_what_skips_is_what_was_pruned(architecture, bases, tmp_path):
     skipping = made(skip_blocks, base, tmp_path / "skipping", method)
     assert [file.name for file in skipping.path.iterdir()] == [DEPTH]
     same, model = (loaded_from(base, each, tmp_path / "x").model for each in (pruned, skipping))
-    assert torch.equal(compute_at_once(model), compute_at_once(same))
-    assert torch.equal(compute_one_by_one(model), compute_one_by_one(same))
+    for one, other in zip(model.parameters(), same.parameters(), strict=True):
+        assert torch.equal(one, other)
+    # The weights are equal; the last bits of what they give are not on a processor whose kernels go by where these lie in memory.
+    torch.testing.assert_close(compute_at_once(model), compute_at_once(same), **ROUNDING)
+    torch.testing.assert_close(compute_one_by_one(model), compute_one_by_one(same), **ROUNDING)
     assert model.config.to_dict().keys() == same.config.to_dict().keys()
     for name in ("removed_blocks", "blocks_after", "parameters", "removed_parameters"):
         assert skipping.record.metrics[name] == pruned.record.metrics[name]
@@ -79,7 +83,7 @@ def test_text_is_written_and_scored_alike(llama, tmp_path):
     ids = np.random.default_rng(0).integers(2, 300, 60).astype(np.int32)
     asked = [Example(ids[:30]), Example(ids[30:40], 2, ids[:20]), Example(ids[40:50], 0, ids[:20])]
     one, other = ([each.nats for each in score(loaded.packed, asked, forward_tokens=512)] for loaded in both)
-    np.testing.assert_array_equal(np.concatenate(one), np.concatenate(other))
+    np.testing.assert_allclose(np.concatenate(one), np.concatenate(other), **ROUNDING)
     one, other = (generate(loaded, ["the mill", "spring"], 12) for loaded in both)
     assert [each.text for each in one] == [each.text for each in other]
 
@@ -102,7 +106,8 @@ def test_cuts_follow_each_other(llama, tmp_path):
     model = loaded_from(llama, third, tmp_path / "x").model
     assert model.config.paretune_kept_blocks == [1]
     only = made(prune_blocks, llama, tmp_path / "only", {"blocks": [0, 2, 3]})
-    assert torch.equal(compute_at_once(model), compute_at_once(loaded_from(llama, only, tmp_path / "x").model))
+    expected = compute_at_once(loaded_from(llama, only, tmp_path / "x").model)
+    torch.testing.assert_close(compute_at_once(model), expected, **ROUNDING)
 
 
 def test_the_bytes_are_those_of_what_it_was_made_of(llama, tmp_path):
@@ -263,4 +268,5 @@ def test_with_no_threshold_nothing_leaves(llama, tmp_path):
     directory.mkdir()
     (directory / DEPTH).write_text(json.dumps({"exits": {"after": [1], "threshold": None, "confidence": "margin"}}))
     model = loaded_from(llama, make_artifact(directory), tmp_path / "x", served=True).model
-    assert torch.equal(compute_at_once(model), compute_at_once(loaded_from(llama, None, tmp_path / "y").model))
+    expected = compute_at_once(loaded_from(llama, None, tmp_path / "y").model)
+    torch.testing.assert_close(compute_at_once(model), expected, **ROUNDING)

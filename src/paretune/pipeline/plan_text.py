@@ -19,8 +19,8 @@ from paretune.study.study import Study
 
 _SLOW_SEARCH = 600
 """Seconds of a search for blocks that a plan warns of."""
-_FAMILIES = {"train": "training", "distill": "training", "evaluate": "evaluations"} | dict.fromkeys(
-    ("prune", "skip", "exit"), "pruning"
+_FAMILIES = {"train": "training", "distill": "training", "evaluate": "evaluations", "quantize": "quantizing"} | dict.fromkeys(
+    ("prune", "skip", "exit", "shrink"), "pruning"
 )
 """What the time of a plan is counted as, by the first word of a kind of stage; all else is data."""
 _DEFAULTS = RunOptions()

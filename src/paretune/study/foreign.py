@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from paretune.study.base import Spec, suggestion
 
@@ -45,11 +46,16 @@ def foreign() -> tuple[Foreign, ...]:
     return tuple(Foreign(**row) for row in tomllib.loads(table.read_text(encoding="utf-8"))["rows"])
 
 
-def unknown(name: str, known: Collection[str], where: str) -> str:
-    """What follows `unknown key`: what it is called here, or the nearest of those that are known, and where it belongs."""
+def unknown(name: str, known: Mapping[str, FieldInfo], where: str) -> str:
+    """What follows `unknown key`: what it is called here, or the nearest of those that are known, and where it belongs.
+
+    A field of one of those that are known (`search` of `budget`) is taken to be meant, whatever other tools call so.
+    """
+    elsewhere = belongs(name, where)
+    if where and any(name == inner for field in known.values() for _, inner in _fields(field.annotation, "")):
+        return elsewhere
     near = suggestion(name, known)
     is_near = near.startswith("; did you mean")
-    elsewhere = belongs(name, where)
     return called(name, where) or (f"{near}{elsewhere}" if is_near else elsewhere or near)
 
 
