@@ -140,7 +140,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: with --threads 1 on a shared machine")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], help="of training; the faster one unless given")
-    parser.add_argument("--recompute", action="store_true", help="ours as by `paretune run --recompute`; beside `checkpointing`")
+    parser.add_argument("--recompute", action="store_true", help="ours as `paretune run --recompute`; beside `checkpointing`")
     parser.add_argument("--peers-environment", default=".venv-peers")
     parser.add_argument("--work", help="folder for models, studies and logs")
     parser.add_argument("--tiny", action="store_true", help="models of two narrow blocks, to try the script itself")

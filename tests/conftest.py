@@ -9,6 +9,8 @@ from pathlib import Path
 
 # Two threads on a tiny model wait for each other more than they compute. Before torch is imported, and for the workers.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Or each of a hundred processes would compile all of the package.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Whoever begins the tests by `nohup` lets them and all their children ignore it.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

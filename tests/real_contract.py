@@ -31,7 +31,7 @@ Row = Mapping[str, float]
 
 
 def main(directories: list[str]) -> None:
-    print("| base | method | " + " | ".join(COMPARISONS) + " |\n" + "|---" * (len(COMPARISONS) + 2) + "|")
+    sys.stdout.write("| base | method | " + " | ".join(COMPARISONS) + " |\n" + "|---" * (len(COMPARISONS) + 2) + "|\n")
     for directory in directories:
         with tempfile.TemporaryDirectory() as folder:
             base = narrowed(Path(directory).resolve(), Path(folder) / "base")
@@ -43,7 +43,8 @@ def main(directories: list[str]) -> None:
                     cells = [f"{row[name]:.1e}" if name in row else "-" for name in COMPARISONS]
                 except ParetuneError as refused:
                     cells = [f"refused: {refused}"]
-                print(f"| {Path(directory).name} | {method} | {' | '.join(cells)} |", flush=True)
+                sys.stdout.write(f"| {Path(directory).name} | {method} | {' | '.join(cells)} |\n")
+                sys.stdout.flush()
 
 
 def narrowed(base: Path, directory: Path) -> Path:
@@ -84,7 +85,8 @@ def of_width(kind: str) -> Callable[[Path, Path], Row]:
         config = model.config
         width = config.intermediate_size * 3 // 4 // 32 * 32
         of_mlp = kind == "mlp"
-        narrowing = narrow_mlp(config, lambda _: width) if of_mlp else narrow_heads(config, 1 if config.num_key_value_heads > 1 else 2)
+        count = 1 if config.num_key_value_heads > 1 else 2  # of heads that share one, as many as divide the width
+        narrowing = narrow_mlp(config, lambda _: width) if of_mlp else narrow_heads(config, count)
         generator = np.random.default_rng(0)
         examples = [Example(generator.integers(2, 1000, 40).astype(np.int32)) for _ in range(8)]
         windows = test_choose.windows_of(examples)

@@ -1,8 +1,6 @@
 """A study of chats from its file to the exported model, by the command line: turns end, the card's lines give its answers."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +9,7 @@ import pytest
 from paretune.cli import main
 from tests.data.chat_templates import CHATML, QUOTED, QWEN3
 from tests.data.test_prepare import write_rows
+from tests.lines import run_lines
 from tests.tiny import make_model, make_tokenizer
 
 STUDY = """
@@ -93,9 +92,8 @@ def test_the_card_of_an_export_gives_the_answer_of_the_study(
     assert written(folder, "response", variant)["prompt"].split("Log ")[1].split(".")[0] in card
     assert "The example is a record of the held-out data" in card
     code = card.split("```python\n")[1].split("```")[0]
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=to)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.strip() == written(folder, "response", variant)["text"].strip()
-    assert variant == "lora" or finished.stdout.strip() == "in"
+    printed = run_lines(code, to).strip()
+    assert printed == written(folder, "response", variant)["text"].strip()
+    assert variant == "lora" or printed == "in"
     if name in ("token", "thoughts") and form == "hf":
         assert len(json.loads((to / "generation_config.json").read_text())["eos_token_id"]) == 2

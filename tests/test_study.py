@@ -13,6 +13,7 @@ from paretune.cli import main
 from paretune.study.study import load_study
 from paretune.variants import round_trip
 from tests.conftest import write_study
+from tests.lines import run_lines
 
 OUTPUTS = [
     *(
@@ -71,8 +72,9 @@ def test_an_exported_directory_gives_the_loss_of_the_results(folder, variant, tm
     expected = chosen["value"].iloc[-1]
     (documents,) = (folder / ".paretune").glob("data-*/documents.parquet")
     script = Path(__file__).parent.parent / "scripts" / "exported_loss.py"
-    command = [sys.executable, str(script), str(tmp_path / "model"), str(documents), "--max-length", "64"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = [str(script), str(tmp_path / "model"), str(documents), "--max-length", "64"]
+    code = f"import runpy, sys; sys.argv = {command}; runpy.run_path({str(script)!r}, run_name='__main__')"
+    printed = run_lines(code, tmp_path)
     assert float(printed) == pytest.approx(expected, rel=1e-5)
 
 

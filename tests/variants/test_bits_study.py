@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from paretune.pipeline.checks import check_targets
 from paretune.study.methods import TrainLora
 from paretune.study.registry import methods
 from tests.conftest import STUDY, write_study
+from tests.lines import run_lines
 from tests.tiny import make_model
 
 _LORA = "train.lora: {r: 4, targets: all-linear, learning_rate: 5.0e-3"
@@ -43,11 +42,10 @@ def test_the_card_of_an_export_writes_what_the_study_measured(folder, variant, f
     to = tmp_path / "model"
     assert main(["export", str(folder / "study.yaml"), variant, "--to", str(to), "--format", form]) == 0
     code = (to / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=to)
-    assert finished.returncode == 0, finished.stderr
+    printed = run_lines(code, to)
     rows = map(json.loads, (folder / "out" / "generations.jsonl").read_text(encoding="utf-8").splitlines())
     (row,) = (row for row in rows if row["variant"] == variant)
-    assert finished.stdout.removesuffix("\n").removesuffix("<|endoftext|>") == f"<bos>A prompt{row['text']}"
+    assert printed.removesuffix("\n").removesuffix("<|endoftext|>") == f"<bos>A prompt{row['text']}"
 
 
 def test_the_report_tells_what_merging_changed(folder):

@@ -44,9 +44,15 @@ PRELOAD = [
     "accelerate",
     "pandas",
     "pyarrow.parquet",
+    "pyarrow.pandas_compat",
+    "peft.utils.transformers_weight_conversion",
     "scipy.stats",
     "paretune.pipeline.stage_configs",
     "paretune.study.evaluations",
+    "paretune.study.methods",
+    "paretune.model.ready",
+    "paretune.train.stages",
+    "paretune.evaluate.answers",
     "paretune.pipeline.worker",
 ]
 _PACKAGES = ("paretune", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets", "numpy")
