@@ -32,5 +32,7 @@ def _run(code: str, folder: str, sender: Connection) -> None:
         with redirect_stdout(printed):
             exec(compile(code, "lines", "exec"), {"__name__": "__main__"})
         sender.send((True, printed.getvalue()))
+    except SystemExit as end:
+        sender.send((not end.code, f"{printed.getvalue()}{end.code or ''}"))
     except BaseException:  # noqa: BLE001  (whatever ends the lines is told)
         sender.send((False, traceback.format_exc()))

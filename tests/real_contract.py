@@ -68,12 +68,12 @@ def num_blocks(base: Path) -> int:
 def of_blocks(base: Path, draft: Path) -> Row:
     """The worst of the first, a middle, the last, and two together."""
     last = num_blocks(base) - 1
-    rows = [measure_surgery(base, drop, draft / str(n)) for n, drop in enumerate(([0], [last // 2], [last], [1, last - 2]))]
+    rows = [measure_surgery(base, drop, draft / str(n)) for n, drop in enumerate(([0], [last // 2], [last], [1, last - 1]))]
     return {name: max(row[name] for row in rows) for name in COMPARISONS}
 
 
 def of_seam(base: Path, draft: Path) -> Row:
-    context = test_choose.context_of(base, {"blocks": [num_blocks(base) // 2], "seam": "linear"}, draft / "sewn")
+    context = test_choose.context_of(base, {"blocks": [num_blocks(base) // 2], "count": None, "seam": "linear"}, draft / "sewn")
     prune_blocks(context)
     live = test_width.load(context.draft)
     return measure_change(live, live, draft)
@@ -88,7 +88,7 @@ def of_width(kind: str) -> Callable[[Path, Path], Row]:
         count = 1 if config.num_key_value_heads > 1 else 2  # of heads that share one, as many as divide the width
         narrowing = narrow_mlp(config, lambda _: width) if of_mlp else narrow_heads(config, count)
         generator = np.random.default_rng(0)
-        examples = [Example(generator.integers(2, 1000, 40).astype(np.int32)) for _ in range(8)]
+        examples = [Example(generator.integers(2, 256, 40).astype(np.int32)) for _ in range(8)]
         windows = test_choose.windows_of(examples)
         live, _, kept, _ = narrow(model, narrowing, windows, draft / "narrow", **test_width.PLAIN)
         units = 1 if of_mlp else config.head_dim * config.num_attention_heads // narrowing.units
