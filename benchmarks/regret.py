@@ -1,9 +1,10 @@
 """What each choice of blocks in a store costs beside the best set of as many, of those that a search of all sets has measured.
 
-    python benchmarks/regret.py STORE
+    python benchmarks/regret.py STORE [--sets NAME=BLOCK,BLOCK ...]
 
 STORE holds a `prune.blocks` with `choose: loss, budget: {search: all}` (`studies/real-pairs.yaml`); the sets that its others
-chose for the same base are looked up in those scores, all on one text. Prints rows of Markdown.
+chose for the same base are looked up in those scores, all on one text, and so are the sets that are named, of studies in other
+stores. Prints rows of Markdown.
 """
 
 import argparse
@@ -15,7 +16,12 @@ from typing import Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
-    records = [json.loads(file.read_text()) for file in parser.parse_args().store.glob("prune.blocks-*/record.json")]
+    parser.add_argument("--sets", nargs="*", default=[], metavar="NAME=BLOCK,BLOCK")
+    arguments = parser.parse_args()
+    named = [
+        (name, tuple(map(int, blocks.split(",")))) for name, _, blocks in (each.rpartition("=") for each in arguments.sets)
+    ]
+    records = [json.loads(file.read_text()) for file in arguments.store.glob("prune.blocks-*/record.json")]
     (every,) = (each for each in records if (each["config"]["method"].get("budget") or {}).get("search") == "all")
     scores = {tuple(one["removed"]): one["score"] for one in every["metrics"]["block_scores"]}
     whole, tokens = scores[()], every["metrics"]["calibration_tokens"]
@@ -24,7 +30,7 @@ def main() -> None:
     print("| blocks | chosen by | set | more than the whole | more than the best | rank |\n" + "|---" * 6 + "|")
     for size in sorted({len(removed) for removed in scores} - {0}):
         ranked = sorted((score, removed) for removed, score in scores.items() if len(removed) == size)
-        chosen = {(told(each), tuple(each["metrics"]["removed_blocks"])) for each in records if each is not every}
+        chosen = {(told(each), tuple(each["metrics"]["removed_blocks"])) for each in records if each is not every} | set(named)
         rows = [("all sets, the best", ranked[0][1]), *sorted(row for row in chosen if len(row[1]) == size)]
         for name, removed in rows:
             rank = 1 + [one for _, one in ranked].index(removed)
