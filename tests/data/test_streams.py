@@ -94,12 +94,16 @@ def test_windows_are_those_of_the_whole_text(tmp_path: Path) -> None:
         assert [example.ids.tolist() for example in examples[3:9:2]] == expected[3:9:2]
         assert [w.ids.tolist() for row in rows for w in windows(row["ids"], max_length, 1, 2)] == expected
         assert len(group_starts(examples)) == len(expected)
-    scored, counts = window_examples([row["ids"] for row in rows if len(row["ids"])], 1, 16, 5)
+    scored, counts = window_examples([row["ids"] for row in rows if len(row["ids"])], 1, 16, 5, in_each=False)
     wholes = [[1, *row["ids"].tolist()] for row in rows if len(row["ids"])]
     assert [(example.ids.tolist(), example.first_target) for example in scored] == [
         (whole[w.start : w.stop], w.first_target - w.start) for whole in wholes for w in scored_windows(len(whole), 16, 5)
     ]
     assert sum(counts) == len(scored)
+    each, _ = window_examples([row["ids"] for row in rows if len(row["ids"])], 1, 16, 5, in_each=True)
+    assert [(example.ids.tolist(), example.first_target) for example in each] == [
+        ([1, *example.ids[1:].tolist()], example.first_target) for example in scored
+    ]
 
 
 def test_neighbours_of_one_context_share_an_array_from_disk_and_from_memory(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from paretune.data.tokenizer import load_tokenizer
 from paretune.data.windows import Window, scored_windows
@@ -75,6 +77,26 @@ def test_scores_equal_a_float64_reference(architecture: str, tmp_path: Path) -> 
             assert (row.weight, row.split, row.document) == (weight, split, document)
     loss = scores.xs("loss", level="metric").query("split == 'test'")
     assert metrics["loss_test"] == pytest.approx(np.average(loss.value, weights=loss.weight), rel=1e-12)
+
+
+def test_every_window_begins_as_a_text_does_where_the_tokenizer_begins_all_texts_so(tmp_path: Path) -> None:
+    """As llama.cpp's `perplexity` reads: BOS in the place of the first token of a later window."""
+    base = make_model("llama", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    tokenizer.save_pretrained(base)
+    tokens = write_tokens(base, [("test", "timetable", LONG)], tmp_path / "tokens")
+    evaluate_perplexity(make_context(base, {"stride": 20}, tmp_path / "draft", inputs={"tokens": tokens}, max_length=48))
+    loaded, nats_of = load_tokenizer(BASE, Resource(path=base)), reference_nats(base)
+    assert loaded.adds_prefix
+    ids = [loaded.prefix_id, *loaded.encode(LONG)]
+    windows = scored_windows(len(ids), 48, 20)
+    nats = [nats_of([0, *ids[w.start + 1 : w.stop]])[0][w.first_target - w.start - 1 :] for w in windows]
+    loss = read_scores(tmp_path / "draft").query("metric == 'loss'").value.item()
+    assert len(windows) > 3
+    assert loss == pytest.approx(torch.cat(nats).mean().item(), rel=1e-5)
+    whole = [nats_of(ids[w.start : w.stop])[0][w.first_target - w.start - 1 :] for w in windows]
+    assert loss != pytest.approx(torch.cat(whole).mean().item(), rel=1e-3)
 
 
 def test_each_scored_token_sees_its_context_and_no_more(tmp_path: Path) -> None:

@@ -108,6 +108,11 @@ class TextTokenizer:
             if marked[: len(begun)] == begun:
                 yield marked[len(begun) :]
 
+    @property
+    def adds_prefix(self) -> bool:
+        """Whether it puts `prefix_id` before every text by itself."""
+        return self.prefix_ids("tokenizer") == [self.prefix_id]
+
     def prefix_ids(self, prefix: Prefix) -> list[int]:
         """The tokens before a text; NeedsError for a BOS token that there is not."""
         if prefix == "tokenizer":

@@ -1,7 +1,8 @@
 """Loss, bits per byte and token accuracy of held-out documents.
 
 A long document is read in windows that overlap, so that every token is scored once and, after the first window, with at least
-`max_length - stride` tokens before it. BOS and EOS are never scored: not every tokenizer has them, and they are no text.
+`max_length - stride` tokens before it; BOS is one of them where the tokenizer puts it before every text by itself. BOS and EOS
+are never scored: not every tokenizer has them, and they are no text.
 Perplexity is exp of the token-weighted mean of `loss` and is not stored.
 """
 
@@ -47,7 +48,8 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
             examples, counts = examples_of(rows, loaded.tokenizer, max_length, end=False), [1] * len(rows)
         else:
             texts = [rows.ids_of("ids", n) for n in range(len(rows))]
-            examples, counts = window_examples(texts, loaded.tokenizer.prefix_id, max_length, stride)
+            tokenizer = loaded.tokenizer
+            examples, counts = window_examples(texts, tokenizer.prefix_id, max_length, stride, in_each=tokenizer.adds_prefix)
         emit = partial(context.emit, part=f"{split} split")
         results = score(loaded.packed, examples, forward_tokens=context.options.forward_tokens, emit=emit)
         of_split: list[Score] = []

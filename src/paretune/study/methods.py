@@ -546,6 +546,7 @@ METHODS = (
         trains_all=lambda config: config.heal.full is not None,
         stops=lambda config, num_blocks: config.num_stops(num_blocks),
         check="paretune.pipeline.checks:check_shrink",
+        revision=2,
         task_revision=1,
         activations=80,
     ),

@@ -88,7 +88,10 @@ def _measured(cell: PlannedCell, store: Store) -> Iterator[tuple[list[Example], 
         names = [f"{row['example']}:{row['task']}" for row in rows]
     else:
         texts = [rows.ids_of("ids", n) for n in range(len(rows))]
-        examples, counts = window_examples(texts, tokenizer.prefix_id, metrics["window_tokens"], metrics["stride"])
+        in_each = tokenizer.adds_prefix
+        examples, counts = window_examples(
+            texts, tokenizer.prefix_id, metrics["window_tokens"], metrics["stride"], in_each=in_each
+        )
         names = [str(row["example"]) for row in rows]
     each = iter(examples)
     for name, count in zip(names, counts, strict=True):
