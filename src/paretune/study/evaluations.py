@@ -42,7 +42,8 @@ class Perplexity(Spec):
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(("validation", "test"), min_length=1)
     """Which splits are scored."""
     stride: int | None = Field(None, ge=1)
-    """Tokens between windows of a long document; half of `max_length` unless given. Every token is scored once."""
+    """Tokens between windows of a long document; half of `max_length` unless given. Every token is scored once; where the
+    tokenizer puts BOS before every text, it begins every window."""
 
     @model_validator(mode="after")
     def _distinct_splits(self) -> Self:
