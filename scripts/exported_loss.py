@@ -41,7 +41,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.directory)
     model = AutoModelForCausalLM.from_pretrained(arguments.directory, dtype=getattr(torch, arguments.dtype)).eval()
     prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    in_each = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == prefix
+    in_each = tokenizer("a")["input_ids"][:1] == [prefix]
     documents = pandas.read_parquet(arguments.documents)
     nats, tokens = 0.0, 0
     with torch.no_grad():

@@ -44,7 +44,7 @@ def loss(model: torch.nn.Module, folder: Path) -> float:
     nats, count = 0.0, 0
     for text in documents[documents["split"] == "test"]["text"]:
         ids = [0, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-        nats, count = nats + document_nats(model, ids, 64, 32), count + len(ids) - 1
+        nats, count = nats + document_nats(model, ids, 64, 32, in_each=False), count + len(ids) - 1
     return nats / count
 
 

@@ -111,7 +111,7 @@ class TextTokenizer:
     @property
     def adds_prefix(self) -> bool:
         """Whether it puts `prefix_id` before every text by itself."""
-        return self.prefix_ids("tokenizer") == [self.prefix_id]
+        return list(self.hf("a")["input_ids"])[:1] == [self.prefix_id]
 
     def prefix_ids(self, prefix: Prefix) -> list[int]:
         """The tokens before a text; NeedsError for a BOS token that there is not."""
