@@ -148,7 +148,7 @@ def compare_bits(engine: ParetuneLM, folder: Path, results: Mapping[str, float])
     tokenizer, length = engine.loaded.tokenizer, engine.max_length
     ids = [np.array(tokenizer.encode(text), np.int32) for text in texts]
     assert max(map(len, ids)) < length, "a document does not fit; lower BLOCK_CHARACTERS"
-    examples, counts = window_examples(ids, tokenizer.prefix_id, length, length // 2, in_each=tokenizer.adds_prefix)
+    examples, counts = window_examples(ids, tokenizer, length, length // 2)
     scored = join_windows(score(engine.packed, examples, forward_tokens=4096), counts)
     bits = sum(float(one.nats.sum()) for one in scored) / math.log(2) / sum(len(text.encode()) for text in texts)
     value = results["bits_per_byte,none"]

@@ -24,7 +24,8 @@ from paretune.data.trees import group_starts, windows
 from paretune.data.windows import scored_windows, window_examples
 from tests.data.test_prepare import prepare, write_rows
 
-ENDS: Any = SimpleNamespace(prefix_id=1, eos_id=2)
+ENDS: Any = SimpleNamespace(prefix_id=1, eos_id=2, adds_prefix=False)
+BEGINS_ALL: Any = SimpleNamespace(prefix_id=1, eos_id=2, adds_prefix=True)
 """What of a tokenizer the examples take."""
 
 
@@ -94,13 +95,13 @@ def test_windows_are_those_of_the_whole_text(tmp_path: Path) -> None:
         assert [example.ids.tolist() for example in examples[3:9:2]] == expected[3:9:2]
         assert [w.ids.tolist() for row in rows for w in windows(row["ids"], max_length, 1, 2)] == expected
         assert len(group_starts(examples)) == len(expected)
-    scored, counts = window_examples([row["ids"] for row in rows if len(row["ids"])], 1, 16, 5, in_each=False)
+    scored, counts = window_examples([row["ids"] for row in rows if len(row["ids"])], ENDS, 16, 5)
     wholes = [[1, *row["ids"].tolist()] for row in rows if len(row["ids"])]
     assert [(example.ids.tolist(), example.first_target) for example in scored] == [
         (whole[w.start : w.stop], w.first_target - w.start) for whole in wholes for w in scored_windows(len(whole), 16, 5)
     ]
     assert sum(counts) == len(scored)
-    each, _ = window_examples([row["ids"] for row in rows if len(row["ids"])], 1, 16, 5, in_each=True)
+    each, _ = window_examples([row["ids"] for row in rows if len(row["ids"])], BEGINS_ALL, 16, 5)
     assert [(example.ids.tolist(), example.first_target) for example in each] == [
         ([1, *example.ids[1:].tolist()], example.first_target) for example in scored
     ]

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from paretune.data.tokenizer import TextTokenizer
 from paretune.data.trees import Example, Examples
 from paretune.errors import DataError
 
@@ -38,19 +39,20 @@ def scored_windows(num_tokens: int, max_length: int, stride: int) -> list[Window
 
 
 def window_examples(
-    documents: Sequence[np.ndarray], prefix_id: int, max_length: int, stride: int, *, in_each: bool
+    documents: Sequence[np.ndarray], tokenizer: TextTokenizer, max_length: int, stride: int
 ) -> tuple[Examples, list[int]]:
     """All windows of all documents (ids without prefix and EOS), and how many belong to each document.
 
-    The prefix stands before a document, and `in_each` later window too, in the place of the first token that would be read
-    (as llama.cpp's `perplexity` does it), for a model that never saw a text without: Gemma 3 270M loses a nat a token.
+    The prefix stands before each document. Where the tokenizer puts it before every text by itself, it takes the place of the
+    first token of each later window too (as in llama.cpp's `perplexity`): Gemma 3 270M loses a nat a token without.
     """
+    in_each = tokenizer.adds_prefix
     windows_of = lru_cache(maxsize=1)(lambda row: scored_windows(1 + len(documents[row]), max_length, stride))
 
     def example_of(row: int, number: int) -> Example:
         window = windows_of(row)[number]
         ids = documents[row][max(0, window.start - 1) : window.stop - 1]
-        begun = [prefix_id] if in_each or not window.start else []
+        begun = [tokenizer.prefix_id] if in_each or not window.start else []
         whole = np.concatenate([begun, ids[1:] if begun and window.start else ids])
         return Example(whole.astype(np.int32), window.first_target - window.start)
 

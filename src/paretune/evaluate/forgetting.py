@@ -33,8 +33,7 @@ def evaluate_forgetting(context: StageContext) -> dict[str, Any]:
     loaded = load_model(context)
     max_length = fields["max_length"]
     texts = [np.array(loaded.tokenizer.encode(text), np.int32) for _, text in documents]
-    prefix_id, in_each, stride = loaded.tokenizer.prefix_id, loaded.tokenizer.adds_prefix, fields["stride"] or max_length // 2
-    examples, counts = window_examples(texts, prefix_id, max_length, stride, in_each=in_each)
+    examples, counts = window_examples(texts, loaded.tokenizer, max_length, fields["stride"] or max_length // 2)
     forward_tokens = context.options.forward_tokens
     results = join_windows(score(loaded.model, examples, forward_tokens=forward_tokens, emit=context.emit), counts)
     scores: list[Score] = []

@@ -48,8 +48,7 @@ def evaluate_perplexity(context: StageContext) -> dict[str, Any]:
             examples, counts = examples_of(rows, loaded.tokenizer, max_length, end=False), [1] * len(rows)
         else:
             texts = [rows.ids_of("ids", n) for n in range(len(rows))]
-            tokenizer = loaded.tokenizer
-            examples, counts = window_examples(texts, tokenizer.prefix_id, max_length, stride, in_each=tokenizer.adds_prefix)
+            examples, counts = window_examples(texts, loaded.tokenizer, max_length, stride)
         emit = partial(context.emit, part=f"{split} split")
         results = score(loaded.packed, examples, forward_tokens=context.options.forward_tokens, emit=emit)
         of_split: list[Score] = []

@@ -120,8 +120,7 @@ def _measure(context: StageContext, healed: LoadedModel, length: int, previous: 
         examples, counts = examples_of(rows, healed.tokenizer, length, end=False), [1] * len(rows)
     else:
         texts = [rows.ids_of("ids", n) for n in range(len(rows))]
-        tokenizer = healed.tokenizer
-        examples, counts = window_examples(texts, tokenizer.prefix_id, length, length // 2, in_each=tokenizer.adds_prefix)
+        examples, counts = window_examples(texts, healed.tokenizer, length, length // 2)
     firsts = np.cumsum([0, *counts[:-1]])
 
     def nats_of(loaded: LoadedModel, part: str) -> np.ndarray:

@@ -88,10 +88,7 @@ def _measured(cell: PlannedCell, store: Store) -> Iterator[tuple[list[Example], 
         names = [f"{row['example']}:{row['task']}" for row in rows]
     else:
         texts = [rows.ids_of("ids", n) for n in range(len(rows))]
-        in_each = tokenizer.adds_prefix
-        examples, counts = window_examples(
-            texts, tokenizer.prefix_id, metrics["window_tokens"], metrics["stride"], in_each=in_each
-        )
+        examples, counts = window_examples(texts, tokenizer, metrics["window_tokens"], metrics["stride"])
         names = [str(row["example"]) for row in rows]
     each = iter(examples)
     for name, count in zip(names, counts, strict=True):
